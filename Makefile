@@ -1,0 +1,44 @@
+# make train   train MNIST with fused ops        make test   run the test suite
+# make lint    ruff, mypy, clang-format           make dev    compile in place, for work on the sources
+PYTHON ?= python3
+VENV   ?= .venv
+PIP     = $(VENV)/bin/pip --disable-pip-version-check
+ARGS   ?=
+SOURCES := $(shell find csrc python CMakeLists.txt pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*')
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+.PHONY: train test lint format dev clean
+
+train: $(VENV)/.installed-train
+	$(VENV)/bin/fastnn train $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+dev: $(VENV)/.installed-dev
+	$(VENV)/bin/cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
+	  -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir)
+	$(VENV)/bin/cmake --build build/dev
+	$(VENV)/bin/cmake --install build/dev --prefix python
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: $(VENV)/bin/python $(SOURCES)
+	$(PIP) install -c constraints.txt '.[$*]'
+	touch $@
+
+clean:
+	rm -rf build dist $(VENV)
