@@ -1,1 +1,1 @@
-"""ops."""
+"""One file an op: the autograd function, its public function and the torch twin."""

@@ -1,0 +1,24 @@
+// fastnn._cpu: the CPU kernels as Python functions that write into tensors the caller allocated.
+#include <cstdlib>
+
+#include "bindings/registration.h"
+#include "core/cpu_dispatch.h"
+#include "core/parallel.h"
+
+namespace py = pybind11;
+using namespace fastnn;
+
+PYBIND11_MODULE(_cpu, m) {
+  const char* requested = std::getenv("FASTNN_CPU_ISA");
+  select_cpu_kernels(requested ? requested : "");
+  m.attr("isa") = isa_name(selected_isa());
+  m.attr("best_isa") = isa_name(best_supported_isa());
+  m.attr("compiler") = FASTNN_COMPILER;
+  m.def("max_threads", &max_threads);
+  // Tests run every variant in one process; it must not be called while a kernel runs.
+  m.def("select_isa", [m](const char* name) mutable {
+    select_cpu_kernels(name);
+    m.attr("isa") = isa_name(selected_isa());
+  });
+  register_relu(m);
+}

@@ -1,0 +1,34 @@
+// Argument checks whose message names the op, the expectation and what came.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "core/tensor_view.h"
+
+namespace fastnn {
+
+std::string shape_string(const TensorView& t);  // "(3, 4)"
+
+template <class... Parts>
+std::string concat(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+// std::runtime_error becomes RuntimeError in Python, std::out_of_range IndexError, std::invalid_argument
+// ValueError.
+template <class Error = std::runtime_error, class... Parts>
+void check(bool condition, const Parts&... message) {
+  if (!condition) throw Error(concat(message...));
+}
+
+void check_dtype(const char* op, const char* name, const TensorView& t, DType expected);
+void check_floating(const char* op, const char* name, const TensorView& t);
+void check_ndim(const char* op, const char* name, const TensorView& t, int ndim);
+void check_same_shape(const char* op, const char* name, const TensorView& t, const TensorView& like);
+void check_contiguous(const char* op, const char* name, const TensorView& t);
+
+}  // namespace fastnn

@@ -1,0 +1,20 @@
+// The table of CPU kernels, filled once at import with the best variant that this machine can run.
+#pragma once
+
+#include "core/cpu_features.h"
+#include "ops/relu/relu.h"
+
+namespace fastnn {
+
+struct CpuKernels {
+  ReluKernels relu;
+};
+
+// Chooses the variant: the best supported one, or the one that `requested` names ("" asks for the best).
+// Throws std::invalid_argument for a name that is unknown, or that this machine or this build lacks.
+void select_cpu_kernels(const char* requested);
+
+const CpuKernels& cpu_kernels();
+CpuIsa selected_isa();
+
+}  // namespace fastnn

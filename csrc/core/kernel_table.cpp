@@ -1,0 +1,12 @@
+// Compiled once per instruction set: the table of this variant.
+#include "core/cpu_dispatch.h"
+
+namespace fastnn::FASTNN_ISA {
+
+CpuKernels kernel_table() {
+  return {
+      relu_kernels(),
+  };
+}
+
+}  // namespace fastnn::FASTNN_ISA

@@ -1,0 +1,237 @@
+// One vector type for every instruction set, on GCC/Clang vector extensions: +, -, *, /, comparisons and ?:
+// work lane by lane as the language defines them. This file is the only one that includes a processor's own
+// header.
+//
+// Files that include it are compiled once per instruction set, with FASTNN_ISA naming a namespace (baseline,
+// avx2, avx512). Everything they define lives in that namespace: were an inline function shared between the
+// variants, the linker could keep the AVX-512 copy for all of them and crash on older processors. For the
+// same reason they use no template or inline function of the standard library.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+// The zero-masked forms of some AVX-512 intrinsics stand where GCC 12 warns about its own header for the plain ones.
+#define FASTNN_INLINE inline __attribute__((always_inline))
+
+namespace fastnn::FASTNN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+// The type in which values of storage type T are computed and summed.
+template <class T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename AccOf<T>::type;
+
+template <class To, class From>
+FASTNN_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <class T>
+FASTNN_INLINE Vec<T> splat(T x) {
+  return Vec<T>{} + x;
+}
+
+// ---- scalar conversions ----
+
+FASTNN_INLINE float to_acc(float x) { return x; }
+FASTNN_INLINE double to_acc(double x) { return x; }
+FASTNN_INLINE float to_acc(bfloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+FASTNN_INLINE float to_acc(float16 x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+  // Shifting the fraction into place leaves the exponent 112 too small, subnormals included: one product
+  // mends it.
+  const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f);
+  const uint32_t special = (magnitude << 13) | 0x7f800000;
+  return bit_cast<float>(sign | (magnitude >= 0x7c00 ? special : finite));
+}
+
+template <class T>
+FASTNN_INLINE T from_acc(Acc<T> x) {
+  return x;
+}
+template <>
+FASTNN_INLINE bfloat16 from_acc<bfloat16>(float x) {
+  const uint32_t u = bit_cast<uint32_t>(x);
+  if (x != x) return {0x7fc0};
+  return {static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16)};  // to nearest, ties to even
+}
+template <>
+FASTNN_INLINE float16 from_acc<float16>(float x) {
+  uint32_t u = bit_cast<uint32_t>(x);
+  const uint32_t sign = (u >> 16) & 0x8000;
+  u &= 0x7fffffff;
+  uint32_t half;
+  if (u >= 0x7f800000) {
+    half = u > 0x7f800000 ? 0x7e00 : 0x7c00;  // NaN, infinity
+  } else if (u >= 0x477ff000) {
+    half = 0x7c00;  // 65520 and above round to infinity
+  } else if (u < 0x38800000) {
+    // Subnormal: adding 0.5, whose last place is 2^-24, rounds to a multiple of the smallest half.
+    half = bit_cast<uint32_t>(bit_cast<float>(u) + 0.5f) - 0x3f000000;
+  } else {
+    half = (u - 0x38000000 + 0xfff + ((u >> 13) & 1)) >> 13;
+  }
+  return {static_cast<uint16_t>(sign | half)};
+}
+
+// ---- loads: kLanes<Acc<T>> elements, any alignment ----
+
+FASTNN_INLINE Vec<float> load(const float* p) {
+  Vec<float> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+FASTNN_INLINE Vec<double> load(const double* p) {
+  Vec<double> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+FASTNN_INLINE Vec<float> load(const bfloat16* p) {
+  typedef uint16_t Half __attribute__((vector_size(kVectorBytes / 2)));
+  Half h;
+  __builtin_memcpy(&h, p, sizeof(h));
+  return bit_cast<Vec<float>>(__builtin_convertvector(h, Vec<uint32_t>) << 16);
+}
+FASTNN_INLINE Vec<float> load(const float16* p) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_acc(p[i]);
+  return v;
+#endif
+}
+
+FASTNN_INLINE void store(float* p, Vec<float> v) { __builtin_memcpy(p, &v, sizeof(v)); }
+FASTNN_INLINE void store(double* p, Vec<double> v) { __builtin_memcpy(p, &v, sizeof(v)); }
+FASTNN_INLINE void store(bfloat16* p, Vec<float> v) {
+  typedef uint16_t Half __attribute__((vector_size(kVectorBytes / 2)));
+  const Vec<uint32_t> u = bit_cast<Vec<uint32_t>>(v);
+  const Vec<uint32_t> rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  const Half h = __builtin_convertvector(v != v ? Vec<uint32_t>{} + 0x7fc0 : rounded, Half);
+  __builtin_memcpy(p, &h, sizeof(h));
+}
+FASTNN_INLINE void store(float16* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) p[i] = from_acc<float16>(v[i]);
+#endif
+}
+
+// ---- partial loads and stores: the first n lanes; memory behind them is not touched, missing lanes read as
+// 0 ----
+
+template <class T>
+FASTNN_INLINE Vec<Acc<T>> load_partial(const T* p, int n) {
+  T lanes[kLanes<Acc<T>>] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+template <class T>
+FASTNN_INLINE void store_partial(T* p, Vec<Acc<T>> v, int n) {
+  T lanes[kLanes<Acc<T>>];
+  store(lanes, v);
+  for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+#if defined(__AVX512F__)
+template <>
+FASTNN_INLINE Vec<float> load_partial(const float* p, int n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+template <>
+FASTNN_INLINE Vec<double> load_partial(const double* p, int n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+}
+template <>
+FASTNN_INLINE void store_partial(float* p, Vec<float> v, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+}
+template <>
+FASTNN_INLINE void store_partial(double* p, Vec<double> v, int n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
+}
+#endif
+
+// ---- lane-wise functions that the language has no operator for ----
+
+FASTNN_INLINE Vec<float> sqrt(Vec<float> x) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (Vec<float>)_mm_sqrt_ps((__m128)x);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+FASTNN_INLINE Vec<double> sqrt(Vec<double> x) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
+#elif defined(__AVX2__)
+  return (Vec<double>)_mm256_sqrt_pd((__m256d)x);
+#elif defined(__SSE2__)
+  return (Vec<double>)_mm_sqrt_pd((__m128d)x);
+#else
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_sqrt(x[i]);
+  return x;
+#endif
+}
+
+// A NaN in a stays, a NaN in b is dropped.
+template <class V>
+FASTNN_INLINE V max(V a, V b) {
+  return a < b ? b : a;
+}
+
+// Sum of the lanes, in a tree of fixed shape.
+template <class T>
+FASTNN_INLINE T horizontal_sum(const T* lanes) {
+  T tree[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) tree[i] = lanes[i];
+  for (int width = kLanes<T> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) tree[i] += tree[i + width];
+  return tree[0];
+}
+FASTNN_INLINE float sum(Vec<float> v) { return horizontal_sum(reinterpret_cast<const float*>(&v)); }
+FASTNN_INLINE double sum(Vec<double> v) { return horizontal_sum(reinterpret_cast<const double*>(&v)); }
+
+}  // namespace fastnn::FASTNN_ISA

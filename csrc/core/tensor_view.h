@@ -1,0 +1,42 @@
+// A tensor as kernels see it: address, shape, strides in elements, dtype. It owns nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace fastnn {
+
+struct TensorView {
+  // Ops take tensors of few dimensions; leading ones are collapsed before the call.
+  static constexpr int kMaxDims = 8;
+
+  void* data = nullptr;
+  int ndim = 0;
+  DType dtype = DType::f32;
+  int64_t shape[kMaxDims] = {};
+  int64_t strides[kMaxDims] = {};  // of size-1 dimensions: 0, whatever the producer said
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+
+  int64_t numel() const {
+    int64_t n = 1;
+    for (int d = 0; d < ndim; ++d) n *= shape[d];
+    return n;
+  }
+
+  bool is_contiguous() const {
+    int64_t expected = 1;
+    for (int d = ndim - 1; d >= 0; --d) {
+      if (shape[d] == 0) return true;
+      if (shape[d] != 1 && strides[d] != expected) return false;
+      expected *= shape[d];
+    }
+    return true;
+  }
+};
+
+}  // namespace fastnn

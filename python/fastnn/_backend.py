@@ -1,0 +1,153 @@
+"""Native kernel or torch: the one place that decides, and that can say why.
+
+A native kernel runs when fastnn is enabled, every tensor is a plain strided CPU tensor of a covered dtype, and
+no transform is active that must see torch's own ops. Otherwise the op's torch twin runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("fastnn")
+
+DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+
+
+class Decision(NamedTuple):
+    """Where one call of an op ran; `reason` is None for a native kernel, else why torch ran it."""
+
+    op: str
+    reason: str | None
+
+
+def _load(name: str) -> tuple[Any, str | None]:
+    """Import the compiled module `name`; on failure (None, why)."""
+    try:
+        module: ModuleType = importlib.import_module(f"fastnn.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"fastnn.{name}":
+            raise
+        return None, f"the compiled module fastnn.{name} is not built in this installation"
+    except ImportError as error:
+        return None, f"the compiled module fastnn.{name} does not load: {error}"
+    return module, None
+
+
+cpu: Any
+cpu, cpu_missing = _load("_cpu")
+if cpu_missing is not None:
+    warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)
+
+_disabled_depth = 1 if os.environ.get("FASTNN_DISABLE", "0") not in ("", "0") else 0
+_log_decisions = os.environ.get("FASTNN_LOG", "0") not in ("", "0")
+_logged: set[Decision] = set()
+_recorders: list[Callable[[Decision], None]] = []
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """Run every fastnn op inside the block with plain torch ops.
+
+    Process-wide: other threads are switched too while the block lasts.
+    """
+    global _disabled_depth
+    _disabled_depth += 1
+    try:
+        yield
+    finally:
+        _disabled_depth -= 1
+
+
+@contextlib.contextmanager
+def recording(recorder: Callable[[Decision], None]) -> Iterator[None]:
+    """Call `recorder` with every decision taken inside the block."""
+    _recorders.append(recorder)
+    try:
+        yield
+    finally:
+        _recorders.remove(recorder)
+
+
+def _tensor_reason(t: Tensor) -> str | None:
+    if type(t) not in _PLAIN_TYPES:
+        return f"{type(t).__name__} is a tensor subclass"
+    if t.device.type != "cpu":
+        return f"no kernels for device {t.device.type}"
+    if t.layout is not torch.strided:
+        return f"layout {t.layout} is not strided"
+    if t.dtype not in DTYPES:
+        return f"no kernels for dtype {t.dtype}"
+    if t.is_neg():
+        return "the tensor is a lazily negated view"
+    return None
+
+
+def _transform_reason() -> str | None:
+    if torch.compiler.is_compiling():
+        return "torch.compile is tracing"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a functorch transform is active"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode AD is active"
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return "a torch dispatch mode is active"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is active"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit is tracing"
+    return None
+
+
+def torch_reason(*tensors: Tensor | None) -> str | None:
+    """Why torch must run an op on these tensors, or None where a native kernel may."""
+    if _disabled_depth:
+        return "fastnn is disabled"
+    if cpu is None:
+        return cpu_missing
+    reason = _transform_reason()
+    if reason is not None:
+        return reason
+    dtype = None
+    for t in tensors:
+        if t is None:
+            continue
+        reason = _tensor_reason(t)
+        if reason is not None:
+            return reason
+        if dtype is None:
+            dtype = t.dtype
+        elif t.dtype is not dtype:
+            return f"tensors of {dtype} and {t.dtype} are mixed"
+    return None
+
+
+def use_native(op: str, *tensors: Tensor | None) -> bool:
+    """Whether the native kernel of `op` may run on these tensors; logs and records the decision."""
+    return decide(op, torch_reason(*tensors))
+
+
+def decide(op: str, reason: str | None) -> bool:
+    """Log and record where `op` runs: natively if `reason` is None, which is also the answer."""
+    if _log_decisions or _recorders:
+        _report(Decision(op, reason))
+    return reason is None
+
+
+def _report(decision: Decision) -> None:
+    for recorder in _recorders:
+        recorder(decision)
+    if _log_decisions and decision not in _logged:
+        _logged.add(decision)
+        where = "native" if decision.reason is None else f"torch ({decision.reason})"
+        logger.warning("%s: %s", decision.op, where)
