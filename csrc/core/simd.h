@@ -16,7 +16,8 @@
 #include <immintrin.h>
 #endif
 
-// The zero-masked forms of some AVX-512 intrinsics stand where GCC 12 warns about its own header for the plain ones.
+// The zero-masked forms of some AVX-512 intrinsics stand where GCC 12 warns about its own header for the
+// plain ones.
 #define FASTNN_INLINE inline __attribute__((always_inline))
 
 namespace fastnn::FASTNN_ISA {
@@ -126,7 +127,7 @@ FASTNN_INLINE Vec<float> load(const bfloat16* p) {
 }
 FASTNN_INLINE Vec<float> load(const float16* p) {
 #if defined(__AVX512F__)
-  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__F16C__)
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
@@ -147,7 +148,8 @@ FASTNN_INLINE void store(bfloat16* p, Vec<float> v) {
 }
 FASTNN_INLINE void store(float16* p, Vec<float> v) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else

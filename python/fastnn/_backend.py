@@ -1,7 +1,7 @@
 """Native kernel or torch: the one place that decides, and that can say why.
 
-A native kernel runs when fastnn is enabled, every tensor is a plain strided CPU tensor of a covered dtype, and
-no transform is active that must see torch's own ops. Otherwise the op's torch twin runs.
+A native kernel runs when fastnn is enabled, every tensor is a plain strided CPU tensor of a covered dtype,
+and no transform is active that must see torch's own ops. Otherwise the op's torch twin runs.
 """
 
 from __future__ import annotations
@@ -79,12 +79,22 @@ def recording(recorder: Callable[[Decision], None]) -> Iterator[None]:
         _recorders.remove(recorder)
 
 
+# Bound once: this runs before every op, and a look-up along `torch._C._functorch` costs more than the call.
+_is_compiling = torch.compiler.is_compiling
+_functorch_level = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_jit_state = torch._C._get_tracing_state
+_any_autocast = torch._C._is_any_autocast_enabled
+_forward_ad = torch.autograd.forward_ad
+_strided = torch.strided
+
+
 def _tensor_reason(t: Tensor) -> str | None:
     if type(t) not in _PLAIN_TYPES:
         return f"{type(t).__name__} is a tensor subclass"
-    if t.device.type != "cpu":
+    if not t.is_cpu:
         return f"no kernels for device {t.device.type}"
-    if t.layout is not torch.strided:
+    if t.layout is not _strided:
         return f"layout {t.layout} is not strided"
     if t.dtype not in DTYPES:
         return f"no kernels for dtype {t.dtype}"
@@ -94,17 +104,17 @@ def _tensor_reason(t: Tensor) -> str | None:
 
 
 def _transform_reason() -> str | None:
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return "torch.compile is tracing"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _functorch_level() is not None:
         return "a functorch transform is active"
-    if torch.autograd.forward_ad._current_level >= 0:
+    if _forward_ad._current_level >= 0:
         return "forward-mode AD is active"
-    if torch._C._len_torch_dispatch_stack() > 0:
+    if _dispatch_modes():
         return "a torch dispatch mode is active"
-    if torch.is_autocast_enabled("cpu"):
+    if _any_autocast() and torch.is_autocast_enabled("cpu"):
         return "autocast is active"
-    if torch._C._get_tracing_state() is not None:
+    if _jit_state() is not None:
         return "torch.jit is tracing"
     return None
 

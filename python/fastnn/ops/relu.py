@@ -23,9 +23,9 @@ class ReluFunction(torch.autograd.Function):
             _backend.cpu.relu_forward(dense, dense)
             if dense is not input:
                 input.copy_(dense)
-            else:
-                torch.autograd.graph.increment_version(input)
-            ctx.mark_dirty(input)
+            ctx.mark_dirty(
+                input
+            )  # this also bumps the version counter, which the kernel's raw write does not
         else:
             dense = input.contiguous()
             output = torch.empty_like(dense)
@@ -50,7 +50,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
     .. math:: y = \max(x, 0), \qquad dX = dY \cdot [\,y > 0\,]
 
-    NaN stays NaN, and the gradient passes there; the gradient at 0 is 0. Only the output is saved for backward.
+    NaN stays NaN, and the gradient passes there; the gradient at 0 is 0. Only the output is saved for
+    backward.
 
     Args:
         input: any shape, strides and alignment; float32, float64, bfloat16 or float16. Other inputs go to
