@@ -20,12 +20,11 @@ const char* dtype_name(DType dtype) {
   return "?";
 }
 
-std::string shape_string(const TensorView& t) {
-  std::ostringstream out;
+std::ostream& operator<<(std::ostream& out, const ShapeText& shape) {
+  const TensorView& t = shape.t;
   out << '(';
   for (int d = 0; d < t.ndim; ++d) out << (d ? ", " : "") << t.shape[d];
-  out << (t.ndim == 1 ? ",)" : ")");
-  return out.str();
+  return out << (t.ndim == 1 ? ",)" : ")");
 }
 
 void check_dtype(const char* op, const char* name, const TensorView& t, DType expected) {

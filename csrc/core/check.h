@@ -9,7 +9,12 @@
 
 namespace fastnn {
 
-std::string shape_string(const TensorView& t);  // "(3, 4)"
+// Prints the shape, "(3, 4)". The text is made only when streamed, so a check that holds does not pay for it.
+struct ShapeText {
+  const TensorView& t;
+};
+inline ShapeText shape_string(const TensorView& t) { return {t}; }
+std::ostream& operator<<(std::ostream& out, const ShapeText& shape);
 
 template <class... Parts>
 std::string concat(const Parts&... parts) {
