@@ -20,5 +20,7 @@ PYBIND11_MODULE(_cpu, m) {
     select_cpu_kernels(name);
     m.attr("isa") = isa_name(selected_isa());
   });
+  register_gram(m);
+  register_linear(m);
   register_relu(m);
 }

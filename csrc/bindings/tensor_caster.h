@@ -3,6 +3,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>  // std::optional arguments: None is an absent tensor
 
 #include "core/tensor_view.h"
 

@@ -2,11 +2,15 @@
 #pragma once
 
 #include "core/cpu_features.h"
+#include "ops/gram/gram.h"
+#include "ops/linear/linear.h"
 #include "ops/relu/relu.h"
 
 namespace fastnn {
 
 struct CpuKernels {
+  GramKernels gram;
+  LinearKernels linear;
   ReluKernels relu;
 };
 

@@ -5,6 +5,8 @@ namespace fastnn::FASTNN_ISA {
 
 CpuKernels kernel_table() {
   return {
+      gram_kernels(),
+      linear_kernels(),
       relu_kernels(),
   };
 }

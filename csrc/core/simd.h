@@ -224,6 +224,21 @@ FASTNN_INLINE V max(V a, V b) {
   return a < b ? b : a;
 }
 
+// Keeps a loaded value in a register. Without it GCC folds the load into each instruction that uses the value
+// and so reads it once for every row of a register tile.
+template <class V>
+FASTNN_INLINE void keep_in_register(V& v) {
+#if defined(__AVX512F__)
+  __asm__ volatile("" : "+v"(v));
+#elif defined(__SSE2__)
+  __asm__ volatile("" : "+x"(v));
+#elif defined(__ARM_NEON)
+  __asm__ volatile("" : "+w"(v));
+#else
+  (void)v;
+#endif
+}
+
 // Sum of the lanes, in a tree of fixed shape.
 template <class T>
 FASTNN_INLINE T horizontal_sum(const T* lanes) {

@@ -1,5 +1,7 @@
 """The ops, with the names, defaults and semantics of :mod:`torch.nn.functional`."""
 
+from fastnn.ops.gram import gram_matrix
+from fastnn.ops.linear import linear
 from fastnn.ops.relu import relu
 
-__all__ = ["relu"]
+__all__ = ["gram_matrix", "linear", "relu"]

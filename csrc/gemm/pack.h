@@ -1,0 +1,52 @@
+// Packing: copies a block of an operand into the order in which the micro-kernel reads it, converting 16-bit
+// values to float and applying the mask on the way.
+#pragma once
+
+#include "gemm/operand.h"
+#include "gemm/transpose.h"
+
+namespace fastnn::FASTNN_ISA {
+
+// dst[j * ld + i] = source(i, j) for i < width, j < depth; rows width..ld of each column are set to 0.
+// The packed form of `width` rows of A (ld = width), or, given B transposed, of `width` columns of B (ld a
+// multiple of the vector).
+template <class T>
+void pack_panel(const Operand<T>& source, int64_t width, int64_t depth, Acc<T>* dst, int64_t ld) {
+  using A = Acc<T>;
+  constexpr int kL = kLanes<A>;
+  if (source.columns_contiguous()) {
+    const Operand<T> lines = source.transposed();
+    for (int64_t j = 0; j < depth; ++j)
+      for (int64_t i = 0; i < ld; i += kL) {
+        const int n = width - i < kL ? (width > i ? static_cast<int>(width - i) : 0) : kL;
+        const Vec<A> v = lines.values(j, i, n);
+        if (ld - i >= kL)
+          store(dst + j * ld + i, v);
+        else
+          store_partial(dst + j * ld + i, v, static_cast<int>(ld - i));
+      }
+    return;
+  }
+  int64_t j = 0;
+  if (source.rows_contiguous()) {
+    for (; j + kL <= depth; j += kL)
+      for (int64_t i = 0; i < ld; i += kL) {
+        Vec<A> square[kL];
+#pragma GCC unroll 16
+        for (int r = 0; r < kL; ++r) square[r] = i + r < width ? source.values(i + r, j, kL) : Vec<A>{};
+        transpose<A>(square);
+        const int n = ld - i < kL ? static_cast<int>(ld - i) : kL;
+#pragma GCC unroll 16
+        for (int c = 0; c < kL; ++c) {
+          if (n == kL)
+            store(dst + (j + c) * ld + i, square[c]);
+          else
+            store_partial(dst + (j + c) * ld + i, square[c], n);
+        }
+      }
+  }
+  for (; j < depth; ++j)
+    for (int64_t i = 0; i < ld; ++i) dst[j * ld + i] = i < width ? source.value(i, j) : A{};
+}
+
+}  // namespace fastnn::FASTNN_ISA

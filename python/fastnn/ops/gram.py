@@ -1,0 +1,89 @@
+"""Gram matrix of feature maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnn import _backend
+
+
+def _features(op: str, input: Tensor) -> Tensor:
+    """`input` as (B, C, L)."""
+    if input.dim() not in (2, 3, 4):
+        raise RuntimeError(
+            f"{op}: input must have shape (C, L), (B, C, L) or (B, C, H, W), got {tuple(input.shape)}"
+        )
+    if input.dim() == 2:
+        return input.unsqueeze(0)
+    return input if input.dim() == 3 else input.flatten(2)
+
+
+def _scale(features: Tensor, normalize: bool) -> float:
+    """1, or 1 over the number of elements of one F; nan for an F without elements, as 0 / 0 is."""
+    if not normalize:
+        return 1.0
+    count = features.shape[1] * features.shape[2]
+    return 1.0 / count if count else float("nan")
+
+
+def _forward(features: Tensor, normalize: bool) -> Tensor:
+    batch, channels, _ = features.shape
+    output = features.new_empty((batch, channels, channels))
+    _backend.cpu.gram_forward(features, _scale(features, normalize), output)
+    return output
+
+
+class GramFunction(torch.autograd.Function):
+    """Works on (B, C, L)."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, normalize: bool) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(features)
+        ctx.normalize = normalize
+        return _forward(features, normalize)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # noqa: D102
+        (features,) = ctx.saved_tensors
+        scale = _scale(features, ctx.normalize)
+        if torch.is_grad_enabled() or not _backend.use_native("gram_backward", grad_output, features):
+            # Torch's own ops keep double backward and batched gradients exact.
+            return ((grad_output + grad_output.mT) @ features) * scale, None
+        grad_input = torch.empty_like(features, memory_format=torch.contiguous_format)
+        _backend.cpu.gram_backward(grad_output, features, scale, grad_input)
+        return grad_input, None
+
+
+def gram_matrix(input: Tensor, normalize: bool = False) -> Tensor:
+    r"""Inner products of all pairs of channels (Gatys et al., "A Neural Algorithm of Artistic Style", 2015).
+
+    .. math:: G = F F^\top \ [\,/\, (C L)\,],\qquad dF = (dG + dG^\top) F \ [\,/\, (C L)\,]
+
+    Only one triangle is computed and then mirrored, so that G is exactly symmetric. 16-bit inputs are summed in
+    float32.
+
+    Args:
+        input: ``(C, L)``, ``(B, C, L)`` or ``(B, C, H, W)`` with L = H W, any strides; float32, float64,
+            bfloat16 or float16.
+        normalize: divide by the number of elements of one F, that is C L.
+
+    Returns:
+        Tensor ``(C, C)`` for a two-dimensional input, else ``(B, C, C)``. With L = 0 it is zero (nan if
+        ``normalize``).
+
+    Raises:
+        RuntimeError: an input of another number of dimensions.
+    """
+    features = _features("gram_matrix", input)
+    if not _backend.use_native("gram_matrix", features):
+        output = torch.matmul(features, features.mT)
+        if normalize:
+            output = output / (features.shape[1] * features.shape[2])
+    elif torch.is_grad_enabled() and features.requires_grad:
+        output = GramFunction.apply(features, normalize)
+    else:
+        output = _forward(features, normalize)
+    return output.squeeze(0) if input.dim() == 2 else output
