@@ -62,8 +62,8 @@ def gram_matrix(input: Tensor, normalize: bool = False) -> Tensor:
 
     .. math:: G = F F^\top \ [\,/\, (C L)\,],\qquad dF = (dG + dG^\top) F \ [\,/\, (C L)\,]
 
-    Only one triangle is computed and then mirrored, so that G is exactly symmetric. 16-bit inputs are summed in
-    float32.
+    Only one triangle is computed and then mirrored, so that G is exactly symmetric. 16-bit inputs are
+    summed in float32.
 
     Args:
         input: ``(C, L)``, ``(B, C, L)`` or ``(B, C, H, W)`` with L = H W, any strides; float32, float64,

@@ -20,7 +20,7 @@ def check_activation(op: str, activation: str | None) -> None:
 
 
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    out_features, in_features = weight.shape
+    out_features = weight.shape[0]
     if input.dim() == 2:
         output = input.new_empty((input.shape[0], out_features))
         _backend.cpu.linear_forward(input, weight, bias, relu, output)
