@@ -22,5 +22,6 @@ PYBIND11_MODULE(_cpu, m) {
   });
   register_gram(m);
   register_linear(m);
+  register_probe(m);
   register_relu(m);
 }

@@ -7,6 +7,7 @@ namespace fastnn {
 
 void register_gram(pybind11::module_& m);
 void register_linear(pybind11::module_& m);
+void register_probe(pybind11::module_& m);
 void register_relu(pybind11::module_& m);
 
 // Releases the GIL for the life of the object where the work is worth it: handing the lock over costs more

@@ -4,6 +4,7 @@
 #include "core/cpu_features.h"
 #include "ops/gram/gram.h"
 #include "ops/linear/linear.h"
+#include "ops/probe/probe.h"
 #include "ops/relu/relu.h"
 
 namespace fastnn {
@@ -11,6 +12,7 @@ namespace fastnn {
 struct CpuKernels {
   GramKernels gram;
   LinearKernels linear;
+  ProbeKernels probe;
   ReluKernels relu;
 };
 

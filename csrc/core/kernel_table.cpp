@@ -7,6 +7,7 @@ CpuKernels kernel_table() {
   return {
       gram_kernels(),
       linear_kernels(),
+      probe_kernels(),
       relu_kernels(),
   };
 }
