@@ -1,6 +1,4 @@
 // fastnn._cpu: the CPU kernels as Python functions that write into tensors the caller allocated.
-#include <cstdlib>
-
 #include "bindings/registration.h"
 #include "core/cpu_dispatch.h"
 #include "core/parallel.h"
@@ -9,13 +7,13 @@ namespace py = pybind11;
 using namespace fastnn;
 
 PYBIND11_MODULE(_cpu, m) {
-  const char* requested = std::getenv("FASTNN_CPU_ISA");
-  select_cpu_kernels(requested ? requested : "");
+  select_cpu_kernels("");
   m.attr("isa") = isa_name(selected_isa());
   m.attr("best_isa") = isa_name(best_supported_isa());
   m.attr("compiler") = FASTNN_COMPILER;
   m.def("max_threads", &max_threads);
-  // Tests run every variant in one process; it must not be called while a kernel runs.
+  // FASTNN_CPU_ISA is obeyed through this, and tests run every variant in one process with it. It must not be
+  // called while a kernel runs.
   m.def("select_isa", [m](const char* name) mutable {
     select_cpu_kernels(name);
     m.attr("isa") = isa_name(selected_isa());

@@ -1,7 +1,10 @@
 """fastnn: fused neural-network training for PyTorch."""
 
-from fastnn import functional
+from fastnn import functional, nn, optim
 from fastnn._backend import disabled
+from fastnn._convert import convert, revert
+from fastnn._explain import explain
+from fastnn._info import info
 from fastnn._version import __version__
 
-__all__ = ["__version__", "disabled", "functional"]
+__all__ = ["__version__", "convert", "disabled", "explain", "functional", "info", "nn", "optim", "revert"]

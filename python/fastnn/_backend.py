@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._device import DeviceContext
 
 logger = logging.getLogger("fastnn")
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+MAX_DIMS = 8  # of a tensor that a native kernel is given
 
 
 class Decision(NamedTuple):
@@ -46,7 +48,11 @@ def _load(name: str) -> tuple[Any, str | None]:
 
 cpu: Any
 cpu, cpu_missing = _load("_cpu")
-if cpu_missing is not None:
+if cpu is not None:
+    # Here and not while the module loads: a wrong name must raise its ValueError, not look like a module
+    # that does not load.
+    cpu.select_isa(os.environ.get("FASTNN_CPU_ISA", ""))
+else:
     warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)
 
 _disabled_depth = 1 if os.environ.get("FASTNN_DISABLE", "0") not in ("", "0") else 0
@@ -86,21 +92,33 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _jit_state = torch._C._get_tracing_state
 _any_autocast = torch._C._is_any_autocast_enabled
 _forward_ad = torch.autograd.forward_ad
-_strided = torch.strided
+_function_modes = torch._C._len_torch_function_stack
+_has_storage = torch._C._has_storage
 
 
 def _tensor_reason(t: Tensor) -> str | None:
     if type(t) not in _PLAIN_TYPES:
-        return f"{type(t).__name__} is a tensor subclass"
+        kind = "a tensor subclass" if isinstance(t, Tensor) else "not a tensor"
+        return f"{type(t).__name__} is {kind}"
     if not t.is_cpu:
         return f"no kernels for device {t.device.type}"
-    if t.layout is not _strided:
-        return f"layout {t.layout} is not strided"
+    if not _has_storage(t):
+        # Sparse and opaque layouts, and the batched tensors of is_grads_batched and vectorized jacobians.
+        strided = t.layout is torch.strided
+        return "the tensor is batched by a transform" if strided else f"no kernels for layout {t.layout}"
     if t.dtype not in DTYPES:
         return f"no kernels for dtype {t.dtype}"
+    if t.is_nested:
+        return "the tensor is nested"
     if t.is_neg():
         return "the tensor is a lazily negated view"
     return None
+
+
+def _only_device_modes() -> bool:
+    # set_default_device and `with torch.device(...)` are function modes that change factories only.
+    modes = [torch._C._get_function_stack_at(i) for i in range(_function_modes())]
+    return all(type(mode) is DeviceContext for mode in modes)
 
 
 def _transform_reason() -> str | None:
@@ -112,6 +130,8 @@ def _transform_reason() -> str | None:
         return "forward-mode AD is active"
     if _dispatch_modes():
         return "a torch dispatch mode is active"
+    if _function_modes() and not _only_device_modes():
+        return "a torch function mode is active"
     if _any_autocast() and torch.is_autocast_enabled("cpu"):
         return "autocast is active"
     if _jit_state() is not None:
@@ -147,6 +167,12 @@ def use_native(op: str, *tensors: Tensor | None) -> bool:
     return decide(op, torch_reason(*tensors))
 
 
+def use_native_backward(op: str, *tensors: Tensor | None) -> bool:
+    """`use_native` for a backward: where it is itself differentiated, torch's ops keep that exact."""
+    reason = "create_graph is set" if torch.is_grad_enabled() else torch_reason(*tensors)
+    return decide(op, reason)
+
+
 def decide(op: str, reason: str | None) -> bool:
     """Log and record where `op` runs: natively if `reason` is None, which is also the answer."""
     if _log_decisions or _recorders:
@@ -159,5 +185,5 @@ def _report(decision: Decision) -> None:
         recorder(decision)
     if _log_decisions and decision not in _logged:
         _logged.add(decision)
-        where = "native" if decision.reason is None else f"torch ({decision.reason})"
-        logger.warning("%s: %s", decision.op, where)
+        where = "its native kernel" if decision.reason is None else f"torch ({decision.reason})"
+        logger.warning("fastnn: %s ran on %s", decision.op, where)

@@ -1,1 +1,8 @@
-"""nn."""
+"""Drop-in modules, with the names, parameters and state_dict keys of :mod:`torch.nn`."""
+
+from fastnn.nn.activation import ReLU
+from fastnn.nn.gram import GramMatrix
+from fastnn.nn.linear import Linear
+from fastnn.nn.mlp import MLP, Sequential
+
+__all__ = ["MLP", "GramMatrix", "Linear", "ReLU", "Sequential"]

@@ -49,8 +49,7 @@ class GramFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # noqa: D102
         (features,) = ctx.saved_tensors
         scale = _scale(features, ctx.normalize)
-        if torch.is_grad_enabled() or not _backend.use_native("gram_backward", grad_output, features):
-            # Torch's own ops keep double backward and batched gradients exact.
+        if not _backend.use_native_backward("gram_backward", grad_output, features):
             return ((grad_output + grad_output.mT) @ features) * scale, None
         grad_input = torch.empty_like(features, memory_format=torch.contiguous_format)
         _backend.cpu.gram_backward(grad_output, features, scale, grad_input)

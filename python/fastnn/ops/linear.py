@@ -54,8 +54,7 @@ class LinearFunction(torch.autograd.Function):
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         batch, in_features = ctx.input_shape[:-1].numel(), ctx.input_shape[-1]
         out_features = grad_output.shape[-1]
-        if torch.is_grad_enabled() or not _backend.use_native("linear_backward", grad_output, output):
-            # Torch's own ops keep double backward and batched gradients exact.
+        if not _backend.use_native_backward("linear_backward", grad_output, output):
             if output is not None:
                 grad_output = torch.ops.aten.threshold_backward(grad_output, output, 0)
             grad = grad_output.reshape(batch, out_features)

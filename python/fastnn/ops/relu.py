@@ -11,37 +11,64 @@ from torch import Tensor
 from fastnn import _backend
 
 
+def _dense(t: Tensor) -> Tensor:
+    """`t`, or a copy of it where its elements have gaps or share memory; strided as torch's results are."""
+    if t.is_contiguous():
+        return t
+    like = torch.empty_like(t)
+    return t if t.stride() == like.stride() else like.copy_(t)
+
+
+def _in_memory_order(dense: Tensor) -> Tensor:
+    """A contiguous view of all elements of `dense`."""
+    if dense.is_contiguous() and dense.dim() <= _backend.MAX_DIMS:
+        return dense
+    return dense.as_strided((dense.numel(),), (1,))
+
+
+def _forward(input: Tensor) -> Tensor:
+    dense = _dense(input)
+    output = torch.empty_like(dense)
+    _backend.cpu.relu_forward(_in_memory_order(dense), _in_memory_order(output))
+    return output
+
+
+def _forward_inplace(input: Tensor) -> None:
+    """Rectify `input` without a word to autograd about it."""
+    dense = _dense(input)
+    memory = _in_memory_order(dense)
+    _backend.cpu.relu_forward(memory, memory)
+    if dense is not input:
+        input.copy_(dense)
+
+
 class ReluFunction(torch.autograd.Function):
     """Saves the output only: its sign says where the gradient passes."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, inplace: bool) -> Tensor:  # noqa: D102
         if inplace:
-            # The kernel wants dense memory; a strided input is rectified in a copy and written back.
+            _forward_inplace(input)
             output = input
-            dense = input.contiguous()
-            _backend.cpu.relu_forward(dense, dense)
-            if dense is not input:
-                input.copy_(dense)
-            ctx.mark_dirty(
-                input
-            )  # this also bumps the version counter, which the kernel's raw write does not
+            ctx.mark_dirty(input)  # also bumps the version counter
         else:
-            dense = input.contiguous()
-            output = torch.empty_like(dense)
-            _backend.cpu.relu_forward(dense, output)
+            output = _forward(input)
         ctx.save_for_backward(output)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None]:  # noqa: D102
         (output,) = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _backend.use_native("relu_backward", grad_output, output):
-            # torch's own op keeps double backward and batched gradients exact.
+        if not _backend.use_native_backward("relu_backward", grad_output, output):
             return torch.ops.aten.threshold_backward(grad_output, output, 0), None
-        dense_output, dense_grad = output.contiguous(), grad_output.contiguous()
-        grad_input = torch.empty_like(dense_grad)
-        _backend.cpu.relu_backward(dense_grad, dense_output, grad_input)
+        # Both in the order of the output's memory, which the gradient then has too.
+        output = _dense(output)
+        if grad_output.stride() != output.stride():
+            grad_output = torch.empty_like(output).copy_(grad_output)
+        grad_input = torch.empty_like(output)
+        _backend.cpu.relu_backward(
+            _in_memory_order(grad_output), _in_memory_order(output), _in_memory_order(grad_input)
+        )
         return grad_input, None
 
 
@@ -64,7 +91,28 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     Raises:
         RuntimeError: ``inplace`` on a leaf that requires grad, as in torch.
     """
+    if inplace:
+        return _relu_inplace(input)
     if not _backend.use_native("relu", input):
-        return F.relu(input, inplace=inplace)
-    output: Tensor = ReluFunction.apply(input, inplace)
-    return output
+        return F.relu(input)
+    if input.requires_grad and torch.is_grad_enabled():
+        output: Tensor = ReluFunction.apply(input, False)
+        return output
+    return _forward(input)
+
+
+def _relu_inplace(input: Tensor) -> Tensor:
+    grad_enabled = torch.is_grad_enabled()
+    reason = _backend.torch_reason(input)
+    if reason is None and grad_enabled and (input._is_view() or (input.requires_grad and input.is_leaf)):
+        reason = "torch guards in-place writes to leaves and views"
+    elif reason is None and input.is_inference() and not torch.is_inference_mode_enabled():
+        reason = "torch guards in-place writes to inference tensors"
+    if not _backend.decide("relu", reason):
+        return F.relu(input, inplace=True)
+    if grad_enabled and input.requires_grad:
+        output: Tensor = ReluFunction.apply(input, True)
+        return output
+    _forward_inplace(input)
+    torch.autograd.graph.increment_version(input)
+    return input

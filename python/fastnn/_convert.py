@@ -1,0 +1,98 @@
+"""Swap the modules of a model between torch and fastnn, in place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import torch
+
+from fastnn import nn
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+_TO_FASTNN: dict[type, type] = {
+    torch.nn.Linear: nn.Linear,
+    torch.nn.ReLU: nn.ReLU,
+    torch.nn.Sequential: nn.Sequential,
+}
+_TO_TORCH: dict[type, type] = {ours: theirs for theirs, ours in _TO_FASTNN.items()}
+_TO_TORCH[nn.MLP] = torch.nn.Sequential
+
+
+def convert(model: M) -> M:
+    """Turn the torch modules of `model` that have a fastnn counterpart into it, in place.
+
+    These are ``Linear``, ``ReLU`` and ``Sequential`` (which then fuses each ``Linear``
+    with the ``ReLU`` behind it), the root included. A module keeps its identity and only changes its class:
+    parameters, buffers, hooks, optimizers that hold the parameters, sharing between places of the model, and
+    the training flag all stay. Left alone are subclasses (so also parametrized, lazy and quantised layers),
+    scripted modules, and whatever is inside a module that ``torch.compile`` took. Calling it again changes
+    nothing more.
+
+    Args:
+        model: any module.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        TypeError: `model` is no :class:`torch.nn.Module`.
+    """
+    _check("convert", model)
+    for module in _eager_modules(model, set()):
+        _change_class(module, _TO_FASTNN)
+    return model
+
+
+def revert(model: M) -> M:
+    """Turn the fastnn modules of `model` into torch's, in place: what :func:`convert` did is undone.
+
+    Modules that were made as fastnn ones are turned too, an ``MLP`` into a ``Sequential``. Those that no
+    single torch module equals stay: ``Linear`` with an activation, ``GramMatrix``, and subclasses.
+
+    Args:
+        model: any module.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        TypeError: `model` is no :class:`torch.nn.Module`.
+    """
+    _check("revert", model)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.activation is not None:
+            continue
+        _change_class(module, _TO_TORCH)
+    return model
+
+
+def _check(op: str, model: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{op}: expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def _change_class(module: torch.nn.Module, counterparts: Mapping[type, type]) -> None:
+    # The exact type: a subclass may override anything.
+    counterpart = counterparts.get(type(module))
+    if counterpart is not None:
+        module.__class__ = counterpart
+
+
+def _eager_modules(module: torch.nn.Module, seen: set[int]) -> Iterator[torch.nn.Module]:
+    """Each module once, save those inside compiled ones: a change there would cost a recompilation."""
+    if id(module) in seen or _is_compiled(module):
+        return
+    seen.add(id(module))
+    yield module
+    for child in module.children():
+        yield from _eager_modules(child, seen)
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    dynamo = sys.modules.get("torch._dynamo")  # not there before the first torch.compile
+    return module._compiled_call_impl is not None or (
+        dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+    )

@@ -1,0 +1,82 @@
+"""What this installation of fastnn is made of and runs on."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from typing import Any
+
+import torch
+
+from fastnn import _backend
+from fastnn._version import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """Versions, CPU kernels, CUDA kernels and threads; ``str()`` of it is a table.
+
+    Attributes:
+        fastnn: version of fastnn.
+        torch: version of torch.
+        python: version of Python.
+        platform: operating system and machine.
+        native: whether ops run on native kernels where they can.
+        why_not_native: the reason if they do not, else None.
+        compiler: what compiled the CPU module; None without one.
+        isa: instruction set in use; None without a CPU module.
+        best_isa: the best instruction set that this build and this machine share; None without a CPU module.
+        cuda: the CUDA module, or the reason for its absence.
+        threads: how many threads one op may use.
+    """
+
+    fastnn: str
+    torch: str
+    python: str
+    platform: str
+    native: bool
+    why_not_native: str | None
+    compiler: str | None
+    isa: str | None
+    best_isa: str | None
+    cuda: str
+    threads: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dict of JSON types."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        rows = {
+            "fastnn": self.fastnn,
+            "torch": self.torch,
+            "python": self.python,
+            "platform": self.platform,
+            "native kernels": "on" if self.native else f"off: {self.why_not_native}",
+        }
+        if self.isa is not None:
+            forced = "" if self.isa == self.best_isa else f" (the best here is {self.best_isa})"
+            rows["instruction set"] = f"{self.isa}{forced}"
+            rows["compiler"] = str(self.compiler)
+        rows["CUDA"] = self.cuda
+        rows["threads"] = str(self.threads)
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def info() -> Info:
+    """Describe this installation: versions, instruction set, CUDA module or why there is none, threads."""
+    cpu, reason = _backend.cpu, _backend.torch_reason()
+    return Info(
+        fastnn=__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        native=reason is None,
+        why_not_native=reason,
+        compiler=None if cpu is None else cpu.compiler,
+        isa=None if cpu is None else cpu.isa,
+        best_isa=None if cpu is None else cpu.best_isa,
+        cuda="none: this version of fastnn has no CUDA kernels, CUDA tensors run on torch's",
+        threads=torch.get_num_threads() if cpu is None else cpu.max_threads(),
+    )

@@ -1,0 +1,28 @@
+"""Activations as modules."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._jit_internal import is_scripting
+
+from fastnn import functional
+
+
+class ReLU(torch.nn.ReLU):
+    """Rectified linear unit, a drop-in for :class:`torch.nn.ReLU`; see :func:`fastnn.functional.relu`.
+
+    Args:
+        inplace: write the result over the input.
+
+    Shape:
+        input ``(*)``, output ``(*)``.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the unit to each element of `input`."""
+        if is_scripting():  # TorchScript compiles this branch only
+            return F.relu(input, inplace=self.inplace)
+        else:
+            return functional.relu(input, inplace=self.inplace)

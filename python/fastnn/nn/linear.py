@@ -1,0 +1,65 @@
+"""The affine layer, with an activation fused into its product if asked."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._jit_internal import is_scripting
+
+from fastnn import functional
+from fastnn.ops.linear import check_activation
+
+
+class Linear(torch.nn.Linear):
+    r"""Affine layer :math:`y = \phi(x W^T + b)`, a drop-in for :class:`torch.nn.Linear`.
+
+    Parameters, their initialisation, state_dict keys and errors are torch's; the product, the bias and the
+    activation run as one kernel through :func:`fastnn.functional.linear`.
+
+    Args:
+        in_features: size K of each input sample.
+        out_features: size N of each output sample.
+        bias: whether to add a learnable bias.
+        device: where the parameters are made.
+        dtype: dtype of the parameters.
+        activation: None for the identity, or ``"relu"``.
+
+    Shape:
+        input ``(*, K)``, output ``(*, N)``; weight ``(N, K)``, bias ``(N,)``.
+
+    Raises:
+        ValueError: an unknown ``activation``.
+    """
+
+    __constants__ = ["in_features", "out_features", "activation"]  # noqa: RUF012
+    # On the class, so that a module whose class fastnn.convert changes has it too.
+    activation: str | None = None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        check_activation("Linear", activation)
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        if activation is not None:
+            self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to `input` of shape ``(*, K)``."""
+        if is_scripting():  # TorchScript compiles this branch only
+            output = F.linear(input, self.weight, self.bias)
+            return output if self.activation is None else F.relu(output)
+        else:
+            return functional.linear(input, self.weight, self.bias, self.activation)
+
+    def extra_repr(self) -> str:
+        """As torch's, and the activation where one is set."""
+        text = super().extra_repr()
+        return text if self.activation is None else f"{text}, activation={self.activation!r}"

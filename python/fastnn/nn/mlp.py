@@ -1,0 +1,134 @@
+"""Chains of layers that run each Linear and the ReLU behind it as one kernel."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, TypeGuard, overload
+
+import torch
+from torch import Tensor
+from torch._jit_internal import is_scripting
+from torch.nn.modules import module as _module
+
+from fastnn import functional
+from fastnn.nn.activation import ReLU
+from fastnn.nn.linear import Linear
+from fastnn.ops.linear import check_activation
+
+
+def _anything_global() -> bool:
+    return bool(
+        _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or _module._global_backward_hooks
+        or _module._global_backward_pre_hooks
+    )
+
+
+def _only_forward(layer: torch.nn.Module) -> bool:
+    """Whether calling `layer` does nothing besides the forward of its class."""
+    state = layer.__dict__
+    return not (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+        or layer._compiled_call_impl is not None
+    )
+
+
+def _fuses(layer: torch.nn.Module, following: torch.nn.Module) -> TypeGuard[Linear]:
+    return (
+        type(layer) is Linear
+        and type(following) is ReLU
+        and layer.activation is None
+        and _only_forward(layer)
+        and _only_forward(following)
+    )
+
+
+def _run(layers: list[torch.nn.Module], input: Any) -> Any:
+    fusing = not _anything_global()
+    i = 0
+    while i < len(layers):
+        layer = layers[i]
+        if fusing and i + 1 < len(layers) and _fuses(layer, layers[i + 1]):
+            input = functional.linear(input, layer.weight, layer.bias, "relu")
+            i += 2
+        else:
+            input = layer(input)
+            i += 1
+    return input
+
+
+class Sequential(torch.nn.Sequential):
+    """A drop-in for :class:`torch.nn.Sequential` that fuses each `Linear` with the `ReLU` behind it.
+
+    The modules keep their places, names and parameters; only the call differs: the two run as one
+    :func:`fastnn.functional.linear` with an activation. Where anyone watches either module (a hook, a
+    replaced ``forward``, a subclass) both are called one after the other, as in torch.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pass `input` through the modules in turn."""
+        if is_scripting():  # TorchScript compiles this branch only
+            for module in self:
+                input = module(input)
+            return input
+        else:
+            output: Tensor = _run(list(self), input)
+            return output
+
+
+class MLP(Sequential):
+    """Multi-layer perceptron: `Linear` layers with an activation between them, none behind the last.
+
+    ``MLP([784, 128, 10])`` is ``Sequential(Linear(784, 128), ReLU(), Linear(128, 10))``: the same initial
+    values for the same seed, the same state_dict keys (``0.weight``, ``0.bias``, ``2.weight`` ...), and the
+    same modules for hooks, indexing and editing. A slice is a `Sequential`.
+
+    Args:
+        sizes: features of the input, of each hidden layer and of the output; at least two.
+        activation: ``"relu"``, or None for a purely affine chain (keys ``0.weight``, ``1.weight`` ...).
+        bias: whether each layer has a bias.
+        device: where the parameters are made.
+        dtype: dtype of the parameters.
+
+    Shape:
+        input ``(*, sizes[0])``, output ``(*, sizes[-1])``.
+
+    Raises:
+        ValueError: fewer than two sizes, or an unknown ``activation``.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: str | None = "relu",
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_activation("MLP", activation)
+        sizes = list(sizes)
+        if len(sizes) < 2:
+            raise ValueError(f"MLP: sizes must name at least an input and an output size, got {sizes}")
+        layers: list[torch.nn.Module] = []
+        for fan_in, fan_out in pairwise(sizes):
+            if layers and activation is not None:
+                layers.append(ReLU())
+            layers.append(Linear(fan_in, fan_out, bias=bias, device=device, dtype=dtype))
+        super().__init__(*layers)
+
+    @overload
+    def __getitem__(self, idx: slice) -> torch.nn.Sequential: ...
+    @overload
+    def __getitem__(self, idx: int) -> torch.nn.Module: ...
+    def __getitem__(self, idx: slice | int) -> torch.nn.Module:
+        """Return one module, or a `Sequential` of a slice of them under their own names."""
+        if isinstance(idx, slice):
+            return Sequential(OrderedDict(list(self._modules.items())[idx]))
+        return super().__getitem__(idx)
