@@ -61,7 +61,8 @@ FASTNN_INLINE To bit_cast(const From& from) {
 
 template <class T>
 FASTNN_INLINE Vec<T> splat(T x) {
-  return Vec<T>{} + x;
+  return x -
+         Vec<T>{};  // x - 0 is x for every x, so that the compiler drops it; it has to keep x + 0 for x = -0
 }
 
 // ---- scalar conversions ----

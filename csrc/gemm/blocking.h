@@ -29,9 +29,18 @@ constexpr int kTileColumns = kTileVectors * kLanes<A>;
 // row tile.
 constexpr int64_t kMaxDepth = 512;
 
-// The i-th of n even parts of [0, total).
-constexpr int64_t part_begin(int64_t total, int64_t n, int64_t i) { return total * i / n; }
-
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// [0, total) cut into `count` parts whose lengths differ by at most one. Divides once: a 64-bit division
+// costs as much as several rows of a tile.
+struct EvenParts {
+  int64_t count;
+  int64_t base;
+  int64_t longer;  // the first `longer` parts have length base + 1
+
+  EvenParts(int64_t total, int64_t parts) : count(parts), base(total / parts), longer(total % parts) {}
+  int64_t begin(int64_t i) const { return i * base + min(i, longer); }
+};
 
 }  // namespace fastnn::FASTNN_ISA

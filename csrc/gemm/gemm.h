@@ -57,48 +57,40 @@ class Gemm {
   // tiles that touch it are computed, and the epilogue sees some values above the diagonal too.
   Gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, Region region,
        const Epilogue& epilogue)
-      : m_(m), n_(n), k_(k), a_(a), b_(b), region_(region), epilogue_(epilogue) {
-    row_tiles_ = ceil_div(m, kTileRows);
-    vectors_ = ceil_div(n, kL);
-    panels_ = ceil_div(vectors_, kTileVectors);
-    passes_ = k > 0 ? ceil_div(k, kMaxDepth) : 1;
-  }
+      : n_(n),
+        k_(k),
+        a_(a),
+        b_(b),
+        region_(region),
+        epilogue_(epilogue),
+        tiles_(m, ceil_div(m, kTileRows)),
+        panels_(ceil_div(n, kL), ceil_div(n, kTileColumns<A>)),
+        passes_(k, k > 0 ? ceil_div(k, kMaxDepth) : 1) {}
 
   void run() {
-    if (m_ == 0 || n_ == 0) return;
-    if (!pack_a()) return compute(0, row_tiles_, nullptr);
-    const int64_t tiles_at_once = block_tiles();
-    for (int64_t first = 0; first < row_tiles_; first += tiles_at_once) {
-      const int64_t last = first + tiles_at_once < row_tiles_ ? first + tiles_at_once : row_tiles_;
-      const int64_t rows = tile_begin(last) - tile_begin(first);
+    if (!packs_a()) return compute(0, tiles_.count, nullptr);
+    const int64_t fit = kMaxPackedBytes / (k_ * kTileRows * static_cast<int64_t>(sizeof(A)) + 1);
+    const int64_t at_once = fit < 1 ? 1 : fit;
+    for (int64_t first = 0; first < tiles_.count; first += at_once) {
+      const int64_t last = min(first + at_once, tiles_.count);
+      const int64_t origin = tiles_.begin(first), rows = tiles_.begin(last) - origin;
       A* packed = static_cast<A*>(thread_scratch(Scratch::pack_a, rows * k_ * sizeof(A)));
       parallel_for(last - first, ceil_div(kGemmGrain, k_ * kTileRows + 1), [&](int64_t begin, int64_t end) {
-        for (int64_t t = first + begin; t < first + end; ++t) {
-          const int64_t i = tile_begin(t), height = tile_begin(t + 1) - i;
-          pack_panel(a_.at(i, 0), height, k_, packed + (i - tile_begin(first)) * k_, height);
-        }
+        pack_tiles(a_, tiles_, first + begin, first + end, k_,
+                   packed + (tiles_.begin(first + begin) - origin) * k_);
       });
       compute(first, last, packed);
     }
   }
 
  private:
-  int64_t tile_begin(int64_t tile) const { return part_begin(m_, row_tiles_, tile); }
-  int64_t panel_begin(int64_t panel) const { return part_begin(vectors_, panels_, panel) * kL; }
-  int64_t pass_begin(int64_t pass) const { return part_begin(k_, passes_, pass); }
-
-  int64_t block_tiles() const {
-    const int64_t tiles = kMaxPackedBytes / (k_ * kTileRows * static_cast<int64_t>(sizeof(A)) + 1);
-    return tiles < 1 ? 1 : tiles;
-  }
-
   // In place the micro-kernel needs values of the computing type and a layout whose rows do not fall on the
   // same cache sets (a stride that is a multiple of 2 KB leaves the kTileRows streams two sets or fewer in
   // L1).
-  bool pack_a() const {
+  bool packs_a() const {
     if (sizeof(T) != sizeof(A) || a_.mask) return true;
     const bool aliased = a_.column_stride == 1 && a_.row_stride * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
-    return panels_ > 2 && (aliased || a_.column_stride > 1);
+    return panels_.count > 2 && (aliased || a_.column_stride > 1);
   }
 
   // A panel of B whose rows are contiguous can be read where it lies. Packing it pays once its rows are read
@@ -108,62 +100,63 @@ class Gemm {
            (row_tiles <= 8 || k_ <= 128);
   }
 
-  void compute(int64_t first_tile, int64_t last_tile, const A* packed_a) {
-    const int64_t work = (tile_begin(last_tile) - tile_begin(first_tile)) * n_ * (k_ + 1);
-    const int64_t wanted = work / kGemmGrain, available = max_threads();
-    const int64_t threads = wanted < 1 ? 1 : wanted < available ? wanted : available;
-    const ThreadGrid grid = thread_grid(threads, last_tile - first_tile, panels_);
+  // The row tiles [first, last) of C; packed_a, if any, begins at tile `first`.
+  void compute(int64_t first, int64_t last, const A* packed_a) {
+    const int64_t work = (tiles_.begin(last) - tiles_.begin(first)) * n_ * (k_ + 1);
+    const int64_t wanted = work / kGemmGrain;
+    const int64_t threads = wanted < 2 ? 1 : min(wanted, max_threads());
+    const ThreadGrid grid = thread_grid(threads, last - first, panels_.count);
+    const EvenParts rows(last - first, grid.rows), columns(panels_.count, grid.columns);
     parallel_for(grid.rows * grid.columns, 1, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const int64_t row = r / grid.columns, column = r % grid.columns;
-        rectangle(first_tile, first_tile + part_begin(last_tile - first_tile, grid.rows, row),
-                  first_tile + part_begin(last_tile - first_tile, grid.rows, row + 1),
-                  part_begin(panels_, grid.columns, column), part_begin(panels_, grid.columns, column + 1),
-                  packed_a);
+        const int64_t top = first + rows.begin(row), bottom = first + rows.begin(row + 1);
+        const A* a = packed_a ? packed_a + (tiles_.begin(top) - tiles_.begin(first)) * k_ : nullptr;
+        rectangle(top, bottom, columns.begin(column), columns.begin(column + 1), a);
       }
     });
   }
 
-  // Tiles [first, last) of the panels [first_panel, last_panel). packed_a starts at tile block_first.
-  void rectangle(int64_t block_first, int64_t first, int64_t last, int64_t first_panel, int64_t last_panel,
-                 const A* packed_a) {
-    if (first == last) return;
-    const int64_t first_row = tile_begin(first);
+  // Row tiles [first, last) of the panels [first_panel, last_panel), on one thread.
+  void rectangle(int64_t first, int64_t last, int64_t first_panel, int64_t last_panel, const A* packed_a) {
+    const int64_t top = tiles_.begin(first), bottom = tiles_.begin(last);
     // With one pass a tile goes to the epilogue as soon as it is done; with several the sums of the whole
     // panel wait.
-    const int64_t rows_kept = passes_ == 1 ? kTileRows : tile_begin(last) - first_row;
+    const bool one_pass = passes_.count == 1;
+    const int64_t rows_kept = one_pass ? kTileRows : bottom - top;
     A* sums = static_cast<A*>(thread_scratch(Scratch::accumulate, rows_kept * kTileColumns<A> * sizeof(A)));
+    A* packed_b =
+        static_cast<A*>(thread_scratch(Scratch::pack_b, min(k_, kMaxDepth) * kTileColumns<A> * sizeof(A)));
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-      const int64_t column = panel_begin(panel);
-      const int64_t end = panel_begin(panel + 1) < n_ ? panel_begin(panel + 1) : n_;
-      const int64_t width = end - column, padded = ceil_div(width, kL) * kL;
-      if (region_ == Region::lower_triangle && column >= tile_begin(last)) break;
-      for (int64_t pass = 0; pass < passes_; ++pass) {
-        const int64_t p = pass_begin(pass), depth = pass_begin(pass + 1) - p;
-        const A* b;
-        int64_t b_row;
-        if (b_in_place(width, last - first)) {
+      const int64_t column = panels_.begin(panel) * kL;
+      const int64_t width = min(panels_.begin(panel + 1) * kL, n_) - column,
+                    padded = ceil_div(width, kL) * kL;
+      const int vectors = static_cast<int>(padded / kL);
+      const bool in_place = b_in_place(width, last - first);
+      for (int64_t pass = 0; pass < passes_.count; ++pass) {
+        const int64_t p = passes_.begin(pass), depth = passes_.begin(pass + 1) - p;
+        const A* b = packed_b;
+        int64_t b_row = padded;
+        if (in_place) {
           b = reinterpret_cast<const A*>(b_.data + p * b_.row_stride + column);
           b_row = b_.row_stride;
         } else {
-          A* packed =
-              static_cast<A*>(thread_scratch(Scratch::pack_b, kMaxDepth * kTileColumns<A> * sizeof(A)));
-          pack_panel(b_.at(p, column).transposed(), width, depth, packed, padded);
-          b = packed;
-          b_row = padded;
+          pack_panel(b_.at(p, column).transposed(), width, depth, packed_b, padded);
         }
-        for (int64_t t = first; t < last; ++t) {
-          const int64_t i = tile_begin(t), height = tile_begin(t + 1) - i;
-          if (region_ == Region::lower_triangle && column >= i + height) continue;
-          A* tile = passes_ == 1 ? sums : sums + (i - first_row) * padded;
-          const auto kernel = microkernel_for<A>(static_cast<int>(height), static_cast<int>(padded / kL));
-          if (packed_a)
-            kernel(depth, packed_a + (i - tile_begin(block_first)) * k_ + p * height, 1, height, b, b_row,
-                   tile, padded, pass > 0);
-          else
-            kernel(depth, reinterpret_cast<const A*>(a_.data + i * a_.row_stride + p * a_.column_stride),
-                   a_.row_stride, a_.column_stride, b, b_row, tile, padded, pass > 0);
-          if (pass == passes_ - 1) finish(i, height, column, width, tile, padded);
+        for (int64_t t = first, i = top; t < last; ++t) {
+          const int64_t height = tiles_.begin(t + 1) - i;
+          if (region_ == Region::full || column < i + height) {
+            A* tile = one_pass ? sums : sums + (i - top) * padded;
+            const Microkernel<A> kernel = microkernel_for<A>(static_cast<int>(height), vectors);
+            if (packed_a)
+              kernel(depth, packed_a + (i - top) * k_ + p * height, 1, height, b, b_row, tile, padded,
+                     pass > 0);
+            else
+              kernel(depth, reinterpret_cast<const A*>(a_.data + i * a_.row_stride + p * a_.column_stride),
+                     a_.row_stride, a_.column_stride, b, b_row, tile, padded, pass > 0);
+            if (pass == passes_.count - 1) finish(i, height, column, width, tile, padded);
+          }
+          i += height;
         }
       }
     }
@@ -172,21 +165,22 @@ class Gemm {
   void finish(int64_t i, int64_t height, int64_t column, int64_t width, const A* tile, int64_t stride) const {
     for (int64_t r = 0; r < height; ++r)
       for (int64_t j = 0; j < width; j += kL)
-        epilogue_(i + r, column + j, load(tile + r * stride + j),
-                  width - j < kL ? static_cast<int>(width - j) : static_cast<int>(kL));
+        epilogue_(i + r, column + j, load(tile + r * stride + j), static_cast<int>(min(kL, width - j)));
   }
 
-  const int64_t m_, n_, k_;
+  const int64_t n_, k_;
   const Operand<T> a_, b_;
   const Region region_;
   const Epilogue epilogue_;
-  int64_t row_tiles_, vectors_, panels_, passes_;
+  const EvenParts tiles_;   // rows of C, of at most kTileRows
+  const EvenParts panels_;  // columns of C in vectors, of at most kTileVectors
+  const EvenParts passes_;  // K, of at most kMaxDepth
 };
 
 template <class T, class Epilogue>
 void gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, const Epilogue& epilogue,
           Region region = Region::full) {
-  Gemm<T, Epilogue>(m, n, k, a, b, region, epilogue).run();
+  if (m > 0 && n > 0) Gemm<T, Epilogue>(m, n, k, a, b, region, epilogue).run();
 }
 
 }  // namespace fastnn::FASTNN_ISA

@@ -2,6 +2,7 @@
 // values to float and applying the mask on the way.
 #pragma once
 
+#include "gemm/blocking.h"
 #include "gemm/operand.h"
 #include "gemm/transpose.h"
 
@@ -47,6 +48,22 @@ void pack_panel(const Operand<T>& source, int64_t width, int64_t depth, Acc<T>* 
   }
   for (; j < depth; ++j)
     for (int64_t i = 0; i < ld; ++i) dst[j * ld + i] = i < width ? source.value(i, j) : A{};
+}
+
+// Packs the row tiles [first, last) of A, each into height * K values, one after another. Where A is stored
+// by columns this walks a few columns of all tiles before the next: a tile alone would use a piece of each
+// cache line.
+template <class T>
+void pack_tiles(const Operand<T>& a, const EvenParts& tiles, int64_t first, int64_t last, int64_t k,
+                Acc<T>* dst) {
+  constexpr int64_t kColumns = 64;
+  const int64_t step = a.columns_contiguous() ? kColumns : k;
+  const int64_t origin = tiles.begin(first);
+  for (int64_t p = 0; p < k; p += step)
+    for (int64_t t = first; t < last; ++t) {
+      const int64_t i = tiles.begin(t), height = tiles.begin(t + 1) - i;
+      pack_panel(a.at(i, p), height, min(step, k - p), dst + (i - origin) * k + p * height, height);
+    }
 }
 
 }  // namespace fastnn::FASTNN_ISA
