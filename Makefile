@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PIP     = $(VENV)/bin/pip --disable-pip-version-check
 ARGS   ?=
-SOURCES := $(shell find csrc python CMakeLists.txt pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*')
+SOURCES := $(shell find csrc python benchmarks CMakeLists.txt pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*')
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .PHONY: train test lint format dev clean

@@ -24,7 +24,7 @@ namespace FASTNN_ISA {
 // Calls body(begin, end) on disjoint ranges that cover [0, n), on at most n / grain threads. How the range is
 // cut depends on the thread count, so body must not let an element's value depend on its range.
 template <class Body>
-inline void parallel_for(int64_t n, [[maybe_unused]] int64_t grain, const Body& body) {
+inline void parallel_for(int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;
 #ifdef _OPENMP
   const int64_t wanted = grain > 0 ? n / grain : n;

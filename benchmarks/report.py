@@ -1,0 +1,204 @@
+"""What a run gave, as JSON, as a table for the terminal and as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from .case import OURS, Case
+from .machine import Peaks
+from .runner import Result
+
+_SCHEMA = 1
+_DTYPES = {torch.float32: "", torch.float64: " fp64", torch.bfloat16: " bf16", torch.float16: " fp16"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole run. `peaks` holds those of one thread and of `settings["threads"]` threads, by threads."""
+
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    peaks: Mapping[int, Peaks]
+    results: Sequence[Result]
+    cache_bytes: int
+
+    def peak(self, case: Case) -> float:
+        """The measured peak that bounds a case, in its own unit of work a second."""
+        peaks = self.peaks[self.settings["threads"]]
+        if case.bytes:
+            return peaks.copy
+        return peaks.fma_float64 if case.dtype == torch.float64 else peaks.fma_float32
+
+    def notes(self, result: Result) -> list[str]:
+        """What must be known to read a result."""
+        case, notes = result.case, []
+        if result.refused:
+            notes.append(f"refused: {result.refused}")
+        if case.note:
+            notes.append(case.note)
+        if 0 < case.bytes <= self.cache_bytes:
+            notes.append("fits the last cache: may exceed the copy peak, which is that of memory")
+        if case.flops and case.dtype.itemsize == 2:
+            notes.append("of the float32 peak: 16-bit values are summed in float32")
+        notes += [f"torch ran it in our place: {reason}" for reason in result.fallbacks]
+        return notes
+
+
+def _work(case: Case) -> tuple[int, str]:
+    return (case.flops, "GFLOP/s") if case.flops else (case.bytes, "GB/s")
+
+
+def _result_json(report: Report, result: Result) -> dict[str, Any]:
+    case = result.case
+    work, unit = _work(case)
+    document: dict[str, Any] = {
+        "op": case.op,
+        "shape": case.shape,
+        "dtype": case.dtype_name,
+        "flops": case.flops,
+        "bytes": case.bytes,
+        "notes": report.notes(result),
+        "refused": result.refused,
+        "times": {
+            name: {
+                "seconds": asdict(samples.quartiles),
+                "samples": len(samples.seconds),
+                "repeats": samples.repeats,
+            }
+            for name, samples in result.samples.items()
+        },
+        "speedups": {name: asdict(speedup) for name, speedup in result.speedups.items()},
+    }
+    for name, samples in result.samples.items():
+        rate = work / samples.quartiles.median
+        document["times"][name] |= {
+            "rate": rate / 1e9,
+            "rate_unit": unit,
+            "fraction_of_peak": rate / report.peak(case),
+        }
+    return document
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The run as plain data: seconds, 1e9 units of work a second, fractions of 1."""
+    return {
+        "schema": _SCHEMA,
+        "machine": dict(report.machine),
+        "versions": dict(report.versions),
+        "settings": dict(report.settings),
+        "peaks": [asdict(peaks) for peaks in report.peaks.values()],
+        "results": [_result_json(report, result) for result in report.results],
+    }
+
+
+def seconds(value: float) -> str:
+    """Three digits and a unit: 12.3 us, 4.56 ms."""
+    for factor, unit in ((1e6, "us"), (1e3, "ms")):
+        if value * factor < 999.5:
+            return f"{value * factor:#.3g}".rstrip(".") + f" {unit}"
+    return f"{value:.3g} s"
+
+
+def title(case: Case) -> tuple[str, str]:
+    """Op and shape; a dtype other than float32 goes with the shape."""
+    return case.op, case.shape + _DTYPES[case.dtype]
+
+
+_HEADERS = (
+    "op",
+    "shape",
+    OURS,
+    "peer",
+    "its time",
+    "speed-up",
+    "quartiles",
+    "rate",
+    "of peak",
+    "",
+)
+
+
+def _rows(report: Report) -> tuple[list[tuple[str, ...]], list[str]]:
+    rows: list[tuple[str, ...]] = []
+    footnotes: dict[str, int] = {}
+    last_op = ""
+    for result in report.results:
+        op, shape = title(result.case)
+        marks = ",".join(str(footnotes.setdefault(note, len(footnotes) + 1)) for note in report.notes(result))
+        shown = op if op != last_op else ""
+        last_op = op
+        if result.refused:
+            rows.append((shown, shape, "refused", "", "", "", "", "", "", marks))
+            continue
+        ours = result.samples[OURS].quartiles.median
+        work, unit = _work(result.case)
+        rate = work / ours
+        cells = (shown, shape, seconds(ours))
+        figures = (
+            f"{rate / 1e9:#.3g} {unit}".replace(". ", " "),
+            f"{rate / report.peak(result.case):.0%}",
+            marks,
+        )
+        for peer, speedup in result.speedups.items():
+            theirs = seconds(result.samples[peer].quartiles.median)
+            spread = f"{speedup.q1:.2f} - {speedup.q3:.2f}"
+            rows.append((*cells, peer, theirs, f"{speedup.median:.2f} x", spread, *figures))
+            cells, figures = ("", "", ""), ("", "", "")
+    return rows, [f"{number}: {note}" for note, number in footnotes.items()]
+
+
+def _size(size: int) -> str:
+    return f"{size / 1024:.3g} KB" if size < 1 << 20 else f"{size / (1 << 20):.3g} MB"
+
+
+def _peak_lines(report: Report) -> list[str]:
+    return [
+        f"measured peak, {peaks.threads} thread{'s' if peaks.threads > 1 else ''}: "
+        f"FMA {peaks.fma_float32 / 1e9:.0f} GFLOP/s float32, {peaks.fma_float64 / 1e9:.0f} float64; "
+        f"copy {peaks.copy / 1e9:.1f} GB/s read + write ({peaks.copy_by}, {peaks.copy_bytes >> 20} MB)"
+        for peaks in report.peaks.values()
+    ]
+
+
+def _heading(report: Report) -> list[str]:
+    machine, settings = report.machine, report.settings
+    sizes = ", ".join(f"{name} {_size(size)}" for name, size in machine["caches"].items())
+    busy = ": a busy machine, expect noise" if machine["load_average"] > machine["cores"] / 2 else ""
+    return [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}" + (f"; {sizes}" if sizes else ""),
+        ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+        f"{settings['threads']} threads, {settings['rounds']} interleaved rounds, {settings['date']}, "
+        f"load {machine['load_average']:.1f} at the start{busy}",
+        *_peak_lines(report),
+    ]
+
+
+_LEGEND = (
+    "speed-up: median over rounds of the peer's time / ours, Python call included; "
+    "rate and fraction of the measured peak are ours, of the compulsory work."
+)
+
+
+def to_text(report: Report) -> str:
+    """The table for a terminal."""
+    rows, footnotes = _rows(report)
+    table = tabulate(rows, _HEADERS, tablefmt="simple", colalign=_ALIGNMENT, disable_numparse=True)
+    return "\n".join([*_heading(report), "", table, "", _LEGEND, *footnotes])
+
+
+def to_markdown(report: Report) -> str:
+    """The same as a markdown page."""
+    rows, footnotes = _rows(report)
+    table = tabulate(rows, _HEADERS, tablefmt="github", colalign=_ALIGNMENT, disable_numparse=True)
+    heading = [f"- {line}" for line in _heading(report)]
+    notes = [f"- {line}" for line in footnotes]
+    return "\n".join(["# fastnn benchmark", "", *heading, "", table, "", _LEGEND, "", *notes]).rstrip() + "\n"
+
+
+_ALIGNMENT = ("left", "left", "right", "left", "right", "right", "right", "right", "right", "left")

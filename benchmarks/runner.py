@@ -1,0 +1,166 @@
+"""Runs one case: checks the answers, then times the callables in interleaved rounds."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnn import _backend
+
+from .case import OURS, Call, Case, Workload
+
+# A sample shorter than this is repeated: it is tens of thousands of ticks of the clock, and long beside the
+# few microseconds by which an interrupt disturbs it.
+MIN_SAMPLE_SECONDS = 1e-3
+
+Clock = Callable[[], float]
+
+
+class WrongResultError(Exception):
+    """A peer's answer differs from ours: there is nothing to time."""
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """First quartile, median and third quartile."""
+
+    q1: float
+    median: float
+    q3: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Seconds of one call, one value for each round, the mean of `repeats` calls in a row."""
+
+    seconds: tuple[float, ...]
+    repeats: int
+
+    @property
+    def quartiles(self) -> Quartiles:
+        return Quartiles.of(self.seconds)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one case gave. `speedups` has, by peer, quartiles of the peer's time over ours in the same round.
+
+    `refused` says why nothing was timed; `fallbacks` lists ops that torch ran in our place.
+    """
+
+    case: Case
+    samples: Mapping[str, Samples]
+    speedups: Mapping[str, Quartiles]
+    refused: str | None = None
+    fallbacks: tuple[str, ...] = ()
+
+
+def _tensors(answer: Any) -> list[Tensor]:
+    return [answer.detach()] if isinstance(answer, Tensor) else [tensor.detach() for tensor in answer]
+
+
+def check(workload: Workload) -> None:
+    """Raise WrongResultError unless every callable gives our answer within the tolerance.
+
+    The tolerance bounds the largest difference, relative to the largest value of the tensor.
+    """
+    peers = [name for name in workload.calls if name != OURS]
+    for _ in range(workload.checked_calls):
+        ours = _tensors(workload.calls[OURS]())
+        for name in peers:
+            theirs = _tensors(workload.calls[name]())
+            if len(ours) != len(theirs):
+                raise WrongResultError(f"{OURS} gives {len(ours)} tensors, {name} {len(theirs)}")
+            for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+                _check_tensor(i, a, name, b, workload.tolerance)
+
+
+def _check_tensor(index: int, a: Tensor, name: str, b: Tensor, tolerance: float) -> None:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        raise WrongResultError(
+            f"tensor {index}: {OURS} gives {a.dtype} of shape {tuple(a.shape)}, "
+            f"{name} {b.dtype} of shape {tuple(b.shape)}"
+        )
+    a, b = a.double(), b.double()
+    scale, difference = b.abs().max().item(), (a - b).abs().max().item()
+    if not difference <= tolerance * scale:  # a NaN is refused too
+        raise WrongResultError(
+            f"tensor {index}: {OURS} and {name} differ by {difference:.3g} where values reach {scale:.3g} "
+            f"(allowed: {tolerance * scale:.3g})"
+        )
+
+
+def _sample(call: Call, repeats: int, clock: Clock) -> float:
+    start = clock()
+    for _ in range(repeats):
+        call()
+    return (clock() - start) / repeats
+
+
+def _repeats(call: Call, clock: Clock) -> int:
+    """Calls for one sample; finding them warms the call up."""
+    call()
+    repeats = 1
+    while True:
+        elapsed = _sample(call, repeats, clock) * repeats
+        if elapsed >= MIN_SAMPLE_SECONDS:
+            return repeats
+        # Aim a little beyond; at most tenfold, for a first sample may be off by as much.
+        repeats = max(
+            repeats + 1, min(10 * repeats, int(1.2 * repeats * MIN_SAMPLE_SECONDS / max(elapsed, 1e-9)))
+        )
+
+
+def measure(calls: Mapping[str, Call], rounds: int, clock: Clock = time.perf_counter) -> dict[str, Samples]:
+    """Time every callable once in each of `rounds` rounds: A B A B ..."""
+    repeats = {name: _repeats(call, clock) for name, call in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, call in calls.items():
+                seconds[name].append(_sample(call, repeats[name], clock))
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Samples(tuple(values), repeats[name]) for name, values in seconds.items()}
+
+
+def run_case(case: Case, rounds: int, clock: Clock = time.perf_counter) -> Result:
+    """Build, check and time one case."""
+    torch.manual_seed(0)
+    fallbacks: dict[str, None] = {}
+
+    def note(decision: _backend.Decision) -> None:
+        if decision.reason is not None:
+            fallbacks[f"{decision.op}: {decision.reason}"] = None
+
+    with _backend.recording(note):
+        workload = case.build()
+        try:
+            check(workload)
+        except WrongResultError as error:
+            return Result(case, {}, {}, refused=str(error), fallbacks=tuple(fallbacks))
+    samples = measure(workload.calls, rounds, clock)
+    ours = samples[OURS].seconds
+    speedups = {
+        name: Quartiles.of([b / a for a, b in zip(ours, theirs.seconds, strict=True)])
+        for name, theirs in samples.items()
+        if name != OURS
+    }
+    return Result(case, samples, speedups, fallbacks=tuple(fallbacks))

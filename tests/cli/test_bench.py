@@ -1,0 +1,228 @@
+"""`fastnn bench`: what is timed, in which order, what is refused, and what is written."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastnn import _backend
+from fastnn.cli import bench
+
+case_module = bench.load_benchmarks("case")
+runner = bench.load_benchmarks("runner")
+
+needs_native = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+
+
+class FakeMachine:
+    """A clock and calls that move it by a given time, and keep a diary."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.diary: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def call(self, name: str, seconds: float, answer: Any = None) -> Callable[[], Any]:
+        def run() -> Any:
+            self.now += seconds
+            self.diary.append(name)
+            return torch.ones(2) if answer is None else answer
+
+        return run
+
+
+def make_case(*, tolerance: float = 1e-6, checked_calls: int = 1, **calls: Callable[[], Any]) -> Any:
+    workload = case_module.Workload(calls, tolerance, checked_calls)
+    return case_module.Case("fake", "2", lambda: workload, flops=1000)
+
+
+def test_rounds_alternate() -> None:
+    machine = FakeMachine()
+    calls = {"fastnn": machine.call("a", 1.0), "torch": machine.call("b", 1.0)}
+    samples = runner.measure(calls, 3, machine.clock)
+    assert machine.diary == ["a", "a", "b", "b", *"ababab"]  # a warm-up and a calibration each, then rounds
+    assert samples["torch"].seconds == (1.0, 1.0, 1.0)
+    assert samples["torch"].repeats == 1
+
+
+def test_a_short_call_is_repeated_until_the_clock_can_tell() -> None:
+    machine = FakeMachine()
+    (samples,) = runner.measure({"fastnn": machine.call("a", 1e-6)}, 2, machine.clock).values()
+    assert samples.repeats * 1e-6 == pytest.approx(runner.MIN_SAMPLE_SECONDS, rel=0.25)
+    assert samples.seconds == pytest.approx((1e-6, 1e-6))
+
+
+def test_quartiles() -> None:
+    quartiles = runner.Quartiles.of([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert quartiles == runner.Quartiles(q1=2.0, median=3.0, q3=4.0)
+    assert runner.Quartiles.of([7.0]) == runner.Quartiles(7.0, 7.0, 7.0)
+
+
+def test_speedup_is_the_median_of_the_ratios_within_rounds() -> None:
+    machine = FakeMachine()
+    # A warm-up and a calibration, then three rounds.
+    ours, theirs = iter([1, 1, 1, 2, 4]), iter([1, 1, 4, 2, 6])
+
+    def timed(times: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            machine.now += next(times)
+            return torch.ones(2)
+
+        return run
+
+    case = make_case(fastnn=timed(ours), torch=timed(theirs), checked_calls=0)
+    result = runner.run_case(case, 3, machine.clock)
+    assert result.speedups["torch"].median == 1.5  # of 4, 1 and 1.5; the ratio of the medians is 2
+    assert result.speedups["torch"].q3 == 2.75
+    assert result.samples["fastnn"].quartiles.median == 2.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (torch.tensor([1.0, 1.1]), "differ by 0.1"),
+        (torch.tensor([1.0, float("nan")]), "differ by nan"),
+        (torch.ones(3), "of shape"),
+        (torch.ones(2, dtype=torch.float64), "float64"),
+        ((torch.ones(2), torch.ones(2)), "gives 1 tensors"),
+    ],
+)
+def test_a_wrong_result_is_refused_and_not_timed(answer: Any, told: str) -> None:
+    machine = FakeMachine()
+    case = make_case(fastnn=machine.call("a", 1.0), torch=machine.call("b", 1.0, answer))
+    result = runner.run_case(case, 3, machine.clock)
+    assert told in result.refused
+    assert machine.diary == ["a", "b"]
+    assert not result.samples
+    assert not result.speedups
+
+
+def test_an_answer_that_goes_wrong_in_a_later_call_is_refused() -> None:
+    machine = FakeMachine()
+    answers = iter([torch.ones(2), torch.ones(2), torch.zeros(2)])
+    case = make_case(
+        fastnn=machine.call("a", 1.0), torch=lambda: next(answers), tolerance=1e-6, checked_calls=3
+    )
+    assert "differ" in runner.run_case(case, 1, machine.clock).refused
+
+
+def test_an_op_that_torch_ran_is_reported() -> None:
+    def ours() -> torch.Tensor:
+        _backend.decide("fake_op", "of a reason")
+        return torch.ones(2)
+
+    result = runner.run_case(make_case(fastnn=ours, torch=lambda: torch.ones(2)), 1)
+    assert result.fallbacks == ("fake_op: of a reason",)
+
+
+def test_a_case_counts_either_flops_or_bytes() -> None:
+    for work in ({}, {"flops": 1, "bytes": 1}):
+        with pytest.raises(ValueError, match="either flops or bytes"):
+            case_module.Case("fake", "2", lambda: None, **work)
+
+
+def test_cases_are_registered_once_each() -> None:
+    cases = bench.load_benchmarks("cases").all_cases()
+    labels = [case.label for case in cases]
+    assert len(labels) == len(set(labels))
+    ops = {case.op.split()[0] for case in cases}
+    assert ops == {"linear", "relu", "cross_entropy", "gram", "adam", "training"}
+    assert {case.op.split()[0] for case in cases if case.quick} == ops
+
+
+def run(*options: str) -> int:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return bench.run(parser.parse_args(options))
+
+
+@needs_native
+def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    out = tmp_path / "new"
+    assert (
+        run("--quick", "--rounds", "2", "--threads", "1", "--filter", "relu forward", "--out", str(out)) == 0
+    )
+    assert torch.get_num_threads() == threads
+    table = capsys.readouterr().out
+    assert "relu forward" in table
+    assert "measured peak" in table
+
+    document = json.loads((out / "bench.json").read_text())
+    assert set(document) == {"schema", "machine", "versions", "settings", "peaks", "results"}
+    assert document["settings"]["threads"] == 1
+    assert document["versions"]["torch"] == torch.__version__
+    assert document["machine"]["isa"] == _backend.cpu.isa
+    for peaks in document["peaks"]:
+        assert min(peaks["fma_float32"], peaks["fma_float64"], peaks["copy"]) > 0
+    for result in document["results"]:
+        assert result["refused"] is None
+        assert "relu" in result["op"]
+        ours = result["times"]["fastnn"]
+        assert set(ours["seconds"]) == {"q1", "median", "q3"}
+        assert ours["samples"] == 2
+        work = result["flops"] or result["bytes"]
+        assert ours["rate"] == pytest.approx(work / ours["seconds"]["median"] / 1e9)
+        assert result["speedups"]["torch"]["median"] > 0
+
+    assert (out / "bench.md").read_text().startswith("# fastnn benchmark\n")
+    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_native
+def test_json_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--quick", "--rounds", "1", "--threads", "1", "--filter", "relu forward 1M", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [result["shape"] for result in document["results"]] == ["1M"]
+
+
+@needs_native
+def test_a_refused_case_fails_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = make_case(fastnn=lambda: torch.ones(2), torch=lambda: torch.zeros(2))
+    monkeypatch.setattr(bench.load_benchmarks("cases"), "all_cases", lambda: [wrong])
+    assert run("--threads", "1", "--rounds", "1") == 1
+    table = capsys.readouterr().out
+    assert "refused" in table
+    assert "differ by 1" in table
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--list", "--filter", "relu forward 1M") == 0
+    assert capsys.readouterr().out == "relu forward 1M float32\n"
+
+
+def test_nothing_to_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--filter", "no such case") == 1
+    assert "no case contains 'no such case'" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "tabulate" else find_spec(name, *rest),
+    )
+    assert run("--filter", "relu") == 1
+    assert 'tabulate not installed; try: pip install "fastnn[bench]"' in capsys.readouterr().err
+
+
+def test_torch_against_torch_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_backend, "_disabled_depth", 1)
+    assert run("--filter", "relu") == 1
+    assert "fastnn is disabled" in capsys.readouterr().err
