@@ -1,0 +1,151 @@
+"""The four files of MNIST: where they are looked for, how they are fetched, what they must contain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastnn.data.dataset import DataError, Dataset
+from fastnn.data.download import download
+from fastnn.data.idx import read_idx
+
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+"""Addresses up to the file's name; ``$FASTNN_MIRRORS`` (separated by blanks) replaces them."""
+
+
+@dataclass(frozen=True)
+class IdxFile:
+    """One file: its name without ``.gz``, its dimensions, and the md5 of its uncompressed bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    md5: str
+
+
+MNIST_FILES = (
+    IdxFile("train-images-idx3-ubyte", (60000, 28, 28), "6bbc9ace898e44ae57da46a324031adb"),
+    IdxFile("train-labels-idx1-ubyte", (60000,), "a25bea736e30d166cdddb491f175f624"),
+    IdxFile("t10k-images-idx3-ubyte", (10000, 28, 28), "2646ac647ad5339dbf082846283269ea"),
+    IdxFile("t10k-labels-idx1-ubyte", (10000,), "27ae3e4e09519cfbb04c329615203637"),
+)
+"""Training images, training labels, test images, test labels, in this order."""
+
+# Over the 47,040,000 pixels of the 60,000 training images, in units of a pixel (0 to 255).
+_MEAN, _STD = 33.318421, 78.567490
+
+
+class MnistUnavailableError(DataError):
+    """No directory that was searched holds MNIST, and no mirror gave it."""
+
+
+def cache_dir() -> Path:
+    """``$FASTNN_CACHE_DIR``, else ``$XDG_CACHE_HOME/fastnn``, else ``~/.cache/fastnn``."""
+    if own := os.environ.get("FASTNN_CACHE_DIR"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastnn"
+
+
+def mirrors() -> Sequence[str]:
+    """The mirrors in use: ``$FASTNN_MIRRORS`` where it is set (empty: none), else the built-in ones."""
+    own = os.environ.get("FASTNN_MIRRORS")
+    return MIRRORS if own is None else own.split()
+
+
+def load_mnist(
+    data_dir: str | Path | None,
+    notify: Callable[[str], None],
+    *,
+    files: Sequence[IdxFile] = MNIST_FILES,
+) -> Dataset:
+    """Find and read MNIST: ``data_dir``, then ``$FASTNN_DATA_DIR``, then the cache, then the mirrors.
+
+    A given ``data_dir`` is the only place looked in. ``$FASTNN_DATA_DIR`` may lack files (then ``notify`` is
+    told and the search goes on) but not hold bad ones. A bad file in the cache is fetched anew.
+
+    Raises:
+        DataError: a file in ``data_dir`` or ``$FASTNN_DATA_DIR`` is bad, or ``data_dir`` lacks one.
+        MnistUnavailableError: found nowhere; the message tells what was tried.
+    """
+    if data_dir is not None:
+        return _from_directory(Path(data_dir), files)
+    if environment := os.environ.get("FASTNN_DATA_DIR"):
+        lacking = _lacking(Path(environment), files)
+        if not lacking:
+            return _from_directory(Path(environment), files)
+        notify(f"FASTNN_DATA_DIR={environment} lacks {', '.join(lacking)}: looking elsewhere for MNIST")
+    cache = cache_dir() / "mnist"
+    if not _lacking(cache, files):
+        try:
+            return _from_directory(cache, files)
+        except DataError as error:
+            notify(f"the cached copy is bad and is fetched anew: {error}")
+    for file in files:
+        if not _cached_well(cache, file):
+            _fetch(cache, file, notify)
+    return _from_directory(cache, files)
+
+
+def _from_directory(directory: Path, files: Sequence[IdxFile]) -> Dataset:
+    if lacking := _lacking(directory, files):
+        raise DataError(f"{directory}: expected the MNIST files, plain or as .gz; lacks {', '.join(lacking)}")
+    arrays = [read_idx(_locate(directory, file), shape=file.shape, md5=file.md5) for file in files]
+    train_images, train_labels, test_images, test_labels = arrays
+    return Dataset(
+        name="mnist",
+        source=str(directory),
+        height=train_images.shape[1],
+        width=train_images.shape[2],
+        classes=10,
+        white=255,
+        mean=_MEAN,
+        std=_STD,
+        train_images=train_images.reshape(len(train_images), -1),
+        train_labels=train_labels.astype(np.int64),
+        test_images=test_images.reshape(len(test_images), -1),
+        test_labels=test_labels.astype(np.int64),
+    )
+
+
+def _locate(directory: Path, file: IdxFile) -> Path:
+    plain = directory / file.name
+    return plain if plain.is_file() else directory / f"{file.name}.gz"
+
+
+def _lacking(directory: Path, files: Sequence[IdxFile]) -> list[str]:
+    return [file.name for file in files if not _locate(directory, file).is_file()]
+
+
+def _cached_well(cache: Path, file: IdxFile) -> bool:
+    try:
+        read_idx(_locate(cache, file), shape=file.shape, md5=file.md5)
+    except (DataError, OSError):
+        return False
+    return True
+
+
+def _fetch(cache: Path, file: IdxFile, notify: Callable[[str], None]) -> None:
+    """Put ``file`` into the cache from the first mirror that gives it whole."""
+    failures = []
+    for mirror in mirrors():
+        url = f"{mirror}{file.name}.gz"
+        try:
+            download(
+                url,
+                cache / f"{file.name}.gz",
+                check=lambda path: read_idx(path, shape=file.shape, md5=file.md5),
+            )
+        except (DataError, OSError) as error:
+            failures.append(f"{url}: {error}")
+            continue
+        # A bad plain file would be preferred to the fresh compressed one.
+        (cache / file.name).unlink(missing_ok=True)
+        notify(f"downloaded {url} to {cache}")
+        return
+    raise MnistUnavailableError("; ".join(failures) or "not in the cache, and no mirror is set")

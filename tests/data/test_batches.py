@@ -1,0 +1,66 @@
+"""Batches: every sample once an epoch, in an order that the seed decides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastnn.data import Batches
+
+MEAN, STD = 33.0, 78.0
+
+
+def make(rows: int = 23, batch_size: int = 5, dtype: torch.dtype = torch.float32, seed: int = 0) -> Batches:
+    """Images whose first pixel is their number, labelled with it."""
+    images = torch.arange(rows, dtype=torch.uint8)[:, None].repeat(1, 7)
+    return Batches(
+        images, torch.arange(rows), batch_size=batch_size, mean=MEAN, std=STD, dtype=dtype, seed=seed
+    )
+
+
+def epoch_labels(batches: Batches) -> list[int]:
+    return torch.cat([batches.get(index)[1] for index in range(len(batches))]).tolist()
+
+
+def test_each_sample_comes_once_with_its_label() -> None:
+    batches = make()
+    assert len(batches) == 5
+    sizes = []
+    for index in range(len(batches)):
+        images, labels = batches.get(index)
+        sizes.append(len(labels))
+        torch.testing.assert_close(images, ((labels[:, None].float() - MEAN) / STD).expand(-1, 7))
+    assert sizes == [5, 5, 5, 5, 3]
+    assert sorted(epoch_labels(batches)) == list(range(23))
+
+
+def test_the_order_is_new_in_each_epoch_and_the_same_for_a_seed() -> None:
+    one, same, other = make(), make(), make(seed=1)
+    first = epoch_labels(one)
+    assert first == epoch_labels(same)
+    assert first != epoch_labels(other)
+    one.start_epoch()
+    same.start_epoch()
+    assert epoch_labels(one) == epoch_labels(same) != first
+
+
+def test_restore_goes_on_as_the_original() -> None:
+    original, restored = make(), make(seed=9)
+    original.start_epoch()
+    restored.restore(original.state())
+    for _ in range(3):
+        assert epoch_labels(original) == epoch_labels(restored)
+        original.start_epoch()
+        restored.start_epoch()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_normalised_in_the_dtype(dtype: torch.dtype) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)[None]
+    exact = (pixels.double() - MEAN) / STD
+    result = make(dtype=dtype).normalise(pixels)
+    assert result.dtype == dtype
+    # Scale and offset are rounded, then product and sum: four roundings of values up to 256 / STD.
+    tolerance = 4 * torch.finfo(dtype).eps * 256 / STD
+    assert (result.double() - exact).abs().max().item() <= tolerance
+    assert pixels[0, 255] == 255

@@ -1,0 +1,202 @@
+"""Downloads from a server on this machine that behaves well, badly, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fastnn.data import DataError, load
+from fastnn.data.download import download
+from fastnn.data.mnist import MnistUnavailableError, cache_dir, load_mnist
+
+
+class Server:
+    """Answers with `files` by path; those in `cut` come half, those in `trickle` byte by byte."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.cut: set[str] = set()
+        self.trickle: set[str] = set()
+        self.asked: list[str] = []
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.asked.append(self.path)
+                if self.path not in server.files:
+                    self.send_error(404)
+                    return
+                data = server.files[self.path]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                if self.path in server.trickle:
+                    for value in data:
+                        self.wfile.write(bytes([value]))
+                        time.sleep(0.02)
+                else:
+                    self.wfile.write(data[: len(data) // 2] if self.path in server.cut else data)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):  # the client may hang up, as some tests want it to
+                    super().handle()
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self._server.server_address[1]}/"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def dead_address() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}/"
+
+
+def offer(server: Server, miniature, prefix: str) -> str:
+    for name, data in miniature.content.items():
+        server.files[f"/{prefix}/{name}.gz"] = gzip.compress(data)
+    return f"{server.address}{prefix}/"
+
+
+def leftovers(directory: Path) -> list[str]:
+    return [path.name for path in directory.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_downloads_once_into_the_cache(server: Server, miniature, monkeypatch) -> None:
+    monkeypatch.setenv("FASTNN_MIRRORS", offer(server, miniature, "good"))
+    said: list[str] = []
+    data = load_mnist(None, said.append, files=miniature.files)
+    assert data.name == "mnist"
+    assert len(server.asked) == 4
+    assert len(said) == 4
+    assert leftovers(cache_dir()) == []
+    load_mnist(None, said.append, files=miniature.files)
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("fault", ["dead", "404", "cut", "html", "wrong content"])
+def test_goes_on_to_the_next_mirror(
+    server: Server, dead_address: str, miniature, monkeypatch, fault: str
+) -> None:
+    bad, good = offer(server, miniature, "bad"), offer(server, miniature, "good")
+    first = miniature.files[0].name
+    path = f"/bad/{first}.gz"
+    if fault == "dead":
+        bad = dead_address
+    elif fault == "404":
+        del server.files[path]
+    elif fault == "cut":
+        server.cut.add(path)
+    elif fault == "html":
+        server.files[path] = b"<html>please log in</html>"
+    else:
+        content = miniature.content[first]
+        server.files[path] = gzip.compress(content[:-1] + bytes([content[-1] ^ 1]))
+    monkeypatch.setenv("FASTNN_MIRRORS", f"{bad} {good}")
+    said: list[str] = []
+    assert load_mnist(None, said.append, files=miniature.files).name == "mnist"
+    assert any(f"{good}{first}.gz" in message for message in said)
+    assert leftovers(cache_dir()) == []
+
+
+def test_a_bad_cached_file_is_fetched_anew(server: Server, miniature, monkeypatch) -> None:
+    cache = miniature.write(cache_dir() / "mnist", compressed=False)
+    bad = miniature.files[1].name
+    (cache / bad).write_bytes(b"half a fi")
+    monkeypatch.setenv("FASTNN_MIRRORS", offer(server, miniature, "good"))
+    said: list[str] = []
+    load_mnist(None, said.append, files=miniature.files)
+    assert server.asked == [f"/good/{bad}.gz"]
+    assert "the cached copy is bad" in said[0]
+    load_mnist(None, said.append, files=miniature.files)
+    assert len(server.asked) == 1
+
+
+def test_every_mirror_failing_is_told_one_by_one(
+    server: Server, dead_address: str, miniature, monkeypatch
+) -> None:
+    server.files[f"/bad/{miniature.files[0].name}.gz"] = b"<html>"
+    monkeypatch.setenv("FASTNN_MIRRORS", f"{dead_address} {server.address}bad/ {server.address}none/")
+    with pytest.raises(MnistUnavailableError) as error:
+        load_mnist(None, lambda message: None, files=miniature.files)
+    for expected in (dead_address, "Connection refused", "not an IDX file", "404"):
+        assert expected in str(error.value)
+    assert list((cache_dir() / "mnist").iterdir()) == []
+
+
+def test_an_unreachable_mirror_ends_in_the_digits(dead_address: str, monkeypatch) -> None:
+    monkeypatch.setenv("FASTNN_MIRRORS", dead_address)
+    said: list[str] = []
+    assert load(None, said.append).name == "digits"
+    assert "Connection refused" in said[-1]
+
+
+def test_a_cache_that_cannot_be_written_ends_in_the_digits(
+    tmp_path: Path, server: Server, monkeypatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASTNN_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setenv("FASTNN_MIRRORS", server.address)
+    assert load(None, lambda message: None).name == "digits"
+
+
+def test_a_trickling_answer_is_given_up(tmp_path: Path, server: Server) -> None:
+    """Each byte comes within the time for a piece, but all of them would take 20 s."""
+    server.files["/slow"] = bytes(1000)
+    server.trickle.add("/slow")
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=r"not complete after 0\.2 s"):
+        download(f"{server.address}slow", tmp_path / "f", check=lambda path: None, total_seconds=0.2)
+    assert time.monotonic() - begun < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_silent_server_is_given_up(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/f"
+        with pytest.raises(OSError, match="timed out"):
+            download(url, tmp_path / "f", check=lambda path: None, stall_seconds=0.2)
+
+
+def test_a_refused_file_leaves_the_old_one(tmp_path: Path, server: Server) -> None:
+    server.files["/new"] = b"new"
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+
+    def refuse(path: Path) -> None:
+        assert path.read_bytes() == b"new"
+        raise DataError("not this one")
+
+    with pytest.raises(DataError, match="not this one"):
+        download(f"{server.address}new", path, check=refuse)
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["f"]
