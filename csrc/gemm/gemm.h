@@ -11,6 +11,7 @@
 #pragma once
 
 #include "core/parallel.h"
+#include "gemm/dot.h"
 #include "gemm/microkernel.h"
 #include "gemm/pack.h"
 
@@ -24,6 +25,14 @@ constexpr int64_t kGemmGrain = 1 << 17;
 
 // Rows of A packed at a time: a bound on the memory that packing takes.
 constexpr int64_t kMaxPackedBytes = int64_t{8} << 20;
+
+// The largest smaller side of C for which the dot form is chosen.
+constexpr int64_t kDotLargestSide = 128;
+
+inline int64_t worthwhile_threads(int64_t multiply_adds) {
+  const int64_t wanted = multiply_adds / kGemmGrain;
+  return wanted < 2 ? 1 : min(wanted, max_threads());
+}
 
 // How threads share the tiles: `rows` x `columns` rectangles.
 struct ThreadGrid {
@@ -103,9 +112,7 @@ class Gemm {
   // The row tiles [first, last) of C; packed_a, if any, begins at tile `first`.
   void compute(int64_t first, int64_t last, const A* packed_a) {
     const int64_t work = (tiles_.begin(last) - tiles_.begin(first)) * n_ * (k_ + 1);
-    const int64_t wanted = work / kGemmGrain;
-    const int64_t threads = wanted < 2 ? 1 : min(wanted, max_threads());
-    const ThreadGrid grid = thread_grid(threads, last - first, panels_.count);
+    const ThreadGrid grid = thread_grid(worthwhile_threads(work), last - first, panels_.count);
     const EvenParts rows(last - first, grid.rows), columns(panels_.count, grid.columns);
     parallel_for(grid.rows * grid.columns, 1, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
@@ -177,10 +184,45 @@ class Gemm {
   const EvenParts passes_;  // K, of at most kMaxDepth
 };
 
+// Whether the dot form is faster: both operands contiguous along K and long enough to pay for adding up the
+// lanes, and one side of C so small that packing for the register tile does not pay.
+template <class T>
+bool dot_form(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b) {
+  if (sizeof(T) != sizeof(Acc<T>) || a.mask || b.mask || a.column_stride != 1 || b.row_stride != 1)
+    return false;
+  return k >= 8 * kLanes<Acc<T>> && min(m, n) <= kDotLargestSide;
+}
+
+template <class T, class Epilogue>
+void dot_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b,
+              const Epilogue& epilogue, Region region) {
+  using A = Acc<T>;
+  const int64_t row_tiles = ceil_div(m, kDotRows), column_tiles = ceil_div(n, kLanes<A>);
+  const ThreadGrid grid = thread_grid(worthwhile_threads(m * n * k), row_tiles, column_tiles);
+  const EvenParts rows(row_tiles, grid.rows), columns(column_tiles, grid.columns);
+  parallel_for(grid.rows * grid.columns, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t row = r / grid.columns, column = r % grid.columns;
+      const int64_t top = rows.begin(row) * kDotRows, bottom = min(rows.begin(row + 1) * kDotRows, m);
+      const int64_t left = columns.begin(column) * kLanes<A>,
+                    right = min(columns.begin(column + 1) * kLanes<A>, n);
+      A* scratch = static_cast<A*>(
+          thread_scratch(Scratch::accumulate, kDotRows * (right - left + kLanes<A>)*sizeof(A)));
+      dot_rectangle(top, bottom, left, right, k, reinterpret_cast<const A*>(a.data), a.row_stride,
+                    reinterpret_cast<const A*>(b.data), b.column_stride, region == Region::lower_triangle,
+                    epilogue, scratch);
+    }
+  });
+}
+
 template <class T, class Epilogue>
 void gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, const Epilogue& epilogue,
           Region region = Region::full) {
-  if (m > 0 && n > 0) Gemm<T, Epilogue>(m, n, k, a, b, region, epilogue).run();
+  if (m == 0 || n == 0) return;
+  if (dot_form(m, n, k, a, b))
+    dot_gemm(m, n, k, a, b, epilogue, region);
+  else
+    Gemm<T, Epilogue>(m, n, k, a, b, region, epilogue).run();
 }
 
 }  // namespace fastnn::FASTNN_ISA
