@@ -157,9 +157,14 @@ def _size(size: int) -> str:
     return f"{size / 1024:.3g} KB" if size < 1 << 20 else f"{size / (1 << 20):.3g} MB"
 
 
+def threads(count: int) -> str:
+    """1 thread, 2 threads."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def _peak_lines(report: Report) -> list[str]:
     return [
-        f"measured peak, {peaks.threads} thread{'s' if peaks.threads > 1 else ''}: "
+        f"measured peak, {threads(peaks.threads)}: "
         f"FMA {peaks.fma_float32 / 1e9:.0f} GFLOP/s float32, {peaks.fma_float64 / 1e9:.0f} float64; "
         f"copy {peaks.copy / 1e9:.1f} GB/s read + write ({peaks.copy_by}, {peaks.copy_bytes >> 20} MB)"
         for peaks in report.peaks.values()
@@ -173,7 +178,7 @@ def _heading(report: Report) -> list[str]:
     return [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}" + (f"; {sizes}" if sizes else ""),
         ", ".join(f"{name} {version}" for name, version in report.versions.items()),
-        f"{settings['threads']} threads, {settings['rounds']} interleaved rounds, {settings['date']}, "
+        f"{threads(settings['threads'])}, {settings['rounds']} interleaved rounds, {settings['date']}, "
         f"load {machine['load_average']:.1f} at the start{busy}",
         *_peak_lines(report),
     ]
