@@ -98,7 +98,7 @@ _has_storage = torch._C._has_storage
 
 def _tensor_reason(t: Tensor) -> str | None:
     if type(t) not in _PLAIN_TYPES:
-        kind = "a tensor subclass" if isinstance(t, Tensor) else "not a tensor"
+        kind = "a tensor subclass" if isinstance(t, torch.Tensor) else "not a tensor"
         return f"{type(t).__name__} is {kind}"
     if not t.is_cpu:
         return f"no kernels for device {t.device.type}"
@@ -151,6 +151,8 @@ def torch_reason(*tensors: Tensor | None) -> str | None:
     dtype = None
     for t in tensors:
         if t is None:
+            if dtype is None:
+                return "NoneType is not a tensor"  # only arguments behind the first are optional
             continue
         reason = _tensor_reason(t)
         if reason is not None:

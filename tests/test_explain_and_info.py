@@ -1,0 +1,87 @@
+"""explain, info and `fastnn info`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+import torch
+
+import fastnn
+from fastnn import _backend, functional
+from fastnn._backend import Decision
+from fastnn.cli import info as info_command
+
+native = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+
+
+def step(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    y = functional.relu(functional.relu(x) * scale)
+    functional.relu(torch.zeros(2, dtype=torch.int64))
+    y.sum().backward()
+    return y
+
+
+@native
+def test_explain() -> None:
+    seen = fastnn.explain(step, torch.ones(3, requires_grad=True), scale=2.0)
+    assert seen.result.tolist() == [2.0] * 3
+    integer = Decision("relu", "no kernels for dtype torch.int64")
+    backward = Decision("relu_backward", None)
+    assert seen.decisions == (Decision("relu", None),) * 2 + (integer,) + (backward,) * 2
+    assert str(seen).splitlines() == [
+        "op             calls  ran on  why not natively",
+        "relu               2  native",
+        "relu               1  torch   no kernels for dtype torch.int64",
+        "relu_backward      2  native",
+    ]
+
+
+def test_explain_of_nothing_and_of_an_error() -> None:
+    assert str(fastnn.explain(lambda: 3)) == "no fastnn op ran"
+    with pytest.raises(KeyError):
+        fastnn.explain(lambda: {}["x"])
+    assert _backend._recorders == []
+    with pytest.raises(TypeError):
+        fastnn.explain(3)  # type: ignore[arg-type]
+
+
+def test_info() -> None:
+    info = fastnn.info()
+    assert info.fastnn == fastnn.__version__
+    assert info.torch == torch.__version__
+    assert info.native == (_backend.torch_reason() is None)
+    assert "CUDA" in info.cuda
+    assert json.loads(json.dumps(info.as_dict())) == info.as_dict()
+    text = str(info)
+    for value in (info.fastnn, info.torch, info.python, info.cuda):
+        assert value in text
+
+
+@native
+def test_info_tells_the_instruction_sets(isa: str) -> None:
+    info = fastnn.info()
+    assert (info.isa, info.best_isa) == (isa, _backend.cpu.best_isa)
+    assert (f"the best here is {info.best_isa}" in str(info)) == (isa != info.best_isa)
+    assert info.compiler
+
+
+@native
+def test_info_tells_that_fastnn_is_off() -> None:
+    assert fastnn.info().why_not_native is None
+    with fastnn.disabled():
+        assert fastnn.info().why_not_native == "fastnn is disabled"
+        assert "off: fastnn is disabled" in str(fastnn.info())
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_command(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    info_command.add_arguments(parser)
+    assert info_command.run(parser.parse_args(["--json"] if as_json else [])) == 0
+    out = capsys.readouterr().out
+    if as_json:
+        assert json.loads(out) == fastnn.info().as_dict()
+    else:
+        assert out.strip() == str(fastnn.info())

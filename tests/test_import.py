@@ -1,0 +1,244 @@
+"""`import fastnn` in fresh processes: what it loads, what it starts, and how the environment steers it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import fastnn
+from fastnn import _backend
+
+PACKAGE = Path(fastnn.__file__).parent
+
+native = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="makes its processes with fork")
+
+# Importing torch takes seconds, so one process does it and every test runs in a fork of that.
+SERVER = """
+import json, os, sys, traceback
+import torch
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        for name, target in (("stdout", 1), ("stderr", 2)):
+            os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT), target)
+        os.environ.update(job["environment"])
+        sys.path.insert(0, job["path"])
+        status = 0
+        try:
+            exec(job["code"], {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+class Run(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+
+
+Runner = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """`run(code, path, **environment)` in a process where torch is imported and fastnn is not.
+
+    `path` is where fastnn is found; by default where this process has it.
+    """
+    files, count = tmp_path_factory.mktemp("run"), itertools.count()
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith(("FASTNN_", "PYTHONPATH"))
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+
+    def run_one(code: str, path: Path = PACKAGE.parent, **environment: str) -> Run:
+        number = next(count)
+        out, err = files / f"{number}.out", files / f"{number}.err"
+        job = {"code": code, "path": str(path), "environment": environment}
+        print(json.dumps(job | {"stdout": str(out), "stderr": str(err)}), file=server.stdin, flush=True)
+        status = int(server.stdout.readline())
+        return Run(status, out.read_text().strip(), err.read_text().strip())
+
+    yield run_one
+    server.stdin.close()
+    server.stdout.close()
+    assert server.wait(timeout=60) == 0
+
+
+def output(done: Run) -> str:
+    """What a process printed that must have succeeded."""
+    assert done.status == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def uncompiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package as a source checkout has it: without the compiled module."""
+    root = tmp_path_factory.mktemp("uncompiled")
+    shutil.copytree(PACKAGE, root / "fastnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return root
+
+
+@native
+def test_the_best_instruction_set_is_taken(run: Runner) -> None:
+    code = "import fastnn; print(fastnn.info().isa)"
+    assert output(run(code)) == _backend.cpu.best_isa
+    assert output(run(code, FASTNN_CPU_ISA="")) == _backend.cpu.best_isa
+
+
+@native
+def test_each_instruction_set_can_be_forced(run: Runner, isa: str) -> None:
+    code = """
+import torch, fastnn
+print(fastnn.info().isa, fastnn.functional.relu(torch.tensor([-1., 2.])).tolist())
+"""
+    assert output(run(code, FASTNN_CPU_ISA=isa)) == f"{isa} [0.0, 2.0]"
+
+
+@native
+def test_an_unknown_instruction_set_is_an_error(run: Runner) -> None:
+    done = run("import fastnn", FASTNN_CPU_ISA="avx9000")
+    assert done.status != 0
+    assert "ValueError: FASTNN_CPU_ISA=avx9000: expected one of" in done.stderr
+
+
+@pytest.mark.parametrize(("value", "native_on"), [("1", False), ("0", True), ("", True)])
+@native
+def test_disable_variable(run: Runner, value: str, native_on: bool) -> None:
+    code = "import fastnn; i = fastnn.info(); print(i.native, i.why_not_native)"
+    want = "True None" if native_on else "False fastnn is disabled"
+    assert output(run(code, FASTNN_DISABLE=value)) == want
+
+
+def test_without_the_compiled_module(run: Runner, uncompiled: Path) -> None:
+    code = """
+import warnings
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    import fastnn
+    import torch
+    x = torch.tensor([[-1.0, 2.0]], requires_grad=True)
+    fastnn.functional.relu(x).sum().backward()
+    fastnn.nn.MLP([2, 3, 1])(x).sum().backward()
+ours = [w for w in seen if "fastnn" in str(w.message)]
+assert len(ours) == 1, ours
+print(ours[0].category.__name__, "|", ours[0].message, "|", x.grad.shape)
+print(fastnn.info())
+print(fastnn.explain(fastnn.functional.relu, x))
+"""
+    text = output(run(code, uncompiled))
+    reason = "the compiled module fastnn._cpu is not built in this installation"
+    assert f"RuntimeWarning | fastnn runs on plain torch ops: {reason}." in text
+    assert f"off: {reason}" in text
+    assert text.splitlines()[-1].endswith(reason)
+
+
+def test_a_compiled_module_that_does_not_load(run: Runner, uncompiled: Path, tmp_path: Path) -> None:
+    shutil.copytree(uncompiled / "fastnn", tmp_path / "fastnn", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "fastnn" / f"_cpu{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a shared object")
+    code = (
+        "import warnings; warnings.simplefilter('ignore'); import fastnn; print(fastnn.info().why_not_native)"
+    )
+    assert "the compiled module fastnn._cpu does not load: " in output(run(code, tmp_path))
+
+
+def test_import_starts_nothing_and_loads_nothing_heavy(run: Runner) -> None:
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("counts threads in /proc")
+    code = """
+import os, sys, torch
+threads, modules = len(os.listdir("/proc/self/task")), set(sys.modules)
+import fastnn
+assert len(os.listdir("/proc/self/task")) == threads
+assert not torch.cuda.is_initialized()
+print(*(set(sys.modules) - modules))
+"""
+    loaded = set(output(run(code)).split())
+    assert "fastnn.functional" in loaded
+    heavy = ("tqdm", "matplotlib", "sklearn", "scipy", "pandas", "safetensors", "tensorboard", "sympy")
+    heavy += ("tabulate", "torch._dynamo", "torch._inductor", "torch.utils.tensorboard", "fastnn.cli")
+    assert [name for name in loaded if name.startswith(heavy)] == []
+
+
+@native
+def test_fork_after_a_parallel_region(run: Runner) -> None:
+    code = """
+import os, signal
+import torch, fastnn
+from fastnn import functional as F
+x, w, dy = torch.randn(1024, 512, requires_grad=True), torch.randn(512, 512), torch.randn(1024, 512)
+def work():  # no torch op here: those wait for threads that the fork did not copy
+    y = F.linear(F.relu(x), w, activation="relu")
+    return torch.autograd.grad(y, x, dy)[0].numpy()
+torch.set_num_threads(2)
+want = work()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    os._exit(0 if fastnn.info().threads == 1 and (work() == want).all() else 1)
+print(os.waitpid(pid, 0)[1])
+"""
+    assert output(run(code)) == "0"
+
+
+@native
+def test_thread_count_is_torchs() -> None:
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3, 2):
+            torch.set_num_threads(count)
+            assert _backend.cpu.max_threads() == count
+            assert fastnn.info().threads == count
+    finally:
+        torch.set_num_threads(threads)
+
+
+@native
+def test_log_variable_tells_each_decision_once_on_stderr(run: Runner) -> None:
+    code = """
+import torch, fastnn
+for _ in range(3):
+    fastnn.functional.relu(torch.zeros(2))
+    fastnn.functional.relu(torch.zeros(2, dtype=torch.int64))
+"""
+    done = run(code, FASTNN_LOG="1")
+    assert done.stderr.splitlines() == [
+        "fastnn: relu ran on its native kernel",
+        "fastnn: relu ran on torch (no kernels for dtype torch.int64)",
+    ]
+    assert run(code).stderr == ""
+    assert run(code, FASTNN_LOG="0").stderr == ""
+
+
+def test_the_log_obeys_the_users_logging(run: Runner) -> None:
+    code = """
+import logging
+logging.basicConfig(format="%(name)s %(message)s")
+import torch, fastnn
+fastnn.functional.relu(torch.zeros(2, device="meta"))
+"""
+    stderr = run(code, FASTNN_LOG="1").stderr
+    assert stderr.splitlines()[-1].startswith("fastnn fastnn: relu ran on torch (")
