@@ -4,10 +4,8 @@
 // M or N is too small to pay for packing.
 #pragma once
 
-#include "core/parallel.h"
 #include "gemm/blocking.h"
 #include "gemm/operand.h"
-#include "gemm/transpose.h"
 
 namespace fastnn::FASTNN_ISA {
 
@@ -25,65 +23,15 @@ constexpr int kDotColumns = 2;
 // by.
 constexpr int64_t kDotDepth = 1024;
 
-// sums[l] = sum of the lanes of vectors[l], for kLanes vectors, in a tree of fixed shape: a transposition
-// whose rows are added as soon as they are paired, 3 (kLanes - 1) instructions.
-template <class T, int W>
-FASTNN_INLINE void lane_sums_stage(Vec<T> (&vectors)[kLanes<T>]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) {
-    swap_blocks<T, W>(vectors[i], vectors[i + W], std::make_integer_sequence<int, kLanes<T>>{});
-    vectors[i] += vectors[i + W];
-  }
-  if constexpr (W > 1) lane_sums_stage<T, W / 2>(vectors);
-}
-template <class T>
-FASTNN_INLINE Vec<T> lane_sums(Vec<T> (&vectors)[kLanes<T>]) {
-  lane_sums_stage<T, kLanes<T> / 2>(vectors);
-  return vectors[0];
-}
-
-// tile[i * tile_stride + j] (+)= sum over p < depth of a[i * a_row + p] * b[j * b_row + p].
-template <int Rows, int Columns, class A>
-void dot_kernel(int64_t depth, const A* a, int64_t a_row, const A* b, int64_t b_row, A* tile,
-                int64_t tile_stride, bool accumulate) {
-  constexpr int kL = kLanes<A>;
-  constexpr int kTrees = (Rows * Columns + kL - 1) / kL;
-  Vec<A> sums[kTrees][kL] = {};
-  const auto step = [&](auto&& load_at) __attribute__((always_inline)) {
-    Vec<A> bs[Columns];
-#pragma GCC unroll 4
-    for (int j = 0; j < Columns; ++j) bs[j] = load_at(b + j * b_row);
-#pragma GCC unroll 4
-    for (int i = 0; i < Rows; ++i) {
-      Vec<A> ai = load_at(a + i * a_row);
-      keep_in_register(ai);
-#pragma GCC unroll 4
-      for (int j = 0; j < Columns; ++j) sums[(i * Columns + j) / kL][(i * Columns + j) % kL] += ai * bs[j];
-    }
-  };
-  int64_t p = 0;
-  for (; p + kL <= depth; p += kL) step([p](const A* from) { return load(from + p); });
-  if (const int rest = static_cast<int>(depth - p))
-    step([p, rest](const A* from) { return load_partial(from + p, rest); });
-
-  A flat[kTrees * kL];
-#pragma GCC unroll 16
-  for (int t = 0; t < kTrees; ++t) store(flat + t * kL, lane_sums<A>(sums[t]));
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Columns; ++j) {
-      A& to = tile[i * tile_stride + j];
-      to = accumulate ? to + flat[i * Columns + j] : flat[i * Columns + j];
-    }
-}
-
+// (depth, a, a_row, b, b_row, tile, tile_stride, accumulate):
+//   tile[i * tile_stride + j] (+)= sum over p < depth of a[i * a_row + p] * b[j * b_row + p].
 template <class A>
 using DotKernel = void (*)(int64_t, const A*, int64_t, const A*, int64_t, A*, int64_t, bool);
 
-template <class A, int... Index>
-DotKernel<A> dot_kernel_for(int rows, int columns, std::integer_sequence<int, Index...>) {
-  constexpr DotKernel<A> kTable[] = {dot_kernel<Index / kDotColumns + 1, Index % kDotColumns + 1, A>...};
-  return kTable[(rows - 1) * kDotColumns + columns - 1];
-}
+// The kernel for a tile of rows x columns: 1 <= rows <= kDotRows, 1 <= columns <= kDotColumns. For float and
+// double.
+template <class A>
+DotKernel<A> dot_kernel_for(int rows, int columns);
 
 // Rows [row, row_end) and columns [column, column_end) of C on one thread; `scratch` holds
 // kDotRows * (column_end - column + kLanes) values. epilogue as in gemm.h. In a lower triangle, columns
@@ -93,7 +41,6 @@ void dot_rectangle(int64_t row, int64_t row_end, int64_t column, int64_t column_
                    int64_t a_row, const A* b, int64_t b_row, bool lower_triangle, const Epilogue& epilogue,
                    A* scratch) {
   constexpr int64_t kL = kLanes<A>;
-  constexpr std::make_integer_sequence<int, kDotRows * kDotColumns> kTiles{};
   const EvenParts passes(k, ceil_div(k, kDotDepth));
   const EvenParts tiles(row_end - row, ceil_div(row_end - row, kDotRows));
   const int64_t stride = column_end - column + kL;  // room for the last vector that the epilogue is handed
@@ -104,7 +51,7 @@ void dot_rectangle(int64_t row, int64_t row_end, int64_t column, int64_t column_
       const int64_t p = passes.begin(pass), depth = passes.begin(pass + 1) - p;
       for (int64_t j = column; j < end; j += kDotColumns) {
         const int64_t width = min(kDotColumns, end - j);
-        dot_kernel_for<A>(static_cast<int>(height), static_cast<int>(width), kTiles)(
+        dot_kernel_for<A>(static_cast<int>(height), static_cast<int>(width))(
             depth, a + i * a_row + p, a_row, b + j * b_row + p, b_row, scratch + j - column, stride,
             pass > 0);
       }

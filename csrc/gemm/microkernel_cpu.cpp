@@ -1,0 +1,53 @@
+#include "gemm/microkernel.h"
+
+#include <utility>
+
+namespace fastnn::FASTNN_ISA {
+
+namespace {
+
+template <int Rows, int Vectors, class A>
+void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t b_row,
+                 A* tile, int64_t tile_stride, bool accumulate) {
+  constexpr int kL = kLanes<A>;
+  Vec<A> sums[Rows][Vectors] = {};
+  if (accumulate)
+    for (int i = 0; i < Rows; ++i)
+      for (int j = 0; j < Vectors; ++j) sums[i][j] = load(tile + i * tile_stride + j * kL);
+  for (int64_t p = 0; p < depth; ++p) {
+    Vec<A> bs[Vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) bs[j] = load(b + j * kL);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) {
+      Vec<A> ai = splat(a[i * a_row]);
+      keep_in_register(ai);
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) sums[i][j] += ai * bs[j];
+    }
+    a += a_column;
+    b += b_row;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) store(tile + i * tile_stride + j * kL, sums[i][j]);
+}
+
+template <class A, int... Index>
+Microkernel<A> find(int rows, int vectors, std::integer_sequence<int, Index...>) {
+  constexpr Microkernel<A> kTable[] = {microkernel<Index / kTileVectors + 1, Index % kTileVectors + 1, A>...};
+  return kTable[(rows - 1) * kTileVectors + vectors - 1];
+}
+
+}  // namespace
+
+template <class A>
+Microkernel<A> microkernel_for(int rows, int vectors) {
+  return find<A>(rows, vectors, std::make_integer_sequence<int, kTileRows * kTileVectors>{});
+}
+
+template Microkernel<float> microkernel_for<float>(int, int);
+template Microkernel<double> microkernel_for<double>(int, int);
+
+}  // namespace fastnn::FASTNN_ISA
