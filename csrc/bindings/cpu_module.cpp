@@ -18,8 +18,10 @@ PYBIND11_MODULE(_cpu, m) {
     select_cpu_kernels(name);
     m.attr("isa") = isa_name(selected_isa());
   });
+  register_cross_entropy(m);
   register_gram(m);
   register_linear(m);
   register_probe(m);
   register_relu(m);
+  register_vec_math(m);
 }

@@ -5,10 +5,12 @@
 
 namespace fastnn {
 
+void register_cross_entropy(pybind11::module_& m);
 void register_gram(pybind11::module_& m);
 void register_linear(pybind11::module_& m);
 void register_probe(pybind11::module_& m);
 void register_relu(pybind11::module_& m);
+void register_vec_math(pybind11::module_& m);
 
 // Releases the GIL for the life of the object where the work is worth it: handing the lock over costs more
 // than a kernel of a few microseconds.

@@ -2,18 +2,22 @@
 #pragma once
 
 #include "core/cpu_features.h"
+#include "ops/cross_entropy/cross_entropy.h"
 #include "ops/gram/gram.h"
 #include "ops/linear/linear.h"
 #include "ops/probe/probe.h"
 #include "ops/relu/relu.h"
+#include "ops/vec_math/vec_math.h"
 
 namespace fastnn {
 
 struct CpuKernels {
+  CrossEntropyKernels cross_entropy;
   GramKernels gram;
   LinearKernels linear;
   ProbeKernels probe;
   ReluKernels relu;
+  VecMathKernels vec_math;
 };
 
 // Chooses the variant: the best supported one, or the one that `requested` names ("" asks for the best).

@@ -1,7 +1,8 @@
 """The ops, with the names, defaults and semantics of :mod:`torch.nn.functional`."""
 
+from fastnn.ops.cross_entropy import cross_entropy
 from fastnn.ops.gram import gram_matrix
 from fastnn.ops.linear import linear
 from fastnn.ops.relu import relu
 
-__all__ = ["gram_matrix", "linear", "relu"]
+__all__ = ["cross_entropy", "gram_matrix", "linear", "relu"]

@@ -3,6 +3,7 @@
 from fastnn.nn.activation import ReLU
 from fastnn.nn.gram import GramMatrix
 from fastnn.nn.linear import Linear
+from fastnn.nn.loss import CrossEntropyLoss
 from fastnn.nn.mlp import MLP, Sequential
 
-__all__ = ["MLP", "GramMatrix", "Linear", "ReLU", "Sequential"]
+__all__ = ["MLP", "CrossEntropyLoss", "GramMatrix", "Linear", "ReLU", "Sequential"]

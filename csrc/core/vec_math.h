@@ -1,0 +1,123 @@
+// exp and log of a vector of float or double, the same source for every instruction set.
+//
+// Error bounds, tested in tests/ops/test_vec_math.py: exp 2 ulp (subnormal results 2 of the smallest
+// subnormal), log 2 ulp. NaN gives NaN, exp(inf) = inf, exp(-inf) = 0, log(0) = -inf, log(inf) = inf, log of
+// a negative number NaN.
+#pragma once
+
+#include "core/simd.h"
+
+namespace fastnn::FASTNN_ISA {
+
+template <class T>
+struct FloatFormat;
+
+template <>
+struct FloatFormat<float> {
+  using Int = int32_t;
+  static constexpr int kFractionBits = 23;
+  static constexpr Int kBias = 127;
+  // 1.5 * 2^23: adding it rounds a small number to an integer that then stands in the low bits.
+  static constexpr float kRounder = 0x1.8p23f;
+  // ln 2 in two parts: the first has 10 bits, so that its product with any exponent is exact.
+  static constexpr float kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;
+  // e^low rounds to 0 and e^high overflows.
+  static constexpr float kExpLow = -104.0f, kExpHigh = 89.0f;
+  // Taylor terms: (ln 2 / 2)^8 / 8! = 5e-9 and 2 / 11 * 0.172^10 = 4e-9 are left out, against 6e-8 for half
+  // an ulp.
+  static constexpr int kExpDegree = 7, kLogTerms = 4;
+  static constexpr float kSmallestNormal = 0x1p-126f, kLiftSubnormal = 0x1p23f;
+};
+
+template <>
+struct FloatFormat<double> {
+  using Int = int64_t;
+  static constexpr int kFractionBits = 52;
+  static constexpr Int kBias = 1023;
+  static constexpr double kRounder = 0x1.8p52;
+  static constexpr double kLn2High = 0x1.62e42fee00000p-1, kLn2Low = 0x1.a39ef35793c76p-33;
+  static constexpr double kExpLow = -746.0, kExpHigh = 710.0;
+  // (ln 2 / 2)^14 / 14! = 4e-18 and 2 / 23 * 0.172^22 = 1e-18 are left out, against 1e-16.
+  static constexpr int kExpDegree = 13, kLogTerms = 10;
+  static constexpr double kSmallestNormal = 0x1p-1022, kLiftSubnormal = 0x1p52;
+};
+
+template <class T>
+constexpr T factorial(int n) {
+  T product = 1;
+  for (int i = 2; i <= n; ++i) product *= static_cast<T>(i);
+  return product;
+}
+
+namespace detail {
+
+// 1/k! for k from `kFirst` to `kDegree`, by Horner's scheme unrolled at compile time.
+template <class T, int kFirst, int kDegree>
+FASTNN_INLINE Vec<T> exp_series(Vec<T> r) {
+  constexpr T kCoefficient = T(1) / factorial<T>(kFirst);
+  if constexpr (kFirst == kDegree)
+    return splat(kCoefficient);
+  else
+    return exp_series<T, kFirst + 1, kDegree>(r) * r + kCoefficient;
+}
+
+// 2/(2k+1) for k from `kFirst` to `kTerms`.
+template <class T, int kFirst, int kTerms>
+FASTNN_INLINE Vec<T> log_series(Vec<T> z) {
+  constexpr T kCoefficient = T(2) / T(2 * kFirst + 1);
+  if constexpr (kFirst == kTerms)
+    return splat(kCoefficient);
+  else
+    return log_series<T, kFirst + 1, kTerms>(z) * z + kCoefficient;
+}
+
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^x = 2^n e^r.
+template <class T>
+FASTNN_INLINE Vec<T> exp(Vec<T> x) {
+  using Format = FloatFormat<T>;
+  using IntVec = Vec<typename Format::Int>;
+  constexpr T kLog2E = T(1.44269504088896340736);
+  x = x < Format::kExpLow ? splat(Format::kExpLow) : x;  // a NaN passes both
+  x = x > Format::kExpHigh ? splat(Format::kExpHigh) : x;
+  const Vec<T> shifted = x * kLog2E + Format::kRounder;
+  const Vec<T> n = shifted - Format::kRounder;
+  const IntVec exponent = bit_cast<IntVec>(shifted) - bit_cast<IntVec>(splat(Format::kRounder));
+  const Vec<T> r = (x - n * Format::kLn2High) - n * Format::kLn2Low;
+  const Vec<T> series = (r * r) * exp_series<T, 2, Format::kExpDegree>(r) + r + T(1);
+  // 2^n in two factors: n itself may lie outside the exponents of normal numbers.
+  const IntVec half = exponent >> 1;
+  const IntVec low = (half + Format::kBias) << Format::kFractionBits;
+  const IntVec high = (exponent - half + Format::kBias) << Format::kFractionBits;
+  return series * bit_cast<Vec<T>>(low) * bit_cast<Vec<T>>(high);
+}
+
+// x = 2^n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)]; with s = f / (2 + f), log(1 + f) = 2 atanh(s)
+// = f - f^2/2 + s (f^2/2 + s^2 (2/3 + 2/5 s^2 + ...)), whose leading term is exact.
+template <class T>
+FASTNN_INLINE Vec<T> log(Vec<T> x) {
+  using Format = FloatFormat<T>;
+  using IntVec = Vec<typename Format::Int>;
+  constexpr T kSqrtHalf = T(0.70710678118654752440), kInfinity = T(__builtin_inf());
+  const auto subnormal = x < Format::kSmallestNormal;
+  const Vec<T> lifted = subnormal ? x * Format::kLiftSubnormal : x;
+  const IntVec bits = bit_cast<IntVec>(lifted);
+  const IntVec n = (bits - bit_cast<IntVec>(splat(kSqrtHalf))) >> Format::kFractionBits;
+  const Vec<T> f = bit_cast<Vec<T>>(bits - (n << Format::kFractionBits)) - T(1);
+  const Vec<T> scale =
+      __builtin_convertvector(n, Vec<T>) - (subnormal ? splat(T(Format::kFractionBits)) : Vec<T>{});
+  const Vec<T> s = f / (f + T(2)), z = s * s, half_square = f * f * T(0.5);
+  const Vec<T> rest =
+      s * (half_square + z * log_series<T, 1, Format::kLogTerms>(z)) + scale * Format::kLn2Low;
+  const Vec<T> finite = scale * Format::kLn2High - ((half_square - rest) - f);
+  const Vec<T> special = x == T(0) ? splat(-kInfinity) : (x == kInfinity ? x : splat(T(__builtin_nan(""))));
+  return (x > T(0)) & (x < kInfinity) ? finite : special;
+}
+
+}  // namespace detail
+
+FASTNN_INLINE Vec<float> exp(Vec<float> x) { return detail::exp<float>(x); }
+FASTNN_INLINE Vec<double> exp(Vec<double> x) { return detail::exp<double>(x); }
+FASTNN_INLINE Vec<float> log(Vec<float> x) { return detail::log<float>(x); }
+FASTNN_INLINE Vec<double> log(Vec<double> x) { return detail::log<double>(x); }
+
+}  // namespace fastnn::FASTNN_ISA

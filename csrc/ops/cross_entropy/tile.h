@@ -1,0 +1,136 @@
+// Few classes, or classes that are strided: as many rows at once as a vector has lanes. Maximum, sum, exp and
+// log then serve all of them together.
+#pragma once
+
+#include "core/parallel.h"
+#include "core/vec_math.h"
+#include "ops/cross_entropy/problem.h"
+
+namespace fastnn::FASTNN_ISA {
+
+namespace {
+
+// tile (classes, lanes) from n rows; lanes without a row are 0.
+template <class T>
+void load_tile(const T* x, int64_t row_stride, int64_t class_stride, int64_t classes, int n, Acc<T>* tile) {
+  constexpr int kStep = kLanes<Acc<T>>;
+  if (class_stride != 1) {
+    for (int64_t k = 0; k < classes; ++k)
+      store(tile + k * kStep,
+            n == kStep ? load(x + k * class_stride) : load_partial(x + k * class_stride, n));
+    return;
+  }
+  for (int lane = 0; lane < kStep; ++lane)
+    for (int64_t k = 0; k < classes; ++k)
+      tile[k * kStep + lane] = lane < n ? to_acc(x[lane * row_stride + k]) : Acc<T>(0);
+}
+
+template <class T>
+void store_tile(T* x, int64_t row_stride, int64_t class_stride, int64_t classes, int n, const Acc<T>* tile) {
+  constexpr int kStep = kLanes<Acc<T>>;
+  if (class_stride != 1) {
+    for (int64_t k = 0; k < classes; ++k) {
+      if (n == kStep)
+        store(x + k * class_stride, load(tile + k * kStep));
+      else
+        store_partial(x + k * class_stride, load(tile + k * kStep), n);
+    }
+    return;
+  }
+  for (int lane = 0; lane < n; ++lane)
+    for (int64_t k = 0; k < classes; ++k) x[lane * row_stride + k] = from_acc<T>(tile[k * kStep + lane]);
+}
+
+// Sum over the classes in two levels, so that the rounding error grows with its root.
+template <class A, class Term>
+FASTNN_INLINE Vec<A> sum_classes(int64_t classes, const Term& term) {
+  constexpr int64_t kBlock = 64;
+  Vec<A> total = {};
+  for (int64_t begin = 0; begin < classes; begin += kBlock) {
+    const int64_t end = begin + kBlock < classes ? begin + kBlock : classes;
+    Vec<A> part = {};
+    for (int64_t k = begin; k < end; ++k) part += term(k);
+    total += part;
+  }
+  return total;
+}
+
+// n rows that begin at `row`, in memory at offsets `x_offset` of the logits and `offset` of all else.
+template <class T>
+void tile_rows(const Problem<T>& p, int64_t row, int n, int64_t x_offset, int64_t offset, Sums& sums) {
+  using A = Acc<T>;
+  constexpr int kStep = kLanes<A>;
+  const int64_t classes = p.args.classes, inner = p.args.inner, class_stride = inner;
+  const int64_t row_stride = inner == 1 ? classes : 1, x_row_stride = inner == 1 ? p.args.outer_stride : 1;
+  const size_t tile_size = static_cast<size_t>(classes) * kStep;
+  A* tile = static_cast<A*>(thread_scratch(Scratch::row, (p.probabilities ? 2 : 1) * tile_size * sizeof(A)));
+  A* q_tile = tile + tile_size;
+  load_tile(static_cast<const T*>(p.args.logits) + x_offset, x_row_stride, class_stride, classes, n, tile);
+
+  Vec<A> largest = load(tile);
+  for (int64_t k = 1; k < classes; ++k) largest = max(largest, load(tile + k * kStep));
+
+  // From here on: what depends on the target. An index that is ignored stands for class 0 until the end.
+  int64_t index[kStep] = {};
+  A index_weight[kStep] = {}, index_distance[kStep] = {};
+  bool ignored[kStep] = {};
+  Vec<A> q_sum = {}, q_distance = {};  // sums over k of q_k and q_k (max - x_k)
+  if (p.probabilities) {
+    load_tile(p.probabilities + offset, row_stride, class_stride, classes, n, q_tile);
+    for (int64_t k = 0; k < classes; ++k)
+      store(q_tile + k * kStep, (load(q_tile + k * kStep) * p.keep + p.smooth) * p.weight_of(k));
+    q_sum = sum_classes<A>(classes, [&](int64_t k) { return load(q_tile + k * kStep); });
+    q_distance = sum_classes<A>(
+        classes, [&](int64_t k) { return load(q_tile + k * kStep) * (largest - load(tile + k * kStep)); });
+  } else {
+    for (int lane = 0; lane < n; ++lane) {
+      ignored[lane] = p.ignored(row + lane);
+      index[lane] = ignored[lane] ? 0 : p.index_of(row + lane);
+      index_weight[lane] = p.keep * p.weight_of(index[lane]);
+      index_distance[lane] = index_weight[lane] * (largest[lane] - tile[index[lane] * kStep + lane]);
+    }
+    if (p.dense) {
+      q_sum = splat(p.smooth * p.dense_weight);
+      q_distance = sum_classes<A>(classes, [&](int64_t k) {
+        return (p.smooth * p.weight_of(k)) * (largest - load(tile + k * kStep));
+      });
+    }
+  }
+
+  const Vec<A> total = sum_classes<A>(classes, [&](int64_t k) {
+    const Vec<A> e = exp(load(tile + k * kStep) - largest);
+    store(tile + k * kStep, e);
+    return e;
+  });
+  const Vec<A> log_total = log(total), lse = largest + log_total, pulls = q_sum + load(index_weight);
+  const Vec<A> loss = pulls * log_total + q_distance + load(index_distance);
+  for (int lane = 0; lane < n; ++lane) {
+    if (ignored[lane])
+      finish_row(p, row + lane, 0, 0, sums);
+    else
+      finish_row(p, row + lane, loss[lane], lse[lane], sums);
+  }
+  if (!p.args.gradient) return;
+
+  const Vec<A> factor = (pulls * p.gradient_scale + p.z_scale * lse) / total;
+  for (int64_t k = 0; k < classes; ++k) {
+    Vec<A> g = load(tile + k * kStep) * factor;
+    if (p.probabilities)
+      g -= load(q_tile + k * kStep) * p.gradient_scale;
+    else if (p.dense)
+      g -= p.smooth * p.weight_of(k) * p.gradient_scale;
+    store(tile + k * kStep, g);
+  }
+  if (!p.probabilities) {
+    for (int lane = 0; lane < n; ++lane) {
+      tile[index[lane] * kStep + lane] -= index_weight[lane] * p.gradient_scale;
+      if (ignored[lane])
+        for (int64_t k = 0; k < classes; ++k) tile[k * kStep + lane] = 0;
+    }
+  }
+  store_tile(static_cast<T*>(p.args.gradient) + offset, row_stride, class_stride, classes, n, tile);
+}
+
+}  // namespace
+
+}  // namespace fastnn::FASTNN_ISA

@@ -1,0 +1,259 @@
+"""Softmax cross-entropy, forward and gradient in one fused pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import _reduction
+
+from fastnn import _backend
+
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+_has_storage = torch._C._has_storage
+_INDEX_DTYPES = frozenset({torch.int64, torch.uint8})
+
+
+def cross_entropy_torch(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """:func:`cross_entropy` in torch ops: the fallback, and what double backward differentiates."""
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    loss = F.cross_entropy(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+    if z_loss == 0.0:
+        return loss
+    # 16-bit types would overflow in the square.
+    wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    square = z_loss * torch.logsumexp(wide, dim=0 if input.dim() == 1 else 1).square()
+    count: Tensor | int = square.numel()
+    if not target.is_floating_point():
+        counted = (target != ignore_index).view_as(square)
+        square = torch.where(counted, square, 0.0)
+        count = counted.sum()
+    if reduction == "none":
+        return loss + square.to(loss.dtype).view_as(loss)
+    total = square.sum()
+    return loss + (total / count if reduction == "mean" else total).to(loss.dtype)
+
+
+class CrossEntropyFunction(torch.autograd.Function):
+    """Writes the gradient of the logits together with the loss; the first backward consumes it.
+
+    The gradient is kept as an attribute, not with `save_for_backward`: backward hands over its only
+    reference, so that autograd can accumulate it without a copy. A later backward computes it again.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        reduction: str,
+        label_smoothing: float,
+        z_loss: float,
+    ) -> Tensor:
+        ctx.save_for_backward(input, target, weight)
+        ctx.options = (ignore_index, reduction, label_smoothing, z_loss)
+        ctx.gradient = input.new_empty(input.shape)
+        loss, ctx.scale = _run(input, target, weight, ctx.gradient, *ctx.options)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        # A gradient batched by torch.autograd.grad(is_grads_batched=True) has no storage, nor any other sign.
+        native = _has_storage(grad_output) and _backend.use_native_backward(
+            "cross_entropy_backward", grad_output
+        )
+        gradient, ctx.gradient = ctx.gradient, None
+        if torch.is_grad_enabled():
+            return _torch_gradient(ctx, grad_output), None, None, None, None, None, None
+        if gradient is None:
+            input, target, weight = ctx.saved_tensors
+            gradient = input.new_empty(input.shape)
+            _run(input, target, weight, gradient, *ctx.options)
+        if native:
+            _backend.cpu.cross_entropy_scale_gradient(gradient, grad_output.contiguous(), ctx.scale)
+        else:
+            if grad_output.dim() and gradient.dim() > 1:
+                grad_output = grad_output.unsqueeze(1)
+            gradient = gradient * (grad_output * ctx.scale)
+        return gradient, None, None, None, None, None, None
+
+
+def _torch_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
+    """Return the gradient as a differentiable function of the logits and of `grad_output`."""
+    input, target, weight = ctx.saved_tensors
+    ignore_index, reduction, label_smoothing, z_loss = ctx.options
+    loss = cross_entropy_torch(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
+    gradient: Tensor = torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]
+    return gradient
+
+
+def _run(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    gradient: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+) -> tuple[Tensor, float]:
+    """Fill `gradient`, if given, and return the loss and the factor that the gradient still lacks."""
+    if reduction != "none":
+        shape: tuple[int, ...] = ()
+    else:
+        shape = input.shape[:1] + input.shape[2:] if input.dim() > 1 else ()
+    loss = input.new_empty(shape)
+    # The kernel takes rows of any stride if their elements are adjacent.
+    rows = input if input.dim() == 2 and input.stride(1) == 1 else input.contiguous()
+    scale: float = _backend.cpu.cross_entropy_forward(
+        rows,
+        target.contiguous(),
+        weight if weight is None else weight.contiguous(),
+        loss,
+        gradient,
+        ignore_index,
+        _REDUCTIONS[reduction],
+        label_smoothing,
+        z_loss,
+    )
+    return loss, scale
+
+
+def _torch_reason(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> str | None:
+    probabilities = target.is_floating_point()
+    reason = _backend.torch_reason(input, weight, target if probabilities else None)
+    if reason is not None:
+        return reason
+    if torch.is_grad_enabled():
+        if weight is not None and weight.requires_grad:
+            return "the class weight requires grad"
+        if probabilities and target.requires_grad:
+            return "the target requires grad"
+    if not probabilities:
+        if type(target) is not Tensor:
+            return f"{type(target).__name__} is a tensor subclass"
+        if not target.is_cpu or target.layout is not torch.strided:
+            return f"a target on {target.device.type} with layout {target.layout}"
+        if target.dtype not in _INDEX_DTYPES or target.is_neg():
+            return f"no kernels for a target of {target.dtype}"
+        if input.dim() == 1 and target.dim() == 1:
+            return "a target of shape (1,) for one row"
+    elif ignore_index >= 0:
+        return "ignore_index with class probabilities"
+    if not 0.0 <= label_smoothing <= 1.0:
+        return f"label_smoothing={label_smoothing}"
+    if reduction not in _REDUCTIONS:
+        return f"reduction={reduction!r}"
+    if input.numel() == 0 or not 1 <= input.dim() <= 8:
+        return f"input of shape {tuple(input.shape)}"
+    return None
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+) -> Tensor:
+    r"""Softmax cross-entropy of logits, with optional smoothing, class weights and z-loss.
+
+    For a row :math:`x` of :math:`C` logits, :math:`\mathrm{lse} = \log\sum_k e^{x_k}`, class weights
+    :math:`w` (1 without ``weight``) and smoothing :math:`\varepsilon`, with a class index :math:`y` or
+    class probabilities :math:`t`:
+
+    .. math::
+        \ell &= (1-\varepsilon)\, w_y (\mathrm{lse} - x_y)
+                + \tfrac{\varepsilon}{C} \sum_k w_k (\mathrm{lse} - x_k) + z\,\mathrm{lse}^2 \\
+        \ell &= \sum_k w_k \bigl((1-\varepsilon)\, t_k + \tfrac{\varepsilon}{C}\bigr) (\mathrm{lse} - x_k)
+                + z\,\mathrm{lse}^2
+
+    ``"mean"`` divides the loss by the sum of :math:`w_y` over the rows that are not ignored (class
+    probabilities: by the number of rows) and the z-loss by the number of rows that are not ignored;
+    ``"sum"`` divides nothing. Losses are summed in float64; 16-bit types compute in float32. Rows with
+    ``ignore_index`` have loss and gradient 0, whatever their logits hold.
+
+    Where ``input`` requires grad the same pass writes the gradient of the logits, of the size of ``input``.
+
+    Args:
+        input: logits (C), (N, C) or (N, C, d1, ...); float32, float64, bfloat16 or float16, any strides.
+        target: class indices (), (N) or (N, d1, ...) of int64 or uint8; or class probabilities of the shape
+            and dtype of ``input``.
+        weight: (C), of the dtype of ``input``.
+        size_average: deprecated, see ``reduction``.
+        ignore_index: index of rows that do not count; only with class indices.
+        reduce: deprecated, see ``reduction``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        label_smoothing: :math:`\varepsilon` in [0, 1].
+        z_loss: :math:`z`, weight of the squared log-sum-exp (Liger-Kernel's ``lse_square_scale``).
+
+    Returns:
+        Scalar; with ``"none"`` one loss a row, of the shape of the class indices.
+
+    Raises:
+        IndexError: an index is neither in [0, C) nor ``ignore_index``.
+        ValueError: the batch sizes of ``input`` and ``target`` differ; an unknown ``reduction``.
+        RuntimeError: other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1].
+    """
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    reason = _torch_reason(input, target, weight, ignore_index, reduction, label_smoothing)
+    if not _backend.decide("cross_entropy", reason):
+        return cross_entropy_torch(
+            input,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+        )
+    if torch.is_grad_enabled() and input.requires_grad:
+        loss: Tensor = CrossEntropyFunction.apply(
+            input, target, weight, ignore_index, reduction, label_smoothing, z_loss
+        )
+        return loss
+    return _run(input, target, weight, None, ignore_index, reduction, label_smoothing, z_loss)[0]
