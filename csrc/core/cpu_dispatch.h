@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/cpu_features.h"
+#include "ops/adam/adam.h"
 #include "ops/cross_entropy/cross_entropy.h"
 #include "ops/gram/gram.h"
 #include "ops/linear/linear.h"
@@ -12,6 +13,7 @@
 namespace fastnn {
 
 struct CpuKernels {
+  AdamKernels adam;
   CrossEntropyKernels cross_entropy;
   GramKernels gram;
   LinearKernels linear;

@@ -1,0 +1,49 @@
+// Adam and AdamW, the update of many tensors at once. For every element, t steps having been taken:
+//   g    = grad, or -grad to maximize; g += weight_decay * p  (Adam), or p *= 1 - lr * weight_decay  (AdamW)
+//   m    = beta1 * m + (1 - beta1) * g
+//   v    = beta2 * v + (1 - beta2) * g * g
+//   d    = v, or under amsgrad the largest v so far
+//   p   -= lr / (1 - beta1^t) * m / (sqrt(d) / sqrt(1 - beta2^t) + eps)
+// 16-bit types are computed in float32 and rounded once, when they are stored.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace fastnn {
+
+// One parameter. All arrays have `numel` elements of `dtype` in one memory order, and none overlaps another,
+// neither here nor in another AdamTensor of the call.
+struct AdamTensor {
+  void* param;
+  const void* grad;
+  void* exp_avg;
+  void* exp_avg_sq;
+  void* max_exp_avg_sq;  // null without amsgrad
+  int64_t numel;
+  DType dtype;
+  double step_size;     // lr / (1 - beta1^t)
+  double denom_scale;   // 1 / sqrt(1 - beta2^t)
+  int64_t first_chunk;  // where the kernel notes how its work is cut
+};
+
+struct AdamOptions {
+  double beta1;
+  double beta2;
+  double eps;
+  double l2;     // weight decay added to the gradient, or 0
+  double decay;  // factor of decoupled weight decay, or 1
+  bool maximize;
+  bool amsgrad;
+};
+
+struct AdamKernels {
+  void (*update)(AdamTensor* tensors, int64_t count, const AdamOptions& options);
+};
+
+namespace FASTNN_ISA {
+AdamKernels adam_kernels();
+}
+
+}  // namespace fastnn

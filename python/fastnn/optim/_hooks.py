@@ -1,0 +1,40 @@
+"""Step hooks and profiler labels at no cost while nobody uses them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch.optim.optimizer as torch_optimizer
+from torch.autograd import profiler
+
+Step = Callable[..., Any]
+
+# Changed in place by torch, never replaced.
+_global_pre_hooks = torch_optimizer._global_optimizer_pre_hooks
+_global_post_hooks = torch_optimizer._global_optimizer_post_hooks
+
+
+def hooked_when_needed(step: Step) -> Step:
+    """Wrap an optimizer's ``step`` as torch does, but skip the wrapping while it would have no effect.
+
+    torch opens a profiler range and looks for hooks around every step, which takes as long as the update of
+    a small network. Here that happens only while a profiler runs or a step hook is registered.
+    """
+    with_hooks = torch_optimizer.Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def wrapper(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        if (
+            profiler._is_profiler_enabled
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_pre_hooks
+            or _global_post_hooks
+        ) and type(self).step is wrapper:  # torch wraps the step of a subclass itself
+            return with_hooks(self) if closure is None else with_hooks(self, closure)
+        return step(self, closure)
+
+    wrapper.hooked = True  # type: ignore[attr-defined]  # torch then leaves it as it is
+    return wrapper
