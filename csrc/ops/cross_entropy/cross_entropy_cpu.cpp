@@ -13,7 +13,7 @@ namespace {
 // Up to this many classes the rows lie along the lanes of a vector: maximum, sum, exp and log then serve as
 // many rows as there are lanes. Above it, one row at a time, whose reductions across the lanes and scalar
 // logarithm cost less than the transposition would.
-constexpr int64_t kLaneClasses = 48;
+constexpr int64_t kLaneClasses = 64;
 
 // Elements of a chunk of rows, whose losses are summed into one partial sum. Chunks depend on the shape
 // alone, so the sum does not depend on the number of threads.

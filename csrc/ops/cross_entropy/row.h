@@ -14,9 +14,11 @@ constexpr T kInfinity = T(__builtin_inf());
 // The first n lanes of p, and `fill` in the others.
 template <class T>
 FASTNN_INLINE Vec<Acc<T>> load_filled(const T* p, int n, Acc<T> fill) {
-  Acc<T> lanes[kLanes<Acc<T>>];
-  for (int i = 0; i < kLanes<Acc<T>>; ++i) lanes[i] = i < n ? to_acc(p[i]) : fill;
-  return load(lanes);
+  using A = Acc<T>;
+  using Int = typename FloatFormat<A>::Int;
+  Vec<Int> lane;
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = i;
+  return lane < Int(n) ? load_partial(p, n) : splat(fill);
 }
 
 template <class A>
@@ -26,9 +28,11 @@ FASTNN_INLINE A exp_scalar(A x) {
 
 template <class A>
 FASTNN_INLINE A max_of_lanes(Vec<A> v) {
-  A m = v[0];
-  for (int i = 1; i < kLanes<A>; ++i) m = m < v[i] ? v[i] : m;
-  return m;
+  A tree[kLanes<A>];
+  store(tree, v);
+  for (int width = kLanes<A> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) tree[i] = tree[i] < tree[i + width] ? tree[i + width] : tree[i];
+  return tree[0];
 }
 
 template <class A>
@@ -84,7 +88,7 @@ RowMoments<Acc<T>> moments(const T* x, int64_t classes) {
     const int64_t n = classes - begin < kBlock<A> ? classes - begin : kBlock<A>;
     const A in_block = block_max(x + begin, n);
     if (r.largest < in_block) {
-      r.total *= exp_scalar(r.largest - in_block);
+      if (begin > 0) r.total *= exp_scalar(r.largest - in_block);
       r.largest = in_block;
     }
     // Until something above -inf has come, exp(-inf - 0) = 0 rather than exp(-inf + inf) = NaN.

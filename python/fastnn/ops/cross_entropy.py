@@ -68,14 +68,11 @@ class CrossEntropyFunction(torch.autograd.Function):
         input: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        ignore_index: int,
-        reduction: str,
-        label_smoothing: float,
-        z_loss: float,
+        options: tuple[int, str, float, float],  # the last four parameters of _run
     ) -> Tensor:
         ctx.save_for_backward(input, target, weight)
-        ctx.options = (ignore_index, reduction, label_smoothing, z_loss)
-        ctx.gradient = input.new_empty(input.shape)
+        ctx.options = options
+        ctx.gradient = torch.empty_like(input, memory_format=torch.contiguous_format)
         loss, ctx.scale = _run(input, target, weight, ctx.gradient, *ctx.options)
         return loss
 
@@ -87,10 +84,10 @@ class CrossEntropyFunction(torch.autograd.Function):
         )
         gradient, ctx.gradient = ctx.gradient, None
         if torch.is_grad_enabled():
-            return _torch_gradient(ctx, grad_output), None, None, None, None, None, None
+            return _torch_gradient(ctx, grad_output), None, None, None
         if gradient is None:
             input, target, weight = ctx.saved_tensors
-            gradient = input.new_empty(input.shape)
+            gradient = torch.empty_like(input, memory_format=torch.contiguous_format)
             _run(input, target, weight, gradient, *ctx.options)
         if native:
             _backend.cpu.cross_entropy_scale_gradient(gradient, grad_output.contiguous(), ctx.scale)
@@ -98,7 +95,7 @@ class CrossEntropyFunction(torch.autograd.Function):
             if grad_output.dim() and gradient.dim() > 1:
                 grad_output = grad_output.unsqueeze(1)
             gradient = gradient * (grad_output * ctx.scale)
-        return gradient, None, None, None, None, None, None
+        return gradient, None, None, None
 
 
 def _torch_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
@@ -251,9 +248,8 @@ def cross_entropy(
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
+    options = (ignore_index, reduction, label_smoothing, z_loss)
     if torch.is_grad_enabled() and input.requires_grad:
-        loss: Tensor = CrossEntropyFunction.apply(
-            input, target, weight, ignore_index, reduction, label_smoothing, z_loss
-        )
+        loss: Tensor = CrossEntropyFunction.apply(input, target, weight, options)
         return loss
-    return _run(input, target, weight, None, ignore_index, reduction, label_smoothing, z_loss)[0]
+    return _run(input, target, weight, None, *options)[0]
