@@ -165,6 +165,21 @@ def test_a_compiled_module_that_does_not_load(run: Runner, uncompiled: Path, tmp
     assert "the compiled module fastnn._cpu does not load: " in output(run(code, tmp_path))
 
 
+@pytest.mark.parametrize("name", ["_has_storage", "_functorch.peek_interpreter_stack"])
+def test_a_torch_without_a_private_check_costs_the_kernels_only(run: Runner, name: str) -> None:
+    code = f"""
+import torch, warnings
+del torch._C.{name}
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    import fastnn
+print(len(seen), fastnn.functional.relu(torch.tensor([-1.0, 2.0])).tolist(), fastnn.info().why_not_native)
+"""
+    text = output(run(code))
+    assert text.startswith(f"1 [0.0, 2.0] torch {torch.__version__} lacks a check")
+    assert name.split(".")[-1] in text
+
+
 def test_import_starts_nothing_and_loads_nothing_heavy(run: Runner) -> None:
     if not Path("/proc/self/task").is_dir():
         pytest.skip("counts threads in /proc")

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._device import DeviceContext
 
 logger = logging.getLogger("fastnn")
 
@@ -46,16 +46,43 @@ def _load(name: str) -> tuple[Any, str | None]:
     return module, None
 
 
-cpu: Any
-cpu, cpu_missing = _load("_cpu")
-if cpu is not None:
-    # Here and not while the module loads: a wrong name must raise its ValueError, not look like a module
-    # that does not load.
-    cpu.select_isa(os.environ.get("FASTNN_CPU_ISA", ""))
-else:
+def _load_cpu() -> tuple[Any, str | None]:
+    """The CPU module with the instruction set of FASTNN_CPU_ISA selected; without it (None, why)."""
+    if _no_checks is not None:
+        return None, f"torch {torch.__version__} lacks a check of tensors that fastnn relies on ({_no_checks})"
+    module, reason = _load("_cpu")
+    if module is not None:
+        # Here and not while the module loads: a wrong name must raise its ValueError, not look like a module
+        # that does not load.
+        module.select_isa(os.environ.get("FASTNN_CPU_ISA", ""))
+    return module, reason
+
+
+# The checks are bound once: they run before every op, and a look-up along `torch._C._functorch` costs more
+# than the call. Most are no public API: a torch that drops one costs the native kernels, not the import.
+_no_checks: str | None = None
+try:
+    from torch.utils._device import DeviceContext
+
+    _is_compiling = torch.compiler.is_compiling
+    _functorch_level = torch._C._functorch.peek_interpreter_stack
+    _dispatch_modes = torch._C._len_torch_dispatch_stack
+    _function_modes = torch._C._len_torch_function_stack
+    _function_mode_at = torch._C._get_function_stack_at
+    _jit_state = torch._C._get_tracing_state
+    _any_autocast = torch._C._is_any_autocast_enabled
+    _has_storage = torch._C._has_storage
+    _forward_ad = torch.autograd.forward_ad
+    _forward_ad._current_level  # noqa: B018
+except (ImportError, AttributeError) as error:
+    _no_checks = str(error)
+
+cpu, cpu_missing = _load_cpu()
+if cpu_missing is not None:
     warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)
 
 _disabled_depth = 1 if os.environ.get("FASTNN_DISABLE", "0") not in ("", "0") else 0
+_disabled_lock = threading.Lock()
 _log_decisions = os.environ.get("FASTNN_LOG", "0") not in ("", "0")
 _logged: set[Decision] = set()
 _recorders: list[Callable[[Decision], None]] = []
@@ -68,11 +95,13 @@ def disabled() -> Iterator[None]:
     Process-wide: other threads are switched too while the block lasts.
     """
     global _disabled_depth
-    _disabled_depth += 1
+    with _disabled_lock:
+        _disabled_depth += 1
     try:
         yield
     finally:
-        _disabled_depth -= 1
+        with _disabled_lock:
+            _disabled_depth -= 1
 
 
 @contextlib.contextmanager
@@ -83,17 +112,6 @@ def recording(recorder: Callable[[Decision], None]) -> Iterator[None]:
         yield
     finally:
         _recorders.remove(recorder)
-
-
-# Bound once: this runs before every op, and a look-up along `torch._C._functorch` costs more than the call.
-_is_compiling = torch.compiler.is_compiling
-_functorch_level = torch._C._functorch.peek_interpreter_stack
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_jit_state = torch._C._get_tracing_state
-_any_autocast = torch._C._is_any_autocast_enabled
-_forward_ad = torch.autograd.forward_ad
-_function_modes = torch._C._len_torch_function_stack
-_has_storage = torch._C._has_storage
 
 
 def _tensor_reason(t: Tensor) -> str | None:
@@ -117,7 +135,7 @@ def _tensor_reason(t: Tensor) -> str | None:
 
 def _only_device_modes() -> bool:
     # set_default_device and `with torch.device(...)` are function modes that change factories only.
-    modes = [torch._C._get_function_stack_at(i) for i in range(_function_modes())]
+    modes = [_function_mode_at(i) for i in range(_function_modes())]
     return all(type(mode) is DeviceContext for mode in modes)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._jit_internal import is_scripting
 
 from fastnn import functional
 
@@ -22,7 +21,8 @@ class ReLU(torch.nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the unit to each element of `input`."""
-        if is_scripting():  # TorchScript compiles this branch only
+        # TorchScript compiles the first branch only.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.relu(input, inplace=self.inplace)
         else:
             return functional.relu(input, inplace=self.inplace)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._jit_internal import is_scripting
 
 from fastnn import functional
 from fastnn.ops.linear import check_activation
@@ -53,7 +52,8 @@ class Linear(torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to `input` of shape ``(*, K)``."""
-        if is_scripting():  # TorchScript compiles this branch only
+        # TorchScript compiles the first branch only.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             output = F.linear(input, self.weight, self.bias)
             return output if self.activation is None else F.relu(output)
         else:

@@ -9,7 +9,6 @@ from typing import Any, TypeGuard, overload
 
 import torch
 from torch import Tensor
-from torch._jit_internal import is_scripting
 from torch.nn.modules import module as _module
 
 from fastnn import functional
@@ -74,7 +73,8 @@ class Sequential(torch.nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pass `input` through the modules in turn."""
-        if is_scripting():  # TorchScript compiles this branch only
+        # TorchScript compiles the first branch only.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             for module in self:
                 input = module(input)
             return input
