@@ -33,7 +33,13 @@ OPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = 
     "relu": (functional.relu, F.relu),
     "linear": (lambda x: functional.linear(x, x, None), lambda x: F.linear(x, x, None)),
     "gram_matrix": (functional.gram_matrix, _torch_gram),
+    "cross_entropy": (
+        lambda x: functional.cross_entropy(x, torch.tensor([0, 2, 1, 2], device=x.device)),
+        lambda x: F.cross_entropy(x, torch.tensor([0, 2, 1, 2], device=x.device)),
+    ),
 }
+# Those that torch runs on integers, and on FakeTensors alone.
+WITHOUT_TARGET = ["relu", "linear", "gram_matrix"]
 
 
 @pytest.fixture(params=OPS)
@@ -62,11 +68,13 @@ def test_plain_tensors_run_natively(op: str) -> None:
     assert reasons(OPS[op][0], torch.nn.Parameter(torch.randn(4, 3))) == [None]
 
 
+@pytest.mark.parametrize("op", WITHOUT_TARGET)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8])
 def test_dtype(op: str, dtype: torch.dtype) -> None:
     check_falls_back(op, torch.ones(4, 3, dtype=dtype), f"no kernels for dtype {dtype}")
 
 
+@pytest.mark.parametrize("op", WITHOUT_TARGET)
 def test_complex(op: str) -> None:
     if op == "relu":
         with pytest.raises(RuntimeError, match="complex"):
@@ -87,6 +95,7 @@ def test_meta(op: str) -> None:
     check_falls_back(op, torch.empty(4, 3, device="meta"), "no kernels for device meta")
 
 
+@pytest.mark.parametrize("op", WITHOUT_TARGET)
 def test_fake(op: str) -> None:
     fake = FakeTensorMode().from_tensor(torch.randn(4, 3))
     check_falls_back(op, fake, "FakeTensor is a tensor subclass")

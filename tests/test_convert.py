@@ -80,6 +80,7 @@ def test_swaps_shares_and_undoes() -> None:
         (torch.nn.Linear(3, 2), nn.Linear),
         (torch.nn.ReLU(), nn.ReLU),
         (torch.nn.Sequential(), nn.Sequential),
+        (torch.nn.CrossEntropyLoss(), nn.CrossEntropyLoss),
     ],
 )
 def test_the_root_is_converted(root: torch.nn.Module, want: type) -> None:
@@ -218,6 +219,22 @@ def test_revert_of_modules_made_as_fastnn_ones() -> None:
     assert model[1].activation == "relu"
     assert type(model[2]) is nn.GramMatrix
     close(model(x), want)
+
+
+def test_a_loss_keeps_its_options() -> None:
+    weight = torch.rand(3)
+    loss = torch.nn.CrossEntropyLoss(weight, ignore_index=1, reduction="sum", label_smoothing=0.1)
+    model = torch.nn.ModuleDict({"loss": loss})
+    x, target = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 2])
+    want, text = loss(x, target), repr(model)
+    fastnn.convert(model)
+    assert type(loss) is nn.CrossEntropyLoss
+    assert loss.weight is weight
+    assert repr(model) == text
+    close(loss(x, target), want)
+    assert type(fastnn.revert(model)["loss"]) is torch.nn.CrossEntropyLoss
+    with_z_loss = nn.CrossEntropyLoss(z_loss=0.5)
+    assert type(fastnn.revert(with_z_loss)) is nn.CrossEntropyLoss
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

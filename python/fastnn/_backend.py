@@ -49,7 +49,7 @@ def _load(name: str) -> tuple[Any, str | None]:
 def _load_cpu() -> tuple[Any, str | None]:
     """The CPU module with the instruction set of FASTNN_CPU_ISA selected; without it (None, why)."""
     if _no_checks is not None:
-        return None, f"torch {torch.__version__} lacks a check of tensors that fastnn relies on ({_no_checks})"
+        return None, f"torch {torch.__version__} lacks a check that fastnn relies on ({_no_checks})"
     module, reason = _load("_cpu")
     if module is not None:
         # Here and not while the module loads: a wrong name must raise its ValueError, not look like a module

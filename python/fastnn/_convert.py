@@ -15,6 +15,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 _TO_FASTNN: dict[type, type] = {
     torch.nn.Linear: nn.Linear,
     torch.nn.ReLU: nn.ReLU,
+    torch.nn.CrossEntropyLoss: nn.CrossEntropyLoss,
     torch.nn.Sequential: nn.Sequential,
 }
 _TO_TORCH: dict[type, type] = {ours: theirs for theirs, ours in _TO_FASTNN.items()}
@@ -24,7 +25,7 @@ _TO_TORCH[nn.MLP] = torch.nn.Sequential
 def convert(model: M) -> M:
     """Turn the torch modules of `model` that have a fastnn counterpart into it, in place.
 
-    These are ``Linear``, ``ReLU`` and ``Sequential`` (which then fuses each ``Linear``
+    These are ``Linear``, ``ReLU``, ``CrossEntropyLoss`` and ``Sequential`` (which then fuses each ``Linear``
     with the ``ReLU`` behind it), the root included. A module keeps its identity and only changes its class:
     parameters, buffers, hooks, optimizers that hold the parameters, sharing between places of the model, and
     the training flag all stay. Left alone are subclasses (so also parametrized, lazy and quantised layers),
@@ -50,7 +51,8 @@ def revert(model: M) -> M:
     """Turn the fastnn modules of `model` into torch's, in place: what :func:`convert` did is undone.
 
     Modules that were made as fastnn ones are turned too, an ``MLP`` into a ``Sequential``. Those that no
-    single torch module equals stay: ``Linear`` with an activation, ``GramMatrix``, and subclasses.
+    single torch module equals stay: ``Linear`` with an activation, ``CrossEntropyLoss`` with a z-loss,
+    ``GramMatrix``, and subclasses.
 
     Args:
         model: any module.
@@ -63,10 +65,16 @@ def revert(model: M) -> M:
     """
     _check("revert", model)
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module.activation is not None:
-            continue
-        _change_class(module, _TO_TORCH)
+        if not _beyond_torch(module):
+            _change_class(module, _TO_TORCH)
     return model
+
+
+def _beyond_torch(module: torch.nn.Module) -> bool:
+    """Whether an option is set that the torch module lacks."""
+    if isinstance(module, nn.Linear):
+        return module.activation is not None
+    return isinstance(module, nn.CrossEntropyLoss) and module.z_loss != 0
 
 
 def _check(op: str, model: object) -> None:

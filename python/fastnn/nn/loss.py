@@ -21,6 +21,9 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         z_loss: weight of the mean squared log-sum-exp of the rows.
     """
 
+    # On the class, so that a module whose class fastnn.convert changes has it too.
+    z_loss: float = 0.0
+
     def __init__(
         self,
         weight: Tensor | None = None,

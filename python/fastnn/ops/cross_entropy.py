@@ -12,7 +12,6 @@ from torch.nn import _reduction
 from fastnn import _backend
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-_has_storage = torch._C._has_storage
 _INDEX_DTYPES = frozenset({torch.int64, torch.uint8})
 
 
@@ -78,10 +77,7 @@ class CrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        # A gradient batched by torch.autograd.grad(is_grads_batched=True) has no storage, nor any other sign.
-        native = _has_storage(grad_output) and _backend.use_native_backward(
-            "cross_entropy_backward", grad_output
-        )
+        native = _backend.use_native_backward("cross_entropy_backward", grad_output)
         gradient, ctx.gradient = ctx.gradient, None
         if torch.is_grad_enabled():
             return _torch_gradient(ctx, grad_output), None, None, None
