@@ -11,9 +11,15 @@ from torch.autograd import profiler
 
 Step = Callable[..., Any]
 
-# Changed in place by torch, never replaced.
-_global_pre_hooks = torch_optimizer._global_optimizer_pre_hooks
-_global_post_hooks = torch_optimizer._global_optimizer_post_hooks
+# Changed in place by torch, never replaced. A torch that has other names for them always gets its own
+# wrapping.
+_global_pre_hooks = getattr(torch_optimizer, "_global_optimizer_pre_hooks", None)
+_global_post_hooks = getattr(torch_optimizer, "_global_optimizer_post_hooks", None)
+_names_known = None not in (
+    _global_pre_hooks,
+    _global_post_hooks,
+    getattr(profiler, "_is_profiler_enabled", None),
+)
 
 
 def hooked_when_needed(step: Step) -> Step:
@@ -23,6 +29,8 @@ def hooked_when_needed(step: Step) -> Step:
     a small network. Here that happens only while a profiler runs or a step hook is registered.
     """
     with_hooks = torch_optimizer.Optimizer.profile_hook_step(step)
+    if not _names_known:
+        return with_hooks
 
     @functools.wraps(step)
     def wrapper(self: Any, closure: Callable[[], Any] | None = None) -> Any:
