@@ -1,1 +1,1 @@
-"""training."""
+"""The training loop behind ``fastnn train``: settings, steps, evaluation, checkpoints and reports."""

@@ -1,0 +1,93 @@
+"""Runs from start to end, with evaluation after each epoch, checkpoints, and a clean stop on Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from fastnn.training.run import Epoch, Run
+
+# Steps between two looks at the losses and the clock: some 10 ms of work, far more than a look costs, and far
+# less than the time in which the machine's speed drifts, so that two runs that take turns meet the same
+# conditions.
+_TURN = 50
+
+
+class Observer(Protocol):
+    """Whoever wants to watch."""
+
+    def stepped(self, run: Run, steps: int) -> None:
+        """`steps` more steps are taken."""
+
+    def epoch_ended(self, run: Run, epoch: Epoch) -> None:
+        """An epoch is evaluated."""
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.asked
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Interrupt]:
+    """Inside the block, SIGINT only sets the yielded flag; a second SIGINT acts as usual.
+
+    Outside the main thread, where Python delivers no signals, the flag stays unset.
+    """
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        interrupt.asked = True
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def train(
+    runs: Sequence[Run],
+    checkpoints: Sequence[Path],
+    observer: Observer,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Bring `runs` to their end, in turns of a few steps, the order reversed each time, so that none is
+    favoured.
+
+    The state of run i is saved to ``checkpoints[i]`` after each of its epochs and at an interruption.
+
+    Returns:
+        Whether all runs are finished; False after an interruption.
+    """
+    order = list(zip(runs, checkpoints, strict=True))
+    while not all(run.finished for run in runs):
+        for run, path in order:
+            if run.epoch_ended:
+                epoch = run.end_epoch()
+                run.checkpoint().save(path)
+                observer.epoch_ended(run, epoch)
+            elif not run.finished and not interrupted():
+                observer.stepped(run, run.advance(_TURN, interrupted))
+        if interrupted():
+            for run, path in order:
+                run.checkpoint().save(path)
+            return all(run.finished for run in runs)
+        order.reverse()
+    return True

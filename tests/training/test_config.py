@@ -1,0 +1,49 @@
+"""Settings: defaults, refusals, and the way through JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fastnn.training.config import TrainConfig
+
+
+def test_through_json_and_back() -> None:
+    config = TrainConfig(hidden=(3, 4), lr=0.1, train_samples=7)
+    assert TrainConfig(**json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_the_rate_follows_the_schedule_unless_given() -> None:
+    assert TrainConfig().lr == 5e-3
+    assert TrainConfig(schedule="constant").lr == 1e-3
+    assert TrainConfig(schedule="constant", lr=0.5).lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "linear"}, "schedule: expected one of constant, cosine, onecycle; came 'linear'"),
+        ({"dtype": "int8"}, "dtype: expected one of float32, .*; came 'int8'"),
+        ({"lr": -1.0}, r"lr: expected a positive number; came -1\.0"),
+        ({"lr": float("nan")}, "lr: expected a positive number; came nan"),
+        ({"epochs": 0}, "epochs: expected at least 1; came 0"),
+        ({"batch_size": -3}, "batch_size: expected at least 1; came -3"),
+        ({"hidden": (8, 0)}, r"hidden: expected widths of at least 1; came \(8, 0\)"),
+        ({"train_samples": 0}, "train_samples: expected at least 1; came 0"),
+    ],
+)
+def test_refusals(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**settings)
+
+
+def test_disagreements_are_named() -> None:
+    found = TrainConfig(seed=1, hidden=(8,)).disagreements(TrainConfig(seed=2, hidden=(8, 8)))
+    assert found == ["hidden: (8,), not (8, 8)", "seed: 1, not 2"]
+
+
+def test_only_a_constant_rate_leaves_the_epochs_open() -> None:
+    assert TrainConfig(epochs=1).disagreements(TrainConfig(epochs=2)) == ["epochs: 1, not 2"]
+    constant = [TrainConfig(epochs=epochs, schedule="constant") for epochs in (1, 2)]
+    assert constant[0].disagreements(constant[1]) == []

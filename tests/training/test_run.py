@@ -1,0 +1,158 @@
+"""A run: what its steps compute, and that a resumed one is the same as an uninterrupted one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastnn import _backend
+from fastnn.data import Dataset
+from fastnn.training.checkpoint import Checkpoint
+from fastnn.training.model import describe, rehearse, step
+from fastnn.training.run import Run
+
+BOTH = pytest.mark.parametrize("native", [False, True], ids=["fastnn", "torch"])
+
+
+def finish(run: Run) -> Run:
+    while not run.finished:
+        if run.epoch_ended:
+            run.end_epoch()
+        else:
+            run.advance(4)
+    return run
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in run.parts.model.state_dict().items()}
+
+
+def assert_bitwise(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_torch_and_fastnn_start_from_the_same_weights_and_see_the_same_batches(make_run) -> None:
+    ours, theirs = make_run(), make_run(native=True)
+    assert_bitwise(weights(ours), weights(theirs))
+    assert list(weights(ours)) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    for one, other in zip(ours.batches.get(3), theirs.batches.get(3), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_torch_and_fastnn_train_alike(make_run) -> None:
+    ours, theirs = (finish(make_run(native=native, dtype="float64")) for native in (False, True))
+    # 33 steps in float64: what differs is the order of sums of some 64 terms, far below 1e-8 even
+    # after Adam has divided by small second moments.
+    torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-8, atol=1e-8)
+    assert ours.history[-1].test_accuracy == theirs.history[-1].test_accuracy
+
+
+def test_the_pure_torch_run_has_nothing_of_fastnn(make_run) -> None:
+    parts = make_run(native=True).parts
+    for part in (*parts.model.modules(), parts.loss, parts.optimizer):
+        assert type(part).__module__.startswith("torch.")
+
+
+def test_building_a_run_leaves_the_global_generator_alone(make_run) -> None:
+    before = torch.get_rng_state()
+    make_run()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@BOTH
+def test_it_learns(make_run, native: bool) -> None:
+    run = finish(make_run(native=native, epochs=5, hidden=(32,), train_samples=None))
+    assert [epoch.epoch for epoch in run.history] == [1, 2, 3, 4, 5]
+    assert run.history[-1].test_accuracy > 0.85
+    assert run.history[-1].train_loss < run.history[0].train_loss / 2
+    assert len(run.losses) == run.step == run.steps == 5 * 45
+    assert sum(epoch.train_seconds for epoch in run.history) == pytest.approx(run.train_seconds)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("stop", [0, 1, 7, 11, 22, 29, 33])
+def test_resumed_equals_uninterrupted_bit_by_bit(
+    make_run, tmp_path: Path, native: bool, dtype: str, stop: int
+) -> None:
+    """Stops before the first step, within an epoch, at its end, and after the last step."""
+    whole = finish(make_run(native=native, dtype=dtype))
+    first = make_run(native=native, dtype=dtype)
+    while first.step < stop:
+        if first.epoch_ended:
+            first.end_epoch()
+        first.advance(stop - first.step)
+    first.checkpoint().save(tmp_path / "c")
+    resumed = make_run(Checkpoint.load(tmp_path / "c"), native=native, dtype=dtype)
+    assert resumed.step == stop
+    finish(resumed)
+    assert_bitwise(weights(whole), weights(resumed))
+    assert resumed.losses == whole.losses
+    for one, other in zip(whole.history, resumed.history, strict=True):
+        assert replace(one, train_seconds=0) == replace(other, train_seconds=0)
+    ours, theirs = (run.parts.optimizer.state_dict() for run in (whole, resumed))
+    assert ours["param_groups"] == theirs["param_groups"]
+    for index, state in ours["state"].items():
+        assert_bitwise(state, theirs["state"][index])
+
+
+def test_a_constant_rate_can_be_continued_for_longer(make_run, tmp_path: Path) -> None:
+    whole = finish(make_run(schedule="constant", epochs=3))
+    finish(make_run(schedule="constant", epochs=1)).checkpoint().save(tmp_path / "c")
+    resumed = finish(make_run(Checkpoint.load(tmp_path / "c"), schedule="constant", epochs=3))
+    assert_bitwise(weights(whole), weights(resumed))
+
+
+def test_advance_stops_at_the_epochs_end_at_the_last_step_and_when_told(make_run) -> None:
+    run = make_run(epochs=1)
+    calls = iter([False, False, True])
+    assert run.advance(100, lambda: next(calls)) == 3
+    assert run.advance(100) == 8
+    assert run.epoch_ended
+    run.end_epoch()
+    assert run.finished
+    assert run.advance(100) == 0
+
+
+def test_a_rehearsal_changes_nothing(make_run) -> None:
+    run = make_run()
+    run.advance(3)
+    before, state = weights(run), run.checkpoint().optimizer["state"][0]["exp_avg"].clone()
+    rehearse(run.parts, *run.batches.get(0))
+    assert_bitwise(before, weights(run))
+    assert torch.equal(state, run.parts.optimizer.state_dict()["state"][0]["exp_avg"])
+    step(run.parts, *run.batches.get(0))
+    assert not torch.equal(before["0.weight"], weights(run)["0.weight"])
+
+
+def test_the_backend_is_told_as_observed(make_run) -> None:
+    assert make_run(native=True).backend == "torch"
+    if _backend.cpu is not None:
+        assert make_run().backend == f"fastnn {_backend.cpu.isa}"
+    with _backend.disabled():
+        assert make_run().backend == "torch (fastnn is disabled)"
+
+
+def test_the_backend_in_words() -> None:
+    assert describe([]) == "torch"
+    assert describe([_backend.Decision("linear", "no kernel")]) == "torch (no kernel)"
+    if _backend.cpu is not None:
+        mixed = [_backend.Decision("linear", None), _backend.Decision("adam", "why")]
+        assert describe(mixed) == f"fastnn {_backend.cpu.isa}; torch for adam (why)"
+
+
+def test_evaluation_counts_and_measures_against_torch(make_run, digits: Dataset) -> None:
+    run = finish(make_run())
+    evaluation = run.evaluate()
+    pixels = torch.from_numpy(digits.test_images).float()
+    logits = run.parts.model((pixels - digits.mean) / digits.std)
+    labels = torch.from_numpy(digits.test_labels)
+    assert evaluation.accuracy == (logits.argmax(1) == labels).double().mean().item()
+    expected = torch.nn.functional.cross_entropy(logits.double(), labels).item()
+    assert evaluation.loss == pytest.approx(expected, rel=1e-4)
+    assert evaluation.losses.shape == evaluation.predicted.shape == labels.shape
