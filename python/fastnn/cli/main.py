@@ -1,0 +1,49 @@
+"""Entry point of ``fastnn``: finds the subcommand and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from fastnn._version import __version__
+from fastnn.cli.errors import CliError, UsageError
+
+_COMMANDS = ("train", "bench", "info")
+"""Each is a module of this package with HELP, add_arguments(parser) and run(args) -> exit code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``fastnn`` with `arguments` (None: those of the process) and return the exit code.
+
+    0: done. 1: an error the user can mend. 2: bad options. 130: interrupted by Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        prog="fastnn", description="Fused neural-network training for PyTorch.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"fastnn {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
+    commands = {}
+    for name in _COMMANDS:
+        module = importlib.import_module(f"fastnn.cli.{name}")
+        subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        module.add_arguments(subparser)
+        commands[name] = (module, subparser)
+    options = parser.parse_args(arguments)
+    module, subparser = commands[options.command]
+    try:
+        code: int = module.run(options)
+    except UsageError as error:
+        subparser.error(str(error))
+    except CliError as error:
+        print(f"fastnn {options.command}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nfastnn {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""``fastnn train``: an MLP on MNIST, with a report and a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastnn.cli.errors import CliError, UsageError, require
+from fastnn.training.config import DEFAULT_LR, DTYPES, SCHEDULES, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastnn.data import Dataset
+    from fastnn.training.run import Run
+
+HELP = "train a multi-layer perceptron on MNIST with fused ops"
+
+CHECKPOINT = "checkpoint.safetensors"
+_DEFAULT_OUT = Path("runs/train")
+_NEEDS = ("tqdm", "tabulate", "matplotlib", "safetensors")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options. Those of the run itself have no default here: TrainConfig, or a checkpoint, has it."""
+    run = parser.add_argument_group("the run", argument_default=argparse.SUPPRESS)
+    run.add_argument(
+        "--layers",
+        dest="hidden",
+        type=_hidden,
+        metavar="WIDTHS",
+        help="widths of the hidden layers, as 128 or 256-128, or the whole chain as 784-128-10, "
+        "whose ends follow the data set (default 128)",
+    )
+    run.add_argument(
+        "--epochs", type=_positive, metavar="N", help="passes over the training images (default 5)"
+    )
+    run.add_argument("--batch-size", type=_positive, metavar="N", help="images in a step (default 128)")
+    run.add_argument(
+        "--lr",
+        type=_rate,
+        metavar="RATE",
+        help="highest learning rate of Adam (default "
+        + ", ".join(f"{rate} with {schedule}" for schedule, rate in DEFAULT_LR.items())
+        + ")",
+    )
+    run.add_argument("--schedule", choices=SCHEDULES, help="of the rate (default onecycle)")
+    run.add_argument("--seed", type=_seed, metavar="N", help="of weights and order (default 0)")
+    run.add_argument("--dtype", choices=DTYPES, help="of the arithmetic (default float32)")
+    run.add_argument("--train-samples", type=_positive, metavar="N", help="train on the first N images only")
+    which = run.add_mutually_exclusive_group()
+    which.add_argument("--native", action="store_true", help="the same run in pure torch, without fastnn")
+    which.add_argument(
+        "--compare", action="store_true", default=False, help="both, in turns, and a table with the speed-up"
+    )
+    where = parser.add_argument_group("where it runs")
+    where.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one"
+    )
+    where.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the MNIST files are; else $FASTNN_DATA_DIR, the cache, a download, "
+        "scikit-learn's 8x8 digits",
+    )
+    files.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"results (default {_DEFAULT_OUT}, or the resumed checkpoint's place)",
+    )
+    files.add_argument("--resume", type=Path, metavar="FILE", help="continue from a checkpoint, exactly")
+    files.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as `args` say; returns the exit code."""
+    if args.compare and args.resume:
+        raise UsageError("argument --resume: not allowed with argument --compare")
+    require("train", *_NEEDS, *(["tensorboard"] if args.tensorboard else []))
+
+    import torch
+
+    from fastnn.data import DataError, load
+    from fastnn.training.checkpoint import CheckpointError
+
+    device = _device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        data = load(args.data_dir, _warn)
+        runs = _runs(args, data, device)
+    except (DataError, CheckpointError) as error:
+        raise CliError(str(error)) from None
+    except OSError as error:
+        raise CliError(f"cannot read the data: {error}") from None
+    out = args.out or (args.resume.parent if args.resume else _DEFAULT_OUT)
+    directories = [out, out / "torch"][: len(runs)]
+    try:
+        for directory in directories:
+            directory.mkdir(parents=True, exist_ok=True)
+        return _train_and_report(args, runs, directories)
+    except OSError as error:
+        raise CliError(f"cannot write the results: {error}") from None
+
+
+def _runs(args: argparse.Namespace, data: Dataset, device: torch.device) -> list[Run]:
+    """The runs asked for: one, or fastnn's and torch's."""
+    from fastnn.training.checkpoint import Checkpoint
+    from fastnn.training.run import Run
+
+    saved = Checkpoint.load(args.resume) if args.resume else None
+    config = _config(args, saved.config if saved else None)
+    if args.compare:
+        return [Run(config, data, device), Run(replace(config, native=True), data, device)]
+    return [Run(config, data, device, saved)]
+
+
+def _config(args: argparse.Namespace, saved: TrainConfig | None) -> TrainConfig:
+    """The options given, over the checkpoint's settings or else the defaults."""
+    names = [field.name for field in fields(TrainConfig)]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    settings: dict[str, Any] = saved.to_json() if saved else {}
+    return TrainConfig(**{**settings, **given})
+
+
+def _train_and_report(args: argparse.Namespace, runs: list[Run], directories: list[Path]) -> int:
+    from fastnn.training.console import Console
+    from fastnn.training.events import write_events
+    from fastnn.training.loop import deferred_interrupt, train
+    from fastnn.training.report import table, write_report
+
+    checkpoints = [directory / CHECKPOINT for directory in directories]
+    for line in _introduction(runs):
+        print(line)
+    with deferred_interrupt() as interrupted, Console(runs, progress=not args.no_progress) as console:
+        finished = train(runs, checkpoints, console, interrupted)
+    if not finished:
+        for each, path in zip(runs, checkpoints, strict=True):
+            print(
+                f"interrupted after step {each.step} of {each.steps}; "
+                f"continue with: fastnn train --resume {path}",
+                file=sys.stderr,
+            )
+        return 130
+    print(f"\n{table(runs)}")
+    write_report(directories[0], runs)
+    for each, directory in zip(runs[1:], directories[1:], strict=True):
+        write_report(directory, [each])
+    if args.tensorboard:
+        for each, directory in zip(runs, directories, strict=True):
+            write_events(directory / "tensorboard", each)
+    print(f"\nmetrics.json, curves.png, digits.png and {CHECKPOINT} are in {directories[0]}")
+    return 0
+
+
+def _introduction(runs: list[Run]) -> list[str]:
+    import torch
+
+    first, config = runs[0], runs[0].config
+    parameters = sum(parameter.numel() for parameter in first.parts.model.parameters())
+    return [
+        f"data     {first.data.title}: {len(first.batches.images):,} training and "
+        f"{len(first.data.test_labels):,} test images, from {first.data.source}",
+        f"model    {'-'.join(map(str, first.layers))} with {parameters:,} parameters, {config.dtype}",
+        f"run      {_count(config.epochs, 'epoch')}, batch {config.batch_size}, Adam, "
+        f"{config.schedule} lr {config.lr:g}, seed {config.seed}",
+        f"backend  {' | '.join(each.backend for each in runs)}, {first.device}, "
+        f"{_count(torch.get_num_threads(), 'thread')}\n",
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _device(choice: str) -> torch.device:
+    import torch
+
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise CliError("--device cuda: this torch sees no CUDA device")
+    return torch.device("cuda" if choice != "cpu" and available else "cpu")
+
+
+def _warn(message: str) -> None:
+    print(f"fastnn: warning: {message}", file=sys.stderr, flush=True)
+
+
+def _hidden(text: str) -> tuple[int, ...]:
+    try:
+        widths = tuple(int(width) for width in text.split("-"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected widths as 128, 256-128 or 784-128-10; came {text!r}"
+        ) from None
+    if min(widths) < 1:
+        raise argparse.ArgumentTypeError(f"expected widths of at least 1; came {text!r}")
+    # Nobody ends 784 hidden units in 10 before the 10 classes: this is the chain written out in full.
+    if len(widths) > 1 and widths[0] == 784 and widths[-1] == 10:
+        return widths[1:-1]
+    return widths
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; came {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1; came {text!r}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number; came {text!r}")
+    return rate
