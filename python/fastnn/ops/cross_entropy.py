@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import _reduction
 
 from fastnn import _backend
+from fastnn.ops._function import NativeFunction
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _INDEX_DTYPES = frozenset({torch.int64, torch.uint8})
@@ -54,7 +55,7 @@ def cross_entropy_torch(
     return loss + (total / count if reduction == "mean" else total).to(loss.dtype)
 
 
-class CrossEntropyFunction(torch.autograd.Function):
+class CrossEntropyFunction(NativeFunction):
     """Writes the gradient of the logits together with the loss; the first backward consumes it.
 
     The gradient is kept as an attribute, not with `save_for_backward`: backward hands over its only

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnn import _backend
+from fastnn.ops._function import NativeFunction
 
 
 def _features(op: str, input: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def _forward(features: Tensor, normalize: bool) -> Tensor:
     return output
 
 
-class GramFunction(torch.autograd.Function):
+class GramFunction(NativeFunction):
     """Works on (B, C, L)."""
 
     @staticmethod

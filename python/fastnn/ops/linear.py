@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _backend
+from fastnn.ops._function import NativeFunction
 
 ACTIVATIONS = (None, "relu")
 
@@ -31,7 +32,7 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> 
     return output.view(*batch, out_features)
 
 
-class LinearFunction(torch.autograd.Function):
+class LinearFunction(NativeFunction):
     """Saves what the wanted gradients need: input for dW, weight for dX, output for the ReLU mask."""
 
     @staticmethod

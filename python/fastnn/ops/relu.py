@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _backend
+from fastnn.ops._function import NativeFunction
 
 
 def _dense(t: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def _forward_inplace(input: Tensor) -> None:
         input.copy_(dense)
 
 
-class ReluFunction(torch.autograd.Function):
+class ReluFunction(NativeFunction):
     """Saves the output only: its sign says where the gradient passes."""
 
     @staticmethod
