@@ -58,7 +58,8 @@ void dot_kernel(int64_t depth, const A* a, int64_t a_row, const A* b, int64_t b_
 
 template <class A, int... Index>
 DotKernel<A> find(int rows, int columns, std::integer_sequence<int, Index...>) {
-  constexpr DotKernel<A> kTable[] = {dot_kernel<Index / kDotColumns + 1, Index % kDotColumns + 1, A>...};
+  static constexpr DotKernel<A> kTable[] = {
+      dot_kernel<Index / kDotColumns + 1, Index % kDotColumns + 1, A>...};
   return kTable[(rows - 1) * kDotColumns + columns - 1];
 }
 

@@ -28,10 +28,12 @@ void pack_panel(const Operand<T>& source, int64_t width, int64_t depth, Acc<T>* 
       }
     return;
   }
-  int64_t j = 0;
+  int64_t squares_end = 0;
   if (source.rows_contiguous()) {
-    for (; j + kL <= depth; j += kL)
-      for (int64_t i = 0; i < ld; i += kL) {
+    // Along the rows first: kL streams at a time, as many as the hardware prefetcher follows.
+    squares_end = depth / kL * kL;
+    for (int64_t i = 0; i < ld; i += kL)
+      for (int64_t j = 0; j < squares_end; j += kL) {
         Vec<A> square[kL];
 #pragma GCC unroll 16
         for (int r = 0; r < kL; ++r) square[r] = i + r < width ? source.values(i + r, j, kL) : Vec<A>{};
@@ -46,7 +48,7 @@ void pack_panel(const Operand<T>& source, int64_t width, int64_t depth, Acc<T>* 
         }
       }
   }
-  for (; j < depth; ++j)
+  for (int64_t j = squares_end; j < depth; ++j)
     for (int64_t i = 0; i < ld; ++i) dst[j * ld + i] = i < width ? source.value(i, j) : A{};
 }
 
@@ -56,7 +58,7 @@ void pack_panel(const Operand<T>& source, int64_t width, int64_t depth, Acc<T>* 
 template <class T>
 void pack_tiles(const Operand<T>& a, const EvenParts& tiles, int64_t first, int64_t last, int64_t k,
                 Acc<T>* dst) {
-  constexpr int64_t kColumns = 64;
+  constexpr int64_t kColumns = 16;
   const int64_t step = a.columns_contiguous() ? kColumns : k;
   const int64_t origin = tiles.begin(first);
   for (int64_t p = 0; p < k; p += step)
