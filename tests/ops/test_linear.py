@@ -243,8 +243,8 @@ class TestErrors:
 
 @pytest.mark.parametrize(
     ("weight", "bias"),
-    [((5,), None), ((4, 5), ()), ((1, 5), (4,))],
-    ids=["vector", "scalar bias", "wide bias"],
+    [((5,), None), ((4, 5), ()), ((4, 5), (1,)), ((1, 5), (4,))],
+    ids=["vector", "scalar bias", "bias of one element", "wide bias"],
 )
 def test_shapes_that_only_torch_takes(weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
     x, w = torch.randn(3, 5), torch.randn(weight)

@@ -89,8 +89,12 @@ def _torch_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation
 def _shape_reason(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     if weight.dim() != 2 or input.dim() == 0:
         return "weight is not a matrix or input has no dimension"
-    if bias is not None and bias.dim() != 1:
+    if bias is None:
+        return None
+    if bias.dim() != 1:
         return "bias is not a vector"
+    if bias.numel() == 1 and weight.shape[0] != 1:
+        return "bias is one number for all outputs"
     return None
 
 
