@@ -286,6 +286,10 @@ ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] 
         "average is not a valid value for reduction",
     ),
     "ignored probability": ((X, X), {"ignore_index": 1}, RuntimeError, "ignore_index is not supported"),
+    "no tensor": ((X, [0, 1, 2, 1, 0]), {}, TypeError, r"'target' \(position 2\) must be Tensor, not list"),
+    "no target": ((X, None), {}, TypeError, r"'target' \(position 2\) must be Tensor, not NoneType"),
+    "fractional index": ((X, LONG), {"ignore_index": 2.0}, TypeError, "'ignore_index' .* must be int"),
+    "huge index": ((X, LONG), {"ignore_index": 2**63}, ValueError, "Overflow when unpacking long"),
 }
 
 

@@ -152,6 +152,8 @@ def _torch_reason(
     reduction: str,
     label_smoothing: float,
 ) -> str | None:
+    if not isinstance(target, Tensor):
+        return f"{type(target).__name__} is not a tensor"
     probabilities = target.is_floating_point()
     reason = _backend.torch_reason(input, weight, target if probabilities else None)
     if reason is not None:
@@ -176,6 +178,8 @@ def _torch_reason(
         return f"label_smoothing={label_smoothing}"
     if reduction not in _REDUCTIONS:
         return f"reduction={reduction!r}"
+    if not -(2**63) <= ignore_index < 2**63 or isinstance(ignore_index, float):
+        return f"ignore_index={ignore_index!r}"
     if input.numel() == 0 or not 1 <= input.dim() <= 8:
         return f"input of shape {tuple(input.shape)}"
     return None
