@@ -158,6 +158,35 @@ def test_an_unreachable_mirror_ends_in_the_digits(dead_address: str, monkeypatch
     assert "Connection refused" in said[-1]
 
 
+@pytest.mark.parametrize(
+    ("mirror", "told"),
+    [("downloads", "not an address: unknown url type"), ("http://127.0.0.1:port/", "no HTTP answer")],
+)
+def test_a_mirror_that_is_no_address_ends_in_the_digits(monkeypatch, mirror: str, told: str) -> None:
+    monkeypatch.setenv("FASTNN_MIRRORS", mirror)
+    said: list[str] = []
+    assert load(None, said.append).name == "digits"
+    assert told in said[-1]
+
+
+def test_an_answer_that_is_no_http_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail.example.org ready\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/f"
+        with pytest.raises(DataError, match="no HTTP answer: BadStatusLine"):
+            download(url, tmp_path / "f", check=lambda path: None)
+        answering.join()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_cache_that_cannot_be_written_ends_in_the_digits(
     tmp_path: Path, server: Server, monkeypatch
 ) -> None:

@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from fastnn.data.atomic import atomic_file
 from fastnn.data.dataset import DataError
@@ -33,13 +34,13 @@ def download(
         total_seconds: the longest time for the whole file.
 
     Raises:
-        DataError: the answer was cut short, was too large, took too long, or ``check`` refused it.
+        DataError: ``url`` is no address, what answered does not speak HTTP, the answer was cut short, was too
+            large, took too long, or ``check`` refused it.
         OSError: no answer, an HTTP error, or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + total_seconds
-    request = urllib.request.Request(url, headers={"User-Agent": "fastnn"})
-    with urllib.request.urlopen(request, timeout=stall_seconds) as answer, atomic_file(path) as file:
+    with _open(url, stall_seconds) as answer, atomic_file(path) as file:
         size = 0
         try:
             # read1 returns what has arrived: read would wait for a full piece, past the deadline if it
@@ -58,3 +59,16 @@ def download(
             raise DataError(f"the answer broke off: expected {promised} bytes; came {size}")
         file.flush()
         check(Path(file.name))
+
+
+def _open(url: str, stall_seconds: float) -> Any:
+    """The answer to a request for ``url``, its body still to be read."""
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "fastnn"})
+        return urllib.request.urlopen(request, timeout=stall_seconds)
+    except OSError:
+        raise
+    except HTTPException as error:
+        raise DataError(f"no HTTP answer: {error!r}") from None
+    except ValueError as error:
+        raise DataError(f"not an address: {error}") from None
