@@ -146,7 +146,7 @@ def _run(
 
 def _torch_reason(
     input: Tensor,
-    target: Tensor,
+    target: object,
     weight: Tensor | None,
     ignore_index: int,
     reduction: str,
