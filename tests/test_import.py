@@ -180,6 +180,44 @@ print(len(seen), fastnn.functional.relu(torch.tensor([-1.0, 2.0])).tolist(), fas
     assert name.split(".")[-1] in text
 
 
+def test_a_torch_without_the_exchange_interface_costs_the_kernels_only(run: Runner) -> None:
+    code = """
+import torch, warnings
+del torch.Tensor.__dlpack_c_exchange_api__
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    import fastnn
+print(len(seen), fastnn.functional.relu(torch.tensor([-1.0, 2.0])).tolist(), fastnn.info().why_not_native)
+"""
+    assert output(run(code)).startswith(f"1 [0.0, 2.0] torch {torch.__version__} does not hand tensors over")
+
+
+@native
+@pytest.mark.parametrize("setting", ["torch.set_default_device('meta')", "FakeTensorMode().__enter__()"])
+def test_an_import_under_another_default_keeps_the_kernels(run: Runner, setting: str) -> None:
+    code = f"import torch; from torch._subclasses.fake_tensor import FakeTensorMode; {setting}; import fastnn"
+    assert output(run(f"{code}; print(fastnn._backend.cpu_missing)")) == "None"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.nn.modules.module._global_forward_hooks",
+        "torch.nn.Module._compiled_call_impl",
+        "torch.optim.Optimizer._accelerator_graph_capture_health_check",
+    ],
+)
+def test_a_torch_with_other_private_names_still_imports(run: Runner, name: str) -> None:
+    code = f"""
+import torch
+del {name}
+import fastnn
+fastnn.optim.Adam(fastnn.nn.MLP([2, 3, 1]).parameters())
+print(fastnn.nn.mlp._names_known)
+"""
+    assert output(run(code)) == str("Optimizer" in name)
+
+
 def test_import_starts_nothing_and_loads_nothing_heavy(run: Runner) -> None:
     if not Path("/proc/self/task").is_dir():
         pytest.skip("counts threads in /proc")

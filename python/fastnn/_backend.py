@@ -46,12 +46,28 @@ def _load(name: str) -> tuple[Any, str | None]:
     return module, None
 
 
+def _unreadable(module: Any) -> str | None:
+    """Why the compiled module cannot read this torch's tensors, or None."""
+    if _dispatch_modes():
+        return None  # makes tensors of its own kind: nothing can be tried under it
+    try:
+        module.probe_copy(*(torch.zeros(1, dtype=torch.float32, device="cpu") for _ in range(2)))
+    except (TypeError, RuntimeError):
+        return (
+            f"torch {torch.__version__} does not hand tensors over as fastnn expects (DLPack's exchange API)"
+        )
+    return None
+
+
 def _load_cpu() -> tuple[Any, str | None]:
     """The CPU module with the instruction set of FASTNN_CPU_ISA selected; without it (None, why)."""
     if _no_checks is not None:
         return None, f"torch {torch.__version__} lacks a check that fastnn relies on ({_no_checks})"
     module, reason = _load("_cpu")
     if module is not None:
+        reason = _unreadable(module)
+        if reason is not None:
+            return None, reason
         # Here and not while the module loads: a wrong name must raise its ValueError, not look like a module
         # that does not load.
         module.select_isa(os.environ.get("FASTNN_CPU_ISA", ""))

@@ -101,6 +101,6 @@ def _eager_modules(module: torch.nn.Module, seen: set[int]) -> Iterator[torch.nn
 
 def _is_compiled(module: torch.nn.Module) -> bool:
     dynamo = sys.modules.get("torch._dynamo")  # not there before the first torch.compile
-    return module._compiled_call_impl is not None or (
+    return getattr(module, "_compiled_call_impl", None) is not None or (
         dynamo is not None and isinstance(module, dynamo.OptimizedModule)
     )

@@ -16,14 +16,22 @@ from fastnn.nn.activation import ReLU
 from fastnn.nn.linear import Linear
 from fastnn.ops.linear import check_activation
 
+# Where torch keeps what else a call of a module does; its dicts are changed in place, never replaced. Under a
+# torch that keeps it elsewhere nothing is fused.
+_forward_hooks = getattr(_module, "_global_forward_hooks", None)
+_forward_pre_hooks = getattr(_module, "_global_forward_pre_hooks", None)
+_backward_hooks = getattr(_module, "_global_backward_hooks", None)
+_backward_pre_hooks = getattr(_module, "_global_backward_pre_hooks", None)
+_names_known = (
+    None not in (_forward_hooks, _forward_pre_hooks, _backward_hooks, _backward_pre_hooks)
+    and {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
+    <= torch.nn.Module().__dict__.keys()
+    and hasattr(torch.nn.Module, "_compiled_call_impl")
+)
+
 
 def _anything_global() -> bool:
-    return bool(
-        _module._global_forward_hooks
-        or _module._global_forward_pre_hooks
-        or _module._global_backward_hooks
-        or _module._global_backward_pre_hooks
-    )
+    return bool(_forward_hooks or _forward_pre_hooks or _backward_hooks or _backward_pre_hooks)
 
 
 def _only_forward(layer: torch.nn.Module) -> bool:
@@ -50,7 +58,7 @@ def _fuses(layer: torch.nn.Module, following: torch.nn.Module) -> TypeGuard[Line
 
 
 def _run(layers: list[torch.nn.Module], input: Any) -> Any:
-    fusing = not _anything_global()
+    fusing = _names_known and not _anything_global()
     i = 0
     while i < len(layers):
         layer = layers[i]

@@ -13,10 +13,13 @@ from torch.optim.adam import adam as torch_adam
 from fastnn import _backend
 from fastnn.optim._hooks import hooked_when_needed
 
-# torch's check that a step which is captured into a CUDA graph may be; its name changed after torch 2.10.
-_check_capture: Callable[[torch.optim.Optimizer], None] = getattr(
-    torch.optim.Optimizer, "_accelerator_graph_capture_health_check", None
-) or getattr(torch.optim.Optimizer, "_cuda_graph_capture_health_check")  # noqa: B009
+# torch's check that a step which is captured into a CUDA graph may be; its name changed after torch 2.10. A
+# torch that has neither goes without.
+_check_capture: Callable[[torch.optim.Optimizer], None] | None = getattr(
+    torch.optim.Optimizer,
+    "_accelerator_graph_capture_health_check",
+    getattr(torch.optim.Optimizer, "_cuda_graph_capture_health_check", None),
+)
 
 # Parameters, gradients and the four tensors of state, as torch's functions take them.
 _SixLists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
@@ -107,7 +110,8 @@ class Adam(torch.optim.Adam):
         return "a parameter has no state" if written is None else str(written)
 
     def _step_group_with_torch(self, group: dict[str, Any]) -> None:
-        _check_capture(self)
+        if _check_capture is not None:
+            _check_capture(self)
         tensors: _SixLists = ([], [], [], [], [], [])
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             has_complex = self._init_group(group, *tensors)
