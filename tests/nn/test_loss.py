@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -41,3 +42,16 @@ def test_copies_and_pickles() -> None:
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert type(twin) is nn.CrossEntropyLoss
         assert torch.equal(twin(x, t), loss(x, t))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripts_as_torchs_does() -> None:
+    x, t = example()
+    for options in (
+        {},
+        {"weight": torch.rand(4), "reduction": "sum", "ignore_index": 2, "label_smoothing": 0.1},
+    ):
+        loss = nn.CrossEntropyLoss(**options)
+        torch.testing.assert_close(torch.jit.script(loss)(x, t), loss(x, t))
+    with pytest.raises(torch.jit.Error, match="z_loss is not available in TorchScript"):
+        torch.jit.script(nn.CrossEntropyLoss(z_loss=0.5))(x, t)

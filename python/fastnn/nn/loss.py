@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn.ops.cross_entropy import cross_entropy
@@ -21,6 +22,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         z_loss: weight of the mean squared log-sum-exp of the rows.
     """
 
+    __constants__ = ["ignore_index", "reduction", "label_smoothing", "z_loss"]  # noqa: RUF012
     # On the class, so that a module whose class fastnn.convert changes has it too.
     z_loss: float = 0.0
 
@@ -40,15 +42,28 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits ``input`` against ``target``."""
-        return cross_entropy(
-            input,
-            target,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
-        )
+        # TorchScript compiles the first branch only.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if self.z_loss != 0.0:
+                raise RuntimeError("CrossEntropyLoss: z_loss is not available in TorchScript")
+            return F.cross_entropy(
+                input,
+                target,
+                weight=self.weight,
+                ignore_index=self.ignore_index,
+                reduction=self.reduction,
+                label_smoothing=self.label_smoothing,
+            )
+        else:
+            return cross_entropy(
+                input,
+                target,
+                weight=self.weight,
+                ignore_index=self.ignore_index,
+                reduction=self.reduction,
+                label_smoothing=self.label_smoothing,
+                z_loss=self.z_loss,
+            )
 
     def extra_repr(self) -> str:
         """Show what torch's loss shows, and the z-loss if there is one."""
