@@ -91,6 +91,7 @@ def test_somebody_elses_safetensors_file_is_refused(tmp_path: Path) -> None:
         ({"losses": None}, {}, "'losses' is missing"),
         ({"losses": torch.zeros(4)}, {}, "expected the losses of 5 steps"),
         ({"optimizer.x.step": torch.zeros(())}, {}, "not a checkpoint of fastnn train"),
+        ({}, {"param_groups": [1]}, "not a checkpoint of fastnn train"),
     ],
 )
 def test_a_damaged_description_is_refused(saved: Path, tensors: dict, values: dict, message: str) -> None:

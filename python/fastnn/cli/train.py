@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastnn.data import Dataset
+    from fastnn.training.checkpoint import Checkpoint
     from fastnn.training.run import Run
 
 HELP = "train a multi-layer perceptron on MNIST with fused ops"
@@ -89,14 +90,17 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from fastnn.data import DataError, load
-    from fastnn.training.checkpoint import CheckpointError
+    from fastnn.training.checkpoint import Checkpoint, CheckpointError
 
     device = _device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        data = load(args.data_dir, _warn)
-        runs = _runs(args, data, device)
+        saved = (
+            Checkpoint.load(args.resume) if args.resume else None
+        )  # before a download that it may not need
+        config = _config(args, saved.config if saved else None)
+        runs = _runs(args, config, load(args.data_dir, _warn), device, saved)
     except (DataError, CheckpointError) as error:
         raise CliError(str(error)) from None
     except OSError as error:
@@ -111,13 +115,16 @@ def run(args: argparse.Namespace) -> int:
         raise CliError(f"cannot write the results: {error}") from None
 
 
-def _runs(args: argparse.Namespace, data: Dataset, device: torch.device) -> list[Run]:
+def _runs(
+    args: argparse.Namespace,
+    config: TrainConfig,
+    data: Dataset,
+    device: torch.device,
+    saved: Checkpoint | None,
+) -> list[Run]:
     """The runs asked for: one, or fastnn's and torch's."""
-    from fastnn.training.checkpoint import Checkpoint
     from fastnn.training.run import Run
 
-    saved = Checkpoint.load(args.resume) if args.resume else None
-    config = _config(args, saved.config if saved else None)
     if args.compare:
         return [Run(config, data, device), Run(replace(config, native=True), data, device)]
     return [Run(config, data, device, saved)]

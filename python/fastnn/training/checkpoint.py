@@ -99,7 +99,7 @@ class Checkpoint:
             ) from None
         except CheckpointError:
             raise
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: not a checkpoint of fastnn train: {error}") from None
 
     def check_against(self, config: TrainConfig, dataset: str) -> None:
