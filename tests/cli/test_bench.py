@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import torch
 
 from fastnn import _backend
 from fastnn.cli import bench
+from fastnn.cli.main import main
 
 case_module = bench.load_benchmarks("case")
 runner = bench.load_benchmarks("runner")
@@ -140,9 +140,7 @@ def test_cases_are_registered_once_each() -> None:
 
 
 def run(*options: str) -> int:
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    return bench.run(parser.parse_args(options))
+    return main(["bench", *options])
 
 
 @needs_native
@@ -217,7 +215,9 @@ def test_missing_packages_are_named(
         lambda name, *rest: None if name == "tabulate" else find_spec(name, *rest),
     )
     assert run("--filter", "relu") == 1
-    assert 'tabulate not installed; try: pip install "fastnn[bench]"' in capsys.readouterr().err
+    assert (
+        'fastnn bench: error: tabulate not installed: pip install "fastnn[bench]"' in capsys.readouterr().err
+    )
 
 
 def test_torch_against_torch_is_not_measured(
@@ -226,3 +226,10 @@ def test_torch_against_torch_is_not_measured(
     monkeypatch.setattr(_backend, "_disabled_depth", 1)
     assert run("--filter", "relu") == 1
     assert "fastnn is disabled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+def test_counts_are_whole_and_positive(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--rounds", value)
+    assert f"--rounds: expected a whole number of at least 1; came '{value}'" in capsys.readouterr().err

@@ -16,6 +16,8 @@ import torch
 
 import fastnn
 from fastnn import _backend
+from fastnn.cli.errors import CliError, require
+from fastnn.cli.options import positive
 
 if TYPE_CHECKING:
     from benchmarks.case import Case
@@ -28,21 +30,14 @@ _ROUNDS, _QUICK_ROUNDS = 25, 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastnn bench`."""
-    parser.add_argument("--threads", type=_positive, help="threads for both sides (default: torch's)")
-    parser.add_argument("--rounds", type=_positive, help=f"interleaved rounds (default: {_ROUNDS})")
+    parser.add_argument("--threads", type=positive, help="threads for both sides (default: torch's)")
+    parser.add_argument("--rounds", type=positive, help=f"interleaved rounds (default: {_ROUNDS})")
     parser.add_argument("--quick", action="store_true", help=f"small cases only, {_QUICK_ROUNDS} rounds")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write NAME.json, NAME.md and NAME.png there")
     parser.add_argument("--name", default="bench", help="stem of the files in --out (default: bench)")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def load_benchmarks(module: str) -> ModuleType:
@@ -65,25 +60,21 @@ def load_benchmarks(module: str) -> ModuleType:
     return importlib.import_module(f"{name}.{module}")
 
 
-def _obstacle(args: argparse.Namespace) -> str | None:
-    """Why nothing can be measured here, or None."""
-    needed = ["tabulate", "tqdm"] + (["matplotlib"] if args.out else [])
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        return f'{" and ".join(missing)} not installed; try: pip install "fastnn[bench]"'
-    return _backend.torch_reason()
-
-
 def run(args: argparse.Namespace) -> int:
-    """Measure, print and, with ``--out``, write; returns 1 where nothing ran or an answer was refused."""
+    """Measure, print and, with ``--out``, write; returns 1 where an answer was refused.
+
+    Raises:
+        CliError: nothing can be measured.
+    """
     cases = _select(args)
     if args.list:
         print("\n".join(case.label for case in cases))
         return 0
-    obstacle = f"no case contains {args.filter!r}; see --list" if not cases else _obstacle(args)
-    if obstacle is not None:
-        print(f"fastnn bench: {obstacle}", file=sys.stderr)
-        return 1
+    if not cases:
+        raise CliError(f"no case contains {args.filter!r}; see --list")
+    require("bench", "tabulate", "tqdm", *(["matplotlib"] if args.out else []))
+    if (reason := _backend.torch_reason()) is not None:
+        raise CliError(f"there is nothing of fastnn to measure: {reason}")
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads or before)
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastnn.cli.errors import CliError, UsageError, require
+from fastnn.cli.options import positive
 from fastnn.training.config import DEFAULT_LR, DTYPES, SCHEDULES, TrainConfig
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "whose ends follow the data set (default 128)",
     )
     run.add_argument(
-        "--epochs", type=_positive, metavar="N", help="passes over the training images (default 5)"
+        "--epochs", type=positive, metavar="N", help="passes over the training images (default 5)"
     )
-    run.add_argument("--batch-size", type=_positive, metavar="N", help="images in a step (default 128)")
+    run.add_argument("--batch-size", type=positive, metavar="N", help="images in a step (default 128)")
     run.add_argument(
         "--lr",
         type=_rate,
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--schedule", choices=SCHEDULES, help="of the rate (default onecycle)")
     run.add_argument("--seed", type=_seed, metavar="N", help="of weights and order (default 0)")
     run.add_argument("--dtype", choices=DTYPES, help="of the arithmetic (default float32)")
-    run.add_argument("--train-samples", type=_positive, metavar="N", help="train on the first N images only")
+    run.add_argument("--train-samples", type=positive, metavar="N", help="train on the first N images only")
     which = run.add_mutually_exclusive_group()
     which.add_argument("--native", action="store_true", help="the same run in pure torch, without fastnn")
     which.add_argument(
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one"
     )
-    where.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
+    where.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
     files = parser.add_argument_group("files")
     files.add_argument(
         "--data-dir",
@@ -214,12 +215,6 @@ def _hidden(text: str) -> tuple[int, ...]:
     if len(widths) > 1 and widths[0] == 784 and widths[-1] == 10:
         return widths[1:-1]
     return widths
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; came {text!r}")
-    return int(text)
 
 
 def _seed(text: str) -> int:
