@@ -1,7 +1,6 @@
 // Threads: one OpenMP pool, shared with torch (both bind to the libgomp that torch loaded).
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #ifdef _OPENMP
@@ -13,11 +12,6 @@ namespace fastnn {
 // Number of threads a region of this caller may use: torch.set_num_threads is honoured, and a forked child
 // stays on one thread, because the pool's threads do not survive a fork and waiting for them would never end.
 int max_threads();
-
-// Scratch memory of the calling thread, 64-byte aligned, at least `bytes` long; it stays valid until the same
-// thread asks for the same slot again. Kept between calls so that hot paths do not allocate.
-enum class Scratch { pack_a, pack_b, accumulate, row, count };
-void* thread_scratch(Scratch slot, size_t bytes);
 
 namespace FASTNN_ISA {
 

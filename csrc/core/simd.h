@@ -192,6 +192,14 @@ FASTNN_INLINE void store_partial(double* p, Vec<double> v, int n) {
 }
 #endif
 
+template <class T>
+FASTNN_INLINE void store_lanes(T* p, Vec<Acc<T>> v, int n) {
+  if (n == kLanes<Acc<T>>)
+    store(p, v);
+  else
+    store_partial(p, v, n);
+}
+
 // ---- lane-wise functions that the language has no operator for ----
 
 FASTNN_INLINE Vec<float> sqrt(Vec<float> x) {

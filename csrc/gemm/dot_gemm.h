@@ -3,6 +3,7 @@
 // too small to pay for packing.
 #pragma once
 
+#include "core/scratch.h"
 #include "gemm/dot.h"
 #include "gemm/operand.h"
 #include "gemm/threads.h"
@@ -19,7 +20,7 @@ constexpr int64_t kDotLargestBytes = int64_t{512} << 10;
 template <class T>
 bool dot_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b) {
   constexpr int64_t kSize = sizeof(T);
-  if (kSize != sizeof(Acc<T>) || a.mask || b.mask || a.column_stride != 1 || b.row_stride != 1) return false;
+  if (kSize != sizeof(Acc<T>) || a.column_stride != 1 || b.row_stride != 1) return false;
   const int64_t larger = m > n ? m : n;
   return k >= 8 * kLanes<Acc<T>> && min(m, n) <= kDotLargestSide &&
          larger * min(k, kDotDepth) * kSize <= kDotLargestBytes;

@@ -1,5 +1,5 @@
 // Packing: copies a block of an operand into the order in which the micro-kernel reads it, converting 16-bit
-// values to float and applying the mask on the way.
+// values to float on the way.
 #pragma once
 
 #include "gemm/blocking.h"
@@ -15,7 +15,7 @@ template <class T>
 void pack_panel(const Operand<T>& source, int64_t width, int64_t depth, Acc<T>* dst, int64_t ld) {
   using A = Acc<T>;
   constexpr int kL = kLanes<A>;
-  if (source.columns_contiguous()) {
+  if (source.row_stride == 1) {
     const Operand<T> lines = source.transposed();
     for (int64_t j = 0; j < depth; ++j)
       for (int64_t i = 0; i < ld; i += kL) {
@@ -29,7 +29,7 @@ void pack_panel(const Operand<T>& source, int64_t width, int64_t depth, Acc<T>* 
     return;
   }
   int64_t squares_end = 0;
-  if (source.rows_contiguous()) {
+  if (source.column_stride == 1) {
     // Along the rows first: kL streams at a time, as many as the hardware prefetcher follows.
     squares_end = depth / kL * kL;
     for (int64_t i = 0; i < ld; i += kL)
@@ -59,7 +59,7 @@ template <class T>
 void pack_tiles(const Operand<T>& a, const EvenParts& tiles, int64_t first, int64_t last, int64_t k,
                 Acc<T>* dst) {
   constexpr int64_t kColumns = 16;
-  const int64_t step = a.columns_contiguous() ? kColumns : k;
+  const int64_t step = a.row_stride == 1 ? kColumns : k;
   const int64_t origin = tiles.begin(first);
   for (int64_t p = 0; p < k; p += step)
     for (int64_t t = first; t < last; ++t) {

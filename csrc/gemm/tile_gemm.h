@@ -3,6 +3,7 @@
 // each read once for every row tile of the block.
 #pragma once
 
+#include "core/scratch.h"
 #include "gemm/microkernel.h"
 #include "gemm/pack.h"
 #include "gemm/threads.h"
@@ -88,7 +89,7 @@ class TileGemm {
       const Operand<T>& a = g_.a_;
       const bool aliased = a.column_stride == 1 && a.row_stride * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
       const bool reused = right_ - left_ > 2;
-      if (sizeof(T) == sizeof(A) && !a.mask && !(reused && (aliased || a.column_stride > 1))) return;
+      if (sizeof(T) == sizeof(A) && !(reused && (aliased || a.column_stride > 1))) return;
       A* packed = static_cast<A*>(thread_scratch(Scratch::pack_a, rows_ * depth_ * sizeof(A)));
       const Operand<T> from = a.at(0, k_);
       parallel_for(bottom_ - top_, ceil_div(kGemmGrain, depth_ * kTileRows + 1),
@@ -121,7 +122,7 @@ class TileGemm {
     // read often and do not stay in L1 by themselves.
     bool b_in_place(int64_t column, int64_t padded) const {
       const Operand<T>& b = g_.b_;
-      return sizeof(T) == sizeof(A) && !b.mask && b.column_stride == 1 && column + padded <= g_.n_ &&
+      return sizeof(T) == sizeof(A) && b.column_stride == 1 && column + padded <= g_.n_ &&
              (bottom_ - top_ <= 8 || depth_ <= 128);
     }
 

@@ -2,6 +2,7 @@
 
 #include "core/dtype_dispatch.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "ops/cross_entropy/problem.h"
 #include "ops/cross_entropy/row.h"
 #include "ops/cross_entropy/tile.h"

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "core/vec_math.h"
 #include "ops/cross_entropy/problem.h"
 

@@ -2,6 +2,7 @@
 
 #include "core/dtype_dispatch.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "gemm/gemm.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -17,11 +18,7 @@ struct ScaledStore {
   Acc<T> scale;
 
   FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<Acc<T>> v, int lanes) const {
-    T* to = out + i * columns + j;
-    if (lanes == kLanes<Acc<T>>)
-      store(to, v * scale);
-    else
-      store_partial(to, v * scale, lanes);
+    store_lanes(out + i * columns + j, v * scale, lanes);
   }
 };
 
@@ -66,9 +63,10 @@ void backward(const TensorView& dg, const TensorView& f, double scale, const Ten
   dispatch_floating(f.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const int64_t channels = f.shape[1], length = f.shape[2];
+    const ScopedBuffer buffer(channels * channels * sizeof(T));
+    T* const sum = static_cast<T*>(buffer.data());
     for (int64_t b = 0; b < f.shape[0]; ++b) {
       const Operand<T> gradient = matrix_of<T>(dg, b);
-      T* sum = static_cast<T*>(thread_scratch(Scratch::row, channels * channels * sizeof(T)));
       parallel_for(channels, ceil_div(kGrain, channels + 1), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
           for (int64_t j = 0; j < channels; ++j)

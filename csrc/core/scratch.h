@@ -1,0 +1,26 @@
+// Working memory of kernels, 64-byte aligned (a cache line, and one AVX-512 vector).
+#pragma once
+
+#include <cstddef>
+
+namespace fastnn {
+
+// Memory of the calling thread, at least `bytes` long; it stays valid until the same thread asks for the same
+// slot again. It is kept between calls, so that hot paths do not allocate: for buffers whose size is bounded.
+enum class Scratch { pack_a, pack_b, accumulate, row, count };
+void* thread_scratch(Scratch slot, size_t bytes);
+
+// Memory that is given back at the end of the scope: for buffers as large as the user's tensors.
+class ScopedBuffer {
+ public:
+  explicit ScopedBuffer(size_t bytes);
+  ~ScopedBuffer();
+  ScopedBuffer(const ScopedBuffer&) = delete;
+  ScopedBuffer& operator=(const ScopedBuffer&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+}  // namespace fastnn
