@@ -51,6 +51,15 @@ struct AccOf<double> {
 template <class T>
 using Acc = typename AccOf<T>::type;
 
+// p where T is the type that is computed in, else null.
+template <class T>
+FASTNN_INLINE Acc<T>* as_acc(T* p) {
+  if constexpr (sizeof(T) == sizeof(Acc<T>))
+    return p;
+  else
+    return nullptr;
+}
+
 template <class To, class From>
 FASTNN_INLINE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "same size");

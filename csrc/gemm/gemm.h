@@ -12,8 +12,9 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// epilogue(i, j, v, n) gets the n <= kLanes values of row i from column j on. In Region::lower_triangle at
-// least the values on and below the diagonal are computed, and the epilogue sees some above it too.
+// epilogue.direct(i, j) is the address of C (i, j) where C is contiguous and takes the sums as they are, else
+// null. epilogue(i, j, v, n) gets the n <= kLanes values of row i from column j on. In Region::lower_triangle
+// at least the values on and below the diagonal are computed, and the epilogue sees some above it too.
 template <class T, class Epilogue>
 void gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, const Epilogue& epilogue,
           Region region = Region::full) {

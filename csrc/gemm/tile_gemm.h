@@ -155,21 +155,26 @@ class TileGemm {
     void sweep(int64_t begin, int64_t end, int64_t column, int64_t padded, const A* b, int64_t b_row) const {
       alignas(64) A one_tile[kTileRows * kTileColumns<A>];
       const int vectors = static_cast<int>(padded / kL);
+      const bool whole = column + padded <= g_.n_;
       for (int64_t t = begin, i = g_.tiles_.begin(begin); t < end; ++t) {
         const int64_t height = g_.tiles_.begin(t + 1) - i;
         if (g_.region_ == Region::full || column < i + height) {
-          A* tile = sums_ ? sums_ + (i - first_row_) * vectors_ * kL + height * (column - first_vector_ * kL)
-                          : one_tile;
+          A* const direct = whole && !sums_ ? g_.epilogue_.direct(i, column) : nullptr;
+          A* tile = direct ? direct
+                    : sums_
+                        ? sums_ + (i - first_row_) * vectors_ * kL + height * (column - first_vector_ * kL)
+                        : one_tile;
+          const int64_t tile_stride = direct ? g_.n_ : padded;
           const Microkernel<A> kernel = microkernel_for<A>(static_cast<int>(height), vectors);
           if (packed_a_) {
-            kernel(depth_, packed_a_ + (i - first_row_) * depth_, 1, height, b, b_row, tile, padded,
+            kernel(depth_, packed_a_ + (i - first_row_) * depth_, 1, height, b, b_row, tile, tile_stride,
                    pass_ > 0);
           } else {
             const Operand<T> a = g_.a_.at(i, k_);
             kernel(depth_, reinterpret_cast<const A*>(a.data), a.row_stride, a.column_stride, b, b_row, tile,
                    padded, pass_ > 0);
           }
-          if (pass_ == g_.passes_.count - 1) finish(i, height, column, padded, tile);
+          if (!direct && pass_ == g_.passes_.count - 1) finish(i, height, column, padded, tile);
         }
         i += height;
       }

@@ -17,6 +17,7 @@ struct ScaledStore {
   int64_t columns;
   Acc<T> scale;
 
+  Acc<T>* direct(int64_t i, int64_t j) const { return scale == 1 ? as_acc(out + i * columns + j) : nullptr; }
   FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<Acc<T>> v, int lanes) const {
     store_lanes(out + i * columns + j, v * scale, lanes);
   }

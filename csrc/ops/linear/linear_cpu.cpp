@@ -17,6 +17,7 @@ struct BiasRelu {
   const Operand<T>* bias;  // (1, N), or null
   bool relu;
 
+  Acc<T>* direct(int64_t i, int64_t j) const { return bias || relu ? nullptr : as_acc(y + i * n + j); }
   FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<Acc<T>> v, int lanes) const {
     if (bias) v += bias->values(0, j, lanes);
     if (relu) v = v < 0 ? Vec<Acc<T>>{} : v;
