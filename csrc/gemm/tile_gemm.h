@@ -172,7 +172,7 @@ class TileGemm {
           } else {
             const Operand<T> a = g_.a_.at(i, k_);
             kernel(depth_, reinterpret_cast<const A*>(a.data), a.row_stride, a.column_stride, b, b_row, tile,
-                   padded, pass_ > 0);
+                   tile_stride, pass_ > 0);
           }
           if (!direct && pass_ == g_.passes_.count - 1) finish(i, height, column, padded, tile);
         }
