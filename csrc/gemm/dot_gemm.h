@@ -66,7 +66,7 @@ void dot_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operan
   using A = Acc<T>;
   constexpr int64_t kL = kLanes<A>;
   const int64_t row_tiles = ceil_div(m, kDotRows), column_tiles = ceil_div(n, kL);
-  const ThreadGrid grid = thread_grid(worthwhile_threads(m * n * k), row_tiles, column_tiles);
+  const ThreadGrid grid = thread_grid(worthwhile_threads(m * n * k), row_tiles, column_tiles, region);
   for_each_rectangle(grid, row_tiles, column_tiles,
                      [&](int64_t top, int64_t bottom, int64_t left, int64_t right) {
                        dot_rectangle(top * kDotRows, min(bottom * kDotRows, m), left * kL, min(right * kL, n),

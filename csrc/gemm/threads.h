@@ -17,6 +17,9 @@ inline int64_t worthwhile_threads(int64_t multiply_adds) {
   return wanted < 2 ? 1 : min(wanted, max_threads());
 }
 
+// Values below which packing is not worth a second thread, as for any elementwise pass.
+constexpr int64_t kPackGrain = 32768;
+
 // How threads share the tiles: `rows` x `columns` rectangles.
 struct ThreadGrid {
   int64_t rows = 1;
@@ -24,8 +27,10 @@ struct ThreadGrid {
 };
 
 // The grid whose largest rectangle is smallest; among equals the one with most columns, since each row of
-// rectangles reads all of B.
-inline ThreadGrid thread_grid(int64_t threads, int64_t row_tiles, int64_t panels) {
+// rectangles reads all of B. A triangle is cut into two bands of rows a thread, of which each gets a short
+// and a long one.
+inline ThreadGrid thread_grid(int64_t threads, int64_t row_tiles, int64_t panels, Region region) {
+  if (region == Region::lower_triangle) return {threads > 1 ? min(2 * threads, row_tiles) : 1, 1};
   ThreadGrid best;
   int64_t least = row_tiles * panels;
   for (int64_t columns = threads; columns >= 1; --columns) {
@@ -39,12 +44,15 @@ inline ThreadGrid thread_grid(int64_t threads, int64_t row_tiles, int64_t panels
   return best;
 }
 
-// Calls body(first_row, last_row, first_column, last_column) for each rectangle, in parallel.
+// Calls body(first_row, last_row, first_column, last_column) for each rectangle, in parallel. The rectangles
+// are handed out from both ends in turn, which pairs the bands of a triangle.
 template <class Body>
 inline void for_each_rectangle(const ThreadGrid& grid, int64_t row_tiles, int64_t panels, const Body& body) {
   const EvenParts rows(row_tiles, grid.rows), columns(panels, grid.columns);
-  parallel_for(grid.rows * grid.columns, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
+  const int64_t count = grid.rows * grid.columns;
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t turn = begin; turn < end; ++turn) {
+      const int64_t r = turn % 2 == 0 ? turn / 2 : count - 1 - turn / 2;
       const int64_t row = r / grid.columns, column = r % grid.columns;
       body(rows.begin(row), rows.begin(row + 1), columns.begin(column), columns.begin(column + 1));
     }

@@ -64,7 +64,7 @@ class TileGemm {
       const bool several = g_.passes_.count > 1;
       const int64_t longest = g_.passes_.begin(1);
       const int64_t work = rows_ * vectors_ * kL * longest;
-      grid_ = thread_grid(worthwhile_threads(work), bottom_ - top_, right_ - left_);
+      grid_ = thread_grid(worthwhile_threads(work), bottom_ - top_, right_ - left_, g_.region_);
       tiles_at_once_ = kBlockBytes / (longest * kTileRows * static_cast<int64_t>(sizeof(A)) + 1);
       if (tiles_at_once_ < 1) tiles_at_once_ = 1;
       if (several)
@@ -92,7 +92,7 @@ class TileGemm {
       if (sizeof(T) == sizeof(A) && !(reused && (aliased || a.column_stride > 1))) return;
       A* packed = static_cast<A*>(thread_scratch(Scratch::pack_a, rows_ * depth_ * sizeof(A)));
       const Operand<T> from = a.at(0, k_);
-      parallel_for(bottom_ - top_, ceil_div(kGemmGrain, depth_ * kTileRows + 1),
+      parallel_for(bottom_ - top_, ceil_div(kPackGrain, depth_ * kTileRows + 1),
                    [&](int64_t begin, int64_t end) {
                      pack_tiles(from, g_.tiles_, top_ + begin, top_ + end, depth_,
                                 packed + (g_.tiles_.begin(top_ + begin) - first_row_) * depth_);
@@ -105,7 +105,7 @@ class TileGemm {
     void pack_b() {
       if (grid_.rows == 1 && bottom_ - top_ <= tiles_at_once_) return;
       A* packed = static_cast<A*>(thread_scratch(Scratch::pack_b, vectors_ * kL * depth_ * sizeof(A)));
-      parallel_for(right_ - left_, ceil_div(kGemmGrain, depth_ * kTileColumns<A> + 1),
+      parallel_for(right_ - left_, ceil_div(kPackGrain, depth_ * kTileColumns<A> + 1),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t panel = left_ + begin; panel < left_ + end; ++panel)
                        pack_panel_b(panel, packed + (g_.panels_.begin(panel) - first_vector_) * kL * depth_);
