@@ -270,6 +270,22 @@ def test_thread_count_is_torchs() -> None:
 
 
 @native
+def test_thread_count_is_torchs_in_a_new_thread(run: Runner) -> None:
+    code = """
+import threading, torch, fastnn
+from fastnn import _backend
+torch.set_num_threads(3)
+def body():
+    fastnn.functional.relu(torch.zeros(2))
+    print(_backend.cpu.max_threads())
+thread = threading.Thread(target=body)
+thread.start()
+thread.join()
+"""
+    assert run(code).stdout.split() == ["3"]
+
+
+@native
 def test_log_variable_tells_each_decision_once_on_stderr(run: Runner) -> None:
     code = """
 import torch, fastnn

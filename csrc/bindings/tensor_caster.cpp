@@ -69,11 +69,21 @@ bool read_dtype(const dlpack::DataType& from, DType& to) {
   }
 }
 
+// OpenMP counts threads for each thread that opens regions, and torch hands its own setting on to a new
+// thread only when it first asks there.
+void adopt_thread_count() {
+  thread_local bool adopted = false;
+  if (adopted) return;
+  py::module_::import("torch").attr("get_num_threads")();
+  adopted = true;
+}
+
 }  // namespace
 
 bool read_tensor(PyObject* object, TensorView& view) {
   const dlpack::ExchangeApi* api = api_of(Py_TYPE(object));
   if (!api) return false;
+  adopt_thread_count();
   dlpack::Tensor tensor;
   if (api->tensor_from_py_object_no_sync(object, &tensor) != 0) throw py::error_already_set();
   check(tensor.device.type == dlpack::kCpu, "fastnn: a CPU kernel was given a tensor of device type ",

@@ -1,6 +1,7 @@
 #include "core/parallel.h"
 
 #include <atomic>
+#include <new>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -25,5 +26,7 @@ int max_threads() {
   return 1;
 #endif
 }
+
+void throw_out_of_memory() { throw std::bad_alloc(); }
 
 }  // namespace fastnn

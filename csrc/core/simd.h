@@ -16,8 +16,6 @@
 #include <immintrin.h>
 #endif
 
-// The zero-masked forms of some AVX-512 intrinsics stand where GCC 12 warns about its own header for the
-// plain ones.
 #define FASTNN_INLINE inline __attribute__((always_inline))
 
 namespace fastnn::FASTNN_ISA {
@@ -116,6 +114,9 @@ FASTNN_INLINE float16 from_acc<float16>(float x) {
   }
   return {static_cast<uint16_t>(sign | half)};
 }
+
+// The zero-masked forms of some AVX-512 intrinsics below stand where GCC 12 warns about its own header for
+// the plain ones.
 
 // ---- loads: kLanes<Acc<T>> elements, any alignment ----
 

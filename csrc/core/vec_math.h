@@ -110,7 +110,7 @@ FASTNN_INLINE Vec<T> log(Vec<T> x) {
       s * (half_square + z * log_series<T, 1, Format::kLogTerms>(z)) + scale * Format::kLn2Low;
   const Vec<T> finite = scale * Format::kLn2High - ((half_square - rest) - f);
   const Vec<T> special = x == T(0) ? splat(-kInfinity) : (x == kInfinity ? x : splat(T(__builtin_nan(""))));
-  return (x > T(0)) & (x < kInfinity) ? finite : special;
+  return ((x > T(0)) & (x < kInfinity)) ? finite : special;
 }
 
 }  // namespace detail

@@ -142,6 +142,14 @@ def test_script_and_symbolic_trace() -> None:
         assert torch.allclose(compiled(x), model(x), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_script_of_the_gram_matrix(shape: tuple[int, ...], normalize: bool) -> None:
+    module, x = nn.GramMatrix(normalize), torch.randn(shape)
+    assert torch.allclose(torch.jit.script(module)(x), module(x), atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_compile_fullgraph_and_export() -> None:
     model = nn.Sequential(nn.MLP([4, 6, 3]), nn.Linear(3, 2, activation="relu"), nn.GramMatrix())

@@ -129,6 +129,13 @@ def test_wrong_number_of_dimensions(shape: tuple[int, ...]) -> None:
         FF.gram_matrix(torch.randn(shape))
 
 
+def test_float16_mean_does_not_overflow_on_either_path(isa: str) -> None:
+    f = torch.full((4, 4096), 10.0, dtype=torch.float16)
+    assert FF.gram_matrix(f, normalize=True).unique().item() == 25
+    with fastnn.disabled():
+        assert FF.gram_matrix(f, normalize=True).unique().item() == 25
+
+
 def test_disabled_gives_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     f = torch.randn(4, 9)
     monkeypatch.setattr(_backend, "cpu", object())  # any native call would fail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._jit_internal import is_scripting
 
 from fastnn import functional
 
@@ -24,7 +25,12 @@ class GramMatrix(torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the Gram matrix of each sample of `input`."""
-        return functional.gram_matrix(input, normalize=self.normalize)
+        if is_scripting():  # TorchScript compiles this branch only
+            features = input.flatten(2) if input.dim() == 4 else input
+            scale = 1.0 / (features.size(-2) * features.size(-1)) if self.normalize else 1.0
+            return torch.matmul(features * scale, features.mT)
+        else:
+            return functional.gram_matrix(input, normalize=self.normalize)
 
     def extra_repr(self) -> str:
         """The options, as the constructor takes them."""

@@ -79,9 +79,9 @@ def gram_matrix(input: Tensor, normalize: bool = False) -> Tensor:
     """
     features = _features("gram_matrix", input)
     if not _backend.use_native("gram_matrix", features):
-        output = torch.matmul(features, features.mT)
-        if normalize:
-            output = output / (features.shape[1] * features.shape[2])
+        # Scaled before the product: a float16 sum could overflow where its mean does not.
+        scaled = features * _scale(features, normalize) if normalize else features
+        output = torch.matmul(scaled, features.mT)
     elif torch.is_grad_enabled() and features.requires_grad:
         output = GramFunction.apply(features, normalize)
     else:
