@@ -22,6 +22,7 @@ PYBIND11_MODULE(_cpu, m) {
   register_cross_entropy(m);
   register_gram(m);
   register_linear(m);
+  register_mlp(m);
   register_probe(m);
   register_relu(m);
   register_vec_math(m);

@@ -1,7 +1,5 @@
 #include "ops/linear/linear.h"
 
-#include <optional>
-
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -13,21 +11,6 @@ namespace {
 
 using Optional = std::optional<TensorView>;
 
-const TensorView* pointer(const Optional& t) { return t ? &*t : nullptr; }
-
-void check_matrix(const char* name, const TensorView& t, DType dtype, int64_t rows, int64_t columns) {
-  check_ndim("linear", name, t, 2);
-  check_dtype("linear", name, t, dtype);
-  check(t.shape[0] == rows && t.shape[1] == columns, "linear: ", name, " has shape ", shape_string(t),
-        ", expected (", rows, ", ", columns, ")");
-}
-
-void check_vector(const char* name, const TensorView& t, DType dtype, int64_t length) {
-  check_dtype("linear", name, t, dtype);
-  check(t.ndim == 1 && t.shape[0] == length, "linear: ", name, " has shape ", shape_string(t), ", expected (",
-        length, ",)");
-}
-
 void forward(const TensorView& x, const TensorView& weight, const Optional& bias, bool relu,
              const TensorView& y) {
   check_floating("linear", "input", x);
@@ -36,8 +19,8 @@ void forward(const TensorView& x, const TensorView& weight, const Optional& bias
   check_dtype("linear", "weight", weight, x.dtype);
   check(x.shape[1] == weight.shape[1], "linear: input has K=", x.shape[1], ", weight expects ",
         weight.shape[1]);
-  if (bias) check_vector("bias", *bias, x.dtype, weight.shape[0]);
-  check_matrix("output", y, x.dtype, x.shape[0], weight.shape[0]);
+  if (bias) check_vector("linear", "bias", *bias, x.dtype, weight.shape[0]);
+  check_matrix("linear", "output", y, x.dtype, x.shape[0], weight.shape[0]);
   check_contiguous("linear", "output", y);
   const ReleaseGil released(x.shape[0] * weight.shape[0] * x.shape[1] / 16);
   cpu_kernels().linear.forward(x, weight, pointer(bias), relu, y);
@@ -49,23 +32,23 @@ void backward(const TensorView& dy, const Optional& y, const Optional& x, const 
   check_ndim("linear", "grad_output", dy, 2);
   const int64_t m = dy.shape[0], n = dy.shape[1];
   int64_t products = 0;
-  if (y) check_matrix("output", *y, dy.dtype, m, n);
+  if (y) check_matrix("linear", "output", *y, dy.dtype, m, n);
   if (dx) {
     check(weight.has_value(), "linear: grad_input needs weight");
-    check_matrix("weight", *weight, dy.dtype, n, weight->shape[1]);
-    check_matrix("grad_input", *dx, dy.dtype, m, weight->shape[1]);
+    check_matrix("linear", "weight", *weight, dy.dtype, n, weight->shape[1]);
+    check_matrix("linear", "grad_input", *dx, dy.dtype, m, weight->shape[1]);
     check_contiguous("linear", "grad_input", *dx);
     products += m * n * dx->shape[1];
   }
   if (dw) {
     check(x.has_value(), "linear: grad_weight needs input");
-    check_matrix("input", *x, dy.dtype, m, x->shape[1]);
-    check_matrix("grad_weight", *dw, dy.dtype, n, x->shape[1]);
+    check_matrix("linear", "input", *x, dy.dtype, m, x->shape[1]);
+    check_matrix("linear", "grad_weight", *dw, dy.dtype, n, x->shape[1]);
     check_contiguous("linear", "grad_weight", *dw);
     products += m * n * dw->shape[1];
   }
   if (db) {
-    check_vector("grad_bias", *db, dy.dtype, n);
+    check_vector("linear", "grad_bias", *db, dy.dtype, n);
     check_contiguous("linear", "grad_bias", *db);
   }
   const ReleaseGil released(m * n + products / 16);

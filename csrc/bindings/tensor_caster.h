@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>  // std::optional arguments: None is an absent tensor
 
+#include <optional>
+
 #include "core/tensor_view.h"
 
 namespace fastnn {
@@ -12,6 +14,8 @@ namespace fastnn {
 // Fills `view` from a tensor. Returns false where `object` is no tensor; throws where it is one that the CPU
 // kernels cannot read.
 bool read_tensor(PyObject* object, TensorView& view);
+
+inline const TensorView* pointer(const std::optional<TensorView>& t) { return t ? &*t : nullptr; }
 
 }  // namespace fastnn
 

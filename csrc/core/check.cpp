@@ -47,6 +47,20 @@ void check_same_shape(const char* op, const char* name, const TensorView& t, con
   check(same, op, ": ", name, " has shape ", shape_string(t), ", expected ", shape_string(like));
 }
 
+void check_matrix(const char* op, const char* name, const TensorView& t, DType dtype, int64_t rows,
+                  int64_t columns) {
+  check_ndim(op, name, t, 2);
+  check_dtype(op, name, t, dtype);
+  check(t.shape[0] == rows && t.shape[1] == columns, op, ": ", name, " has shape ", shape_string(t),
+        ", expected (", rows, ", ", columns, ")");
+}
+
+void check_vector(const char* op, const char* name, const TensorView& t, DType dtype, int64_t length) {
+  check_dtype(op, name, t, dtype);
+  check(t.ndim == 1 && t.shape[0] == length, op, ": ", name, " has shape ", shape_string(t), ", expected (",
+        length, ",)");
+}
+
 void check_contiguous(const char* op, const char* name, const TensorView& t) {
   check(t.is_contiguous(), op, ": ", name, " must be contiguous");
 }

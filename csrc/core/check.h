@@ -34,6 +34,9 @@ void check_dtype(const char* op, const char* name, const TensorView& t, DType ex
 void check_floating(const char* op, const char* name, const TensorView& t);
 void check_ndim(const char* op, const char* name, const TensorView& t, int ndim);
 void check_same_shape(const char* op, const char* name, const TensorView& t, const TensorView& like);
+void check_matrix(const char* op, const char* name, const TensorView& t, DType dtype, int64_t rows,
+                  int64_t columns);
+void check_vector(const char* op, const char* name, const TensorView& t, DType dtype, int64_t length);
 void check_contiguous(const char* op, const char* name, const TensorView& t);
 
 }  // namespace fastnn

@@ -1,20 +1,20 @@
-"""Chains of layers that run each Linear and the ReLU behind it as one kernel."""
+"""Chains of layers that run a run of Linear and ReLU as one op."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, TypeGuard, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.nn.modules import module as _module
 
-from fastnn import functional
 from fastnn.nn.activation import ReLU
 from fastnn.nn.linear import Linear
-from fastnn.ops.linear import check_activation
+from fastnn.ops.linear import check_activation, linear
+from fastnn.ops.mlp import Layer, mlp
 
 # Where torch keeps what else a call of a module does; its dicts are changed in place, never replaced. Under a
 # torch that keeps it elsewhere nothing is fused.
@@ -47,36 +47,45 @@ def _only_forward(layer: torch.nn.Module) -> bool:
     )
 
 
-def _fuses(layer: torch.nn.Module, following: torch.nn.Module) -> TypeGuard[Linear]:
-    return (
-        type(layer) is Linear
-        and type(following) is ReLU
-        and layer.activation is None
-        and _only_forward(layer)
-        and _only_forward(following)
-    )
+def _chain(layers: list[torch.nn.Module], start: int) -> tuple[list[Layer], int]:
+    """The linear layers from `start` on that run as one op, and where the modules behind them begin."""
+    chain = []
+    i = start
+    while i < len(layers):
+        layer = layers[i]
+        if type(layer) is not Linear or not _only_forward(layer):
+            break
+        following = layers[i + 1] if i + 1 < len(layers) else None
+        relu_follows = type(following) is ReLU and _only_forward(following)
+        chain.append(Layer(layer.weight, layer.bias, relu_follows or layer.activation is not None))
+        i += 2 if relu_follows else 1
+    return chain, i
 
 
 def _run(layers: list[torch.nn.Module], input: Any) -> Any:
     fusing = _names_known and not _anything_global()
     i = 0
     while i < len(layers):
-        layer = layers[i]
-        if fusing and i + 1 < len(layers) and _fuses(layer, layers[i + 1]):
-            input = functional.linear(input, layer.weight, layer.bias, "relu")
-            i += 2
+        chain, behind = _chain(layers, i) if fusing else ([], i)
+        if len(chain) > 1:
+            input = mlp(input, chain)
+        elif chain:
+            weight, bias, relu = chain[0]
+            input = linear(input, weight, bias, "relu" if relu else None)
         else:
-            input = layer(input)
-            i += 1
+            input = layers[i](input)
+            behind = i + 1
+        i = behind
     return input
 
 
 class Sequential(torch.nn.Sequential):
-    """A drop-in for :class:`torch.nn.Sequential` that fuses each `Linear` with the `ReLU` behind it.
+    """A drop-in for :class:`torch.nn.Sequential` that runs each stretch of `Linear` and `ReLU` as one op.
 
-    The modules keep their places, names and parameters; only the call differs: the two run as one
-    :func:`fastnn.functional.linear` with an activation. Where anyone watches either module (a hook, a
-    replaced ``forward``, a subclass) both are called one after the other, as in torch.
+    The modules keep their places, names and parameters; only the call differs: consecutive `Linear`
+    modules, each with the `ReLU` behind it, are one node of the autograd graph, forward and backward in one
+    native call each. A module that anyone watches (a hook, a replaced ``forward``, a subclass) is called as
+    in torch.
     """
 
     def forward(self, input: Tensor) -> Tensor:

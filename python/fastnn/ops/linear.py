@@ -86,7 +86,8 @@ def _torch_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation
     return output if activation is None else F.relu(output)
 
 
-def _shape_reason(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+def shape_reason(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Why torch must run a layer whose tensors have these shapes, or None."""
     if weight.dim() != 2 or input.dim() == 0:
         return "weight is not a matrix or input has no dimension"
     if bias is None:
@@ -124,7 +125,7 @@ def linear(
         RuntimeError: shapes or dtypes that do not fit together.
     """
     check_activation("linear", activation)
-    reason = _backend.torch_reason(input, weight, bias) or _shape_reason(input, weight, bias)
+    reason = _backend.torch_reason(input, weight, bias) or shape_reason(input, weight, bias)
     if not _backend.decide("linear", reason):
         return _torch_linear(input, weight, bias, activation)
     relu = activation is not None

@@ -1,0 +1,235 @@
+"""A chain of linear layers as one op: values, gradients, edges, errors, on every CPU variant."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import DTYPES, layouts
+from torch import Tensor
+
+import fastnn
+from fastnn import _backend
+from fastnn.ops.mlp import Layer, mlp
+
+# sizes, ReLU behind each layer
+CHAINS = [
+    ([7, 5], [False]),
+    ([7, 5], [True]),
+    ([784, 28, 10], [True, False]),
+    ([17, 64, 64, 6], [True, True, False]),
+    ([5, 49, 33, 3], [False, True, True]),
+    ([6, 40, 50, 30, 4], [False, False, False, False]),
+    ([3, 1, 100], [True, True]),
+    ([4, 0, 3], [True, False]),
+    ([0, 4, 3], [True, False]),
+]
+
+
+def make(sizes: list[int], relus: list[bool], dtype: torch.dtype, bias: bool = True) -> list[Layer]:
+    return [
+        Layer(
+            (torch.randn(n, k, dtype=torch.float64) / max(k, 1) ** 0.5).to(dtype).requires_grad_(),
+            torch.randn(n, dtype=torch.float64).to(dtype).requires_grad_() if bias else None,
+            relu,
+        )
+        for (k, n), relu in zip(pairwise(sizes), relus, strict=True)
+    ]
+
+
+def leaves(layers: list[Layer]) -> list[Tensor]:
+    return [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+
+
+def reference(x: Tensor, layers: list[Layer], dy: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Output and gradients in float64, with hidden outputs and gradients rounded to the storage type.
+
+    Rounding them, as every implementation that keeps them in that type must, leaves only the sums to differ,
+    and takes the ReLU masks from the same values.
+    """
+    dtype = x.dtype
+    inputs = [x.detach().double()]
+    for weight, bias, relu in layers:
+        h = F.linear(inputs[-1], weight.detach().double(), None if bias is None else bias.detach().double())
+        inputs.append((h.relu() if relu else h).to(dtype).double())
+    grad, grads = dy.double(), []
+    for i in reversed(range(len(layers))):
+        if layers[i].relu:
+            grad = grad * (inputs[i + 1] > 0)
+        grads[:0] = [grad.t() @ inputs[i]] + ([] if layers[i].bias is None else [grad.sum(0)])
+        grad = (grad @ layers[i].weight.detach().double()).to(dtype).double()
+    return inputs[-1], [grad, *grads]
+
+
+def assert_near(actual: Tensor | None, expected: Tensor) -> None:
+    # Errors of a sum carry through the layers behind it; each layer's are about eps times the norm of what it
+    # adds up, and a value that was rounded the other way in 16 bits moves its successors by a unit or two.
+    assert actual is not None
+    eps = torch.finfo(actual.dtype).eps
+    scale = expected.abs().max().item() if expected.numel() else 0.0
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=16 * eps * scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("sizes", "relus"), CHAINS, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_matches_float64(
+    isa: str, sizes: list[int], relus: list[bool], dtype: torch.dtype, bias: bool
+) -> None:
+    for rows in (1, 33, 0):
+        layers = make(sizes, relus, dtype, bias)
+        x = torch.randn(rows, sizes[0], dtype=torch.float64).to(dtype).requires_grad_()
+        dy = torch.randn(rows, sizes[-1], dtype=torch.float64).to(dtype)
+        y = mlp(x, layers)
+        y.backward(dy)
+        expected, grads = reference(x, layers, dy)
+        assert y.dtype == dtype
+        assert_near(y.detach(), expected)
+        for leaf, grad in zip([x, *leaves(layers)], grads, strict=True):
+            assert_near(leaf.grad, grad)
+
+
+def test_layouts(isa: str) -> None:
+    layers = make([21, 30, 9], [True, False], torch.float32)
+    for x in layouts(13, 21, torch.float32).values():
+        for dy in layouts(13, 9, torch.float32).values():
+            leaf = x.detach().requires_grad_()
+            expected, grads = reference(x, layers, dy)
+            y = mlp(leaf, layers)
+            assert_near(y.detach(), expected)
+            (grad,) = torch.autograd.grad(y, leaf, dy)
+            assert_near(grad, grads[0])
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (4,), (0, 4), (2, 0, 4)])
+@pytest.mark.parametrize("last", [False, True])
+def test_gradcheck(shape: tuple[int, ...], last: bool) -> None:
+    layers = make([4, 5, 3], [True, last], torch.float64)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    def op(x: Tensor, *parameters: Tensor) -> Tensor:
+        w0, b0, w1, b1 = parameters
+        return mlp(x, [Layer(w0, b0, True), Layer(w1, b1, last)])
+
+    assert torch.autograd.gradcheck(op, (x, *leaves(layers)))
+    assert torch.autograd.gradgradcheck(op, (x, *leaves(layers)))
+
+
+@pytest.mark.parametrize("wanted", range(32))
+def test_any_set_of_gradients(wanted: int) -> None:
+    layers = make([6, 5, 4], [True, False], torch.float32)
+    tensors = [torch.randn(3, 6), *leaves(layers)]
+    for i, t in enumerate(tensors):
+        t.requires_grad_(bool(wanted & (1 << i)))
+    y = mlp(tensors[0], layers)
+    assert y.requires_grad == (wanted > 0)
+    if wanted:
+        dy = torch.randn(3, 4)
+        y.backward(dy)
+        _, grads = reference(tensors[0], layers, dy)
+        for t, grad in zip(tensors, grads, strict=True):
+            assert (t.grad is not None) == t.requires_grad
+            if t.grad is not None:
+                assert_near(t.grad, grad)
+
+
+def test_batched_gradients_and_func_transforms() -> None:
+    layers = make([4, 5, 3], [True, False], torch.float64)
+    for parameter in leaves(layers):
+        parameter.requires_grad_(False)
+    x = torch.randn(2, 4, dtype=torch.float64)
+
+    def torch_chain(x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, *layers[0][:2]).relu(), *layers[1][:2])
+
+    expected = torch.autograd.functional.jacobian(torch_chain, x)
+    for vectorize in (False, True):
+        got = torch.autograd.functional.jacobian(lambda x: mlp(x, layers), x, vectorize=vectorize)
+        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.func.jacrev(lambda x: mlp(x, layers))(x), expected)
+    torch.testing.assert_close(torch.func.vmap(lambda x: mlp(x, layers))(x), torch_chain(x))
+
+
+def test_backward_again_needs_retain_graph() -> None:
+    layers = make([4, 5, 3], [True, True], torch.float32)
+    y = mlp(torch.randn(2, 4), layers)
+    y.sum().backward(retain_graph=True)
+    first = layers[0].weight.grad.clone()  # type: ignore[union-attr]
+    y.sum().backward()
+    torch.testing.assert_close(layers[0].weight.grad, 2 * first)
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
+
+
+def test_in_place_changes_are_noticed_where_they_matter() -> None:
+    layers = make([4, 5, 3], [True, False], torch.float32)
+    mlp(torch.randn(2, 4), layers).add_(1).sum().backward()  # affine output: not needed for backward
+    rectified = [layers[0], layers[1]._replace(relu=True)]
+    for changed in ("output", "weight"):
+        y = mlp(torch.randn(2, 4), rectified)
+        with torch.no_grad():
+            (y if changed == "output" else layers[1].weight).add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+def test_nan_goes_where_torch_puts_it(isa: str) -> None:
+    layers = make([4, 5, 3], [True, True], torch.float32)
+    x = torch.randn(3, 4)
+    x[1, 2] = float("nan")
+    y = mlp(x, layers)
+    assert y[1].isnan().all()
+    assert y[[0, 2]].isfinite().all()
+
+
+def test_same_bits_for_every_thread_count(isa: str) -> None:
+    threads = torch.get_num_threads()
+    layers = make([300, 257, 129, 10], [True, True, False], torch.float32)
+    x, dy = torch.randn(130, 300), torch.randn(130, 10)
+    results = []
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            y = mlp(x, layers)
+            results.append([y.detach(), *torch.autograd.grad(y, leaves(layers), dy)])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_one_native_call_each_way() -> None:
+    if _backend.cpu is None:
+        pytest.skip("no native module")
+    layers = make([4, 5, 3], [True, False], torch.float32)
+    seen = fastnn.explain(lambda: mlp(torch.randn(2, 4), layers).sum().backward()).decisions
+    assert [(d.op, d.reason) for d in seen] == [("mlp", None), ("mlp_backward", None)]
+
+
+def test_falls_back_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = make([4, 5, 3], [True, False], torch.float32)
+    x = torch.randn(2, 4)
+    expected = mlp(x, layers)
+    monkeypatch.setattr(_backend, "cpu", object())  # any native call would fail
+    with fastnn.disabled():
+        seen = fastnn.explain(mlp, x, layers)
+    torch.testing.assert_close(seen.result, expected)
+    assert [d.op for d in seen.decisions] == ["linear", "linear"]
+
+
+class TestErrors:
+    def test_input(self) -> None:
+        with pytest.raises(RuntimeError, match="mlp: input of layer 0 has K=7, weight expects 4"):
+            mlp(torch.randn(2, 7), make([4, 5, 3], [True, False], torch.float32))
+
+    def test_layers_that_do_not_continue_one_another(self) -> None:
+        first, _ = make([4, 5, 3], [True, False], torch.float32)
+        with pytest.raises(RuntimeError, match="mlp: input of layer 1 has K=5, weight expects 4"):
+            mlp(torch.randn(2, 4), [first, first])
+
+    def test_bias(self) -> None:
+        layers = make([4, 5, 3], [True, False], torch.float32)
+        with pytest.raises(RuntimeError, match=r"mlp: bias has shape \(4,\), expected \(3,\)"):
+            mlp(torch.randn(2, 4), [layers[0], layers[1]._replace(bias=torch.randn(4))])
