@@ -53,34 +53,34 @@ class MlpFunction(NativeFunction):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         input, *saved = ctx.saved_tensors
-        depth = len(ctx.relus)
-        weights, biases, outputs = saved[:depth], saved[depth : 2 * depth], saved[2 * depth :]
-        layers = list(map(Layer, weights, biases, ctx.relus))
+        relus = ctx.relus
+        depth = len(relus)
+        parameters, outputs = saved[: 2 * depth], saved[2 * depth :]
         wants_input, _, *wants = ctx.needs_input_grad
-        rows = input.shape[:-1].numel()
-        flat = input.reshape(rows, input.shape[-1])
-        grad = grad_output.reshape(rows, grad_output.shape[-1])
-        if not _backend.use_native_backward("mlp_backward", grad_output, flat, *outputs):
-            if torch.is_grad_enabled():
-                outputs = _differentiable_outputs(flat, layers)
-            grads = _torch_backward(grad, flat, layers, outputs, wants_input, wants)
-        else:
-            grad_input = (
-                torch.empty_like(flat, memory_format=torch.contiguous_format) if wants_input else None
-            )
-            new = [
-                grad.new_empty(parameter.shape) if want else None
-                for parameter, want in zip(weights + biases, wants, strict=True)
+        flat, grad = input, grad_output
+        if input.dim() != 2:
+            rows = input.shape[:-1].numel()
+            flat = input.reshape(rows, input.shape[-1])
+            grad = grad_output.reshape(rows, grad_output.shape[-1])
+        if _backend.use_native_backward("mlp_backward", grad, flat, *outputs):
+            grad_input = grad.new_empty(flat.shape) if wants_input else None
+            grads = [
+                torch.empty_like(parameter, memory_format=torch.contiguous_format) if want else None
+                for parameter, want in zip(parameters, wants, strict=True)
             ]
             if len(outputs) < depth:
                 outputs.append(None)
             _backend.cpu.mlp_backward(
-                grad, flat, weights, outputs, ctx.relus, grad_input, new[:depth], new[depth:]
+                grad, flat, parameters[:depth], outputs, relus, grad_input, grads[:depth], grads[depth:]
             )
-            grads = [grad_input, *new]
-        if grads[0] is not None:
-            grads[0] = grads[0].view(input.shape)
-        return grads[0], None, *grads[1:]
+        else:
+            layers = list(map(Layer, parameters[:depth], parameters[depth:], relus))
+            if torch.is_grad_enabled():
+                outputs = _differentiable_outputs(flat, layers)
+            grad_input, *grads = _torch_backward(grad, flat, layers, outputs, wants_input, wants)
+        if grad_input is not None and grad_input.dim() != input.dim():
+            grad_input = grad_input.view(input.shape)
+        return grad_input, None, *grads
 
 
 def _differentiable_outputs(flat: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
