@@ -7,25 +7,14 @@
 // 16-bit types are computed in float32 and rounded once, when they are stored.
 #pragma once
 
-#include <cstdint>
-
-#include "core/dtype.h"
+#include "ops/optim/multi_tensor.h"
 
 namespace fastnn {
 
-// One parameter. All arrays have `numel` elements of `dtype` in one memory order, and none overlaps another,
-// neither here nor in another AdamTensor of the call.
-struct AdamTensor {
-  void* param;
-  const void* grad;
-  void* exp_avg;
-  void* exp_avg_sq;
-  void* max_exp_avg_sq;  // null without amsgrad
-  int64_t numel;
-  DType dtype;
-  double step_size;     // lr / (1 - beta1^t)
-  double denom_scale;   // 1 / sqrt(1 - beta2^t)
-  int64_t first_chunk;  // where the kernel notes how its work is cut
+// state: m, v, and under amsgrad the largest v
+struct AdamTensor : OptimizerTensor {
+  double step_size;    // lr / (1 - beta1^t)
+  double denom_scale;  // 1 / sqrt(1 - beta2^t)
 };
 
 struct AdamOptions {

@@ -1,0 +1,239 @@
+#include "bindings/optimizer_group.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "bindings/tensor_caster.h"
+#include "core/check.h"
+
+namespace py = pybind11;
+
+namespace fastnn {
+
+namespace {
+
+PyObject* torch_attribute(const char* module, const char* name) {
+  return py::object(py::module_::import(module).attr(name))
+      .release()
+      .ptr();  // kept for the life of the process
+}
+
+std::string text(PyObject* object) { return py::str(py::handle(object)); }
+
+py::object owned(PyObject* object) {
+  if (!object) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
+}
+
+// The entry of a dict, as a borrowed reference; null where there is none.
+PyObject* find(PyObject* dict, PyObject* key) {
+  PyObject* found = PyDict_GetItemWithError(dict, key);
+  if (!found && PyErr_Occurred()) throw py::error_already_set();
+  return found;
+}
+
+PyObject* entry(PyObject* dict, PyObject* key) {
+  PyObject* found = find(dict, key);
+  if (!found) throw NotCovered(concat("the optimizer has no entry ", text(key)));
+  return found;
+}
+
+// Whether the elements fill one block of memory, in any order of the dimensions.
+bool is_dense(const TensorView& t) {
+  if (t.is_contiguous()) return true;
+  int64_t expected = 1;
+  for (int filled = 0; filled < t.ndim; ++filled) {
+    int d = 0;
+    while (d < t.ndim && (t.shape[d] == 1 || t.strides[d] != expected)) ++d;
+    if (d == t.ndim) break;
+    expected *= t.shape[d];
+  }
+  return expected == t.numel();
+}
+
+bool same_layout(const TensorView& a, const TensorView& b) {
+  if (a.ndim != b.ndim) return false;
+  for (int d = 0; d < a.ndim; ++d)
+    if (a.shape[d] != b.shape[d] || a.strides[d] != b.strides[d]) return false;
+  return true;
+}
+
+bool same_shape(const TensorView& a, const TensorView& b) {
+  return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
+}
+
+// A tensor whose memory kernels may touch.
+TensorView read_plain(PyObject* object) {
+  static PyObject* const tensor = torch_attribute("torch", "Tensor");
+  static PyObject* const parameter = torch_attribute("torch.nn", "Parameter");
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  if (type != tensor && type != parameter)
+    throw NotCovered(concat(Py_TYPE(object)->tp_name, " is a tensor subclass"));
+  TensorView view;
+  if (!read_tensor(object, view)) throw NotCovered("this torch has no DLPack exchange interface");
+  return view;
+}
+
+// The negative bit hides from the raw view. Gradients come with it from the imaginary part of a conjugate; an
+// optimizer's own state never does.
+void check_not_negated(PyObject* tensor) {
+  static PyObject* const is_neg = interned("is_neg");
+  if (owned(PyObject_CallMethodNoArgs(tensor, is_neg)).ptr() != Py_False)
+    throw NotCovered("the tensor is a lazily negated view");
+}
+
+}  // namespace
+
+PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
+
+double number(PyObject* object) {
+  const double value = PyFloat_AsDouble(object);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+OptimizerGroup::OptimizerGroup(const py::dict& group, const py::dict& state, const py::function& match_layout)
+    : group_(group.ptr()), state_(state.ptr()), match_layout_(match_layout) {}
+
+PyObject* OptimizerGroup::option(PyObject* key) const { return entry(group_, key); }
+
+bool OptimizerGroup::flag_option(PyObject* key) const {
+  const int value = PyObject_IsTrue(option(key));
+  if (value < 0) throw py::error_already_set();
+  return value != 0;
+}
+
+void OptimizerGroup::refuse(PyObject* key) const {
+  if (flag_option(key)) throw NotCovered(concat(text(key), "=True is asked for"));
+}
+
+PyObject* OptimizerGroup::parameters() {
+  static PyObject* const key = interned("params");
+  PyObject* params = option(key);
+  if (!PyList_Check(params)) throw NotCovered("the parameters of a group are not in a list");
+  const auto count = static_cast<size_t>(PyList_GET_SIZE(params));
+  steps_.reserve(count);
+  gradients_.reserve(count);
+  ranges_.reserve((3 + kMaxStates) * count);
+  return params;
+}
+
+py::object OptimizerGroup::gradient(PyObject* param) {
+  static PyObject* const key = interned("grad");
+  return owned(PyObject_GetAttr(param, key));
+}
+
+void OptimizerGroup::add_range(const TensorView& view, bool written) {
+  const auto* begin = view.as<const char>();
+  if (view.numel() > 0) ranges_.push_back({begin, begin + view.numel() * dtype_size(view.dtype), written});
+}
+
+TensorView OptimizerGroup::read_written(PyObject* object) {
+  const TensorView view = read_plain(object);
+  written_.append(py::handle(object));
+  add_range(view, true);
+  return view;
+}
+
+TensorView OptimizerGroup::read_param(PyObject* param, py::object grad, OptimizerTensor& tensor) {
+  const TensorView p = read_written(param);
+  check_not_negated(param);
+  if (!is_floating(p.dtype)) throw NotCovered(concat("no kernels for dtype ", dtype_name(p.dtype)));
+  if (!is_dense(p)) throw NotCovered("a parameter does not fill one block of memory");
+
+  TensorView g = read_plain(grad.ptr());
+  check_not_negated(grad.ptr());
+  if (g.dtype != p.dtype)
+    throw NotCovered(
+        concat("a parameter of ", dtype_name(p.dtype), " has a gradient of ", dtype_name(g.dtype)));
+  if (!same_shape(g, p)) throw NotCovered("a gradient has another shape than its parameter");
+  if (!same_layout(g, p)) {
+    grad = match_layout_(py::handle(param), grad);
+    g = read_plain(grad.ptr());
+  }
+  add_range(g, false);
+  gradients_.push_back(std::move(grad));
+
+  tensor.param = p.data;
+  tensor.grad = g.data;
+  tensor.numel = p.numel();
+  tensor.dtype = p.dtype;
+  elements_ += p.numel();
+  return p;
+}
+
+PyObject* OptimizerGroup::state_of(PyObject* param) const {
+  PyObject* state = find(state_, param);
+  if (!state || !PyDict_Check(state) || PyDict_GET_SIZE(state) == 0) throw Uninitialized();
+  return state;
+}
+
+void OptimizerGroup::check_like(const TensorView& view, PyObject* key, const TensorView& param) const {
+  if (view.dtype != param.dtype)
+    throw NotCovered(concat("a parameter of ", dtype_name(param.dtype), " has ", text(key), " of ",
+                            dtype_name(view.dtype)));
+  if (!same_layout(view, param))
+    throw NotCovered(concat(text(key), " has other strides or another shape than its parameter"));
+}
+
+void* OptimizerGroup::state_like(PyObject* state, PyObject* key, const TensorView& param) {
+  const TensorView view = read_written(entry(state, key));
+  check_like(view, key, param);
+  return view.data;
+}
+
+void* OptimizerGroup::state_or_new(PyObject* param, PyObject* key, const TensorView& p, bool& is_new) {
+  // The optimizer's own mapping makes the dict where there is none, as in torch.
+  py::object state = owned(PyObject_GetItem(state_, param));
+  if (!PyDict_Check(state.ptr())) throw NotCovered("the state of a parameter is no dict");
+  PyObject* found = find(state.ptr(), key);
+  is_new = !found || found == Py_None;
+  if (!is_new) return state_like(state.ptr(), key, p);
+
+  static PyObject* const empty_like = torch_attribute("torch", "empty_like");
+  py::object tensor = owned(PyObject_CallOneArg(empty_like, param));
+  const TensorView view = read_written(tensor.ptr());
+  check_like(view, key, p);
+  new_states_.push_back({std::move(state), py::reinterpret_borrow<py::object>(key), std::move(tensor)});
+  return view.data;
+}
+
+double OptimizerGroup::next_step(PyObject* state) {
+  static PyObject* const key = interned("step");
+  const TensorView step = read_written(entry(state, key));
+  if (step.numel() != 1) throw NotCovered(concat("step has shape ", shape_string(step)));
+  if (step.dtype != DType::f32 && step.dtype != DType::f64)
+    throw NotCovered(concat("step has dtype ", dtype_name(step.dtype)));
+  steps_.push_back(step);
+  if (step.dtype == DType::f32) return *step.as<float>() + 1;
+  return *step.as<double>() + 1;
+}
+
+// Elements are updated in no particular order, so no written memory may be reachable twice.
+void OptimizerGroup::check_disjoint() {
+  std::sort(ranges_.begin(), ranges_.end(),
+            [](const MemoryRange& a, const MemoryRange& b) { return a.begin < b.begin; });
+  const char* end_of_written = nullptr;
+  const char* end_of_any = nullptr;
+  for (const MemoryRange& range : ranges_) {
+    if (range.begin < (range.written ? end_of_any : end_of_written))
+      throw NotCovered("parameters, gradients or states share memory");
+    end_of_any = std::max(end_of_any, range.end);
+    if (range.written) end_of_written = std::max(end_of_written, range.end);
+  }
+}
+
+void OptimizerGroup::commit() {
+  check_disjoint();
+  for (const NewState& made : new_states_)
+    if (PyDict_SetItem(made.state.ptr(), made.key.ptr(), made.tensor.ptr()) != 0)
+      throw py::error_already_set();
+  for (const TensorView& step : steps_) {
+    if (step.dtype == DType::f32)
+      *step.as<float>() += 1;
+    else
+      *step.as<double>() += 1;
+  }
+}
+
+}  // namespace fastnn

@@ -1,0 +1,142 @@
+// One call a parameter group: reads the group's options and the tensors of its state as torch.optim keeps
+// them (gathering them in Python would take longer than the update of a small network), checks all of them,
+// and only then writes.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/tensor_view.h"
+#include "ops/optim/multi_tensor.h"
+
+namespace fastnn {
+
+// Why a group is left to torch; nothing has been written when it is thrown.
+struct NotCovered : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// A parameter has no state yet.
+struct Uninitialized {};
+
+// Keys and names, kept for the life of the process.
+PyObject* interned(const char* name);
+
+double number(PyObject* object);
+
+// What the steps of all optimizers share, whatever the update.
+class OptimizerGroup {
+ public:
+  // `match_layout(param, grad)` returns a copy of the gradient in the memory order of its parameter.
+  OptimizerGroup(const pybind11::dict& group, const pybind11::dict& state,
+                 const pybind11::function& match_layout);
+
+ protected:
+  PyObject* option(PyObject* key) const;
+  double number_option(PyObject* key) const { return number(option(key)); }
+  bool flag_option(PyObject* key) const;
+  // Leaves a group to torch that has the option `key` set.
+  void refuse(PyObject* key) const;
+
+  // The list of the parameters.
+  PyObject* parameters();
+  // The gradient of a parameter, or None.
+  static pybind11::object gradient(PyObject* param);
+  // Fills what all optimizers have in an OptimizerTensor, its state excepted.
+  TensorView read_param(PyObject* param, pybind11::object grad, OptimizerTensor& tensor);
+
+  // The state of a parameter; throws Uninitialized where it has none.
+  PyObject* state_of(PyObject* param) const;
+  // An entry of the state with the dtype and the memory order of its parameter.
+  void* state_like(PyObject* state, PyObject* key, const TensorView& param);
+  // The same, but where the entry is missing or None it is made, to be filled by the first update.
+  void* state_or_new(PyObject* param, PyObject* key, const TensorView& p, bool& is_new);
+  // The number of the step that is being taken.
+  double next_step(PyObject* state);
+
+  // Checks that no written memory is reachable twice; then counts the steps and keeps the new states.
+  void commit();
+
+  int64_t elements() const { return elements_; }
+  const pybind11::list& written() const { return written_; }
+
+ private:
+  struct MemoryRange {
+    const char* begin;
+    const char* end;
+    bool written;
+  };
+  struct NewState {
+    pybind11::object state, key, tensor;
+  };
+
+  void add_range(const TensorView& view, bool written);
+  TensorView read_written(PyObject* object);
+  void check_like(const TensorView& view, PyObject* key, const TensorView& param) const;
+  void check_disjoint();
+
+  PyObject* group_;
+  PyObject* state_;
+  const pybind11::function& match_layout_;
+  int64_t elements_ = 0;
+  std::vector<TensorView> steps_;
+  std::vector<MemoryRange> ranges_;
+  std::vector<pybind11::object> gradients_;  // alive until the kernel has read them
+  std::vector<NewState> new_states_;
+  pybind11::list written_;
+};
+
+// The step of one optimizer, which adds its options, its state and its kernel.
+template <class Tensor>
+class OptimizerStep : protected OptimizerGroup {
+ public:
+  using OptimizerGroup::OptimizerGroup;
+  virtual ~OptimizerStep() = default;
+
+  // The tensors that were written.
+  pybind11::list run() {
+    PyObject* params = parameters();
+    const Py_ssize_t count = PyList_GET_SIZE(params);
+    std::vector<Tensor> tensors;
+    tensors.reserve(static_cast<size_t>(count));
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      PyObject* param = PyList_GET_ITEM(params, i);
+      pybind11::object grad = gradient(param);
+      if (grad.is_none()) continue;
+      Tensor tensor{};
+      const TensorView p = read_param(param, std::move(grad), tensor);
+      read_state(param, p, tensor);
+      tensors.push_back(tensor);
+    }
+    commit();
+    update(tensors.data(), static_cast<int64_t>(tensors.size()));
+    return written();
+  }
+
+ private:
+  virtual void read_state(PyObject* param, const TensorView& p, Tensor& tensor) = 0;
+  virtual void update(Tensor* tensors, int64_t count) = 0;
+};
+
+// The list of tensors that were written; or, with nothing written, a str that says why torch must do the
+// step, or None where a parameter has no state yet.
+template <class Step>
+pybind11::object optimizer_step(const pybind11::dict& group, const pybind11::dict& state,
+                                const pybind11::function& match_layout) {
+  namespace py = pybind11;
+  try {
+    return Step(group, state, match_layout).run();
+  } catch (const Uninitialized&) {
+    return py::none();
+  } catch (const py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    return py::str(py::str(error.value()));
+  } catch (const std::runtime_error& reason) {
+    return py::str(reason.what());
+  }
+}
+
+}  // namespace fastnn

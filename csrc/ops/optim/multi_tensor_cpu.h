@@ -1,0 +1,81 @@
+// Runs an update rule over the elements of many tensors: what the kernels of all optimizers share.
+#pragma once
+
+#include "core/dtype_dispatch.h"
+#include "core/parallel.h"
+#include "core/simd.h"
+#include "ops/optim/multi_tensor.h"
+
+namespace fastnn::FASTNN_ISA {
+
+// One thread updates about one element in a nanosecond and a parallel region costs about half a microsecond.
+constexpr int64_t kElementsPerThread = 4096;
+
+// Work is cut into chunks of this many elements of one tensor, whatever the number of threads: where a vector
+// loop ends and its remainder begins depends on the tensor alone, and so does every bit of the result. A
+// chunk takes about a microsecond, long against what it costs to find the next one.
+constexpr int64_t kChunk = 1024;
+
+// Calls update(p, g, state) for each vector of elements: p and the first kStates of `state` are read before
+// and written after.
+template <class T, int kStates, class Update>
+FASTNN_INLINE void update_range(const OptimizerTensor& t, int64_t begin, int64_t end, const Update& update) {
+  using S = Acc<T>;
+  constexpr int kStep = kLanes<S>;
+  T* p = static_cast<T*>(t.param);
+  const T* g = static_cast<const T*>(t.grad);
+  T* states[kMaxStates];
+  for (int k = 0; k < kMaxStates; ++k) states[k] = static_cast<T*>(t.state[k]);
+  int64_t i = begin;
+  for (; i + kStep <= end; i += kStep) {
+    Vec<S> pi = load(p + i), state[kMaxStates] = {};
+    for (int k = 0; k < kStates; ++k) state[k] = load(states[k] + i);
+    update(pi, load(g + i), state);
+    store(p + i, pi);
+    for (int k = 0; k < kStates; ++k) store(states[k] + i, state[k]);
+  }
+  if (const int rest = static_cast<int>(end - i)) {
+    Vec<S> pi = load_partial(p + i, rest), state[kMaxStates] = {};
+    for (int k = 0; k < kStates; ++k) state[k] = load_partial(states[k] + i, rest);
+    update(pi, load_partial(g + i, rest), state);
+    store_partial(p + i, pi, rest);
+    for (int k = 0; k < kStates; ++k) store_partial(states[k] + i, state[k], rest);
+  }
+}
+
+// The tensor that a chunk belongs to: the last one that does not begin behind it.
+template <class Tensor>
+int64_t tensor_of(const Tensor* tensors, int64_t count, int64_t chunk) {
+  int64_t low = 0, high = count;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (tensors[middle].first_chunk <= chunk ? low : high) = middle;
+  }
+  return low;
+}
+
+// Calls update_chunk(tag of the storage type, tensor, begin, end) for every chunk, on all threads that the
+// work is worth.
+template <class Tensor, class UpdateChunk>
+void update_tensors(Tensor* tensors, int64_t count, const UpdateChunk& update_chunk) {
+  int64_t elements = 0, chunks = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    tensors[i].first_chunk = chunks;
+    chunks += (tensors[i].numel + kChunk - 1) / kChunk;
+    elements += tensors[i].numel;
+  }
+  // Chunks of small tensors are not full: so many of them are worth a thread as hold enough elements.
+  const int64_t grain = elements > 0 ? (chunks * kElementsPerThread + elements - 1) / elements : 1;
+  parallel_for(chunks, grain, [&](int64_t first, int64_t last) {
+    int64_t i = tensor_of(tensors, count, first);
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      while (i + 1 < count && tensors[i + 1].first_chunk <= chunk) ++i;
+      const Tensor& t = tensors[i];
+      const int64_t begin = (chunk - t.first_chunk) * kChunk;
+      const int64_t end = begin + kChunk < t.numel ? begin + kChunk : t.numel;
+      dispatch_floating(t.dtype, [&](auto tag) { update_chunk(tag, t, begin, end); });
+    }
+  });
+}
+
+}  // namespace fastnn::FASTNN_ISA

@@ -1,0 +1,100 @@
+"""The step that all optimizers share: each parameter group in one native call, or left to torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fastnn import _backend
+from fastnn.optim._hooks import hooked_when_needed
+
+# torch's check that a step which is captured into a CUDA graph may be; its name changed after torch 2.10. A
+# torch that has neither goes without.
+_check_capture: Callable[[torch.optim.Optimizer], None] | None = getattr(
+    torch.optim.Optimizer,
+    "_accelerator_graph_capture_health_check",
+    getattr(torch.optim.Optimizer, "_cuda_graph_capture_health_check", None),
+)
+
+
+def _match_layout(param: Tensor, grad: Tensor) -> Tensor:
+    """A copy of `grad` in the memory order of `param`."""
+    with torch.no_grad():
+        return torch.empty_like(param).copy_(grad)
+
+
+class NativeOptimizer(torch.optim.Optimizer):
+    """Comes before one of torch's optimizers among the bases and replaces its ``step``."""
+
+    _op: ClassVar[str]  # its name among decisions; `<op>_step` is the native function
+    _lists: ClassVar[int]  # how many lists torch's `_init_group` fills
+
+    @hooked_when_needed
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters once.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            The loss that ``closure`` returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        reason = self._torch_reason()
+        for group in self.param_groups:
+            why = self._step_group(group) if reason is None else reason
+            if not _backend.decide(self._op, why):
+                self._step_group_with_torch(group)
+        return loss
+
+    def _torch_reason(self) -> str | None:
+        """Why torch must update every group, or None."""
+        attributes = self.__dict__
+        if attributes.get("grad_scale") is not None or attributes.get("found_inf") is not None:
+            return "a GradScaler left the scaling to the optimizer"
+        return _backend.torch_reason()
+
+    def _step_group(self, group: dict[str, Any]) -> str | None:
+        """Update one group natively; if that cannot be, leave it as it is and say why."""
+        native_step = getattr(_backend.cpu, self._op + "_step")
+        written = native_step(group, self.state, _match_layout)
+        if written is None:
+            self._gather(group)
+            written = native_step(group, self.state, _match_layout)
+        if type(written) is list:
+            increment_version(written)
+            return None
+        return "a parameter has no state" if written is None else str(written)
+
+    def _gather(self, group: dict[str, Any]) -> tuple[list[list[Any]], Any]:
+        """The tensors of a group in lists, as torch's functions take them, and what torch found special.
+
+        Makes the state where there is none.
+        """
+        lists: list[list[Any]] = [[] for _ in range(self._lists)]
+        found = self._init_group(group, *lists)  # type: ignore[attr-defined]  # of torch's optimizer
+        return lists, found
+
+    def _step_group_with_torch(self, group: dict[str, Any]) -> None:
+        if _check_capture is not None and "capturable" in group:
+            _check_capture(self)
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            self._torch_update(group, *self._gather(group))
+
+    def _torch_update(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
+        """Call torch's own function for the group."""
+        raise NotImplementedError
+
+    def _scaling(self) -> dict[str, Any]:
+        """What a GradScaler left for torch's fused functions."""
+        return {
+            "grad_scale": getattr(self, "grad_scale", None),
+            "found_inf": getattr(self, "found_inf", None),
+        }
