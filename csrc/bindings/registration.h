@@ -12,6 +12,7 @@ void register_linear(pybind11::module_& m);
 void register_mlp(pybind11::module_& m);
 void register_probe(pybind11::module_& m);
 void register_relu(pybind11::module_& m);
+void register_sgd(pybind11::module_& m);
 void register_vec_math(pybind11::module_& m);
 
 // Releases the GIL for the life of the object where the work is worth it: handing the lock over costs more

@@ -8,6 +8,7 @@
 #include "ops/linear/linear.h"
 #include "ops/probe/probe.h"
 #include "ops/relu/relu.h"
+#include "ops/sgd/sgd.h"
 #include "ops/vec_math/vec_math.h"
 
 namespace fastnn {
@@ -19,6 +20,7 @@ struct CpuKernels {
   LinearKernels linear;
   ProbeKernels probe;
   ReluKernels relu;
+  SgdKernels sgd;
   VecMathKernels vec_math;
 };
 

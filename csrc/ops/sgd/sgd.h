@@ -1,0 +1,36 @@
+// Stochastic gradient descent, the update of many tensors at once. For every element:
+//   g    = grad, or -grad to maximize; g += weight_decay * p
+//   with momentum:
+//     b  = momentum * b + (1 - dampening) * g, or g where no step was taken before
+//     g  = b, or under nesterov g + momentum * b
+//   p   -= lr * g
+// 16-bit types are computed in float32 and rounded once, when they are stored.
+#pragma once
+
+#include "ops/optim/multi_tensor.h"
+
+namespace fastnn {
+
+// state: the momentum buffer, or nothing without momentum
+struct SgdTensor : OptimizerTensor {
+  bool first;  // the buffer holds nothing yet
+};
+
+struct SgdOptions {
+  double lr;
+  double momentum;
+  double dampening;
+  double l2;  // weight decay
+  bool nesterov;
+  bool maximize;
+};
+
+struct SgdKernels {
+  void (*update)(SgdTensor* tensors, int64_t count, const SgdOptions& options);
+};
+
+namespace FASTNN_ISA {
+SgdKernels sgd_kernels();
+}
+
+}  // namespace fastnn

@@ -1,0 +1,35 @@
+// The SGD update of one element, or of one vector of elements: the arithmetic of every device.
+#pragma once
+
+#include "core/host_device.h"
+
+namespace fastnn::FASTNN_ISA {
+
+// What the elements of a group have in common, in the type of the arithmetic. The scalars are computed in
+// double and rounded once.
+template <class S>
+struct SgdConstants {
+  S grad_sign;  // -1 to maximize, else 1
+  S l2;
+  S momentum;
+  S undampened;  // 1 - dampening
+  S negative_lr;
+  bool nesterov;
+};
+
+enum class SgdBuffer { none, first, running };
+
+// V is a scalar or a vector, S its scalar. `buffer` is only written at the first step and not touched without
+// momentum. The test of l2 keeps an infinite parameter from making a NaN of 0 * inf.
+template <SgdBuffer kBuffer, class V, class S>
+FASTNN_HOST_DEVICE void sgd_update(V& p, V g, V& buffer, const SgdConstants<S>& c) {
+  g = g * c.grad_sign;
+  if (c.l2 != 0) g = g + p * c.l2;
+  if (kBuffer != SgdBuffer::none) {
+    buffer = kBuffer == SgdBuffer::first ? g : buffer * c.momentum + g * c.undampened;
+    g = c.nesterov ? g + buffer * c.momentum : buffer;
+  }
+  p = p + g * c.negative_lr;
+}
+
+}  // namespace fastnn::FASTNN_ISA

@@ -1,0 +1,70 @@
+"""SGD that updates all parameters of a group in one native call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.sgd import sgd as torch_sgd
+
+from fastnn.optim._native import NativeOptimizer
+
+
+class SGD(NativeOptimizer, torch.optim.SGD):
+    r"""SGD: drop-in for :class:`torch.optim.SGD`, whose arguments, defaults, groups and state it has.
+
+    .. math::
+        b &\leftarrow \mu b + (1 - \tau) g \\
+        p &\leftarrow p - \text{lr} \cdot b
+
+    with :math:`g` the gradient plus ``weight_decay`` times the parameter, :math:`\mu` the momentum and
+    :math:`\tau` the dampening. At the first step :math:`b = g`. Under ``nesterov`` :math:`g + \mu b` takes
+    the place of :math:`b` in the second line, without momentum :math:`g` does.
+
+    All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
+    float16 tensors on the CPU, each with gradient and state of its own dtype, and share no memory. 16-bit
+    parameters are computed in float32. ``foreach`` and ``fused`` are kept for checkpoints and make no
+    difference then. Other groups, sparse gradients, ``differentiable`` and the scale of a fused
+    ``GradScaler``, are left to torch.
+
+    State (``momentum_buffer``, with momentum only) and state_dict are torch's and load both ways.
+
+    Args:
+        params: parameters, named parameters, or dicts that define groups.
+        lr: learning rate, a float or a tensor of one element.
+        momentum: what is kept of the buffer from step to step.
+        dampening: what is held back of the gradient.
+        weight_decay: L2 penalty.
+        nesterov: look ahead by one step of momentum.
+        maximize, foreach, differentiable, fused: as in torch.
+
+    Raises:
+        ValueError: an option out of its range.
+
+    Source: Sutskever et al., `On the Importance of Initialization and Momentum in Deep Learning
+    <https://proceedings.mlr.press/v28/sutskever13.html>`_.
+    """
+
+    _op = "sgd"
+    _lists = 3
+
+    def _torch_update(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
+        params, grads, buffers = lists
+        torch_sgd(
+            params,
+            grads,
+            buffers,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            has_sparse_grad=found,
+            foreach=group["foreach"],
+            fused=group["fused"],
+            **self._scaling(),
+        )
+        if group["momentum"] != 0:
+            for param, buffer in zip(params, buffers, strict=True):
+                self.state[param]["momentum_buffer"] = buffer
