@@ -18,6 +18,7 @@ PYBIND11_MODULE(_cpu, m) {
     select_cpu_kernels(name);
     m.attr("isa") = isa_name(selected_isa());
   });
+  register_adagrad(m);
   register_adam(m);
   register_cross_entropy(m);
   register_gram(m);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/cpu_features.h"
+#include "ops/adagrad/adagrad.h"
 #include "ops/adam/adam.h"
 #include "ops/cross_entropy/cross_entropy.h"
 #include "ops/gram/gram.h"
@@ -14,6 +15,7 @@
 namespace fastnn {
 
 struct CpuKernels {
+  AdagradKernels adagrad;
   AdamKernels adam;
   CrossEntropyKernels cross_entropy;
   GramKernels gram;

@@ -1,6 +1,7 @@
 """Optimizers: drop-in for those of :mod:`torch.optim`."""
 
+from fastnn.optim.adagrad import Adagrad
 from fastnn.optim.adam import Adam, AdamW
 from fastnn.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW"]

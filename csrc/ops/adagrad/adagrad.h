@@ -1,0 +1,31 @@
+// Adagrad, the update of many tensors at once. For every element, t steps having been taken:
+//   g    = grad, or -grad to maximize; g += weight_decay * p
+//   s   += g * g
+//   p   -= lr / (1 + (t - 1) * lr_decay) * g / (sqrt(s) + eps)
+// 16-bit types are computed in float32 and rounded once, when they are stored.
+#pragma once
+
+#include "ops/optim/multi_tensor.h"
+
+namespace fastnn {
+
+// state: the sum of squares
+struct AdagradTensor : OptimizerTensor {
+  double step_size;  // lr / (1 + (t - 1) * lr_decay)
+};
+
+struct AdagradOptions {
+  double eps;
+  double l2;  // weight decay
+  bool maximize;
+};
+
+struct AdagradKernels {
+  void (*update)(AdagradTensor* tensors, int64_t count, const AdagradOptions& options);
+};
+
+namespace FASTNN_ISA {
+AdagradKernels adagrad_kernels();
+}
+
+}  // namespace fastnn

@@ -1,0 +1,29 @@
+#include "ops/adagrad/adagrad.h"
+#include "ops/adagrad/adagrad_update.h"
+#include "ops/optim/multi_tensor_cpu.h"
+
+namespace fastnn::FASTNN_ISA {
+
+namespace {
+
+template <class S>
+AdagradConstants<S> constants(const AdagradTensor& t, const AdagradOptions& o) {
+  return {static_cast<S>(o.maximize ? -1 : 1), static_cast<S>(o.l2), static_cast<S>(o.eps),
+          static_cast<S>(-t.step_size)};
+}
+
+void adagrad_update_tensors(AdagradTensor* tensors, int64_t count, const AdagradOptions& options) {
+  update_tensors(tensors, count, [&](auto tag, const AdagradTensor& t, int64_t begin, int64_t end) {
+    using T = typename decltype(tag)::type;
+    const auto c = constants<Acc<T>>(t, options);
+    update_range<T, 1>(t, begin, end, [&](auto& p, auto g, auto* state) __attribute__((always_inline)) {
+      adagrad_update(p, g, state[0], c);
+    });
+  });
+}
+
+}  // namespace
+
+AdagradKernels adagrad_kernels() { return {adagrad_update_tensors}; }
+
+}  // namespace fastnn::FASTNN_ISA

@@ -1,0 +1,32 @@
+// The Adagrad update of one element, or of one vector of elements: the arithmetic of every device.
+#pragma once
+
+#include "core/host_device.h"
+
+#if !defined(__CUDACC__)
+#include "core/simd.h"  // sqrt of a vector
+#endif
+
+namespace fastnn::FASTNN_ISA {
+
+// What the elements of one tensor have in common, in the type of the arithmetic. The scalars are computed in
+// double and rounded once.
+template <class S>
+struct AdagradConstants {
+  S grad_sign;  // -1 to maximize, else 1
+  S l2;
+  S eps;
+  S negative_step;  // -lr / (1 + (t - 1) * lr_decay)
+};
+
+// V is a scalar or a vector, S its scalar. The test of l2 keeps an infinite parameter from making a NaN of
+// 0 * inf.
+template <class V, class S>
+FASTNN_HOST_DEVICE void adagrad_update(V& p, V g, V& sum, const AdagradConstants<S>& c) {
+  g = g * c.grad_sign;
+  if (c.l2 != 0) g = g + p * c.l2;
+  sum = sum + g * g;
+  p = p + g * c.negative_step / (sqrt(sum) + c.eps);
+}
+
+}  // namespace fastnn::FASTNN_ISA

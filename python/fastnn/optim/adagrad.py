@@ -1,0 +1,71 @@
+"""Adagrad that updates all parameters of a group in one native call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim.adagrad import adagrad as torch_adagrad
+
+from fastnn.optim._native import NativeOptimizer
+
+
+class Adagrad(NativeOptimizer, torch.optim.Adagrad):
+    r"""Adagrad: drop-in for :class:`torch.optim.Adagrad`, whose arguments, defaults, groups and state it has.
+
+    .. math::
+        s &\leftarrow s + g^2 \\
+        p &\leftarrow p - \frac{\text{lr}}{1 + (t - 1) \cdot \text{lr\_decay}} \cdot
+            \frac{g}{\sqrt{s} + \epsilon}
+
+    with :math:`g` the gradient plus ``weight_decay`` times the parameter and :math:`t` the number of the
+    step.
+
+    All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
+    float16 tensors on the CPU, each with gradient and state of its own dtype, and share no memory. 16-bit
+    parameters are computed in float32. ``foreach`` and ``fused`` are kept for checkpoints and make no
+    difference then. Other groups, sparse gradients, ``differentiable`` and the scale of a fused
+    ``GradScaler``, are left to torch.
+
+    State (``step``, ``sum``) and state_dict are torch's and load both ways.
+
+    Args:
+        params: parameters, named parameters, or dicts that define groups.
+        lr: learning rate, a float or a tensor of one element.
+        lr_decay: how fast the learning rate falls with the number of steps.
+        weight_decay: L2 penalty.
+        initial_accumulator_value: what the sum of squares begins with.
+        eps: added to the denominator.
+        foreach, maximize, differentiable, fused: as in torch.
+
+    Raises:
+        ValueError: an option out of its range.
+        RuntimeError: a sparse gradient together with ``weight_decay`` or ``fused``.
+
+    Source: Duchi, Hazan and Singer, `Adaptive Subgradient Methods for Online Learning and Stochastic
+    Optimization <https://jmlr.org/papers/v12/duchi11a.html>`_.
+    """
+
+    _op = "adagrad"
+    _lists = 4
+
+    def _torch_update(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
+        has_sparse_grad, has_complex = found
+        params, grads, sums, steps = lists
+        torch_adagrad(
+            params,
+            grads,
+            sums,
+            steps,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            lr_decay=group["lr_decay"],
+            eps=group["eps"],
+            has_sparse_grad=has_sparse_grad,
+            foreach=group["foreach"],
+            maximize=group["maximize"],
+            differentiable=group["differentiable"],
+            has_complex=has_complex,
+            fused=group["fused"],
+            **self._scaling(),
+        )
