@@ -26,6 +26,7 @@ PYBIND11_MODULE(_cpu, m) {
   register_mlp(m);
   register_probe(m);
   register_relu(m);
+  register_rmsprop(m);
   register_sgd(m);
   register_vec_math(m);
 }

@@ -9,6 +9,7 @@
 #include "ops/linear/linear.h"
 #include "ops/probe/probe.h"
 #include "ops/relu/relu.h"
+#include "ops/rmsprop/rmsprop.h"
 #include "ops/sgd/sgd.h"
 #include "ops/vec_math/vec_math.h"
 
@@ -22,6 +23,7 @@ struct CpuKernels {
   LinearKernels linear;
   ProbeKernels probe;
   ReluKernels relu;
+  RmspropKernels rmsprop;
   SgdKernels sgd;
   VecMathKernels vec_math;
 };

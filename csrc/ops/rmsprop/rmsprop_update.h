@@ -1,0 +1,49 @@
+// The RMSprop update of one element, or of one vector of elements: the arithmetic of every device.
+#pragma once
+
+#include "core/host_device.h"
+
+#if !defined(__CUDACC__)
+#include "core/simd.h"  // sqrt of a vector
+#endif
+
+namespace fastnn::FASTNN_ISA {
+
+// What the elements of a group have in common, in the type of the arithmetic. The scalars are computed in
+// double and rounded once.
+template <class S>
+struct RmspropConstants {
+  S grad_sign;  // -1 to maximize, else 1
+  S l2;
+  S alpha;
+  S one_minus_alpha;
+  S eps;
+  S momentum;
+  S negative_lr;
+};
+
+// V is a scalar or a vector, S its scalar. `buffer` is touched with momentum only, `mean` only where it is
+// centered. A NaN or an infinity goes where torch's own formulas send it: hence the two forms of the
+// interpolation and the test of l2 (0 * inf is NaN).
+template <bool kMomentum, bool kCentered, class V, class S>
+FASTNN_HOST_DEVICE void rmsprop_update(V& p, V g, V& square, V& buffer, V& mean,
+                                       const RmspropConstants<S>& c) {
+  g = g * c.grad_sign;
+  if (c.l2 != 0) g = g + p * c.l2;
+  square = square * c.alpha + g * c.one_minus_alpha * g;
+  V variance = square;
+  if (kCentered) {
+    const V change = g - mean;
+    mean = c.one_minus_alpha < S(0.5) ? mean + change * c.one_minus_alpha : g - change * c.alpha;
+    variance = square - mean * mean;
+  }
+  const V denom = sqrt(variance) + c.eps;
+  if (kMomentum) {
+    buffer = buffer * c.momentum + g / denom;
+    p = p + buffer * c.negative_lr;
+  } else {
+    p = p + g * c.negative_lr / denom;
+  }
+}
+
+}  // namespace fastnn::FASTNN_ISA
