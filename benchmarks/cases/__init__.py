@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..case import Case
-from . import adam, cross_entropy, gram, linear, relu, step
+from . import cross_entropy, gram, linear, optimizers, relu, step
 
 
 def all_cases() -> list[Case]:
-    modules = (linear, relu, cross_entropy, gram, adam, step)
+    modules = (linear, relu, cross_entropy, gram, optimizers, step)
     return [case for module in modules for case in module.CASES]
