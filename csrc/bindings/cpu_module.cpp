@@ -23,6 +23,7 @@ PYBIND11_MODULE(_cpu, m) {
   register_cross_entropy(m);
   register_gram(m);
   register_linear(m);
+  register_linear_cross_entropy(m);
   register_mlp(m);
   register_probe(m);
   register_relu(m);

@@ -10,6 +10,7 @@ void register_adam(pybind11::module_& m);
 void register_cross_entropy(pybind11::module_& m);
 void register_gram(pybind11::module_& m);
 void register_linear(pybind11::module_& m);
+void register_linear_cross_entropy(pybind11::module_& m);
 void register_mlp(pybind11::module_& m);
 void register_probe(pybind11::module_& m);
 void register_relu(pybind11::module_& m);

@@ -7,6 +7,7 @@
 #include "ops/cross_entropy/cross_entropy.h"
 #include "ops/gram/gram.h"
 #include "ops/linear/linear.h"
+#include "ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "ops/probe/probe.h"
 #include "ops/relu/relu.h"
 #include "ops/rmsprop/rmsprop.h"
@@ -21,6 +22,7 @@ struct CpuKernels {
   CrossEntropyKernels cross_entropy;
   GramKernels gram;
   LinearKernels linear;
+  LinearCrossEntropyKernels linear_cross_entropy;
   ProbeKernels probe;
   ReluKernels relu;
   RmspropKernels rmsprop;

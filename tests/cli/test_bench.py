@@ -136,7 +136,8 @@ def test_cases_are_registered_once_each() -> None:
     assert len(labels) == len(set(labels))
     ops = {case.op.split()[0] for case in cases}
     optimizers = {"adam", "sgd", "adagrad", "rmsprop"}
-    assert ops == {"linear", "relu", "cross_entropy", "gram", *optimizers, "training"}
+    losses = {"cross_entropy", "linear_cross_entropy"}
+    assert ops == {"linear", "relu", "gram", *losses, *optimizers, "training"}
     assert {case.op.split()[0] for case in cases if case.quick} == ops
 
 

@@ -193,3 +193,10 @@ def test_mixed_dtypes_are_torchs() -> None:
     x = torch.randn(6, 4)
     t = torch.rand(6, 4, dtype=torch.float64)
     assert FF.cross_entropy(x, t).dtype == F.cross_entropy(x, t).dtype == torch.float64
+
+
+def test_float16_rows_that_are_all_ignored_have_gradient_zero(isa: str) -> None:
+    x = torch.randn(6, 5).half().requires_grad_()
+    FF.cross_entropy(x, torch.full((6,), -100)).backward()
+    assert x.grad is not None
+    assert not x.grad.any()

@@ -22,6 +22,13 @@ namespace fastnn {
 
 enum class Reduction : int { none, mean, sum };
 
+// What `mean` divides by, and whether the indices are valid.
+struct CrossEntropyTotals {
+  int64_t bad_row;  // first row whose index is out of range, or -1
+  int64_t rows;     // that count
+  double weight;    // sum of w_y over them
+};
+
 struct CrossEntropyArgs {
   DType dtype;  // of logits, weight, probabilities, loss and gradient
   int64_t outer, classes, inner;
@@ -35,8 +42,11 @@ struct CrossEntropyArgs {
   Reduction reduction;
   double label_smoothing;
   double z_loss;
-  void* loss;      // (outer, inner) for Reduction::none, else one element
-  void* gradient;  // (outer, classes, inner), or null where none is wanted; not the logits
+  // Of the batch of which these rows are a part, whose indices were looked at; null: of these rows.
+  const CrossEntropyTotals* totals;
+  void* loss;  // (outer, inner) for Reduction::none, else one element, or null
+  // (outer, classes, inner), or null where none is wanted; it may be the logits where they are contiguous.
+  void* gradient;
 };
 
 struct CrossEntropyResult {
@@ -44,9 +54,11 @@ struct CrossEntropyResult {
   // What the gradient must still be multiplied with: float16 gradients are written before the division by the
   // number of rows, which would flush the small ones to zero.
   double gradient_scale;
+  double loss;  // the sum or mean, not rounded to `dtype`
 };
 
 struct CrossEntropyKernels {
+  CrossEntropyTotals (*count)(const CrossEntropyArgs& args);
   CrossEntropyResult (*forward)(const CrossEntropyArgs& args);
   // gradient (outer, classes, inner) *= scale * dy, where dy has one element a row, or only one if `scalar`.
   void (*scale_gradient)(const CrossEntropyArgs& args, const void* dy, bool scalar, double scale);

@@ -23,15 +23,11 @@ constexpr int64_t kChunkElements = 4096;
 // microsecond, so a thread should have some thousands of elements.
 constexpr int64_t kGrainElements = 8192;
 
-struct Totals {
-  int64_t bad_row = -1, rows = 0;
-  double weight = 0;
-};
-
 // Looks at every index before anything is written: one that is out of range must not be followed.
 template <class T>
-Totals count_rows(const Problem<T>& p, int64_t rows) {
-  Totals totals;
+CrossEntropyTotals count_rows(const Problem<T>& p) {
+  const int64_t rows = p.args.outer * p.args.inner;
+  CrossEntropyTotals totals = {-1, 0, 0};
   if (p.probabilities) return {-1, rows, static_cast<double>(rows)};
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t index = p.index_of(row);
@@ -45,16 +41,23 @@ Totals count_rows(const Problem<T>& p, int64_t rows) {
 }
 
 template <class T>
+Problem<T> problem(const CrossEntropyArgs& args) {
+  const T* probabilities = args.target_dtype == args.dtype ? static_cast<const T*>(args.target) : nullptr;
+  return {args, probabilities, probabilities || args.label_smoothing != 0};
+}
+
+template <class T>
 CrossEntropyResult forward(const CrossEntropyArgs& args) {
   using A = Acc<T>;
   constexpr int kStep = kLanes<A>;
   const int64_t rows = args.outer * args.inner, classes = args.classes;
-  const T* probabilities = args.target_dtype == args.dtype ? static_cast<const T*>(args.target) : nullptr;
-  Problem<T> p = {args, probabilities, probabilities || args.label_smoothing != 0};
-  const Totals totals = count_rows(p, rows);
-  if (totals.bad_row >= 0) return {totals.bad_row, 1};
+  Problem<T> p = problem<T>(args);
+  const CrossEntropyTotals totals = args.totals ? *args.totals : count_rows(p);
+  if (totals.bad_row >= 0) return {totals.bad_row, 1, 0};
 
-  const bool mean = args.reduction == Reduction::mean, late = mean && args.dtype == DType::f16;
+  // Without a row that counts all gradients are 0, and the factor is infinite.
+  const bool mean = args.reduction == Reduction::mean;
+  const bool late = mean && args.dtype == DType::f16 && totals.rows > 0;
   const double scale = mean ? 1 / totals.weight : 1,
                square_scale = mean ? 1.0 / static_cast<double>(totals.rows) : 1;
   p.keep = static_cast<A>(1 - args.label_smoothing);
@@ -96,6 +99,7 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
     }
   });
 
+  double total = 0;
   if (args.reduction != Reduction::none) {
     Sums sums;
     for (int64_t c = 0; c < chunks; ++c) {
@@ -104,13 +108,21 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
     }
     const double loss = mean ? sums.loss / totals.weight : sums.loss;
     const double z_loss = args.z_loss == 0 ? 0 : args.z_loss * sums.square * square_scale;
-    *static_cast<T*>(args.loss) = from_acc<T>(static_cast<A>(loss + z_loss));
+    total = loss + z_loss;
+    if (args.loss) *static_cast<T*>(args.loss) = from_acc<T>(static_cast<A>(total));
   }
-  return {-1, late ? scale : 1};
+  return {-1, late ? scale : 1, total};
+}
+
+CrossEntropyTotals cross_entropy_count(const CrossEntropyArgs& args) {
+  CrossEntropyTotals totals = {};
+  dispatch_floating(args.dtype,
+                    [&](auto tag) { totals = count_rows(problem<typename decltype(tag)::type>(args)); });
+  return totals;
 }
 
 CrossEntropyResult cross_entropy_forward(const CrossEntropyArgs& args) {
-  CrossEntropyResult result = {-1, 1};
+  CrossEntropyResult result = {-1, 1, 0};
   dispatch_floating(args.dtype, [&](auto tag) { result = forward<typename decltype(tag)::type>(args); });
   return result;
 }
@@ -154,6 +166,8 @@ void cross_entropy_scale_gradient(const CrossEntropyArgs& args, const void* dy, 
 
 }  // namespace
 
-CrossEntropyKernels cross_entropy_kernels() { return {cross_entropy_forward, cross_entropy_scale_gradient}; }
+CrossEntropyKernels cross_entropy_kernels() {
+  return {cross_entropy_count, cross_entropy_forward, cross_entropy_scale_gradient};
+}
 
 }  // namespace fastnn::FASTNN_ISA

@@ -161,12 +161,13 @@ void one_row(const Problem<T>& p, int64_t row, Sums& sums) {
   }
   double pulls = q_sum, distance = q_distance;
   int64_t index = 0;
-  A index_weight = 0;
+  A index_weight = 0, at_index = 0;
   if (!p.probabilities) {
     index = p.index_of(row);
     index_weight = p.keep * p.weight_of(index);
     pulls += index_weight;
-    distance += index_weight * (r.largest - to_acc(x[index]));
+    at_index = to_acc(x[index]);  // read here: the gradient may be written over the logits
+    distance += index_weight * (r.largest - at_index);
   }
   finish_row(p, row, pulls * log_total + distance, lse, sums);
   if (!g) return;
@@ -174,9 +175,9 @@ void one_row(const Problem<T>& p, int64_t row, Sums& sums) {
   const A factor = static_cast<A>((pulls * p.gradient_scale + p.z_scale * lse) / r.total);
   gradient_row(p, x, offset, r.largest, factor);
   if (!p.probabilities) {
-    A at_index = exp_scalar(to_acc(x[index]) - r.largest) * factor - index_weight * p.gradient_scale;
-    if (p.dense) at_index -= p.smooth * p.weight_of(index) * p.gradient_scale;
-    g[index] = from_acc<T>(at_index);
+    A gradient = exp_scalar(at_index - r.largest) * factor - index_weight * p.gradient_scale;
+    if (p.dense) gradient -= p.smooth * p.weight_of(index) * p.gradient_scale;
+    g[index] = from_acc<T>(gradient);
   }
 }
 

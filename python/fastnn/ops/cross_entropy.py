@@ -12,7 +12,7 @@ from torch.nn import _reduction
 from fastnn import _backend
 from fastnn.ops._function import NativeFunction
 
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _INDEX_DTYPES = frozenset({torch.int64, torch.uint8})
 
 
@@ -137,14 +137,14 @@ def _run(
         loss,
         gradient,
         ignore_index,
-        _REDUCTIONS[reduction],
+        REDUCTIONS[reduction],
         label_smoothing,
         z_loss,
     )
     return loss, scale
 
 
-def _torch_reason(
+def cross_entropy_reason(
     input: Tensor,
     target: object,
     weight: Tensor | None,
@@ -152,6 +152,7 @@ def _torch_reason(
     reduction: str,
     label_smoothing: float,
 ) -> str | None:
+    """Why torch must compute this loss, or None where the native kernel may."""
     if not isinstance(target, Tensor):
         return f"{type(target).__name__} is not a tensor"
     probabilities = target.is_floating_point()
@@ -176,7 +177,7 @@ def _torch_reason(
         return "ignore_index with class probabilities"
     if not 0.0 <= label_smoothing <= 1.0:
         return f"label_smoothing={label_smoothing}"
-    if reduction not in _REDUCTIONS:
+    if reduction not in REDUCTIONS:
         return f"reduction={reduction!r}"
     if not -(2**63) <= ignore_index < 2**63 or isinstance(ignore_index, float):
         return f"ignore_index={ignore_index!r}"
@@ -238,7 +239,7 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    reason = _torch_reason(input, target, weight, ignore_index, reduction, label_smoothing)
+    reason = cross_entropy_reason(input, target, weight, ignore_index, reduction, label_smoothing)
     if not _backend.decide("cross_entropy", reason):
         return cross_entropy_torch(
             input,

@@ -1,0 +1,97 @@
+#include "ops/linear_cross_entropy/linear_cross_entropy.h"
+
+#include <optional>
+
+#include "bindings/registration.h"
+#include "bindings/tensor_caster.h"
+#include "core/check.h"
+#include "core/cpu_dispatch.h"
+
+namespace fastnn {
+
+namespace {
+
+using Optional = std::optional<TensorView>;
+
+constexpr const char* kOp = "linear_cross_entropy";
+
+void check_vector(const char* name, const TensorView& t, DType dtype, int64_t length) {
+  check_dtype(kOp, name, t, dtype);
+  check(t.ndim == 1 && t.shape[0] == length, kOp, ": ", name, " has shape ", shape_string(t), ", expected (",
+        length, ",)");
+}
+
+// Gradients are kept in the type that sums.
+void check_gradient(const char* name, const Optional& t, const TensorView& like) {
+  if (!t) return;
+  check_dtype(kOp, name, *t, like.dtype == DType::f64 ? DType::f64 : DType::f32);
+  check_same_shape(kOp, name, *t, like);
+  check_contiguous(kOp, name, *t);
+}
+
+void run(const TensorView& x, const TensorView& weight, const Optional& bias, const TensorView& target,
+         const Optional& class_weight, const TensorView& loss, const Optional& dy, const Optional& dx,
+         const Optional& dw, const Optional& db, int64_t ignore_index, int reduction, double label_smoothing,
+         double z_loss, int64_t chunk_rows) {
+  check_floating(kOp, "input", x);
+  check_ndim(kOp, "input", x, 2);
+  check_ndim(kOp, "linear_weight", weight, 2);
+  check_dtype(kOp, "linear_weight", weight, x.dtype);
+  check(x.shape[1] == weight.shape[1], kOp, ": input has K=", x.shape[1], ", linear_weight expects ",
+        weight.shape[1]);
+  check(x.numel() > 0 && weight.numel() > 0, kOp, ": input of shape ", shape_string(x),
+        " or linear_weight of shape ", shape_string(weight), " has no elements");
+  check(chunk_rows > 0, kOp, ": chunk_rows must be positive, got ", chunk_rows);
+  const int64_t rows = x.shape[0], classes = weight.shape[0];
+  if (bias) check_vector("linear_bias", *bias, x.dtype, classes);
+
+  LinearCrossEntropyArgs args = {x,           weight,      pointer(bias), {},        dy ? dy->data : nullptr,
+                                 pointer(dx), pointer(dw), pointer(db),   chunk_rows};
+  check(target.dtype == DType::i64 || target.dtype == DType::u8, kOp, ": target has dtype ",
+        dtype_name(target.dtype), ", expected int64 or uint8");
+  check_vector("target", target, target.dtype, rows);
+  check_contiguous(kOp, "target", target);
+  args.loss.target = target.data;
+  args.loss.target_dtype = target.dtype;
+  if (class_weight) {
+    check_vector("weight", *class_weight, x.dtype, classes);
+    check_contiguous(kOp, "weight", *class_weight);
+    args.loss.weight = class_weight->data;
+  }
+  args.loss.ignore_index = ignore_index;
+  args.loss.reduction = static_cast<Reduction>(reduction);
+  args.loss.label_smoothing = label_smoothing;
+  args.loss.z_loss = z_loss;
+  check_dtype(kOp, "loss", loss, x.dtype);
+  if (args.loss.reduction == Reduction::none)
+    check_vector("loss", loss, x.dtype, rows);
+  else
+    check_ndim(kOp, "loss", loss, 0);
+  check_contiguous(kOp, "loss", loss);
+  args.loss.loss = loss.data;
+  if (dy) {
+    check_vector("grad_output", *dy, x.dtype, rows);
+    check_contiguous(kOp, "grad_output", *dy);
+  }
+  check_gradient("grad_input", dx, x);
+  check_gradient("grad_linear_weight", dw, weight);
+  check(!db || bias, kOp, ": grad_linear_bias needs linear_bias");
+  if (db) check_gradient("grad_linear_bias", db, *bias);
+
+  int64_t bad_row;
+  {
+    const ReleaseGil released(rows * classes * x.shape[1] / 16);
+    bad_row = cpu_kernels().linear_cross_entropy.run(args);
+  }
+  if (bad_row >= 0)
+    throw std::out_of_range(concat(
+        "Target ",
+        target.dtype == DType::u8 ? int64_t{target.as<uint8_t>()[bad_row]} : target.as<int64_t>()[bad_row],
+        " is out of bounds."));
+}
+
+}  // namespace
+
+void register_linear_cross_entropy(pybind11::module_& m) { m.def("linear_cross_entropy", &run); }
+
+}  // namespace fastnn

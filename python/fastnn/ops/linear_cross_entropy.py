@@ -1,0 +1,288 @@
+"""Linear classifier and softmax cross-entropy in one op, without the logits of the batch in memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastnn import _backend
+from fastnn.ops._function import NativeFunction
+from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy_reason, cross_entropy_torch
+
+# Logits of a chunk of rows. Each chunk reads the weight twice and, but for the first, reads and writes its
+# gradient: for each value of the weight 6 operations a row and about 20 bytes, so that chunks of well over a
+# hundred rows keep a machine of 10 operations a byte computing. With 32000 classes in float32 these are 196
+# rows; with 1024 rows in all, the buffer is a twelfth of what torch holds there at its peak.
+CHUNK_BYTES = 24 << 20
+# With still more classes the memory traffic comes first: below this many rows it would set the pace.
+MIN_CHUNK_ROWS = 64
+
+
+def chunk_rows(classes: int, dtype: torch.dtype) -> int:
+    """Return the most rows whose logits are in memory at a time."""
+    return max(CHUNK_BYTES // (classes * dtype.itemsize), MIN_CHUNK_ROWS)
+
+
+def linear_cross_entropy_torch(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """:func:`linear_cross_entropy` in torch ops: the fallback, and what double backward differentiates."""
+    outputs = linear_weight.shape[:-1]
+    matrix = linear_weight.reshape(math.prod(outputs), linear_weight.shape[-1])
+    logits = F.linear(input, matrix, None if linear_bias is None else linear_bias.reshape(-1))
+    return cross_entropy_torch(
+        logits.reshape(*input.shape[:-1], *outputs),
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
+
+
+class LinearCrossEntropyFunction(NativeFunction):
+    """Computes the gradients together with the loss, chunk by chunk; the first backward consumes them.
+
+    With reduction "none" the gradients need `grad_output`: backward then computes the logits again, as a
+    second backward does with any reduction. Gradients are kept as attributes, not with `save_for_backward`,
+    so that backward hands over the only reference.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        input: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        target: Tensor,
+        weight: Tensor | None,
+        options: dict[str, Any],
+    ) -> Tensor:
+        ctx.save_for_backward(input, linear_weight, linear_bias, target, weight)
+        ctx.options = options
+        rowwise = options["reduction"] == "none"
+        wanted = (False,) * 3 if rowwise else ctx.needs_input_grad[:3]
+        loss, gradients = _run(input, linear_weight, linear_bias, target, weight, options, wanted)
+        ctx.gradients = None if rowwise else gradients
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        native = _backend.use_native_backward("linear_cross_entropy_backward", grad_output)
+        gradients, ctx.gradients = ctx.gradients, None
+        rowwise = ctx.options["reduction"] == "none"
+        if torch.is_grad_enabled() or (rowwise and not native):
+            return (*_torch_gradients(ctx, grad_output), None, None, None)
+        input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
+        if gradients is None:
+            wanted, factors = ctx.needs_input_grad[:3], grad_output.contiguous() if rowwise else None
+            _, gradients = _run(
+                input, linear_weight, linear_bias, target, weight, ctx.options, wanted, factors
+            )
+        if not rowwise:
+            if not native:
+                gradients = [None if g is None else g * grad_output for g in gradients]
+            elif grad_output.item() != 1:
+                gradients = [None if g is None else g.mul_(grad_output) for g in gradients]
+        return (*(None if g is None else g.to(input.dtype) for g in gradients), None, None, None)
+
+
+def _torch_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
+    """Return the gradients as differentiable functions of the inputs and of `grad_output`."""
+    differentiable = torch.is_grad_enabled()
+    input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
+    with torch.enable_grad():
+        loss = linear_cross_entropy_torch(
+            input, linear_weight, target, linear_bias=linear_bias, weight=weight, **ctx.options
+        )
+    wanted = ctx.needs_input_grad[:3]
+    inputs = [t for t, needed in zip((input, linear_weight, linear_bias), wanted, strict=True) if needed]
+    found = iter(torch.autograd.grad(loss, inputs, grad_output, create_graph=differentiable))
+    return [next(found) if needed else None for needed in wanted]
+
+
+def _run(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    options: dict[str, Any],
+    wanted: tuple[bool, ...],
+    grad_output: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the loss and the wanted gradients of input, linear_weight and linear_bias.
+
+    Gradients are in the type that sums: float32 for 16-bit types, so that neither the chunks nor a factor
+    that backward still brings are rounded or flushed to zero in 16 bits.
+    """
+    loss = input.new_empty(target.shape if options["reduction"] == "none" else ())
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    gradients = [
+        torch.empty(t.shape, dtype=dtype, device=t.device) if t is not None and needed else None
+        for t, needed in zip((input, linear_weight, linear_bias), wanted, strict=True)
+    ]
+    _backend.cpu.linear_cross_entropy(
+        input,
+        linear_weight,
+        linear_bias,
+        target.contiguous(),
+        None if weight is None else weight.contiguous(),
+        loss,
+        grad_output,
+        *gradients,
+        options["ignore_index"],
+        REDUCTIONS[options["reduction"]],
+        options["label_smoothing"],
+        options["z_loss"],
+        chunk_rows(linear_weight.shape[0], input.dtype),
+    )
+    return loss, gradients
+
+
+def _check_shapes(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
+    op = "linear_cross_entropy"
+    if input.dim() == 0 or linear_weight.dim() < 2:
+        raise RuntimeError(
+            f"{op}: expected input (*, K) and linear_weight (C, K), got shapes "
+            f"{tuple(input.shape)} and {tuple(linear_weight.shape)}"
+        )
+    if input.shape[-1] != linear_weight.shape[-1]:
+        raise RuntimeError(
+            f"{op}: input has K={input.shape[-1]}, linear_weight expects {linear_weight.shape[-1]}"
+        )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:-1]:
+        raise RuntimeError(
+            f"{op}: linear_bias has shape {tuple(linear_bias.shape)}, "
+            f"expected {tuple(linear_weight.shape[:-1])}"
+        )
+    batch = input.shape[:-1]
+    if linear_weight.dim() > 2:
+        if len(batch) != 1:
+            raise RuntimeError(
+                f"{op}: linear_weight of shape {tuple(linear_weight.shape)} needs input (N, K), "
+                f"got shape {tuple(input.shape)}"
+            )
+    elif target.shape not in (batch, batch + linear_weight.shape[:1]):
+        error = ValueError if target.dim() == len(batch) == 1 else RuntimeError
+        raise error(
+            f"{op}: target has shape {tuple(target.shape)}, expected class indices {tuple(batch)} or class "
+            f"probabilities {(*batch, linear_weight.shape[0])}"
+        )
+
+
+def _torch_reason(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    options: dict[str, Any],
+) -> str | None:
+    if linear_weight.dim() > 2:
+        return "linear_weight is not a matrix"
+    if target.is_floating_point():
+        return "class probabilities"
+    if linear_weight.numel() == 0:
+        return f"linear_weight of shape {tuple(linear_weight.shape)}"
+    reason = _backend.torch_reason(input, linear_weight, linear_bias, weight)
+    if reason is not None:
+        return reason
+    return cross_entropy_reason(
+        input, target, weight, options["ignore_index"], options["reduction"], options["label_smoothing"]
+    )
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: object = None,
+    z_loss: float = 0.0,
+) -> Tensor:
+    r"""Softmax cross-entropy of a linear layer, whose logits never are in memory all at once.
+
+    .. math:: \ell = \operatorname{cross\_entropy}(x W^\top + b,\ y)
+
+    as :func:`fastnn.functional.cross_entropy` has it, with the names of torch 2.13's function. The logits
+    are computed for a chunk of rows at a time (24 MiB, but at least 64 rows), their gradient is written over
+    them, and, where gradients are wanted, the chunk's part of
+
+    .. math:: dX = g W,\quad dW = g^\top x,\quad db = \textstyle\sum g,\qquad g = \partial\ell / \partial z
+
+    is added in the same pass, so that backward only multiplies by ``grad_output``. Reduction ``"none"`` and a
+    second backward compute the logits again in backward. 16-bit types sum gradients in float32, which are
+    kept until backward and take twice the memory of the gradients themselves.
+
+    Args:
+        input: ``(K)``, ``(N, K)`` or ``(*, K)`` (torch: at most two dimensions), any strides; float32,
+            float64, bfloat16 or float16.
+        linear_weight: ``(C, K)``, of the dtype of ``input``. ``(C, d1, ..., K)`` with ``input`` ``(N, K)``
+            and targets ``(N, d1, ...)`` runs as torch ops.
+        target: class indices of the shape of ``input`` without K, int64 or uint8; class probabilities, with C
+            in the place of K, run as torch ops.
+        linear_bias: ``(C)`` or None.
+        weight: class weights ``(C)`` or None.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: index of rows that do not count; None stands for -100.
+        label_smoothing: in [0, 1].
+        options: how torch is to cut the batch; taken so that torch's calls run unchanged, and not used.
+        z_loss: weight of the squared log-sum-exp.
+
+    Returns:
+        Scalar; with ``"none"`` one loss a row, of the shape of the class indices.
+
+    Raises:
+        IndexError: an index is neither in [0, C) nor ``ignore_index``.
+        ValueError: the batch sizes of ``input`` and ``target`` differ; an unknown ``reduction``.
+        RuntimeError: other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1];
+            ``ignore_index`` together with class probabilities.
+    """
+    _check_shapes(input, linear_weight, target, linear_bias)
+    if target.is_floating_point() and ignore_index is not None:
+        raise RuntimeError("linear_cross_entropy: ignore_index is given, but target has class probabilities")
+    loss_options: dict[str, Any] = {
+        "reduction": reduction,
+        "ignore_index": -100 if ignore_index is None else ignore_index,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+    }
+    batch = input.shape[:-1]
+    if linear_weight.dim() == 2 and len(batch) != 1:
+        input = input.reshape(batch.numel(), input.shape[-1])
+        target = target.reshape(batch.numel(), *target.shape[len(batch) :])
+    reason = _torch_reason(input, linear_weight, linear_bias, target, weight, loss_options)
+    if not _backend.decide("linear_cross_entropy", reason):
+        loss = linear_cross_entropy_torch(
+            input, linear_weight, target, linear_bias=linear_bias, weight=weight, **loss_options
+        )
+    elif torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (input, linear_weight, linear_bias)
+    ):
+        loss = LinearCrossEntropyFunction.apply(
+            input, linear_weight, linear_bias, target, weight, loss_options
+        )
+    else:
+        args = (input, linear_weight, linear_bias, target, weight)
+        loss = _run(*args, loss_options, (False,) * 3)[0]
+    return loss.view(batch) if reduction == "none" and linear_weight.dim() == 2 else loss

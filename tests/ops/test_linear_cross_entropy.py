@@ -1,0 +1,354 @@
+"""Linear classifier and cross-entropy in one op against torch in float64: values, gradients, memory."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import DTYPES, layouts
+from torch import Tensor
+
+import fastnn
+from fastnn import _backend
+from fastnn import functional as FF
+from fastnn.ops import linear_cross_entropy as module
+from fastnn.ops.linear_cross_entropy import linear_cross_entropy_torch
+
+CHUNK = 8
+CLASSES = 67  # more than lie along the lanes of a vector, and no multiple of them
+FEATURES = 13
+FEW = 5
+
+native_only = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(module, "MIN_CHUNK_ROWS", CHUNK)
+
+
+def example(rows: int, classes: int, dtype: torch.dtype, bias: bool = True) -> dict[str, Any]:
+    return {
+        "input": torch.randn(rows, FEATURES).to(dtype),
+        "linear_weight": (torch.randn(classes, FEATURES) / 2).to(dtype),
+        "target": torch.randint(classes, (rows,)),
+        "linear_bias": torch.randn(classes).to(dtype) if bias else None,
+    }
+
+
+def gradients(f: Any, tensors: dict[str, Any], grad: Tensor | None, options: dict[str, Any]) -> list[Any]:
+    """Loss, then the gradients of input, weight and bias."""
+    leaves = {
+        k: t.detach().requires_grad_() if t is not None and t.is_floating_point() else t
+        for k, t in tensors.items()
+    }
+    loss = f(**leaves, **options)
+    wanted = [t for t in leaves.values() if t is not None and t.requires_grad]
+    grad = torch.ones_like(loss) if grad is None else grad.to(loss.dtype)
+    return [loss.detach(), *torch.autograd.grad(loss, wanted, grad)]
+
+
+def check(tensors: dict[str, Any], **options: Any) -> None:
+    """Compare natively computed loss and gradients with torch's in float64.
+
+    Logits (sums of K products), their exponentials and gradients are rounded to the dtype, with an error of a
+    few eps of the logits' magnitude for each row; products of the gradients add up over rows and classes as
+    the sum of the magnitudes. 16-bit dtypes: that eps dominates; the float32 sums are below it.
+    """
+    dtype = tensors["input"].dtype
+    rowwise = options.get("reduction") == "none"
+    grad = torch.rand(tensors["target"].shape) + 0.5 if rowwise else torch.tensor(1.5)
+    grad = grad.to(dtype)
+    decisions: list[_backend.Decision] = []
+    with _backend.recording(decisions.append):
+        actual = gradients(FF.linear_cross_entropy, tensors, grad, options)
+    if _backend.cpu is not None:
+        assert {d.reason for d in decisions} == {None}
+    wide = {k: t.double() if t is not None and t.is_floating_point() else t for k, t in tensors.items()}
+    wide_options = {k: v.double() if isinstance(v, Tensor) else v for k, v in options.items()}
+    expected = gradients(linear_cross_entropy_torch, wide, grad, wide_options)
+    eps = torch.finfo(dtype).eps
+    x, w = wide["input"], wide["linear_weight"]
+    logit = 1 + float((x.abs() @ w.abs().t()).amax()) + (0 if wide["linear_bias"] is None else 4)
+    # Of a row's gradient: terms of at most 2 w_y, moved by the relative error of its exponentials.
+    rows = max(len(x), 1)
+    per_row = grad.abs().max().item() * 2 * 2 / (rows if options.get("reduction", "mean") == "mean" else 1)
+    limits = [
+        logit * 4 * (rows if options.get("reduction") == "sum" else 1),
+        per_row * logit * float(w.abs().sum(0).max()),
+        per_row * logit * float(x.abs().sum(0).max()),
+        per_row * logit * rows,
+    ]
+    for a, e, limit in zip(actual, expected, limits, strict=False):
+        assert a.dtype == dtype
+        assert a.shape == e.shape
+        torch.testing.assert_close(a.double(), e, rtol=2 * eps, atol=eps * limit / 4, equal_nan=True)
+    with torch.no_grad():
+        loss = FF.linear_cross_entropy(**tensors, **options)
+    assert torch.equal(loss, actual[0]) or bool(loss.isnan().all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [FEW, CLASSES])
+def test_options_crossed(isa: str, dtype: torch.dtype, classes: int) -> None:
+    weight = (torch.rand(classes) + 0.5).to(dtype)
+    for reduction, smoothing, z_loss, w, bias in itertools.product(
+        ("mean", "sum", "none"), (0.0, 0.2), (0.0, 0.01), (None, weight), (True, False)
+    ):
+        tensors = example(3 * CHUNK - 1, classes, dtype, bias)
+        tensors["target"][::4] = -1
+        options = {"reduction": reduction, "label_smoothing": smoothing, "z_loss": z_loss, "weight": w}
+        check(tensors, ignore_index=-1, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("rows", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * CHUNK + 3])
+def test_chunk_boundaries(isa: str, dtype: torch.dtype, reduction: str, rows: int) -> None:
+    check(example(rows, CLASSES, dtype), reduction=reduction)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_an_empty_batch_is_torchs(reduction: str) -> None:
+    tensors = example(0, CLASSES, torch.float32)
+    options = {"reduction": reduction}
+    ours, theirs = (
+        gradients(f, tensors, None, options) for f in (FF.linear_cross_entropy, linear_cross_entropy_torch)
+    )
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_ignored_chunks(isa: str, dtype: torch.dtype, reduction: str) -> None:
+    tensors = example(4 * CHUNK, CLASSES, dtype)
+    for ignored in (slice(0, CHUNK), slice(CHUNK, 3 * CHUNK), slice(3 * CHUNK, None), slice(None)):
+        target = tensors["target"].clone()
+        target[ignored] = -100
+        check({**tensors, "target": target}, reduction=reduction)
+
+
+@native_only
+def test_chunks_change_only_the_order_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = example(50, CLASSES, torch.float64)
+    results = []
+    for rows in (1, 7, 50, 1000):
+        monkeypatch.setattr(module, "MIN_CHUNK_ROWS", rows)
+        results.append(gradients(FF.linear_cross_entropy, tensors, None, {"label_smoothing": 0.1}))
+    for other in results[:-1]:
+        torch.testing.assert_close(other, results[-1], rtol=1e-12, atol=1e-14)
+
+
+def test_chunk_rows_keep_to_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert module.chunk_rows(32000, torch.float32) == 196
+    assert module.chunk_rows(32000, torch.bfloat16) == 393
+    assert module.chunk_rows(10**7, torch.float64) == 64
+
+
+@pytest.mark.parametrize("which", ["input", "linear_weight"])
+def test_every_layout(isa: str, which: str) -> None:
+    rows = 2 * CHUNK + 3
+    for layout in layouts(rows if which == "input" else CLASSES, FEATURES, torch.float32).values():
+        check({**example(rows, CLASSES, torch.float32), which: layout})
+
+
+def test_strided_bias_target_and_class_weight(isa: str) -> None:
+    tensors = example(2 * CHUNK, CLASSES, torch.float32)
+    tensors["linear_bias"] = torch.randn(2 * CLASSES)[::2]
+    tensors["target"] = torch.randint(CLASSES, (4 * CHUNK,))[::2]
+    check(tensors, weight=torch.rand(3 * CLASSES)[::3])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3, 4)])
+def test_batch_shapes(batch: tuple[int, ...], reduction: str) -> None:
+    x, w = torch.randn(*batch, FEATURES, requires_grad=True), torch.randn(CLASSES, FEATURES)
+    t = torch.randint(CLASSES, batch)
+    loss = FF.linear_cross_entropy(x, w, t, reduction=reduction)
+    logits = F.linear(x, w).reshape(-1, CLASSES)
+    expected = F.cross_entropy(logits, t.reshape(-1), reduction=reduction)
+    expected = expected.view(batch) if reduction == "none" else expected
+    torch.testing.assert_close(loss, expected)
+    pair = [torch.autograd.grad(value.sum(), x)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*pair)
+
+
+def test_only_wanted_gradients_and_uint8_targets(isa: str) -> None:
+    tensors = example(2 * CHUNK, CLASSES, torch.float32)
+    tensors["target"] = tensors["target"].to(torch.uint8)
+    everything = gradients(FF.linear_cross_entropy, tensors, None, {"reduction": "sum"})
+    for position, name in enumerate(("input", "linear_weight", "linear_bias")):
+        leaf = tensors[name].clone().requires_grad_()
+        loss = FF.linear_cross_entropy(**{**tensors, name: leaf}, reduction="sum")
+        assert torch.equal(torch.autograd.grad(loss, leaf)[0], everything[position + 1])
+
+
+def test_same_bits_for_every_thread_count(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIN_CHUNK_ROWS", 60)
+    tensors = example(150, 1000, torch.float32)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(gradients(FF.linear_cross_entropy, tensors, None, {"label_smoothing": 0.1}))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reduction": "sum", "label_smoothing": 0.1},
+        {"reduction": "none", "z_loss": 0.1},
+        {"z_loss": 0.2, "weight": torch.tensor([0.5, 1.0, 2.0, 0.1], dtype=torch.float64)},
+    ],
+)
+def test_gradcheck_and_gradgradcheck(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIN_CHUNK_ROWS", 2)
+    rows = 3
+    x, w, b = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((rows, 2), (4, 2), (4,)))
+    t = torch.randint(4, (rows,))
+    t[1] = -100
+
+    def loss(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return FF.linear_cross_entropy(x, w, t, linear_bias=b, **options)
+
+    assert torch.autograd.gradcheck(loss, (x, w, b), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(loss, (x, w, b))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_backward_twice_with_the_first_gradient_edited_between(reduction: str) -> None:
+    tensors = example(2 * CHUNK, CLASSES, torch.float32)
+    w = tensors["linear_weight"].requires_grad_()
+    loss = FF.linear_cross_entropy(**tensors, reduction=reduction).sum()
+    loss.backward(retain_graph=True)
+    first = w.grad.clone()
+    w.grad.zero_()
+    (3 * loss).backward()
+    torch.testing.assert_close(w.grad, 3 * first)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_an_input_changed_before_backward_is_refused() -> None:
+    tensors = example(CHUNK, CLASSES, torch.float32)
+    w = tensors["linear_weight"].requires_grad_()
+    loss = FF.linear_cross_entropy(**tensors)
+    with torch.no_grad():
+        w.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_float16_gradients_under_a_loss_scale_do_not_vanish(isa: str) -> None:
+    tensors = example(1024, FEW, torch.float16)
+    tensors["linear_weight"] /= 256  # so that dX by itself would be subnormal
+    scaled = gradients(lambda **k: FF.linear_cross_entropy(**k).float() * 32768, tensors, None, {})[1]
+    wide = {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()}
+    expected = 32768 * gradients(linear_cross_entropy_torch, wide, None, {})[1]
+    eps = torch.finfo(torch.float16).eps
+    torch.testing.assert_close(scaled.double(), expected, rtol=0, atol=8 * eps * float(expected.abs().max()))
+
+
+def test_what_runs_as_torch_ops() -> None:
+    x, w = torch.randn(6, 4, requires_grad=True), torch.randn(3, 4)
+    indices = torch.randint(3, (6,))
+    probabilities = torch.rand(6, 3)
+    torch.testing.assert_close(
+        FF.linear_cross_entropy(x, w, probabilities), F.cross_entropy(F.linear(x, w), probabilities)
+    )
+    with fastnn.disabled():
+        loss = FF.linear_cross_entropy(x, w, indices, reduction="none")
+    torch.testing.assert_close(loss, F.cross_entropy(F.linear(x, w), indices, reduction="none"))
+    images, wide = torch.randint(3, (6, 5)), torch.randn(3, 5, 4)
+    torch.testing.assert_close(
+        FF.linear_cross_entropy(x, wide, images, reduction="none", options=None),
+        F.cross_entropy(F.linear(x, wide.view(15, 4)).view(6, 3, 5), images, reduction="none"),
+    )
+    compiled = torch.compile(FF.linear_cross_entropy, backend="eager", fullgraph=True)(x, w, indices)
+    torch.testing.assert_close(compiled, FF.linear_cross_entropy(x, w, indices))
+    ours, theirs = (
+        torch.func.grad(f, argnums=(0, 1))(x, w, indices)
+        for f in (FF.linear_cross_entropy, lambda x, w, t: F.cross_entropy(F.linear(x, w), t))
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="newer than this torch")
+def test_torchs_own_function_takes_the_same_call() -> None:
+    tensors = example(3 * CHUNK, CLASSES, torch.float64)
+    options = {"weight": torch.rand(CLASSES, dtype=torch.float64), "label_smoothing": 0.1, "ignore_index": 3}
+    ours, theirs = (
+        gradients(f, tensors, None, options) for f in (FF.linear_cross_entropy, F.linear_cross_entropy)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_errors() -> None:
+    tensors = example(5, CLASSES, torch.float32)
+    x, w, t = tensors["input"], tensors["linear_weight"], tensors["target"]
+    cases: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [
+        (IndexError, r"Target 67 is out of bounds", (x, w, torch.full((5,), CLASSES)), {}),
+        (IndexError, r"Target -1 is out of bounds", (x, w, torch.full((5,), -1)), {"reduction": "none"}),
+        (ValueError, r"target has shape \(4,\)", (x, w, t[:4]), {}),
+        (RuntimeError, r"target has shape \(5, 2\)", (x, w, torch.rand(5, 2)), {}),
+        (RuntimeError, r"K=12, linear_weight expects 13", (x[:, 1:], w, t), {}),
+        (RuntimeError, r"linear_bias has shape \(1,\)", (x, w, t), {"linear_bias": torch.zeros(1)}),
+        (RuntimeError, r"weight has shape \(2,\)", (x, w, t), {"weight": torch.ones(2)}),
+        (RuntimeError, r"linear_weight \(C, K\)", (x, w[0], t), {}),
+        (RuntimeError, r"needs input \(N, K\)", (x[0], w[None], t[0]), {}),
+        (RuntimeError, "class probabilities", (x, w, torch.rand(5, CLASSES)), {"ignore_index": 1}),
+        (RuntimeError, "to be Long or Byte, but got Int", (x, w, t.int()), {}),
+        (RuntimeError, "dtype", (x, w.double(), t), {}),
+        (RuntimeError, "label_smoothing", (x, w, t), {"label_smoothing": 1.5}),
+        (ValueError, "median", (x, w, t), {"reduction": "median"}),
+    ]
+    for error, message, args, options in cases:
+        with pytest.raises(error, match=message):
+            FF.linear_cross_entropy(*args, **options)
+
+
+MEASURE = """
+import sys, torch, torch.nn.functional as F, fastnn.functional as FF
+torch.manual_seed(0)
+rows, classes, features = {rows}, {classes}, 16
+x, w = (torch.randn(n, features, requires_grad=True) for n in (rows, classes))
+t = torch.randint(classes, (rows,))
+composed = lambda x, w, t: F.cross_entropy(F.linear(x, w), t)
+call = FF.linear_cross_entropy if sys.argv[1] == "fastnn" else composed
+call(*(v[:64].detach().requires_grad_() for v in (x, w)), t[:64] % 64).backward()
+def status(key):
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
+before = status("VmRSS")
+call(x, w, t).backward()
+print(status("VmHWM") - before)  # not ru_maxrss, which begins with that of the parent process
+"""
+
+
+@native_only
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_a_chunk_of_the_logits() -> None:
+    rows, classes = 2048, 16000
+    logits = rows * classes * 4
+    peaks = {}
+    for name in ("fastnn", "torch"):
+        script = MEASURE.format(rows=rows, classes=classes)
+        answer = subprocess.run(
+            [sys.executable, "-c", script, name], check=True, capture_output=True, text=True
+        )
+        peaks[name] = int(answer.stdout)
+    # Torch holds the logits' size at least twice. Ours: a chunk of 24 MiB, packed copies, the gradients.
+    assert peaks["torch"] > 1.9 * logits
+    assert peaks["fastnn"] < 0.5 * logits
