@@ -15,12 +15,6 @@ using Optional = std::optional<TensorView>;
 
 constexpr const char* kOp = "linear_cross_entropy";
 
-void check_vector(const char* name, const TensorView& t, DType dtype, int64_t length) {
-  check_dtype(kOp, name, t, dtype);
-  check(t.ndim == 1 && t.shape[0] == length, kOp, ": ", name, " has shape ", shape_string(t), ", expected (",
-        length, ",)");
-}
-
 // Gradients are kept in the type that sums.
 void check_gradient(const char* name, const Optional& t, const TensorView& like) {
   if (!t) return;
@@ -43,18 +37,18 @@ void run(const TensorView& x, const TensorView& weight, const Optional& bias, co
         " or linear_weight of shape ", shape_string(weight), " has no elements");
   check(chunk_rows > 0, kOp, ": chunk_rows must be positive, got ", chunk_rows);
   const int64_t rows = x.shape[0], classes = weight.shape[0];
-  if (bias) check_vector("linear_bias", *bias, x.dtype, classes);
+  if (bias) check_vector(kOp, "linear_bias", *bias, x.dtype, classes);
 
   LinearCrossEntropyArgs args = {x,           weight,      pointer(bias), {},        dy ? dy->data : nullptr,
                                  pointer(dx), pointer(dw), pointer(db),   chunk_rows};
   check(target.dtype == DType::i64 || target.dtype == DType::u8, kOp, ": target has dtype ",
         dtype_name(target.dtype), ", expected int64 or uint8");
-  check_vector("target", target, target.dtype, rows);
+  check_vector(kOp, "target", target, target.dtype, rows);
   check_contiguous(kOp, "target", target);
   args.loss.target = target.data;
   args.loss.target_dtype = target.dtype;
   if (class_weight) {
-    check_vector("weight", *class_weight, x.dtype, classes);
+    check_vector(kOp, "weight", *class_weight, x.dtype, classes);
     check_contiguous(kOp, "weight", *class_weight);
     args.loss.weight = class_weight->data;
   }
@@ -64,13 +58,13 @@ void run(const TensorView& x, const TensorView& weight, const Optional& bias, co
   args.loss.z_loss = z_loss;
   check_dtype(kOp, "loss", loss, x.dtype);
   if (args.loss.reduction == Reduction::none)
-    check_vector("loss", loss, x.dtype, rows);
+    check_vector(kOp, "loss", loss, x.dtype, rows);
   else
     check_ndim(kOp, "loss", loss, 0);
   check_contiguous(kOp, "loss", loss);
   args.loss.loss = loss.data;
   if (dy) {
-    check_vector("grad_output", *dy, x.dtype, rows);
+    check_vector(kOp, "grad_output", *dy, x.dtype, rows);
     check_contiguous(kOp, "grad_output", *dy);
   }
   check_gradient("grad_input", dx, x);

@@ -54,19 +54,6 @@ void forward(const TensorView& x, const Tensors& weights, const Optionals& biase
     cpu_kernels().linear.forward(l ? outputs[l - 1] : x, weights[l], pointer(biases[l]), relu[l], outputs[l]);
 }
 
-// A contiguous (rows, columns) matrix in `memory`.
-TensorView matrix(void* memory, DType dtype, int64_t rows, int64_t columns) {
-  TensorView view;
-  view.data = memory;
-  view.dtype = dtype;
-  view.ndim = 2;
-  view.shape[0] = rows;
-  view.shape[1] = columns;
-  view.strides[0] = columns;
-  view.strides[1] = 1;
-  return view;
-}
-
 // outputs[l] is the output of layer l; the last one is needed only if it has ReLU.
 void backward(const TensorView& dy, const TensorView& x, const Tensors& weights, const Optionals& outputs,
               const std::vector<bool>& relu, const std::optional<TensorView>& dx, const Optionals& dweights,
@@ -116,7 +103,7 @@ void backward(const TensorView& dy, const TensorView& x, const Tensors& weights,
     TensorView below;
     const TensorView* input_gradient = nullptr;
     if (l > lowest) {
-      below = matrix((l % 2 ? odd : even).data(), x.dtype, m, weights[l].shape[1]);
+      below = contiguous_matrix((l % 2 ? odd : even).data(), x.dtype, m, weights[l].shape[1]);
       input_gradient = &below;
     } else if (l == 0) {
       input_gradient = pointer(dx);

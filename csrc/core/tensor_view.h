@@ -39,4 +39,7 @@ struct TensorView {
   }
 };
 
+// The contiguous (rows, columns) matrix that lies at `data`.
+TensorView contiguous_matrix(void* data, DType dtype, int64_t rows, int64_t columns);
+
 }  // namespace fastnn

@@ -27,18 +27,6 @@ struct Accumulate {
   }
 };
 
-TensorView matrix(void* data, DType dtype, int64_t rows, int64_t columns) {
-  TensorView t;
-  t.data = data;
-  t.ndim = 2;
-  t.dtype = dtype;
-  t.shape[0] = rows;
-  t.shape[1] = columns;
-  t.strides[0] = columns;
-  t.strides[1] = 1;
-  return t;
-}
-
 const void* at_row(const void* data, int64_t row, int64_t bytes) {
   return static_cast<const char*>(data) + row * bytes;
 }
@@ -67,7 +55,7 @@ int64_t run(const LinearCrossEntropyArgs& args) {
   double total = 0;
   for (int64_t c = 0; c < chunks.count; ++c) {
     const int64_t begin = chunks.begin(c), rows = chunks.begin(c + 1) - begin;
-    const TensorView logits = matrix(buffer.data(), args.x.dtype, rows, classes);
+    const TensorView logits = contiguous_matrix(buffer.data(), args.x.dtype, rows, classes);
     TensorView part = args.x;
     part.data = const_cast<T*>(x.at(begin, 0).data);
     part.shape[0] = rows;
