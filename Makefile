@@ -36,8 +36,15 @@ dev: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed-%: $(VENV)/bin/python $(SOURCES)
-	$(PIP) install -c constraints.txt '.[$*]'
+# The package is compiled once for all that is installed from it.
+$(VENV)/.package: $(VENV)/bin/python $(SOURCES)
+	rm -rf build/wheel
+	$(PIP) wheel --no-deps --wheel-dir build/wheel .
+	$(PIP) install --quiet --no-deps --force-reinstall build/wheel/fastnn-*.whl
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/.package
+	$(PIP) install --quiet -c constraints.txt "$$(ls build/wheel/fastnn-*.whl)[$*]"
 	touch $@
 
 clean:

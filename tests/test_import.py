@@ -125,7 +125,10 @@ def test_an_unknown_instruction_set_is_an_error(run: Runner) -> None:
     assert "ValueError: FASTNN_CPU_ISA=avx9000: expected one of" in done.stderr
 
 
-@pytest.mark.parametrize(("value", "native_on"), [("1", False), ("0", True), ("", True)])
+@pytest.mark.parametrize(
+    ("value", "native_on"),
+    [("1", False), ("yes", False), ("0", True), ("", True), ("Off", True), ("false", True)],
+)
 @native
 def test_disable_variable(run: Runner, value: str, native_on: bool) -> None:
     code = "import fastnn; i = fastnn.info(); print(i.native, i.why_not_native)"

@@ -33,6 +33,11 @@ class Decision(NamedTuple):
     reason: str | None
 
 
+def _switched_on(variable: str) -> bool:
+    """Whether an environment variable says yes; 0, false, no, off, nothing and absence say no."""
+    return os.environ.get(variable, "").lower() not in ("", "0", "false", "no", "off")
+
+
 def _load(name: str) -> tuple[Any, str | None]:
     """Import the compiled module `name`; on failure (None, why)."""
     try:
@@ -70,7 +75,7 @@ def _load_cpu() -> tuple[Any, str | None]:
             return None, reason
         # Here and not while the module loads: a wrong name must raise its ValueError, not look like a module
         # that does not load.
-        module.select_isa(os.environ.get("FASTNN_CPU_ISA", ""))
+        module.select_isa(os.environ.get("FASTNN_CPU_ISA", "").lower())
     return module, reason
 
 
@@ -97,9 +102,9 @@ cpu, cpu_missing = _load_cpu()
 if cpu_missing is not None:
     warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)
 
-_disabled_depth = 1 if os.environ.get("FASTNN_DISABLE", "0") not in ("", "0") else 0
+_disabled_depth = int(_switched_on("FASTNN_DISABLE"))
 _disabled_lock = threading.Lock()
-_log_decisions = os.environ.get("FASTNN_LOG", "0") not in ("", "0")
+_log_decisions = _switched_on("FASTNN_LOG")
 _logged: set[Decision] = set()
 _recorders: list[Callable[[Decision], None]] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -95,6 +95,15 @@ def test_an_interrupt_saves_every_run(make_run, tmp_path: Path) -> None:
     assert [Checkpoint.load(path).step for path in paths] == [run.step for run in runs]
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    # A process that a shell started in the background inherits SIGINT as ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_the_second_interrupt_is_not_deferred() -> None:
     with deferred_interrupt() as interrupted:
         assert not interrupted()

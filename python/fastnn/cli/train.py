@@ -86,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
     """Train as `args` say; returns the exit code."""
     if args.compare and args.resume:
         raise UsageError("argument --resume: not allowed with argument --compare")
+    if args.resume and args.resume.is_dir():
+        raise UsageError(f"argument --resume: {args.resume} is a folder; give the checkpoint in it")
     require("train", *_NEEDS, *(["tensorboard"] if args.tensorboard else []))
 
     import torch
@@ -97,9 +99,8 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        saved = (
-            Checkpoint.load(args.resume) if args.resume else None
-        )  # before a download that it may not need
+        # Before a download that it may not need.
+        saved = Checkpoint.load(args.resume) if args.resume else None
         config = _config(args, saved.config if saved else None)
         runs = _runs(args, config, load(args.data_dir, _warn), device, saved)
     except (DataError, CheckpointError) as error:
