@@ -11,9 +11,6 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
                  A* tile, int64_t tile_stride, bool accumulate) {
   constexpr int kL = kLanes<A>;
   Vec<A> sums[Rows][Vectors] = {};
-  if (accumulate)
-    for (int i = 0; i < Rows; ++i)
-      for (int j = 0; j < Vectors; ++j) sums[i][j] = load(tile + i * tile_stride + j * kL);
 // The loop itself costs as much as four of its FMAs do, where a neighbour on the same core competes for issue
 // slots.
 #pragma GCC unroll 4
@@ -31,10 +28,15 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
     a += a_column;
     b += b_row;
   }
+  // Added at the end rather than built upon: a long chain of sums would round each product at the size of the
+  // total.
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) store(tile + i * tile_stride + j * kL, sums[i][j]);
+    for (int j = 0; j < Vectors; ++j) {
+      A* const to = tile + i * tile_stride + j * kL;
+      store(to, accumulate ? load(to) + sums[i][j] : sums[i][j]);
+    }
 }
 
 template <class A, int... Index>
