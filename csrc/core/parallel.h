@@ -7,25 +7,28 @@
 #include <omp.h>
 #endif
 
-namespace fastnn {
+#include "core/team.h"
 
-// Number of threads a region of this caller may use: torch.set_num_threads is honoured, and a forked child
-// stays on one thread, because the pool's threads do not survive a fork and waiting for them would never end.
-int max_threads();
-
-// Throws std::bad_alloc, which becomes Python's MemoryError.
-[[noreturn]] void throw_out_of_memory();
-
-namespace FASTNN_ISA {
+namespace fastnn::FASTNN_ISA {
 
 // Calls body(begin, end) on disjoint ranges that cover [0, n), on at most n / grain threads. How the range is
 // cut depends on the thread count, so body must not let an element's value depend on its range.
+//
+// Called by every member of a team (core/team.h), it shares the range among them and returns when all are
+// done.
 template <class Body>
 inline void parallel_for(int64_t n, [[maybe_unused]] int64_t grain, const Body& body) {
   if (n <= 0) return;
 #ifdef _OPENMP
   const int64_t wanted = grain > 0 ? n / grain : n;
   const int64_t threads = wanted < 2 ? 1 : (wanted < max_threads() ? wanted : max_threads());
+  if (TeamMember* const member = team_member()) {
+    const int64_t begin = n * member->index / threads, end = n * (member->index + 1) / threads;
+    member->run_share([&] {
+      if (member->index < threads && begin < end) body(begin, end);
+    });
+    return;
+  }
   if (threads > 1 && !omp_in_parallel()) {
     bool out_of_memory = false;
 #pragma omp parallel num_threads(static_cast<int>(threads)) reduction(|| : out_of_memory)
@@ -47,5 +50,23 @@ inline void parallel_for(int64_t n, [[maybe_unused]] int64_t grain, const Body& 
   body(int64_t{0}, n);
 }
 
-}  // namespace FASTNN_ISA
-}  // namespace fastnn
+// Runs code() on `threads` threads as a team: each runs all of it, and the parallel_for calls in it share
+// their ranges. One parallel region then serves a whole sequence of kernels.
+template <class Code>
+inline void run_as_team([[maybe_unused]] int64_t threads, const Code& code) {
+#ifdef _OPENMP
+  if (threads > 1 && max_threads() > 1 && !omp_in_parallel()) {
+    Team team;
+#pragma omp parallel num_threads(static_cast<int>(threads))
+    {
+      TeamMember member(team, omp_get_thread_num(), omp_get_num_threads());
+      member.run(code);
+    }
+    if (team.failed()) throw_out_of_memory();
+    return;
+  }
+#endif
+  code();
+}
+
+}  // namespace fastnn::FASTNN_ISA

@@ -9,12 +9,6 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 
-struct Buffer {
-  void* data = nullptr;
-  size_t bytes = 0;
-  ~Buffer() { std::free(data); }
-};
-
 void* allocate(size_t bytes) {
   void* data = std::aligned_alloc(kAlignment, (bytes + kAlignment) / kAlignment * kAlignment);
   if (!data) throw std::bad_alloc();
@@ -23,16 +17,25 @@ void* allocate(size_t bytes) {
 
 }  // namespace
 
+ScratchBuffer::~ScratchBuffer() { std::free(data_); }
+
+void ScratchBuffer::grow(size_t bytes) {
+  if (holds(bytes)) return;
+  std::free(data_);
+  data_ = nullptr;
+  data_ = allocate(bytes);
+  bytes_ = bytes;
+}
+
+ScratchBuffer* scratch_buffers() {
+  thread_local ScratchBuffer buffers[static_cast<int>(Scratch::count)];
+  return buffers;
+}
+
 void* thread_scratch(Scratch slot, size_t bytes) {
-  thread_local Buffer buffers[static_cast<int>(Scratch::count)];
-  Buffer& buffer = buffers[static_cast<int>(slot)];
-  if (!buffer.data || buffer.bytes < bytes) {
-    std::free(buffer.data);
-    buffer.data = nullptr;
-    buffer.data = allocate(bytes);
-    buffer.bytes = bytes;
-  }
-  return buffer.data;
+  ScratchBuffer& buffer = scratch_buffers()[static_cast<int>(slot)];
+  buffer.grow(bytes);
+  return buffer.data();
 }
 
 ScopedBuffer::ScopedBuffer(size_t bytes) : data_(bytes ? allocate(bytes) : nullptr) {}

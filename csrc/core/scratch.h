@@ -5,10 +5,31 @@
 
 namespace fastnn {
 
+// Memory that only grows.
+class ScratchBuffer {
+ public:
+  ScratchBuffer() = default;
+  ~ScratchBuffer();
+  ScratchBuffer(const ScratchBuffer&) = delete;
+  ScratchBuffer& operator=(const ScratchBuffer&) = delete;
+
+  bool holds(size_t bytes) const { return data_ && bytes_ >= bytes; }
+  // Makes it hold `bytes`; what it held is lost.
+  void grow(size_t bytes);
+  void* data() const { return data_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
 // Memory of the calling thread, at least `bytes` long; it stays valid until the same thread asks for the same
 // slot again. It is kept between calls, so that hot paths do not allocate: for buffers whose size is bounded.
 enum class Scratch { pack_a, pack_b, accumulate, row, count };
 void* thread_scratch(Scratch slot, size_t bytes);
+
+// The calling thread's buffers, one a slot.
+ScratchBuffer* scratch_buffers();
 
 // Memory that is given back at the end of the scope: for buffers as large as the user's tensors.
 class ScopedBuffer {

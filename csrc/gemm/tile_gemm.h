@@ -68,7 +68,7 @@ class TileGemm {
       tiles_at_once_ = kBlockBytes / (longest * kTileRows * static_cast<int64_t>(sizeof(A)) + 1);
       if (tiles_at_once_ < 1) tiles_at_once_ = 1;
       if (several)
-        sums_ = static_cast<A*>(thread_scratch(Scratch::accumulate, rows_ * vectors_ * kL * sizeof(A)));
+        sums_ = static_cast<A*>(shared_scratch(Scratch::accumulate, rows_ * vectors_ * kL * sizeof(A)));
       for (pass_ = 0; pass_ < g_.passes_.count; ++pass_) {
         k_ = g_.passes_.begin(pass_);
         depth_ = g_.passes_.begin(pass_ + 1) - k_;
@@ -90,7 +90,7 @@ class TileGemm {
       const bool aliased = a.column_stride == 1 && a.row_stride * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
       const bool reused = right_ - left_ > 2;
       if (sizeof(T) == sizeof(A) && !(reused && (aliased || a.column_stride > 1))) return;
-      A* packed = static_cast<A*>(thread_scratch(Scratch::pack_a, rows_ * depth_ * sizeof(A)));
+      A* packed = static_cast<A*>(shared_scratch(Scratch::pack_a, rows_ * depth_ * sizeof(A)));
       const Operand<T> from = a.at(0, k_);
       parallel_for(bottom_ - top_, ceil_div(kPackGrain, depth_ * kTileRows + 1),
                    [&](int64_t begin, int64_t end) {
@@ -104,7 +104,7 @@ class TileGemm {
     // packed just before its only sweep, and is still in L2 then.
     void pack_b() {
       if (grid_.rows == 1 && bottom_ - top_ <= tiles_at_once_) return;
-      A* packed = static_cast<A*>(thread_scratch(Scratch::pack_b, vectors_ * kL * depth_ * sizeof(A)));
+      A* packed = static_cast<A*>(shared_scratch(Scratch::pack_b, vectors_ * kL * depth_ * sizeof(A)));
       parallel_for(right_ - left_, ceil_div(kPackGrain, depth_ * kTileColumns<A> + 1),
                    [&](int64_t begin, int64_t end) {
                      for (int64_t panel = left_ + begin; panel < left_ + end; ++panel)

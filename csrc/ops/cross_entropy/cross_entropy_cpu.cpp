@@ -77,7 +77,7 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
   const int64_t chunks = (units + chunk - 1) / chunk, chunk_size = chunk * unit_size;
   const int64_t grain = chunk_size < kGrainElements ? kGrainElements / chunk_size : 1;
   Sums* partial =
-      static_cast<Sums*>(thread_scratch(Scratch::accumulate, static_cast<size_t>(chunks) * sizeof(Sums)));
+      static_cast<Sums*>(shared_scratch(Scratch::accumulate, static_cast<size_t>(chunks) * sizeof(Sums)));
 
   parallel_for(chunks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
@@ -109,7 +109,7 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
     const double loss = mean ? sums.loss / totals.weight : sums.loss;
     const double z_loss = args.z_loss == 0 ? 0 : args.z_loss * sums.square * square_scale;
     total = loss + z_loss;
-    if (args.loss) *static_cast<T*>(args.loss) = from_acc<T>(static_cast<A>(total));
+    if (args.loss && leads_team()) *static_cast<T*>(args.loss) = from_acc<T>(static_cast<A>(total));
   }
   return {-1, late ? scale : 1, total};
 }

@@ -1,0 +1,61 @@
+#include "core/team.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace fastnn {
+
+namespace {
+
+thread_local TeamMember* current_member = nullptr;
+
+}  // namespace
+
+bool Team::failed() const { return failed_.load(std::memory_order_relaxed); }
+void Team::fail() { failed_.store(true, std::memory_order_relaxed); }
+
+TeamMember::TeamMember(Team& team, int64_t member_index, int64_t member_count)
+    : index(member_index), count(member_count), team_(team) {
+  current_member = this;
+  if (index == 0) team_.scratch_ = scratch_buffers();
+  barrier();
+}
+
+TeamMember::~TeamMember() { current_member = nullptr; }
+
+TeamMember* team_member() { return current_member && !current_member->sharing_ ? current_member : nullptr; }
+
+void TeamMember::barrier() {
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+}
+
+void TeamMember::meet() {
+  barrier();
+  if (team_.failed()) throw_out_of_memory();
+}
+
+void* TeamMember::shared(Scratch slot, size_t bytes) {
+  ScratchBuffer& buffer = team_.scratch_[static_cast<int>(slot)];
+  if (!buffer.holds(bytes)) {
+    barrier();  // before it, everyone has looked; behind it, nobody uses the old memory
+    run_share([&] {
+      if (index == 0) buffer.grow(bytes);
+    });
+  }
+  return buffer.data();
+}
+
+bool leads_team() {
+  const TeamMember* const member = team_member();
+  return !member || member->index == 0;
+}
+
+void* shared_scratch(Scratch slot, size_t bytes) {
+  TeamMember* const member = team_member();
+  return member ? member->shared(slot, bytes) : thread_scratch(slot, bytes);
+}
+
+}  // namespace fastnn

@@ -1,0 +1,95 @@
+// Teams: the threads of one parallel region that all run the same code (single program, multiple data). What
+// a region costs is then paid once for a sequence of kernels, and a barrier for each step of it.
+//
+// Code that may run on a team does its work inside parallel_for, keeps what the members share in
+// shared_scratch, and writes results outside of parallel_for only where leads_team() says so.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "core/scratch.h"
+
+// This header is part of every instruction set's kernels: what it defines here must be a template over the
+// kernel's own type, or the linker could keep one set's copy for all (simd.h).
+
+namespace fastnn {
+
+// Number of threads a region of this caller may use: torch.set_num_threads is honoured, and a forked child
+// stays on one thread, because the pool's threads do not survive a fork and waiting for them would never end.
+// On a team: its size.
+int max_threads();
+
+// Throws std::bad_alloc, which becomes Python's MemoryError.
+[[noreturn]] void throw_out_of_memory();
+
+// What the members of one team share.
+class Team {
+ public:
+  bool failed() const;
+  void fail();
+
+ private:
+  friend class TeamMember;
+  std::atomic<bool> failed_{false};
+  ScratchBuffer* scratch_ = nullptr;  // the leader's
+};
+
+// A thread of a team, for as long as the object lives.
+class TeamMember {
+ public:
+  TeamMember(Team& team, int64_t index, int64_t count);
+  ~TeamMember();
+  TeamMember(const TeamMember&) = delete;
+  TeamMember& operator=(const TeamMember&) = delete;
+
+  // A member that ran out of memory in its share still comes to the barrier, and all of them leave the code
+  // there together.
+  template <class Share>
+  void run_share(const Share& share) {
+    sharing_ = true;
+    try {
+      share();
+    } catch (...) {
+      team_.fail();
+    }
+    sharing_ = false;
+    meet();
+  }
+
+  template <class Code>
+  void run(const Code& code) {
+    try {
+      code();
+    } catch (...) {
+      team_.fail();
+    }
+  }
+
+  // Memory that all members see, at least `bytes` long.
+  void* shared(Scratch slot, size_t bytes);
+
+  const int64_t index;
+  const int64_t count;
+
+ private:
+  friend TeamMember* team_member();
+
+  void barrier();
+  // Waits for all members; throws on each of them if one has failed.
+  void meet();
+
+  Team& team_;
+  bool sharing_ = false;
+};
+
+// The calling thread's place in a team; null outside of teams and inside the body of a parallel_for.
+TeamMember* team_member();
+
+// Whether the caller is to write what one thread writes: the first member of a team, or a thread without one.
+bool leads_team();
+
+// thread_scratch, but the members of a team are given the same memory, which is the leader's.
+void* shared_scratch(Scratch slot, size_t bytes);
+
+}  // namespace fastnn
