@@ -1,0 +1,204 @@
+"""Chains of linear layers with activations: in the trace of a forward, and whole models that are one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from fastnn._purity import Attribute, Guard, Refusal
+from fastnn._trace import Keys, own_forward, trace
+from fastnn.nn import linear as _linear
+from fastnn.nn import mlp as _mlp
+from fastnn.nn.activation import ReLU
+
+LINEAR_TYPES = (torch.nn.Linear, _linear.Linear)
+
+_MODULES: dict[type, str] = {
+    torch.nn.ReLU: "relu",
+    ReLU: "relu",
+    torch.nn.Sigmoid: "sigmoid",
+    torch.nn.Tanh: "tanh",
+    torch.nn.GELU: "gelu",
+    torch.nn.SiLU: "silu",
+}
+_FUNCTIONS: dict[Callable[..., Any], str] = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), "relu"),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_), "sigmoid"),
+    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_), "tanh"),
+    F.gelu: "gelu",
+    F.silu: "silu",
+}
+_METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")
+_SEQUENTIAL = (torch.nn.Sequential.forward, _mlp.Sequential.forward)
+
+
+def activation_of(module: torch.nn.Module) -> str | None:
+    """The name of the activation that `module` is, None where it is none."""
+    name = _MODULES.get(type(module))
+    return _gelu(module.approximate) if name == "gelu" else name
+
+
+def _gelu(approximate: object) -> str | None:
+    return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(approximate))
+
+
+def activation_of_node(node: fx.Node, modules: dict[str, torch.nn.Module]) -> str | None:
+    """The name of the activation that `node` applies to its first argument and nothing else, or None."""
+    if len(node.args) != 1:
+        return None
+    options = {key: value for key, value in node.kwargs.items() if key != "inplace"}
+    approximate = options.pop("approximate", "none")
+    if options:
+        return None
+    if node.op == "call_module" and not node.kwargs:
+        return activation_of(modules[str(node.target)])
+    if node.op == "call_method" and not node.kwargs and node.target in _METHODS:
+        return str(node.target).rstrip("_")
+    if node.op == "call_function" and callable(node.target):
+        name = _FUNCTIONS.get(node.target)
+        return _gelu(approximate) if name == "gelu" else name
+    return None
+
+
+class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
+    """The layers of a model that is nothing but a chain, each with the name of its activation or None.
+
+    Attributes:
+        flatten: whether the input is flattened first, all its dimensions behind the first into one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = False
+        self._modules: list[tuple[torch.nn.Module, type]] = []
+        self._guards: list[Guard] = []
+
+    def holds(self) -> bool:
+        """Whether the model still is this chain, and nobody watches its modules; takes a few microseconds."""
+        if _mlp._anything_global():
+            return False
+        for module, kind in self._modules:
+            if type(module) is not kind or not _mlp._only_forward(module):
+                return False
+        return all(guard.holds() for guard in self._guards)
+
+    def _module(self, module: torch.nn.Module, path: str) -> None:
+        kind = type(module)
+        name = f"{path} ({kind.__name__})" if path else kind.__name__
+        if not _mlp._only_forward(module):
+            raise Refusal(f"{name} has a hook, a replaced forward or a compiled one")
+        self._modules.append((module, kind))
+        activation = activation_of(module)
+        if kind in LINEAR_TYPES:
+            self._linear(module, name)
+        elif activation is not None:
+            if activation.startswith("gelu"):
+                self._guards.append(Guard(module.__dict__, "approximate", module.approximate, name))
+            self._activation(activation, name)
+        elif kind is torch.nn.Flatten:
+            for key in ("start_dim", "end_dim"):
+                self._guards.append(Guard(module.__dict__, key, module.__dict__[key], f"{path}.{key}"))
+            self._flatten(module.start_dim, module.end_dim, name)
+        elif kind.forward in _SEQUENTIAL and kind.__call__ is torch.nn.Module.__call__:
+            self._sequential(module, path)
+        elif kind is not torch.nn.Identity:
+            self._own(module, name, path)
+
+    def _linear(self, module: Any, name: str) -> None:
+        activation = None
+        if type(module) is _linear.Linear:
+            activation = module.activation
+            self._guards.append(Guard(Attribute(module), "activation", activation, f"{name}: activation"))
+        if self and self[-1][0].out_features != module.in_features:
+            raise Refusal(f"{name} does not take as many features as the layer before it gives")
+        if any(p is q for p in module.parameters() for layer, _ in self for q in layer.parameters()):
+            raise Refusal(f"{name} shares a parameter with another layer")
+        self.append((module, activation))
+
+    def _activation(self, activation: str, name: str) -> None:
+        if not self:
+            raise Refusal(f"{name} comes before any linear layer")
+        if self[-1][1] is not None:
+            raise Refusal(f"{name} is a second activation in a row")
+        self[-1] = self[-1][0], activation
+
+    def _flatten(self, start: object, end: object, name: str) -> None:
+        if self or (start, end) != (1, -1):
+            raise Refusal(f"{name} is no flattening of the input's dimensions behind the first")
+        self.flatten = True
+
+    def _sequential(self, module: torch.nn.Module, path: str) -> None:
+        table = module.__dict__["_modules"]
+        self._guards.append(Guard(module.__dict__, "_modules", table, path))
+        self._guards.append(Guard(Keys(table), None, tuple(table), path))
+        for key, child in table.items():
+            below = f"{path}.{key}" if path else key
+            self._guards.append(Guard(table, key, child, below))
+            self._module(child, below)
+
+    def _own(self, module: torch.nn.Module, name: str, path: str) -> None:
+        """Follow a forward written by the user: one tensor that passes through one layer after the other."""
+        forward = own_forward(module)
+        if forward is None:
+            raise Refusal(f"{name} is no layer of a chain")
+        try:
+            seen = trace(module, forward)[0]
+        except Refusal as refusal:
+            raise Refusal(f"{name} cannot be traced: {refusal}") from None
+        self._guards += seen.guards
+        if seen.inputs != 1:
+            raise Refusal(f"{name} takes {seen.inputs} tensors")
+        node, *nodes = seen.graph.nodes
+        for following in nodes:
+            if following.all_input_nodes != [node] or following.args[:1] != (node,):
+                raise Refusal(f"{name} does not pass one tensor from layer to layer")
+            node = following
+            if node.op != "output":
+                self._node(node, seen.modules, name, path)
+
+    def _node(self, node: fx.Node, modules: dict[str, torch.nn.Module], name: str, path: str) -> None:
+        activation = activation_of_node(node, modules)
+        if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
+            below = f"{path}.{node.target}" if path else str(node.target)
+            self._module(modules[str(node.target)], below)
+        elif activation is not None:
+            self._activation(activation, f"{activation} in {name}")
+        elif node.target in (torch.flatten, "flatten"):
+            given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+            self._flatten(given.get("start_dim", 0), given.get("end_dim", -1), f"flatten in {name}")
+        else:
+            called = getattr(node.target, "__name__", node.target)
+            raise Refusal(f"{called} in {name} is no layer of a chain")
+
+
+def linear_chain(model: torch.nn.Module) -> LinearChain | str:
+    """The layers of `model` in order, where it is nothing but a chain of them; else the reason why it is not.
+
+    A chain is ``Linear``, or several in turn, each with or without an activation (ReLU, sigmoid, tanh, either
+    GELU, SiLU) behind it: a ``Sequential`` (nested ones and ``nn.MLP`` included), or a model whose own
+    ``forward`` can be traced and passes its one input through such layers. ``Identity`` anywhere and
+    ``Flatten()`` in front are allowed. What is watched or replaced is no chain: hooks (global ones too), a
+    replaced ``forward``, a compiled module, a subclass of a layer, parameters that layers share.
+
+    Args:
+        model: any module.
+
+    Returns:
+        A list of ``(linear module, activation)``, the activation one of None, ``"relu"``, ``"sigmoid"``,
+        ``"tanh"``, ``"gelu"``, ``"gelu_tanh"`` and ``"silu"``, with the attribute ``flatten`` and the method
+        ``holds``; or the reason as text.
+    """
+    if not _mlp._names_known:
+        return "this torch keeps hooks where fastnn does not find them"
+    if _mlp._anything_global():
+        return "a hook for all modules is registered"
+    chain = LinearChain()
+    try:
+        chain._module(model, "")
+    except Refusal as refusal:
+        return str(refusal)
+    return chain or "it has no linear layer"
