@@ -16,9 +16,9 @@ void adagrad_update_tensors(AdagradTensor* tensors, int64_t count, const Adagrad
   update_tensors(tensors, count, [&](auto tag, const AdagradTensor& t, int64_t begin, int64_t end) {
     using T = typename decltype(tag)::type;
     const auto c = constants<Acc<T>>(t, options);
-    update_range<T, 1>(t, begin, end, [&](auto& p, auto g, auto* state) __attribute__((always_inline)) {
-      adagrad_update(p, g, state[0], c);
-    });
+    update_range<T>(t, begin, end,
+                    rule_of<1>([&](auto& p, auto g, auto* state)
+                                   __attribute__((always_inline)) { adagrad_update(p, g, state[0], c); }));
   });
 }
 

@@ -1,9 +1,7 @@
 // Adam and AdamW, the update of many tensors at once. For every element, t steps having been taken:
-//   g    = grad, or -grad to maximize; g += weight_decay * p  (Adam), or p *= 1 - lr * weight_decay  (AdamW)
-//   m    = beta1 * m + (1 - beta1) * g
-//   v    = beta2 * v + (1 - beta2) * g * g
-//   d    = v, or under amsgrad the largest v so far
-//   p   -= lr / (1 - beta1^t) * m / (sqrt(d) / sqrt(1 - beta2^t) + eps)
+//   g    = grad_scale * grad, or its negative to maximize; g += weight_decay * p  (Adam), or p *= 1 - lr *
+//   weight_decay  (AdamW) m    = beta1 * m + (1 - beta1) * g v    = beta2 * v + (1 - beta2) * g * g d    = v,
+//   or under amsgrad the largest v so far p   -= lr / (1 - beta1^t) * m / (sqrt(d) / sqrt(1 - beta2^t) + eps)
 // 16-bit types are computed in float32 and rounded once, when they are stored.
 #pragma once
 
@@ -23,6 +21,7 @@ struct AdamOptions {
   double eps;
   double l2;     // weight decay added to the gradient, or 0
   double decay;  // factor of decoupled weight decay, or 1
+  double grad_scale = 1;
   bool maximize;
   bool amsgrad;
 };

@@ -13,7 +13,7 @@ namespace fastnn::FASTNN_ISA {
 // double and rounded once.
 template <class S>
 struct AdamConstants {
-  S grad_sign;        // -1 to maximize, else 1
+  S grad_scale;       // of the gradient; negative to maximize
   S l2;               // weight decay that is added to the gradient, else 0
   S decay;            // what decoupled weight decay leaves of the parameter, else 1
   S one_minus_beta1;  // weight of the gradient in the first moment
@@ -30,7 +30,7 @@ struct AdamConstants {
 // interpolation, the test of l2 (0 * inf is NaN) and a maximum that keeps the NaN of either side.
 template <bool kAmsgrad, class V, class S>
 FASTNN_HOST_DEVICE void adam_update(V& p, V g, V& m, V& v, V& vmax, const AdamConstants<S>& c) {
-  g = g * c.grad_sign;
+  g = g * c.grad_scale;
   p = p * c.decay;
   if (c.l2 != 0) g = g + p * c.l2;
   const V change = g - m;

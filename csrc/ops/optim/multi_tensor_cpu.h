@@ -16,31 +16,46 @@ constexpr int64_t kElementsPerThread = 4096;
 // chunk takes about a microsecond, long against what it costs to find the next one.
 constexpr int64_t kChunk = 1024;
 
-// Calls update(p, g, state) for each vector of elements: p and the first kStates of `state` are read before
-// and written after.
-template <class T, int kStates, class Update>
-FASTNN_INLINE void update_range(const OptimizerTensor& t, int64_t begin, int64_t end, const Update& update) {
+// Updates the `lanes` elements from offset i on with gradient g. A rule has kStates and is called as rule(p,
+// g, state), where p and the first kStates of `state` are read before and written after.
+template <class T, class Rule>
+FASTNN_INLINE void update_vector(const OptimizerTensor& t, int64_t i, int lanes, Vec<Acc<T>> g,
+                                 const Rule& rule) {
   using S = Acc<T>;
-  constexpr int kStep = kLanes<S>;
-  T* p = static_cast<T*>(t.param);
-  const T* g = static_cast<const T*>(t.grad);
-  T* states[kMaxStates];
-  for (int k = 0; k < kMaxStates; ++k) states[k] = static_cast<T*>(t.state[k]);
+  const auto read = [&](const void* from) __attribute__((always_inline)) {
+    const T* const at = static_cast<const T*>(from) + i;
+    return lanes == kLanes<S> ? load(at) : load_partial(at, lanes);
+  };
+  Vec<S> p = read(t.param), state[kMaxStates] = {};
+  for (int k = 0; k < Rule::kStates; ++k) state[k] = read(t.state[k]);
+  rule(p, g, state);
+  store_lanes(static_cast<T*>(t.param) + i, p, lanes);
+  for (int k = 0; k < Rule::kStates; ++k) store_lanes(static_cast<T*>(t.state[k]) + i, state[k], lanes);
+}
+
+// The rule that calls a lambda.
+template <int kCount, class Update>
+struct LambdaRule {
+  static constexpr int kStates = kCount;
+  Update update;
+  template <class V>
+  FASTNN_INLINE void operator()(V& p, V g, V* state) const {
+    update(p, g, state);
+  }
+};
+template <int kCount, class Update>
+FASTNN_INLINE LambdaRule<kCount, Update> rule_of(const Update& update) {
+  return {update};
+}
+
+template <class T, class Rule>
+FASTNN_INLINE void update_range(const OptimizerTensor& t, int64_t begin, int64_t end, const Rule& rule) {
+  constexpr int kStep = kLanes<Acc<T>>;
+  const T* const g = static_cast<const T*>(t.grad);
   int64_t i = begin;
-  for (; i + kStep <= end; i += kStep) {
-    Vec<S> pi = load(p + i), state[kMaxStates] = {};
-    for (int k = 0; k < kStates; ++k) state[k] = load(states[k] + i);
-    update(pi, load(g + i), state);
-    store(p + i, pi);
-    for (int k = 0; k < kStates; ++k) store(states[k] + i, state[k]);
-  }
-  if (const int rest = static_cast<int>(end - i)) {
-    Vec<S> pi = load_partial(p + i, rest), state[kMaxStates] = {};
-    for (int k = 0; k < kStates; ++k) state[k] = load_partial(states[k] + i, rest);
-    update(pi, load_partial(g + i, rest), state);
-    store_partial(p + i, pi, rest);
-    for (int k = 0; k < kStates; ++k) store_partial(states[k] + i, state[k], rest);
-  }
+  for (; i + kStep <= end; i += kStep) update_vector<T>(t, i, kStep, load(g + i), rule);
+  if (const int rest = static_cast<int>(end - i))
+    update_vector<T>(t, i, rest, load_partial(g + i, rest), rule);
 }
 
 // The tensor that a chunk belongs to: the last one that does not begin behind it.

@@ -20,10 +20,11 @@ RmspropConstants<S> constants(const RmspropOptions& o) {
 template <class T, bool kMomentum, bool kCentered>
 void update(const RmspropTensor& t, const RmspropOptions& options, int64_t begin, int64_t end) {
   const auto c = constants<Acc<T>>(options);
-  update_range<T, 1 + kMomentum + kCentered>(
-      t, begin, end, [&](auto& p, auto g, auto* state) __attribute__((always_inline)) {
+  update_range<T>(
+      t, begin, end,
+      rule_of<1 + kMomentum + kCentered>([&](auto& p, auto g, auto* state) __attribute__((always_inline)) {
         rmsprop_update<kMomentum, kCentered>(p, g, state[0], state[1], state[1 + kMomentum], c);
-      });
+      }));
 }
 
 void rmsprop_update_tensors(RmspropTensor* tensors, int64_t count, const RmspropOptions& options) {

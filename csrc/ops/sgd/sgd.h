@@ -1,5 +1,5 @@
 // Stochastic gradient descent, the update of many tensors at once. For every element:
-//   g    = grad, or -grad to maximize; g += weight_decay * p
+//   g    = grad_scale * grad, or its negative to maximize; g += weight_decay * p
 //   with momentum:
 //     b  = momentum * b + (1 - dampening) * g, or g where no step was taken before
 //     g  = b, or under nesterov g + momentum * b
@@ -23,6 +23,7 @@ struct SgdOptions {
   double l2;  // weight decay
   bool nesterov;
   bool maximize;
+  double grad_scale = 1;
 };
 
 struct SgdKernels {

@@ -9,7 +9,7 @@ namespace fastnn::FASTNN_ISA {
 // double and rounded once.
 template <class S>
 struct SgdConstants {
-  S grad_sign;  // -1 to maximize, else 1
+  S grad_scale;  // of the gradient; negative to maximize
   S l2;
   S momentum;
   S undampened;  // 1 - dampening
@@ -23,7 +23,7 @@ enum class SgdBuffer { none, first, running };
 // momentum. The test of l2 keeps an infinite parameter from making a NaN of 0 * inf.
 template <SgdBuffer kBuffer, class V, class S>
 FASTNN_HOST_DEVICE void sgd_update(V& p, V g, V& buffer, const SgdConstants<S>& c) {
-  g = g * c.grad_sign;
+  g = g * c.grad_scale;
   if (c.l2 != 0) g = g + p * c.l2;
   if (kBuffer != SgdBuffer::none) {
     buffer = kBuffer == SgdBuffer::first ? g : buffer * c.momentum + g * c.undampened;

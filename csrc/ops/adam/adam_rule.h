@@ -1,0 +1,42 @@
+// The Adam update as multi_tensor_cpu.h and the epilogue of a product take it.
+#pragma once
+
+#include "ops/adam/adam.h"
+#include "ops/adam/adam_update.h"
+
+namespace fastnn::FASTNN_ISA {
+
+template <class T, bool kAmsgrad>
+struct AdamRule {
+  using S = Acc<T>;
+  static constexpr int kStates = kAmsgrad ? 3 : 2;
+
+  AdamRule(const AdamTensor& t, const AdamOptions& o)
+      : constants{static_cast<S>(o.maximize ? -o.grad_scale : o.grad_scale),
+                  static_cast<S>(o.l2),
+                  static_cast<S>(o.decay),
+                  static_cast<S>(1 - o.beta1),
+                  static_cast<S>(o.beta1),
+                  static_cast<S>(o.beta2),
+                  static_cast<S>(1 - o.beta2),
+                  static_cast<S>(t.denom_scale),
+                  static_cast<S>(o.eps),
+                  static_cast<S>(-t.step_size)} {}
+
+  FASTNN_INLINE void operator()(Vec<S>& p, Vec<S> g, Vec<S>* state) const {
+    adam_update<kAmsgrad>(p, g, state[0], state[1], state[2], constants);
+  }
+
+  AdamConstants<S> constants;
+};
+
+// Calls visit(rule) with the rule for one tensor.
+template <class T, class Visit>
+FASTNN_INLINE void with_adam_rule(const AdamTensor& t, const AdamOptions& o, const Visit& visit) {
+  if (o.amsgrad)
+    visit(AdamRule<T, true>(t, o));
+  else
+    visit(AdamRule<T, false>(t, o));
+}
+
+}  // namespace fastnn::FASTNN_ISA
