@@ -5,6 +5,18 @@ from fastnn._backend import disabled
 from fastnn._convert import convert, revert
 from fastnn._explain import explain
 from fastnn._info import info
+from fastnn._train_step import TrainStep
 from fastnn._version import __version__
 
-__all__ = ["__version__", "convert", "disabled", "explain", "functional", "info", "nn", "optim", "revert"]
+__all__ = [
+    "TrainStep",
+    "__version__",
+    "convert",
+    "disabled",
+    "explain",
+    "functional",
+    "info",
+    "nn",
+    "optim",
+    "revert",
+]
