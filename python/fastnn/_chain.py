@@ -146,7 +146,7 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         if forward is None:
             raise Refusal(f"{name} is no layer of a chain")
         try:
-            seen = trace(module, forward)[0]
+            seen = trace(module, forward)[module.training]
         except Refusal as refusal:
             raise Refusal(f"{name} cannot be traced: {refusal}") from None
         self._guards += seen.guards

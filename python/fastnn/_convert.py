@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from fastnn import nn
+from fastnn import _functional, nn
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -32,6 +32,20 @@ def convert(model: M) -> M:
     quantised layers), scripted modules, and whatever is inside a module that ``torch.compile`` took.
     Calling it again changes nothing more.
 
+    A module with a ``forward`` of its own, such as ``self.fc2(F.relu(self.fc1(x)))``, gets a subclass of its
+    class with the same name, whose call runs each chain of ``Linear`` and activation (relu, tanh, sigmoid,
+    gelu, silu as function, method or module) as one op; ``model.forward(x)`` itself stays as written. The
+    forward is traced once, with its arguments without default as tensors. Whatever it read on the way
+    (attributes, flags, global constants, which module is where) is compared at each call, and where anything
+    differs (hooks on the module or an inner layer, other arguments, a replaced layer, a transform too) the
+    forward runs as written; calling `convert` again then traces anew.
+
+    It is left as it is where a trace could miss something: control flow on tensors, ``with``, ``super()``,
+    ``isinstance``, ``print``, ``x += y``, attributes written or lists and objects read, functions of which
+    nothing is known. Read the reason with ``print(fastnn.explain(fastnn.convert, model))``, with
+    ``fastnn.explain(model, x)`` later, or set ``FASTNN_LOG=1``. A torch function that is replaced after the
+    trace is not noticed.
+
     Args:
         model: any module.
 
@@ -42,8 +56,12 @@ def convert(model: M) -> M:
         TypeError: `model` is no :class:`torch.nn.Module`.
     """
     _check("convert", model)
-    for module in _eager_modules(model, set()):
+    names = {id(module): name for name, module in model.named_modules()}
+    modules = list(_eager_modules(model, set()))
+    for module in modules:
         _change_class(module, _TO_FASTNN)
+    for module in modules:
+        _functional.fuse(module, names[id(module)])
     return model
 
 
@@ -65,6 +83,7 @@ def revert(model: M) -> M:
     """
     _check("revert", model)
     for module in model.modules():
+        _functional.unfuse(module)
         if not _beyond_torch(module):
             _change_class(module, _TO_TORCH)
     return model

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastnn import _backend
+import torch
+
+from fastnn import _backend, _functional
 from fastnn._backend import Decision
 
 
@@ -40,7 +42,8 @@ class Explanation:
 def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Run ``fn(*args, **kwargs)`` and report which fastnn ops ran natively, and why others did not.
 
-    Backward ops that run inside `fn` are reported too. Ops that other threads run meanwhile are mixed in.
+    Where `fn` is a model, what kept :func:`fastnn.convert` from fusing a forward in it comes first. Backward
+    ops that run inside `fn` are reported too. Ops that other threads run meanwhile are mixed in.
 
     Args:
         fn: anything callable, such as a model or one step of a training loop.
@@ -54,6 +57,8 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
         Whatever `fn` raises.
     """
     decisions: list[Decision] = []
+    if isinstance(fn, torch.nn.Module):
+        decisions += [_functional.refused[module] for module in fn.modules() if module in _functional.refused]
     with _backend.recording(decisions.append):
         result = fn(*args, **kwargs)
     return Explanation(result, tuple(decisions))

@@ -13,6 +13,7 @@ import enum
 import functools
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ class Guard(NamedTuple):
 
     def holds(self) -> bool:
         """Whether the value is still there: the same object, or an equal constant of the same type."""
-        now = self.holder.get(self.key, _MISSING)
+        now = self.holder.get(self.key, MISSING)
         if now is self.value:
             return True
         # repr tells 0.0 from -0.0 and finds nan equal to itself.
@@ -43,13 +44,20 @@ class Guard(NamedTuple):
 
 
 class Attribute:
-    """What a name gives on an object, the class included, read as a mapping for a `Guard`."""
+    """What a name gives on a module or a class, read as a mapping for a `Guard`."""
 
-    def __init__(self, owner: object) -> None:
-        self.owner = owner
+    def __init__(self, owner: Any) -> None:
+        self._owner = weakref.ref(owner)  # a guard may be kept by what it guards
 
     def get(self, name: str, default: object) -> object:
-        return getattr(self.owner, name, default)
+        return getattr(self._owner(), name, default)
+
+
+class IsTensor(Attribute):
+    """Whether a name gives a tensor on a module, read as a mapping for a `Guard`."""
+
+    def get(self, name: str, default: object) -> object:
+        return isinstance(super().get(name, default), torch.Tensor)
 
 
 class _Cell:
@@ -65,8 +73,11 @@ class _Cell:
             return default
 
 
-_MISSING = object()
-_CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type(...), torch.dtype, torch.device)
+MISSING = object()
+_CONSTANTS = (
+    *(bool, int, float, complex, str, bytes, type(None), type(...)),
+    *(torch.dtype, torch.device, torch.Size),
+)
 _BUILTINS = (
     *(
         abs,
@@ -90,7 +101,8 @@ _BUILTINS = (
     *(range, reversed, round, set, slice, sorted, str, sum, tuple, zip),
 )
 # With statements, imports and classes run code that a trace does not see, an attribute or a global that is
-# written outlives the call, and a stand-in takes x += y for x = x + y.
+# written outlives the call, a try statement may catch what only stand-ins raise, and a stand-in takes x += y
+# for x = x + y.
 _FORBIDDEN = {
     **dict.fromkeys(("STORE_ATTR", "DELETE_ATTR"), "it writes the attribute {}"),
     **dict.fromkeys(("STORE_GLOBAL", "DELETE_GLOBAL"), "it writes the global {}"),
@@ -99,6 +111,7 @@ _FORBIDDEN = {
         ("SETUP_WITH", "BEFORE_WITH", "SETUP_ASYNC_WITH", "BEFORE_ASYNC_WITH", "LOAD_SPECIAL"),
         "it has a with statement",
     ),
+    **dict.fromkeys(("SETUP_FINALLY", "PUSH_EXC_INFO"), "it has a try statement"),
     "LOAD_BUILD_CLASS": "it defines a class",
 }
 _FILLERS = frozenset({"CACHE", "EXTENDED_ARG", "PUSH_NULL", "PRECALL"})
@@ -190,6 +203,8 @@ def _check_code(
             raise Refusal(_FORBIDDEN[opname].format(name))
         if opname.startswith("INPLACE_") or (opname == "BINARY_OP" and instruction.argrepr.endswith("=")):
             raise Refusal("it has an augmented assignment (x += y)")
+        if opname in ("LOAD_ATTR", "LOAD_METHOD") and str(name).startswith("__"):
+            raise Refusal(f"it reads {name}")
         if opname in ("STORE_DEREF", "DELETE_DEREF") and name in cells:
             raise Refusal(f"it writes {name} of an enclosing function")
         if opname in ("LOAD_GLOBAL", "LOAD_NAME"):
@@ -213,13 +228,13 @@ def _check_path(
     holder: Any, name: str, following: list[dis.Instruction], guards: list[Guard], seen: set[int]
 ) -> None:
     """Check what ``name.attribute.attribute`` stands for, as far as modules lead."""
-    value, key, path = holder.get(name, _MISSING), name, name
+    value, key, path = holder.get(name, MISSING), name, name
     for instruction in following:
         if not isinstance(value, ModuleType) or instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
             break
         key = instruction.argval
-        holder, value, path = Attribute(value), getattr(value, key, _MISSING), f"{path}.{key}"
-    if value is _MISSING:
+        holder, value, path = Attribute(value), getattr(value, key, MISSING), f"{path}.{key}"
+    if value is MISSING:
         raise Refusal(f"it reads {path}, which is not defined")
     if isinstance(value, FunctionType) and id(value) not in _torch_functions():
         _check_function(value, guards, seen)

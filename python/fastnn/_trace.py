@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from fastnn._purity import Attribute, Guard, Refusal, check_function, check_value
+from fastnn._purity import MISSING, Attribute, Guard, IsTensor, Refusal, check_function, check_value
+from fastnn.nn.mlp import Sequential
 
 _Module = torch.nn.Module
 
@@ -42,10 +43,22 @@ class Keys:
         return tuple(self.table)
 
 
+class _Tensor(fx.Proxy):
+    """Stands for a tensor, or what is computed from tensors, and has no text."""
+
+    tracer: _Tracer
+
+    def __str__(self) -> str:
+        raise self.tracer.refuse("it makes text of a tensor")
+
+    def __format__(self, _: str) -> str:
+        return str(self)
+
+
 class _Tracer(fx.proxy.GraphAppendingTracer):
-    def __init__(self, training: bool | None) -> None:
+    def __init__(self, training: bool) -> None:
         super().__init__(fx.Graph())
-        self.training = training  # what modules say of themselves, None for the truth
+        self.training = training  # what all modules say of themselves
         self.reads_training = False
         self.modules: dict[str, _Module] = {}
         self.guards: list[Guard] = []
@@ -58,6 +71,11 @@ class _Tracer(fx.proxy.GraphAppendingTracer):
         self.refusal = Refusal(reason)
         return self.refusal
 
+    def forget(self) -> None:
+        """Let go of what points back here: no cycle keeps the module until garbage is collected."""
+        self._views.clear()
+        self._attributes.clear()
+
     def view(self, module: _Module, path: str) -> _View:
         view = self._views.get(id(module))
         if view is None:
@@ -65,12 +83,17 @@ class _Tracer(fx.proxy.GraphAppendingTracer):
             view = self._views[id(module)] = kind(self, module, path)
         return view
 
-    def tensor(self, path: str) -> fx.Proxy:
+    def tensor(self, module: _Module, name: str, path: str) -> fx.Proxy:
         """A parameter, buffer or plain tensor, read anew at each call."""
         if path not in self._attributes:
+            self.guards.append(Guard(IsTensor(module), name, True, path))
             proxy: fx.Proxy = self.create_proxy("get_attr", path, (), {})
             self._attributes[path] = proxy
         return self._attributes[path]
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """As torch.fx does, in our class."""
+        return _Tensor(node, self)
 
     def create_arg(self, a: Any) -> Any:
         """As torch.fx does, save for a tensor, which can only come from where nobody looks again."""
@@ -87,111 +110,123 @@ class _View:
     """
 
     def __init__(self, tracer: _Tracer, module: _Module, path: str) -> None:
-        self.__dict__.update(_tracer=tracer, _module=module, _path=path)
+        self.__dict__.update(_fastnn_tracer=tracer, _fastnn_module=module, _fastnn_path=path)
 
     def __call__(self, *args: Any, **kwargs: Any) -> fx.Proxy:
-        if not self._path:
-            raise self._tracer.refuse("it calls itself")
-        self._tracer.modules[self._path] = self._module
-        return self._tracer.create_proxy("call_module", self._path, args, kwargs)
+        if not self._fastnn_path:
+            raise self._fastnn_tracer.refuse("it calls itself")
+        self._fastnn_tracer.modules[self._fastnn_path] = self._fastnn_module
+        output: fx.Proxy = self._fastnn_tracer.create_proxy("call_module", self._fastnn_path, args, kwargs)
+        return output
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise self._tracer.refuse(f"it writes the attribute {name}")
+        raise self._fastnn_tracer.refuse(f"it writes the attribute {name}")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         try:
-            return self._read(name)
+            return self._fastnn_read(name)
         except Refusal as refusal:
-            self._tracer.refusal = refusal
+            self._fastnn_tracer.refusal = refusal
             raise
 
-    def _read(self, name: str) -> Any:
-        tracer, module = self._tracer, self._module
-        path = f"{self._path}.{name}" if self._path else name
-        state = module.__dict__
-        if name == "training" and tracer.training is not None:
+    def _fastnn_read(self, name: str) -> Any:
+        tracer, module = self._fastnn_tracer, self._fastnn_module
+        path = f"{self._fastnn_path}.{name}" if self._fastnn_path else name
+        state, found = module.__dict__, inspect.getattr_static(type(module), name, MISSING)
+        if name == "training":
             tracer.reads_training = True
-            tracer.guards.append(Guard(state, name, tracer.training, path))
+            self._fastnn_guard(state, name, tracer.training, path)
             return tracer.training
-        if name in state:
+        if name in state and not isinstance(found, property):
             if isinstance(state[name], Tensor):
-                return tracer.tensor(path)
-            return self._value(state, name, path)
+                return tracer.tensor(module, name, path)
+            return self._fastnn_value(state, name, path)
+        if found is not MISSING:
+            return self._fastnn_of_class(found, name, path)
         for kind in ("_parameters", "_buffers", "_modules"):
             if name in state[kind]:
-                return self._registered(kind, name, path)
-        return self._of_class(name, path)
+                return self._fastnn_registered(kind, name, path)
+        if type(module).__getattr__ is not _Module.__getattr__:
+            raise Refusal(f"{type(module).__name__} has its own __getattr__")
+        # The code may ask for a default value, or whether there is such an attribute.
+        self._fastnn_guard(Attribute(module), name, MISSING, path)
+        raise AttributeError(f"'{type(module).__name__}' object has no attribute '{name}'")
 
-    def _value(self, holder: Any, key: str, path: str) -> Any:
+    def _fastnn_guard(self, holder: Any, key: Any, value: object, path: str) -> None:
+        self._fastnn_tracer.guards.append(Guard(holder, key, value, path))
+
+    def _fastnn_value(self, holder: Any, key: str, path: str) -> Any:
         value = holder.get(key, None)
-        self._tracer.guards += [*check_value(value, f"self.{path}"), Guard(holder, key, value, path)]
+        self._fastnn_tracer.guards += check_value(value, f"self.{path}")
+        self._fastnn_guard(holder, key, value, path)
         return value
 
-    def _registered(self, kind: str, name: str, path: str) -> Any:
-        holder = self._module.__dict__[kind]
-        value = holder[name]
+    def _fastnn_registered(self, kind: str, name: str, path: str) -> Any:
+        table = self._fastnn_module.__dict__[kind]
+        value = table[name]
         if isinstance(value, Tensor):
-            return self._tracer.tensor(path)
-        self._tracer.guards.append(Guard(self._module.__dict__, kind, holder, f"{path} (its table)"))
-        self._tracer.guards.append(Guard(holder, name, value, path))
-        return None if value is None else self._tracer.view(value, path)
+            return self._fastnn_tracer.tensor(self._fastnn_module, name, path)
+        self._fastnn_guard(self._fastnn_module.__dict__, kind, table, path)
+        self._fastnn_guard(table, name, value, path)
+        return None if value is None else self._fastnn_tracer.view(value, path)
 
-    def _of_class(self, name: str, path: str) -> Any:
-        kind = type(self._module)
-        found = inspect.getattr_static(kind, name, None)
+    def _fastnn_of_class(self, found: Any, name: str, path: str) -> Any:
+        function = found
         if isinstance(found, staticmethod):
-            found = found.__func__
-            self._tracer.guards += check_function(found)
-            return found
-        if isinstance(found, property) and found.fget is not None:
-            self._tracer.guards += check_function(found.fget)
-            return found.fget(self)
-        if isinstance(found, FunctionType):
-            self._tracer.guards += check_function(found)
-            return MethodType(found, self)
-        if found is None and not hasattr(kind, name):
-            if kind.__getattr__ is not _Module.__getattr__:
-                raise Refusal(f"{kind.__name__} has its own __getattr__")
-            raise AttributeError(f"'{kind.__name__}' object has no attribute '{name}'")
-        return self._value(Attribute(self._module), name, path)
+            function = found.__func__
+        elif isinstance(found, property):
+            function = found.fget
+        if not isinstance(function, FunctionType):
+            return self._fastnn_value(Attribute(self._fastnn_module), name, path)
+        self._fastnn_tracer.guards += check_function(function)
+        self._fastnn_guard(self._fastnn_module.__dict__, name, MISSING, path)
+        kind = type(self._fastnn_module)
+        self._fastnn_guard(Attribute(kind), name, getattr(kind, name), path)
+        if isinstance(found, staticmethod):
+            return function
+        return function(self) if isinstance(found, property) else MethodType(function, self)
 
 
 class _Container(_View):
-    """Stands for a module that does nothing but hold others."""
+    """Stands for a module that holds others, which may be iterated over."""
 
-    def _children(self) -> dict[str, Any]:
-        table = self._module.__dict__["_modules"]
-        path = f"{self._path}.*" if self._path else "*"
+    def _fastnn_children(self) -> dict[str, Any]:
+        table = self._fastnn_module.__dict__["_modules"]
+        path = f"{self._fastnn_path}.*" if self._fastnn_path else "*"
         # The children themselves are guarded as they are read, their number and names here.
-        self._tracer.guards.append(Guard(Keys(table), None, tuple(table), path))
-        return {key: self._read(key) for key in table}
+        self._fastnn_guard(self._fastnn_module.__dict__, "_modules", table, path)
+        self._fastnn_guard(Keys(table), None, tuple(table), path)
+        return {key: self._fastnn_read(key) for key in table}
 
     def __call__(self, *args: Any, **kwargs: Any) -> fx.Proxy:
-        raise self._tracer.refuse(f"it calls {self._path}, which cannot be called")
+        if type(self._fastnn_module) in _LISTS:
+            raise self._fastnn_tracer.refuse(f"it calls {self._fastnn_path}, which cannot be called")
+        return super().__call__(*args, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:
-        children = self._children()
-        return iter(children if type(self._module) is torch.nn.ModuleDict else children.values())
+        children = self._fastnn_children()
+        return iter(children if type(self._fastnn_module) is torch.nn.ModuleDict else children.values())
 
     def __len__(self) -> int:
-        return len(self._children())
+        return len(self._fastnn_children())
 
     def __contains__(self, key: object) -> bool:
         return key in list(self)
 
     def __getitem__(self, key: Any) -> Any:
-        children = self._children()
+        children = self._fastnn_children()
         return children[key] if isinstance(key, str) else list(children.values())[key]
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("keys", "values", "items") and type(self._module) is torch.nn.ModuleDict:
-            return partial(getattr(dict, name), self._children())
+        if name in ("keys", "values", "items") and type(self._fastnn_module) is torch.nn.ModuleDict:
+            return partial(getattr(dict, name), self._fastnn_children())
         return super().__getattr__(name)
 
 
-_CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict)
+_LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict)
+_CONTAINERS = (*_LISTS, torch.nn.Sequential, Sequential)
 
 
 def own_forward(module: _Module) -> Callable[..., Any] | None:
@@ -211,8 +246,8 @@ def own_forward(module: _Module) -> Callable[..., Any] | None:
     return forward  # type: ignore[no-any-return]
 
 
-def trace(module: _Module, forward: Callable[..., Any]) -> list[Trace]:
-    """The ways through `forward`, a method of `module`: one, or two where the training flag is asked.
+def trace(module: _Module, forward: Callable[..., Any]) -> dict[bool, Trace]:
+    """The ways through `forward`, a method of `module`, by the training flag: the same where it is not read.
 
     The arguments without a default value stand for tensors, the others keep their default values. Neither
     the module nor anything global is touched.
@@ -221,8 +256,8 @@ def trace(module: _Module, forward: Callable[..., Any]) -> list[Trace]:
         Refusal: the forward cannot be seen through.
     """
     try:
-        one, reads_training = _trace(module, forward, module.training)
-        return [one, _trace(module, forward, not module.training)[0]] if reads_training else [one]
+        evaluating, reads_training = _trace(module, forward, False)
+        return {False: evaluating, True: _trace(module, forward, True)[0] if reads_training else evaluating}
     except Refusal:
         raise
     except Exception as error:  # whatever the code of a forward raises when it meets stand-ins
@@ -233,6 +268,7 @@ def trace(module: _Module, forward: Callable[..., Any]) -> list[Trace]:
 def _trace(module: _Module, forward: Callable[..., Any], training: bool) -> tuple[Trace, bool]:
     tracer = _Tracer(training)
     tracer.guards += check_function(forward)
+    tracer.guards.append(Guard(Attribute(type(module)), "forward", forward, "forward"))
     names = []
     for parameter in list(inspect.signature(forward).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -246,6 +282,7 @@ def _trace(module: _Module, forward: Callable[..., Any], training: bool) -> tupl
         output = forward(tracer.view(module, ""), *inputs)
         tracer.create_proxy("output", "output", (output,), {})
     finally:
+        tracer.forget()
         if tracer.refusal is not None:
             raise tracer.refusal
     return Trace(tracer.graph, tracer.modules, tracer.guards, len(names)), tracer.reads_training
