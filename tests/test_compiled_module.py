@@ -1,9 +1,10 @@
-"""What the compiled module is linked with: nothing of torch, and one copy of a kernel for each variant."""
+"""What the compiled modules are linked with: nothing of torch, and one copy of a kernel for each variant."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+MODULES = [m for m in (_backend.cpu, _backend.load_cuda()[0]) if m is not None]
+
+
+@pytest.fixture(scope="module", params=MODULES, ids=lambda m: m.__name__)
+def module(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def elf():  # type: ignore[no-untyped-def]
-    with open(_backend.cpu.__file__, "rb") as stream:
+def elf(module: Any):  # type: ignore[no-untyped-def]
+    with open(module.__file__, "rb") as stream:
         yield elffile.ELFFile(stream)
 
 
@@ -38,13 +47,13 @@ def test_no_undefined_symbol_is_torchs(elf) -> None:  # type: ignore[no-untyped-
     assert {name for name in undefined if foreign.search(name)} == set()
 
 
-def test_exports_no_function_but_its_entry_point(elf) -> None:  # type: ignore[no-untyped-def]
+def test_exports_no_function_but_its_entry_point(elf, module: Any) -> None:  # type: ignore[no-untyped-def]
     exported = {
         s.name
         for s in elf.get_section_by_name(".dynsym").iter_symbols()
         if s["st_shndx"] != "SHN_UNDEF" and s["st_info"]["type"] in ("STT_FUNC", "STT_GNU_IFUNC")
     }
-    assert exported == {"PyInit__cpu"}
+    assert exported == {f"PyInit_{module.__name__.rpartition('.')[2]}"}
 
 
 def test_variants_share_no_function() -> None:

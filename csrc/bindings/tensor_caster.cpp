@@ -69,6 +69,23 @@ bool read_dtype(const dlpack::DataType& from, DType& to) {
   }
 }
 
+#ifdef FASTNN_CUDA_MODULE
+
+constexpr const char* kKernels = "CUDA";
+
+bool read_device(const dlpack::Device& from, TensorView& view) {
+  if (from.type == dlpack::kCuda) view.cuda_device = static_cast<int16_t>(from.id);
+  return from.type == dlpack::kCuda || from.type == dlpack::kCpu;
+}
+
+void adopt_thread_count() {}  // nothing here runs on threads of the CPU
+
+#else
+
+constexpr const char* kKernels = "CPU";
+
+bool read_device(const dlpack::Device& from, TensorView&) { return from.type == dlpack::kCpu; }
+
 // OpenMP counts threads for each thread that opens regions, and torch hands its own setting on to a new
 // thread only when it first asks there.
 void adopt_thread_count() {
@@ -78,6 +95,8 @@ void adopt_thread_count() {
   adopted = true;
 }
 
+#endif
+
 }  // namespace
 
 bool read_tensor(PyObject* object, TensorView& view) {
@@ -86,8 +105,9 @@ bool read_tensor(PyObject* object, TensorView& view) {
   adopt_thread_count();
   dlpack::Tensor tensor;
   if (api->tensor_from_py_object_no_sync(object, &tensor) != 0) throw py::error_already_set();
-  check(tensor.device.type == dlpack::kCpu, "fastnn: a CPU kernel was given a tensor of device type ",
-        tensor.device.type);
+  view.cuda_device = TensorView::kNoCudaDevice;
+  check(read_device(tensor.device, view), "fastnn: a ", kKernels,
+        " kernel was given a tensor of device type ", tensor.device.type);
   check(tensor.ndim <= TensorView::kMaxDims, "fastnn: a tensor has ", tensor.ndim,
         " dimensions, kernels take at most ", TensorView::kMaxDims);
   check(read_dtype(tensor.dtype, view.dtype), "fastnn: kernels do not take this tensor's dtype");
@@ -105,5 +125,16 @@ bool read_tensor(PyObject* object, TensorView& view) {
         " has no memory behind it");
   return true;
 }
+
+#ifdef FASTNN_CUDA_MODULE
+void* current_stream(int device) {
+  static const dlpack::ExchangeApi* const api =
+      api_of(reinterpret_cast<PyTypeObject*>(py::module_::import("torch").attr("Tensor").ptr()));
+  check(api, "fastnn: this torch has no DLPack exchange interface");
+  void* stream = nullptr;
+  if (api->current_work_stream(dlpack::kCuda, device, &stream) != 0) throw py::error_already_set();
+  return stream;
+}
+#endif
 
 }  // namespace fastnn

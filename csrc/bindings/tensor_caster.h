@@ -1,5 +1,6 @@
 // Lets bound functions take fastnn::TensorView arguments: reads a torch.Tensor through DLPack's C exchange
-// API, about 40 ns a tensor and no torch header.
+// API, about 40 ns a tensor and no torch header. Compiled once for each module: fastnn._cpu reads tensors in
+// the memory of the CPU only, fastnn._cuda (FASTNN_CUDA_MODULE) those of CUDA devices too.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,9 +12,14 @@
 
 namespace fastnn {
 
-// Fills `view` from a tensor. Returns false where `object` is no tensor; throws where it is one that the CPU
-// kernels cannot read.
+// Fills `view` from a tensor. Returns false where `object` is no tensor; throws where it is one that the
+// kernels of this module cannot read.
 bool read_tensor(PyObject* object, TensorView& view);
+
+#ifdef FASTNN_CUDA_MODULE
+// torch's current stream of a CUDA device, a cudaStream_t.
+void* current_stream(int device);
+#endif
 
 inline const TensorView* pointer(const std::optional<TensorView>& t) { return t ? &*t : nullptr; }
 

@@ -1,4 +1,4 @@
-// A tensor as kernels see it: address, shape, strides in elements, dtype. It owns nothing.
+// A tensor as kernels see it: address, shape, strides in elements, dtype, device. It owns nothing.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +10,12 @@ namespace fastnn {
 struct TensorView {
   // Ops take tensors of few dimensions; leading ones are collapsed before the call.
   static constexpr int kMaxDims = 8;
+  static constexpr int16_t kNoCudaDevice = -1;  // in the memory of the CPU
 
   void* data = nullptr;
   int ndim = 0;
   DType dtype = DType::f32;
+  int16_t cuda_device = kNoCudaDevice;
   int64_t shape[kMaxDims] = {};
   int64_t strides[kMaxDims] = {};  // of size-1 dimensions: 0, whatever the producer said
 

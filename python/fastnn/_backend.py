@@ -1,12 +1,16 @@
 """Native kernel or torch: the one place that decides, and that can say why.
 
-A native kernel runs when fastnn is enabled, every tensor is a plain strided CPU tensor of a covered dtype,
-and no transform is active that must see torch's own ops. Otherwise the op's torch twin runs.
+A native kernel runs when fastnn is enabled, every tensor is a plain strided tensor of a covered dtype on the
+CPU (or all are on one CUDA device, where the op has kernels for that), and no transform is active that must
+see torch's own ops. Otherwise the op's torch twin runs.
+
+The CUDA module is imported with the first CUDA tensor, and whether it can run there is asked once a device.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -79,6 +83,25 @@ def _load_cpu() -> tuple[Any, str | None]:
     return module, reason
 
 
+@functools.cache
+def load_cuda() -> tuple[Any, str | None]:
+    """The CUDA module, or (None, why there is none); needs no driver and makes no CUDA context."""
+    if torch.version.hip is not None:
+        return None, "this torch is a ROCm build"
+    return _load("_cuda")
+
+
+@functools.cache
+def _device_reason(index: int) -> str | None:
+    """Why the CUDA module cannot run on a device, or None; `cuda` is there then."""
+    global cuda
+    module, reason = load_cuda()
+    if module is None:
+        return reason
+    cuda = module
+    return module.why_unusable(index) or None
+
+
 # The checks are bound once: they run before every op, and a look-up along `torch._C._functorch` costs more
 # than the call. Most are no public API: a torch that drops one costs the native kernels, not the import.
 _no_checks: str | None = None
@@ -101,6 +124,8 @@ except (ImportError, AttributeError) as error:
 cpu, cpu_missing = _load_cpu()
 if cpu_missing is not None:
     warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)
+
+cuda: Any = None
 
 _disabled_depth = int(_switched_on("FASTNN_DISABLE"))
 _disabled_lock = threading.Lock()
@@ -135,12 +160,17 @@ def recording(recorder: Callable[[Decision], None]) -> Iterator[None]:
         _recorders.remove(recorder)
 
 
-def _tensor_reason(t: Tensor) -> str | None:
+def native(t: Tensor) -> Any:
+    """The compiled module for tensors where `t` is; only after `torch_reason` gave its consent."""
+    return cpu if t.is_cpu else cuda
+
+
+def _tensor_reason(t: Tensor, on_cuda: bool) -> str | None:
     if type(t) not in _PLAIN_TYPES:
         kind = "a tensor subclass" if isinstance(t, torch.Tensor) else "not a tensor"
         return f"{type(t).__name__} is {kind}"
-    if not t.is_cpu:
-        return f"no kernels for device {t.device.type}"
+    if not (t.is_cuda if on_cuda else t.is_cpu):
+        return "devices are mixed" if on_cuda else f"no kernels for device {t.device.type}"
     if not _has_storage(t):
         # Sparse and opaque layouts, and the batched tensors of is_grads_batched and vectorized jacobians.
         strided = t.layout is torch.strided
@@ -178,8 +208,23 @@ def _transform_reason() -> str | None:
     return None
 
 
-def torch_reason(*tensors: Tensor | None) -> str | None:
-    """Why torch must run an op on these tensors, or None where a native kernel may."""
+def _cuda_reason(tensors: tuple[Tensor | None, ...]) -> str | None:
+    """What speaks against CUDA kernels, beside what speaks against any."""
+    if _any_autocast() and torch.is_autocast_enabled("cuda"):
+        return "autocast is active"
+    devices = {t.device for t in tensors if t is not None}
+    if len(devices) > 1:
+        return "devices are mixed"
+    return _device_reason(devices.pop().index)
+
+
+def torch_reason(*tensors: Tensor | None, cuda: bool = False) -> str | None:
+    """Why torch must run an op on these tensors, or None where a native kernel may.
+
+    Args:
+        tensors: what the op is called with; all but the first may be None.
+        cuda: whether the op has CUDA kernels.
+    """
     if _disabled_depth:
         return "fastnn is disabled"
     if cpu is None:
@@ -187,20 +232,21 @@ def torch_reason(*tensors: Tensor | None) -> str | None:
     reason = _transform_reason()
     if reason is not None:
         return reason
+    on_cuda = cuda and bool(tensors) and getattr(tensors[0], "is_cuda", False)
     dtype = None
     for t in tensors:
         if t is None:
             if dtype is None:
                 return "NoneType is not a tensor"  # only arguments behind the first are optional
             continue
-        reason = _tensor_reason(t)
+        reason = _tensor_reason(t, on_cuda)
         if reason is not None:
             return reason
         if dtype is None:
             dtype = t.dtype
         elif t.dtype is not dtype:
             return f"tensors of {dtype} and {t.dtype} are mixed"
-    return None
+    return _cuda_reason(tensors) if on_cuda else None
 
 
 def use_native(op: str, *tensors: Tensor | None) -> bool:
@@ -208,9 +254,9 @@ def use_native(op: str, *tensors: Tensor | None) -> bool:
     return decide(op, torch_reason(*tensors))
 
 
-def use_native_backward(op: str, *tensors: Tensor | None) -> bool:
+def use_native_backward(op: str, *tensors: Tensor | None, cuda: bool = False) -> bool:
     """`use_native` for a backward: where it is itself differentiated, torch's ops keep that exact."""
-    reason = "create_graph is set" if torch.is_grad_enabled() else torch_reason(*tensors)
+    reason = "create_graph is set" if torch.is_grad_enabled() else torch_reason(*tensors, cuda=cuda)
     return decide(op, reason)
 
 

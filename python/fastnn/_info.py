@@ -26,7 +26,7 @@ class Info:
         compiler: what compiled the CPU module; None without one.
         isa: instruction set in use; None without a CPU module.
         best_isa: the best instruction set that this build and this machine share; None without a CPU module.
-        cuda: the CUDA module, or the reason for its absence.
+        cuda: what the CUDA module is built for and what the driver supports, or why there is none.
         threads: how many threads one op may use.
     """
 
@@ -64,6 +64,25 @@ class Info:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
+def _version_text(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _cuda_text() -> str:
+    """What there is of CUDA, or why not; makes no CUDA context."""
+    module, missing = _backend.load_cuda()
+    if module is None:
+        return f"none, CUDA tensors run on torch's kernels: {missing}"
+    driver = module.driver_version()
+    parts = [
+        f"kernels for {module.architectures} (CUDA {_version_text(module.runtime_version)})",
+        f"driver for CUDA {_version_text(driver)}" if driver else "no driver",
+    ]
+    if torch.version.cuda is None:
+        parts.append("this torch has no CUDA")
+    return ", ".join(parts)
+
+
 def info() -> Info:
     """Describe this installation: versions, instruction set, CUDA module or why there is none, threads."""
     cpu, reason = _backend.cpu, _backend.torch_reason()
@@ -77,6 +96,6 @@ def info() -> Info:
         compiler=None if cpu is None else cpu.compiler,
         isa=None if cpu is None else cpu.isa,
         best_isa=None if cpu is None else cpu.best_isa,
-        cuda="none: this version of fastnn has no CUDA kernels, CUDA tensors run on torch's",
+        cuda=_cuda_text(),
         threads=torch.get_num_threads() if cpu is None else cpu.max_threads(),
     )

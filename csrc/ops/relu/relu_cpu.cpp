@@ -3,6 +3,7 @@
 #include "core/dtype_dispatch.h"
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "ops/relu/relu_rule.h"
 
 namespace fastnn::FASTNN_ISA {
 
@@ -12,23 +13,13 @@ namespace {
 // so ranges below this size are not worth a second thread.
 constexpr int64_t kGrain = 32768;
 
-template <class V>
-FASTNN_INLINE V relu(V x) {
-  return x < 0 ? V{} : x;
-}
-
-// Comparing with <= keeps the gradient where y is NaN.
-template <class V>
-FASTNN_INLINE V relu_gradient(V dy, V y) {
-  return y <= 0 ? V{} : dy;
-}
-
 template <class T>
 void forward(const T* x, T* y, int64_t begin, int64_t end) {
   constexpr int kStep = kLanes<Acc<T>>;
   int64_t i = begin;
-  for (; i + kStep <= end; i += kStep) store(y + i, relu(load(x + i)));
-  if (const int rest = static_cast<int>(end - i)) store_partial(y + i, relu(load_partial(x + i, rest)), rest);
+  for (; i + kStep <= end; i += kStep) store(y + i, relu_value(load(x + i)));
+  if (const int rest = static_cast<int>(end - i))
+    store_partial(y + i, relu_value(load_partial(x + i, rest)), rest);
 }
 
 template <class T>

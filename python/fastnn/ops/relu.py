@@ -30,7 +30,7 @@ def _in_memory_order(dense: Tensor) -> Tensor:
 def _forward(input: Tensor) -> Tensor:
     dense = _dense(input)
     output = torch.empty_like(dense)
-    _backend.cpu.relu_forward(_in_memory_order(dense), _in_memory_order(output))
+    _backend.native(input).relu_forward(_in_memory_order(dense), _in_memory_order(output))
     return output
 
 
@@ -38,7 +38,7 @@ def _forward_inplace(input: Tensor) -> None:
     """Rectify `input` without a word to autograd about it."""
     dense = _dense(input)
     memory = _in_memory_order(dense)
-    _backend.cpu.relu_forward(memory, memory)
+    _backend.native(input).relu_forward(memory, memory)
     if dense is not input:
         input.copy_(dense)
 
@@ -60,14 +60,14 @@ class ReluFunction(NativeFunction):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None]:  # noqa: D102
         (output,) = ctx.saved_tensors
-        if not _backend.use_native_backward("relu_backward", grad_output, output):
+        if not _backend.use_native_backward("relu_backward", grad_output, output, cuda=True):
             return torch.ops.aten.threshold_backward(grad_output, output, 0), None
         # Both in the order of the output's memory, which the gradient then has too.
         output = _dense(output)
         if grad_output.stride() != output.stride():
             grad_output = torch.empty_like(output).copy_(grad_output)
         grad_input = torch.empty_like(output)
-        _backend.cpu.relu_backward(
+        _backend.native(output).relu_backward(
             _in_memory_order(grad_output), _in_memory_order(output), _in_memory_order(grad_input)
         )
         return grad_input, None
@@ -94,7 +94,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     if inplace:
         return _relu_inplace(input)
-    if not _backend.use_native("relu", input):
+    if not _backend.decide("relu", _backend.torch_reason(input, cuda=True)):
         return F.relu(input)
     if input.requires_grad and torch.is_grad_enabled():
         output: Tensor = ReluFunction.apply(input, False)
@@ -104,7 +104,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
 def _relu_inplace(input: Tensor) -> Tensor:
     grad_enabled = torch.is_grad_enabled()
-    reason = _backend.torch_reason(input)
+    reason = _backend.torch_reason(input, cuda=True)
     if reason is None and grad_enabled and (input._is_view() or (input.requires_grad and input.is_leaf)):
         reason = "torch guards in-place writes to leaves and views"
     elif reason is None and input.is_inference() and not torch.is_inference_mode_enabled():

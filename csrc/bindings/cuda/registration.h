@@ -1,0 +1,10 @@
+// Each op adds its functions to the module in a file of its own.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fastnn::cuda {
+
+void register_relu(pybind11::module_& m);
+
+}  // namespace fastnn::cuda

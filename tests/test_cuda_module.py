@@ -1,0 +1,116 @@
+"""The CUDA module on any machine: it imports without a driver, refuses what is not its own, and tells why."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastnn
+from fastnn import _backend
+
+built, why_not_built = _backend.load_cuda() if _backend.cpu is not None else (None, "")
+needs_module = pytest.mark.skipif(built is None, reason="needs the compiled CUDA module")
+
+
+@needs_module
+def test_import_makes_no_context_and_needs_no_driver() -> None:
+    code = (
+        "import torch, fastnn._cuda as cuda\n"
+        "print(cuda.architectures, cuda.driver_version() >= 0, torch.cuda.is_initialized())\n"
+        "assert not any('libcuda.so' in line for line in open('/proc/self/maps')) or cuda.driver_version()\n"
+    )
+    paths = {"PYTHONPATH": str(Path(fastnn.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == ["True", "False"]
+
+
+def test_import_of_fastnn_does_not_load_the_module() -> None:
+    code = "import sys, fastnn; print('fastnn._cuda' in sys.modules)"
+    paths = {"PYTHONPATH": str(Path(fastnn.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=paths)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_info_tells_what_there_is() -> None:
+    text = fastnn.info().cuda
+    if built is None:
+        assert str(why_not_built) in text
+    else:
+        assert built.architectures in text
+        assert ("no driver" in text) == (built.driver_version() == 0)
+        assert ("this torch has no CUDA" in text) == (torch.version.cuda is None)
+
+
+@needs_module
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_machine_without_a_gpu_says_why() -> None:
+    assert "CUDA error" in built.why_unusable(0)
+
+
+@needs_module
+def test_cpu_tensors_are_refused() -> None:
+    x = torch.randn(4)
+    y = torch.full_like(x, 7.0)
+    with pytest.raises(RuntimeError, match="relu: a CUDA kernel was given a tensor on the CPU"):
+        built.relu_forward(x, y)
+    assert torch.equal(y, torch.full_like(x, 7.0))
+
+
+@needs_module
+def test_arguments_are_checked_as_on_the_cpu() -> None:
+    for module in (_backend.cpu, built):
+        with pytest.raises(RuntimeError, match=r"relu: output has shape \(5,\), expected \(4,\)"):
+            module.relu_forward(torch.randn(4), torch.randn(5))
+
+
+class OnCuda:
+    """Says of itself what a CUDA tensor would; only the decision looks at it."""
+
+    is_cuda, is_cpu, is_nested, dtype, layout = True, False, False, torch.float32, torch.strided
+
+    def __init__(self, index: int = 0) -> None:
+        self.device = torch.device("cuda", index)
+
+    def is_neg(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "_PLAIN_TYPES", _backend._PLAIN_TYPES | {OnCuda})
+    monkeypatch.setattr(_backend, "_has_storage", lambda t: True)
+    monkeypatch.setattr(_backend, "_device_reason", lambda index: None if index == 0 else "no such device")
+
+
+def reason(*tensors: Any, cuda: bool = True) -> str | None:
+    return _backend.torch_reason(*tensors, cuda=cuda)
+
+
+@pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+@pytest.mark.usefixtures("stand_ins")
+def test_decisions() -> None:
+    assert reason(OnCuda()) is None
+    assert reason(OnCuda(), None, OnCuda()) is None
+    assert reason(OnCuda(1)) == "no such device"
+    assert reason(OnCuda(), cuda=False) == "no kernels for device cuda"
+    for mixed in ((OnCuda(), OnCuda(1)), (OnCuda(), torch.randn(1))):
+        assert reason(*mixed) == "devices are mixed"
+    assert reason(torch.randn(1), OnCuda()) == "no kernels for device cuda"
+    assert reason(torch.randn(1)) is None
+    double = OnCuda()
+    double.dtype = torch.float64  # type: ignore[misc]
+    assert "mixed" in str(reason(OnCuda(), double))
+    with fastnn.disabled():
+        assert reason(OnCuda()) == "fastnn is disabled"
+
+
+def test_native_is_the_module_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "cuda", "the CUDA module")
+    assert _backend.native(OnCuda()) == "the CUDA module"  # type: ignore[arg-type]
+    assert _backend.native(torch.randn(1)) is _backend.cpu
