@@ -1,5 +1,6 @@
 # make train   train MNIST with fused ops        make test   run the test suite
 # make lint    ruff, mypy, clang-format           make dev    compile in place, for work on the sources
+# make bench   measure against torch and other libraries; writes benchmarks/results
 PYTHON ?= python3
 VENV   ?= .venv
 PIP     = $(VENV)/bin/pip --disable-pip-version-check
@@ -7,13 +8,16 @@ ARGS   ?=
 SOURCES := $(shell find csrc python benchmarks CMakeLists.txt cmake pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*')
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test lint format dev clean
+.PHONY: train test bench lint format dev clean
 
 train: $(VENV)/.installed-train
 	$(VENV)/bin/fastnn train $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed-bench
+	$(VENV)/bin/fastnn bench --all --out benchmarks/results $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

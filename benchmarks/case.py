@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,17 +14,34 @@ OURS = "fastnn"
 Call = Callable[[], Any]
 
 
+class Foreign(NamedTuple):
+    """The work as other libraries are told it: the name of an operation in ``peers/`` and its arguments.
+
+    Tensors among the arguments reach the peer as numpy arrays.
+    """
+
+    op: str
+    arguments: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Workload:
     """Callables that do the same work on the same values, by name; ``"fastnn"`` is one of them.
 
     A callable returns the tensor or tensors by which its answer is checked. Where it carries state from call
     to call, `checked_calls` of them are compared one by one.
+
+    `optional` makes the callables of peers within torch that a run may do without; `foreign` is the same work
+    for libraries that run in processes of their own. Peers in `learners` start from other numbers by design,
+    so that their answers cannot be ours: they return a loss, which must fall.
     """
 
     calls: Mapping[str, Call]
     tolerance: float
     checked_calls: int = 1
+    optional: Mapping[str, Callable[[], Call]] = field(default_factory=dict)
+    foreign: Foreign | None = None
+    learners: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -32,7 +49,9 @@ class Case:
     """One line of the benchmark.
 
     `flops` or `bytes` is the compulsory work of one call: what any implementation must do, by the formula of
-    the op, whatever ours or a peer really does.
+    the op, whatever ours or a peer really does; where it is flops, `traffic` is the bytes that must be read
+    or written once, for the arithmetic intensity. `group` is the report that the case belongs to; in a sweep
+    `at` is the value of what varies.
     """
 
     op: str
@@ -43,6 +62,9 @@ class Case:
     bytes: int = 0
     note: str = ""
     quick: bool = field(default=False, kw_only=True)
+    traffic: int = field(default=0, kw_only=True)
+    group: str = field(default="ops", kw_only=True)
+    at: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if (self.flops > 0) == (self.bytes > 0):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -11,15 +12,26 @@ from tabulate import tabulate
 
 from .case import OURS, Case
 from .machine import Peaks
-from .runner import Result
+from .runner import Result, Samples
 
-_SCHEMA = 1
+_SCHEMA = 2
 _DTYPES = {torch.float32: "", torch.float64: " fp64", torch.bfloat16: " bf16", torch.float16: " fp16"}
+
+
+# The two clocks are read one after the other and tick apart.
+_CLOCK_SLACK = 1.05
+
+
+def _busy(samples: Samples) -> float:
+    return statistics.median(samples.busy) if samples.busy else 0.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run. `peaks` holds those of one thread and of `settings["threads"]` threads, by threads."""
+    """A whole run. `peaks` holds those of one thread and of `settings["threads"]` threads, by threads.
+
+    `peers` has a description of each peer besides torch eager, `left_out` the reason why another is missing.
+    """
 
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -27,6 +39,8 @@ class Report:
     peaks: Mapping[int, Peaks]
     results: Sequence[Result]
     cache_bytes: int
+    peers: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def peak(self, case: Case) -> float:
         """The measured peak that bounds a case, in its own unit of work a second."""
@@ -34,6 +48,11 @@ class Report:
         if case.bytes:
             return peaks.copy
         return peaks.fma_float64 if case.dtype == torch.float64 else peaks.fma_float32
+
+    def overworked(self, result: Result) -> dict[str, float]:
+        """CPU seconds over wall seconds of each side that used more threads than the run grants."""
+        allowed = self.settings["threads"] * _CLOCK_SLACK
+        return {name: busy for name, samples in result.samples.items() if (busy := _busy(samples)) > allowed}
 
     def notes(self, result: Result) -> list[str]:
         """What must be known to read a result."""
@@ -46,6 +65,7 @@ class Report:
             notes.append("fits the last cache: may exceed the copy peak, which is that of memory")
         if case.flops and case.dtype.itemsize == 2:
             notes.append("of the float32 peak: 16-bit values are summed in float32")
+        notes += [f"{name} kept {busy:.2f} threads busy" for name, busy in self.overworked(result).items()]
         notes += [f"torch ran it in our place: {reason}" for reason in result.fallbacks]
         return notes
 
@@ -58,6 +78,7 @@ def _result_json(report: Report, result: Result) -> dict[str, Any]:
     case = result.case
     work, unit = _work(case)
     document: dict[str, Any] = {
+        "group": case.group,
         "op": case.op,
         "shape": case.shape,
         "dtype": case.dtype_name,
@@ -70,6 +91,7 @@ def _result_json(report: Report, result: Result) -> dict[str, Any]:
                 "seconds": asdict(samples.quartiles),
                 "samples": len(samples.seconds),
                 "repeats": samples.repeats,
+                "threads_busy": _busy(samples),
             }
             for name, samples in result.samples.items()
         },
@@ -92,6 +114,8 @@ def to_json(report: Report) -> dict[str, Any]:
         "machine": dict(report.machine),
         "versions": dict(report.versions),
         "settings": dict(report.settings),
+        "peers": dict(report.peers),
+        "left_out": dict(report.left_out),
         "peaks": [asdict(peaks) for peaks in report.peaks.values()],
         "results": [_result_json(report, result) for result in report.results],
     }
@@ -148,7 +172,8 @@ def _rows(report: Report) -> tuple[list[tuple[str, ...]], list[str]]:
         for peer, speedup in result.speedups.items():
             theirs = seconds(result.samples[peer].quartiles.median)
             spread = f"{speedup.q1:.2f} - {speedup.q3:.2f}"
-            rows.append((*cells, peer, theirs, f"{speedup.median:.2f} x", spread, *figures))
+            ratio = f"{speedup.median:#.3g}".rstrip(".") if speedup.median >= 10 else f"{speedup.median:.2f}"
+            rows.append((*cells, peer, theirs, f"{ratio} x", spread, *figures))
             cells, figures = ("", "", ""), ("", "", "")
     return rows, [f"{number}: {note}" for note, number in footnotes.items()]
 
@@ -181,6 +206,8 @@ def _heading(report: Report) -> list[str]:
         f"{threads(settings['threads'])}, {settings['rounds']} interleaved rounds, {settings['date']}, "
         f"load {machine['load_average']:.1f} at the start{busy}",
         *_peak_lines(report),
+        *(f"{name}: {description}" for name, description in report.peers.items()),
+        *(f"left out: {name}, {reason}" for name, reason in report.left_out.items()),
     ]
 
 

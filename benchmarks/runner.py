@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,15 @@ from torch import Tensor
 from fastnn import _backend
 
 from .case import OURS, Call, Case, Workload
+from .peers.remote import PeerError, RemoteCall
+from .peers.roster import Roster
 
 # A sample shorter than this is repeated: it is tens of thousands of ticks of the clock, and long beside the
 # few microseconds by which an interrupt disturbs it.
 MIN_SAMPLE_SECONDS = 1e-3
+
+# A learner is shown its 16 batches three times; its mean loss over the last time must be below the first.
+_LESSONS, _LESSON = 3, 16
 
 Clock = Callable[[], float]
 
@@ -44,10 +49,15 @@ class Quartiles:
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of one call, one value for each round, the mean of `repeats` calls in a row."""
+    """Seconds of one call, one value for each round, the mean of `repeats` calls in a row.
+
+    `busy` is, for each round, the CPU seconds of the process that did the work over the wall seconds: how
+    many threads were at work.
+    """
 
     seconds: tuple[float, ...]
     repeats: int
+    busy: tuple[float, ...] = ()
 
     @property
     def quartiles(self) -> Quartiles:
@@ -77,7 +87,7 @@ def check(workload: Workload) -> None:
 
     The tolerance bounds the largest difference, relative to the largest value of the tensor.
     """
-    peers = [name for name in workload.calls if name != OURS]
+    peers = [name for name in workload.calls if name != OURS and name not in workload.learners]
     for _ in range(workload.checked_calls):
         ours = _tensors(workload.calls[OURS]())
         for name in peers:
@@ -86,6 +96,16 @@ def check(workload: Workload) -> None:
                 raise WrongResultError(f"{OURS} gives {len(ours)} tensors, {name} {len(theirs)}")
             for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
                 _check_tensor(i, a, name, b, workload.tolerance)
+    for name in workload.learners & workload.calls.keys():
+        _check_learner(name, workload.calls[name])
+
+
+def _check_learner(name: str, call: Call) -> None:
+    lessons = [statistics.fmean(_tensors(call())[0].item() for _ in range(_LESSON)) for _ in range(_LESSONS)]
+    if not lessons[-1] < lessons[0]:
+        raise WrongResultError(
+            f"{name} does not learn: its loss goes from {lessons[0]:.3g} to {lessons[-1]:.3g}"
+        )
 
 
 def _check_tensor(index: int, a: Tensor, name: str, b: Tensor, tolerance: float) -> None:
@@ -103,11 +123,15 @@ def _check_tensor(index: int, a: Tensor, name: str, b: Tensor, tolerance: float)
         )
 
 
-def _sample(call: Call, repeats: int, clock: Clock) -> float:
-    start = clock()
+def _sample(call: Call, repeats: int, clock: Clock) -> tuple[float, float]:
+    """Wall and CPU seconds of one call, means of `repeats`."""
+    if isinstance(call, RemoteCall):
+        return call.sample(repeats)
+    cpu, wall = time.process_time(), clock()
     for _ in range(repeats):
         call()
-    return (clock() - start) / repeats
+    wall, cpu = clock() - wall, time.process_time() - cpu
+    return wall / repeats, cpu / repeats
 
 
 def _repeats(call: Call, clock: Clock) -> int:
@@ -115,7 +139,7 @@ def _repeats(call: Call, clock: Clock) -> int:
     call()
     repeats = 1
     while True:
-        elapsed = _sample(call, repeats, clock) * repeats
+        elapsed = _sample(call, repeats, clock)[0] * repeats
         if elapsed >= MIN_SAMPLE_SECONDS:
             return repeats
         # Aim a little beyond; at most tenfold, for a first sample may be off by as much.
@@ -127,22 +151,31 @@ def _repeats(call: Call, clock: Clock) -> int:
 def measure(calls: Mapping[str, Call], rounds: int, clock: Clock = time.perf_counter) -> dict[str, Samples]:
     """Time every callable once in each of `rounds` rounds: A B A B ..."""
     repeats = {name: _repeats(call, clock) for name, call in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
             for name, call in calls.items():
-                seconds[name].append(_sample(call, repeats[name], clock))
+                taken[name].append(_sample(call, repeats[name], clock))
     finally:
         if collecting:
             gc.enable()
-    return {name: Samples(tuple(values), repeats[name]) for name, values in seconds.items()}
+    return {
+        name: Samples(
+            tuple(wall for wall, _ in pairs),
+            repeats[name],
+            tuple(cpu / max(wall, 1e-9) for wall, cpu in pairs),
+        )
+        for name, pairs in taken.items()
+    }
 
 
-def run_case(case: Case, rounds: int, clock: Clock = time.perf_counter) -> Result:
-    """Build, check and time one case."""
+def run_case(
+    case: Case, rounds: int, clock: Clock = time.perf_counter, roster: Roster | None = None
+) -> Result:
+    """Build, check and time one case, with the peers of `roster` that can do its work."""
     torch.manual_seed(0)
     fallbacks: dict[str, None] = {}
 
@@ -153,8 +186,10 @@ def run_case(case: Case, rounds: int, clock: Clock = time.perf_counter) -> Resul
     with _backend.recording(note):
         workload = case.build()
         try:
+            if roster is not None:
+                workload = replace(workload, calls={**workload.calls, **roster.calls(workload)})
             check(workload)
-        except WrongResultError as error:
+        except (WrongResultError, PeerError) as error:
             return Result(case, {}, {}, refused=str(error), fallbacks=tuple(fallbacks))
     samples = measure(workload.calls, rounds, clock)
     ours = samples[OURS].seconds

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..case import Case
-from . import cross_entropy, gram, linear, linear_cross_entropy, optimizers, relu, step
+from . import cross_entropy, gram, linear, linear_cross_entropy, optimizers, products, relu, step
 
 
 def all_cases() -> list[Case]:
-    modules = (linear, relu, cross_entropy, linear_cross_entropy, gram, optimizers, step)
+    modules = (products, linear, relu, cross_entropy, linear_cross_entropy, gram, optimizers, step)
     return [case for module in modules for case in module.CASES]

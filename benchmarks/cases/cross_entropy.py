@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fastnn.functional
 
-from ..case import Case, Workload
+from ..case import Case, Foreign, Workload
 
 
 def _run(cross_entropy: Any, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,8 @@ def _build(rows: int, classes: int) -> Workload:
         "torch": partial(_run, F.cross_entropy, logits, target),
     }
     # exp and log of a few ulp, sums of up to `classes` and `rows` terms.
-    return Workload(calls, tolerance=64 * torch.finfo(torch.float32).eps)
+    foreign = Foreign("cross_entropy", {"logits": logits, "target": target})
+    return Workload(calls, tolerance=64 * torch.finfo(torch.float32).eps, foreign=foreign)
 
 
 CASES = [

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import fastnn.functional
 
-from ..case import Case, Workload
+from ..case import Case, Foreign, Workload
+from ..peers import onednn
 
 
 def _torch_gram(features: Tensor) -> Tensor:
@@ -27,7 +28,12 @@ def _build(m: int, k: int, backward: bool) -> Workload:
         )
     # Random roundings of a sum of k terms grow like its square root.
     summed = 2 * m if backward else k
-    return Workload(calls, tolerance=8 * math.sqrt(summed) * torch.finfo(torch.float32).eps)
+    tolerance = 8 * math.sqrt(summed) * torch.finfo(torch.float32).eps
+    if backward:
+        return Workload(calls, tolerance)
+    plain = features.detach()
+    optional = {onednn.NAME: lambda: partial(onednn.linear, plain, plain)}
+    return Workload(calls, tolerance, optional=optional, foreign=Foreign("gram", {"features": plain}))
 
 
 def _useful(m: int) -> str:
@@ -40,6 +46,7 @@ CASES = [
         f"{m}x{k}",
         partial(_build, m, k, backward),
         flops=2 * m * m * k,
+        traffic=4 * (m * m + (2 if backward else 1) * m * k),
         note="" if backward else _useful(m),
         quick=quick,
     )

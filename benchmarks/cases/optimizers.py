@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fastnn.optim
 
-from ..case import Call, Case, Workload
+from ..case import Call, Case, Foreign, Workload
 
 _MLP = ((28, 784), (28,), (10, 28), (10,))
 _MANY = ((1000, 100),) * 100
@@ -37,13 +37,16 @@ def _stepper(
 
 
 def _build(
-    shapes: Sequence[tuple[int, ...]], makers: Mapping[str, Callable[..., torch.optim.Optimizer]]
+    shapes: Sequence[tuple[int, ...]],
+    makers: Mapping[str, Callable[..., torch.optim.Optimizer]],
+    foreign_op: str | None,
 ) -> Workload:
     values = [0.05 * torch.randn(shape) for shape in shapes]
     grads = [torch.randn(shape) for shape in shapes]
     calls = {name: _stepper(make, values, grads) for name, make in makers.items()}
     # Parameters reach 0.2 and a step moves them by lr = 1e-3: a step wrong by one part in 1000 is seen.
-    return Workload(calls, tolerance=8 * torch.finfo(torch.float32).eps, checked_calls=3)
+    foreign = Foreign(foreign_op, {"values": values, "grads": grads}) if foreign_op else None
+    return Workload(calls, 8 * torch.finfo(torch.float32).eps, checked_calls=3, foreign=foreign)
 
 
 # name, options, whether torch has a fused one, tensors of state
@@ -53,6 +56,10 @@ _OPTIMIZERS: tuple[tuple[str, dict[str, Any], bool, int], ...] = (
     ("Adagrad", {"lr": 1e-3}, True, 1),
     ("RMSprop", {"lr": 1e-3}, False, 1),
 )
+
+
+# Those that are written out for JAX, in peers/jax_peer.py.
+_JAX_OPS = {"Adam": "adam"}
 
 
 def _makers(
@@ -72,7 +79,7 @@ CASES = [
     Case(
         optimizer.lower(),
         shape,
-        partial(_build, shapes, _makers(optimizer, options, fused)),
+        partial(_build, shapes, _makers(optimizer, options, fused), _JAX_OPS.get(optimizer)),
         bytes=(12 + 8 * states) * sum(torch.Size(each).numel() for each in shapes),
         quick=quick,
     )

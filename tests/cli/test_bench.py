@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_cases_are_registered_once_each() -> None:
     ops = {case.op.split()[0] for case in cases}
     optimizers = {"adam", "sgd", "adagrad", "rmsprop"}
     losses = {"cross_entropy", "linear_cross_entropy"}
-    assert ops == {"linear", "relu", "gram", *losses, *optimizers, "training"}
+    assert ops == {"product", "linear", "relu", "gram", *losses, *optimizers, "training", "step"}
     assert {case.op.split()[0] for case in cases if case.quick} == ops
 
 
@@ -145,20 +146,26 @@ def run(*options: str) -> int:
     return main(["bench", *options])
 
 
+def allowed_processors() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
 @needs_native
 def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
+    threads, processors = torch.get_num_threads(), allowed_processors()
     out = tmp_path / "new"
-    assert (
-        run("--quick", "--rounds", "2", "--threads", "1", "--filter", "relu forward", "--out", str(out)) == 0
-    )
+    options = ["--quick", "--no-peers", "--rounds", "2", "--threads", "1"]
+    assert run(*options, "--filter", "relu forward", "--out", str(out)) == 0
     assert torch.get_num_threads() == threads
+    assert allowed_processors() == processors
     table = capsys.readouterr().out
     assert "relu forward" in table
     assert "measured peak" in table
 
     document = json.loads((out / "bench.json").read_text())
-    assert set(document) == {"schema", "machine", "versions", "settings", "peaks", "results"}
+    whole = {"schema", "machine", "versions", "settings", "peers", "left_out", "peaks", "results"}
+    assert set(document) == whole
+    assert document["peers"] == document["left_out"] == {}
     assert document["settings"]["threads"] == 1
     assert document["versions"]["torch"] == torch.__version__
     assert document["machine"]["isa"] == _backend.cpu.isa
@@ -169,29 +176,36 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "relu" in result["op"]
         ours = result["times"]["fastnn"]
         assert set(ours["seconds"]) == {"q1", "median", "q3"}
+        assert ours["threads_busy"] > 0
         assert ours["samples"] == 2
         work = result["flops"] or result["bytes"]
         assert ours["rate"] == pytest.approx(work / ours["seconds"]["median"] / 1e9)
         assert result["speedups"]["torch"]["median"] > 0
 
     assert (out / "bench.md").read_text().startswith("# fastnn benchmark\n")
-    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+    plots = ["bench-memory.png", "bench-products.png", "bench-roofline.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == plots
+    for name in plots:
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
 @needs_native
+@pytest.mark.usefixtures("quick_probe")
 def test_json_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--quick", "--rounds", "1", "--threads", "1", "--filter", "relu forward 1M", "--json") == 0
+    options = ["--quick", "--no-peers", "--rounds", "1", "--threads", "1", "--json"]
+    assert run(*options, "--filter", "relu forward 1M") == 0
     document = json.loads(capsys.readouterr().out)
-    assert [result["shape"] for result in document["results"]] == ["1M"]
+    assert {result["shape"] for result in document["results"]} == {"1M"}
 
 
 @needs_native
+@pytest.mark.usefixtures("quick_probe")
 def test_a_refused_case_fails_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = make_case(fastnn=lambda: torch.ones(2), torch=lambda: torch.zeros(2))
     monkeypatch.setattr(bench.load_benchmarks("cases"), "all_cases", lambda: [wrong])
-    assert run("--threads", "1", "--rounds", "1") == 1
+    assert run("--no-peers", "--threads", "1", "--rounds", "1") == 1
     table = capsys.readouterr().out
     assert "refused" in table
     assert "differ by 1" in table

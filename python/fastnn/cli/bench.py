@@ -1,4 +1,4 @@
-"""`fastnn bench`: every op and a training step against torch on this machine."""
+"""`fastnn bench`: every op and a training step against torch and other libraries on this machine."""
 
 from __future__ import annotations
 
@@ -7,36 +7,48 @@ import datetime
 import importlib.util
 import json
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import fastnn
 from fastnn import _backend
-from fastnn.cli.errors import CliError, require
+from fastnn.cli.errors import CliError, UsageError, require
 from fastnn.cli.options import positive
 
 if TYPE_CHECKING:
     from benchmarks.case import Case
     from benchmarks.report import Report
 
-HELP = "measure every op, its backward and a training step against torch"
+HELP = "measure every op, its backward and a training step against torch and other libraries"
 
-_ROUNDS, _QUICK_ROUNDS = 25, 5
+_ROUNDS, _QUICK_ROUNDS = 15, 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastnn bench`."""
-    parser.add_argument("--threads", type=positive, help="threads for both sides (default: torch's)")
-    parser.add_argument("--rounds", type=positive, help=f"interleaved rounds (default: {_ROUNDS})")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--sweep", action="store_true", help="the training step over batch, width and depth")
+    what.add_argument("--accuracy", action="store_true", help="training seconds to an accuracy on MNIST")
+    what.add_argument(
+        "--all", action="store_true", help="all reports, on one thread and on all, into --out (required)"
+    )
+    parser.add_argument("--threads", type=positive, help="threads for every side (default: torch's)")
+    parser.add_argument(
+        "--rounds", type=positive, help=f"interleaved rounds (default: {_ROUNDS}), seeds with --accuracy"
+    )
     parser.add_argument("--quick", action="store_true", help=f"small cases only, {_QUICK_ROUNDS} rounds")
+    parser.add_argument("--no-peers", action="store_true", help="against torch eager alone")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write NAME.json, NAME.md and NAME.png there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write NAME.json, NAME.md and plots there")
     parser.add_argument("--name", default="bench", help="stem of the files in --out (default: bench)")
 
 
@@ -65,57 +77,135 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         CliError: nothing can be measured.
+        UsageError: ``--all`` without ``--out``.
     """
-    cases = _select(args)
+    if args.all:
+        return _run_all(args)
+    cases = [] if args.accuracy else _select(args)
     if args.list:
         print("\n".join(case.label for case in cases))
         return 0
-    if not cases:
+    if not cases and not args.accuracy:
         raise CliError(f"no case contains {args.filter!r}; see --list")
     require("bench", "tabulate", "tqdm", *(["matplotlib"] if args.out else []))
     if (reason := _backend.torch_reason()) is not None:
         raise CliError(f"there is nothing of fastnn to measure: {reason}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(args.threads or before)
-    try:
+    with _held_to(args.threads or torch.get_num_threads()):
+        if args.accuracy:
+            return _measure_accuracy(args)
         report = _measure(args, cases)
-    finally:
-        torch.set_num_threads(before)
     _write(args, report)
     return 1 if any(result.refused for result in report.results) else 0
 
 
+def _run_all(args: argparse.Namespace) -> int:
+    """Each report in a process of its own: a number of threads is settled when a library starts."""
+    if args.out is None:
+        raise UsageError("argument --all: needs --out")
+    counts = [args.threads] if args.threads else sorted({1, torch.get_num_threads()})
+    passed = [*(["--quick"] if args.quick else []), *(["--no-peers"] if args.no_peers else [])]
+    passed += ["--rounds", str(args.rounds)] if args.rounds else []
+    codes = []
+    for count in counts:
+        stem = f"{args.name}-{count}thread{'s' if count > 1 else ''}"
+        for option, suffix in (([], ""), (["--sweep"], "-sweep"), (["--accuracy"], "-accuracy")):
+            command = [sys.executable, "-m", "fastnn", "bench", "--threads", str(count), *option, *passed]
+            command += ["--out", str(args.out), "--name", stem + suffix]
+            codes.append(subprocess.run(command, check=False).returncode)
+    return max(codes)
+
+
+@contextmanager
+def _held_to(threads: int) -> Iterator[None]:
+    """Torch on so many threads, and this process and those it starts on so many processors.
+
+    A library that starts more threads than it was told gains nothing by them.
+    """
+    before = torch.get_num_threads()
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    torch.set_num_threads(threads)
+    if threads < len(allowed):
+        os.sched_setaffinity(0, allowed[-threads:])  # the first processors serve most interrupts
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if threads < len(allowed):
+            os.sched_setaffinity(0, allowed)
+
+
 def _select(args: argparse.Namespace) -> list[Case]:
     cases: list[Case] = load_benchmarks("cases").all_cases()
-    return [case for case in cases if args.filter in case.label and (case.quick or not args.quick)]
+    group = "sweep" if args.sweep else "ops"
+    return [
+        case
+        for case in cases
+        if case.group == group and args.filter in case.label and (case.quick or not args.quick)
+    ]
 
 
-def _measure(args: argparse.Namespace, cases: list[Case]) -> Report:
-    from tqdm import tqdm
-
-    machine, runner, report = (load_benchmarks(name) for name in ("machine", "runner", "report"))
-    rounds = args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS)
-    threads = torch.get_num_threads()
-    description = machine.describe()
-    settings = {
-        "threads": threads,
+def _settings(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
+    return {
+        "threads": torch.get_num_threads(),
         "rounds": rounds,
         "quick": args.quick,
         "filter": args.filter,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def _measure(args: argparse.Namespace, cases: list[Case]) -> Report:
+    from tqdm import tqdm
+
+    machine, runner, report, roster = (
+        load_benchmarks(name) for name in ("machine", "runner", "report", "peers.roster")
+    )
+    settings = _settings(args, args.rounds or (_QUICK_ROUNDS if args.quick else _ROUNDS))
+    threads = settings["threads"]
+    description = machine.describe()
     first = {count: machine.probe(count) for count in sorted({1, threads})}
+    peers = roster.Roster() if args.no_peers else roster.assemble(threads, quick=args.quick)
     results = []
-    with tqdm(cases, unit="case", leave=False, file=sys.stderr) as progress:
+    with peers, tqdm(cases, unit="case", leave=False, file=sys.stderr) as progress:
         for case in progress:
             progress.set_postfix_str(case.label)
-            results.append(runner.run_case(case, rounds))
+            results.append(runner.run_case(case, settings["rounds"], roster=peers))
     # A machine shared with others may have been held back during the first probe.
     peaks = {count: peak.best_of(machine.probe(count)) for count, peak in first.items()}
     made: Report = report.Report(
-        description, machine.versions(), settings, peaks, results, machine.last_level_cache()
+        description,
+        machine.versions(),
+        settings,
+        peaks,
+        results,
+        machine.last_level_cache(),
+        peers.present,
+        peers.absent,
     )
     return made
+
+
+def _measure_accuracy(args: argparse.Namespace) -> int:
+    accuracy = load_benchmarks("accuracy")
+    document = accuracy.measure(_settings(args, args.rounds or accuracy.SEEDS), quick=args.quick)
+    if document is None:
+        print("fastnn bench: MNIST is not at hand: no time to accuracy", file=sys.stderr)
+        return 0
+    text = json.dumps(document, indent=1)
+    markdown = accuracy.to_markdown(document)
+    print(text if args.json else markdown)
+    if args.out is not None:
+        stem = _write_texts(args, text, markdown)
+        accuracy.save(document, stem.with_name(f"{args.name}.png"))
+    return 0
+
+
+def _write_texts(args: argparse.Namespace, text: str, markdown: str) -> Path:
+    os.makedirs(args.out, exist_ok=True)
+    stem: Path = args.out / args.name
+    stem.with_name(f"{args.name}.json").write_text(text + "\n", encoding="utf-8")
+    stem.with_name(f"{args.name}.md").write_text(markdown, encoding="utf-8")
+    return stem
 
 
 def _write(args: argparse.Namespace, made: Report) -> None:
@@ -124,9 +214,7 @@ def _write(args: argparse.Namespace, made: Report) -> None:
     print(text if args.json else report.to_text(made))
     if args.out is None:
         return
-    os.makedirs(args.out, exist_ok=True)
-    stem = args.out / args.name
-    stem.with_name(f"{args.name}.json").write_text(text + "\n", encoding="utf-8")
-    stem.with_name(f"{args.name}.md").write_text(report.to_markdown(made), encoding="utf-8")
-    load_benchmarks("chart").save(made, stem.with_name(f"{args.name}.png"))
-    print(f"wrote {stem}.json, .md and .png", file=sys.stderr)
+    stem = _write_texts(args, text, report.to_markdown(made))
+    plots = load_benchmarks("plots").save_all(made, stem)
+    names = [f"{args.name}.json", f"{args.name}.md", *(path.name for path in plots)]
+    print(f"wrote {', '.join(names)} in {args.out}", file=sys.stderr)

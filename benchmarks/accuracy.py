@@ -1,0 +1,246 @@
+"""Training seconds to a test accuracy on MNIST: 784-128-10, batch 128, five epochs of Adam, one-cycle rate.
+
+All contestants start from the same weights and see the same images in the same order, with the data in
+memory as bytes. They take turns of a few steps. Clocked is all that training needs: gathering and normalising
+a batch, setting the rate, the step. Not clocked is the evaluation after each turn, which torch's ops do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tabulate import tabulate
+from torch import Tensor, nn
+
+import fastnn
+import fastnn.nn
+import fastnn.optim
+from fastnn.data import DataError, Dataset, load
+from fastnn.training.schedule import lr_at
+
+from . import machine
+from .case import OURS
+from .cases.step import EAGER, torch_mlp
+
+SEEDS = 5
+TARGET = 0.98
+_HIDDEN, _BATCH, _EPOCHS, _RATE = 128, 128, 5, 5e-3
+# An evaluation each 25 steps tells the time to an accuracy within about one hundredth of the run.
+_TURN = 25
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+class Contestant:
+    """One side on its way through one run."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: Step) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.step = step
+        self.seconds = [0.0]
+        self.accuracy: list[float] = []
+
+    def seconds_to(self, target: float) -> float | None:
+        """Training seconds at the first evaluation that reached `target`."""
+        reached = (s for s, a in zip(self.seconds, self.accuracy, strict=True) if a >= target)
+        return next(reached, None)
+
+
+def _eager(
+    model: nn.Module,
+    loss_of: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    normalise: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    optimizer.zero_grad()
+    loss: Tensor = loss_of(model(normalise(images)), labels)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _contestants(data: Dataset, seed: int) -> dict[str, Contestant]:
+    widths = [data.inputs, _HIDDEN, data.classes]
+    torch.manual_seed(seed)
+    initial = torch_mlp(widths).state_dict()
+
+    def normalise(images: Tensor) -> Tensor:
+        return images.float().mul_(1 / data.std).sub_(data.mean / data.std)
+
+    def ours() -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+        model = fastnn.nn.MLP(widths)
+        model.load_state_dict(initial)
+        return model, fastnn.nn.CrossEntropyLoss(), fastnn.optim.Adam(model.parameters(), lr=_RATE)
+
+    made = {}
+    if (train_step := getattr(fastnn, "TrainStep", None)) is not None:
+        model, loss_of, optimizer = ours()
+        step = train_step(model, loss_of, optimizer, mean=data.mean / 255, std=data.std / 255)
+        made[OURS] = Contestant(model, optimizer, step)
+    model, loss_of, optimizer = ours()
+    made[EAGER] = Contestant(model, optimizer, partial(_eager, model, loss_of, optimizer, normalise))
+    theirs = torch_mlp(widths)
+    theirs.load_state_dict(initial)
+    fused = torch.optim.Adam(theirs.parameters(), lr=_RATE, fused=True)
+    step = partial(_eager, theirs, nn.CrossEntropyLoss(), fused, normalise)
+    made["torch fused"] = Contestant(theirs, fused, step)
+    return made
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
+    parameters = list(model.parameters())
+    for w, b in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
+        x = F.relu(F.linear(x, w, b))
+    logits = F.linear(x, parameters[-2], parameters[-1])
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def race(data: Dataset, seed: int) -> dict[str, Contestant]:
+    """One run of each contestant, in turns whose order is reversed each time."""
+    images, labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
+    test = torch.from_numpy(data.test_images).float().sub_(data.mean).div_(data.std)
+    answers = torch.from_numpy(data.test_labels)
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(images), generator=generator).split(_BATCH) for _ in range(_EPOCHS)]
+    batches = list(itertools.chain.from_iterable(orders))
+    contestants = _contestants(data, seed)
+    for each in contestants.values():
+        each.accuracy.append(_accuracy(each.model, test, answers))
+    turns = list(contestants.values())
+    for start in range(0, len(batches), _TURN):
+        for each in turns:
+            began = time.perf_counter()
+            for number in range(start, min(start + _TURN, len(batches))):
+                rate = lr_at("onecycle", number, len(batches), _RATE)
+                for group in each.optimizer.param_groups:
+                    group["lr"] = rate
+                rows = batches[number]
+                each.step(images.index_select(0, rows), labels.index_select(0, rows))
+            each.seconds.append(each.seconds[-1] + time.perf_counter() - began)
+            each.accuracy.append(_accuracy(each.model, test, answers))
+        turns.reverse()
+    return contestants
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """A run that never got there counts as one without end."""
+    median = statistics.median(float("inf") if value is None else value for value in values)
+    return None if median == float("inf") else median
+
+
+def measure(settings: dict[str, Any], *, quick: bool = False) -> dict[str, Any] | None:
+    """Run ``settings["rounds"]`` seeds; plain data for JSON, or None where MNIST cannot be had.
+
+    A quick one takes a tenth of the training images.
+    """
+    try:
+        data = load(None, lambda _: None)
+    except (DataError, OSError):
+        return None
+    if data.name != "mnist":
+        return None
+    data = data.first(len(data.train_images) // 10 if quick else None)
+    race(data.first(_BATCH), 0)  # what is paid once is paid here
+    races = [race(data, seed) for seed in range(settings["rounds"])]
+    sides = {}
+    for name in races[0]:
+        runs = [each[name] for each in races]
+        sides[name] = {
+            "to_target": [run.seconds_to(TARGET) for run in runs],
+            "median_to_target": _median([run.seconds_to(TARGET) for run in runs]),
+            "median_seconds": statistics.median(run.seconds[-1] for run in runs),
+            "median_accuracy": statistics.median(run.accuracy[-1] for run in runs),
+            "curves": [{"seconds": run.seconds, "accuracy": run.accuracy} for run in runs],
+        }
+    return {
+        "schema": 1,
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+        "settings": settings,
+        "network": [data.inputs, _HIDDEN, data.classes],
+        "batch": _BATCH,
+        "epochs": _EPOCHS,
+        "highest_rate": _RATE,
+        "target": TARGET,
+        "sides": sides,
+    }
+
+
+def _heading(document: dict[str, Any]) -> tuple[str, str]:
+    machine_of, versions, settings = (document[name] for name in ("machine", "versions", "settings"))
+    network = "-".join(map(str, document["network"]))
+    return (
+        f"MNIST, {network}, batch {document['batch']}, {document['epochs']} epochs, Adam, one-cycle rate "
+        f"up to {document['highest_rate']:g}, {settings['rounds']} seeds",
+        f"{machine_of['cpu']}, {machine_of['isa']}, threads {settings['threads']}; "
+        f"fastnn {versions['fastnn']}, torch {versions['torch']}; {settings['date']}",
+    )
+
+
+def _shown(value: float | None) -> str:
+    return "not reached" if value is None else f"{value:.2f} s"
+
+
+def to_markdown(document: dict[str, Any]) -> str:
+    """The report as a page."""
+    rows = [
+        (
+            name,
+            _shown(side["median_to_target"]),
+            ", ".join(_shown(value) for value in side["to_target"]),
+            f"{side['median_seconds']:.2f} s",
+            f"{side['median_accuracy']:.2%}",
+        )
+        for name, side in document["sides"].items()
+    ]
+    headers = (
+        "",
+        f"to {document['target']:.0%}, median",
+        "each seed",
+        "whole run, median",
+        "accuracy, median",
+    )
+    table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    lines = [f"- {line}" for line in _heading(document)]
+    legend = "Seconds of training: batches, rate and steps; evaluation excluded. The sides take turns."
+    return "\n".join(["# Time to accuracy", "", *lines, "", table, "", legend, ""])
+
+
+def save(document: dict[str, Any], path: Path) -> None:
+    """Write the curves, a thin line for each seed."""
+    from .plots import colour, new_figure
+
+    figure = new_figure(9, 5)
+    axes = figure.add_subplot()
+    for name, side in document["sides"].items():
+        for i, curve in enumerate(side["curves"]):
+            axes.plot(
+                curve["seconds"],
+                [100 * value for value in curve["accuracy"]],
+                color=colour(name),
+                linewidth=1,
+                alpha=0.8,
+                label=f"{name}: {_shown(side['median_to_target'])}" if i == 0 else None,
+            )
+    axes.axhline(100 * document["target"], color="black", linewidth=0.8, linestyle="--")
+    axes.set_ylim(90, 99)
+    axes.set_xlim(0)
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title=f"median to {document['target']:.0%}", fontsize=9, frameon=False, loc="lower right")
+    axes.set_title("\n".join(_heading(document)), fontsize=9, loc="left")
+    figure.savefig(path)

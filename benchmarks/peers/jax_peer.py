@@ -1,0 +1,144 @@
+"""JAX, every workload one jitted function. Imported in a peer's process only."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = Any
+Run = Callable[[], list[Array]]
+
+
+def setup(threads: int) -> str:
+    """Name the version. Flags and processors that this process was started with hold it to `threads`."""
+    # Otherwise a call hands its work to another thread and waits for it: slower at every size measured.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return f"jax {jax.__version__}, jit, results waited for, synchronous dispatch, {os.environ['XLA_FLAGS']}"
+
+
+def _jitted(function: Callable[..., Any], *inputs: Any) -> Run:
+    compiled = jax.jit(function).lower(*inputs).compile()
+    arrays = [jnp.asarray(each) for each in inputs]
+
+    def run() -> list[Array]:
+        answer = jax.block_until_ready(compiled(*arrays))
+        return list(answer) if isinstance(answer, tuple) else [answer]
+
+    return run
+
+
+def _linear(x: Array, w: Array) -> Run:
+    return _jitted(lambda x, w: x @ w.T, x, w)
+
+
+def _linear_dx(dy: Array, w: Array) -> Run:
+    return _jitted(lambda dy, w: dy @ w, dy, w)
+
+
+def _linear_dw(dy: Array, x: Array) -> Run:
+    return _jitted(lambda dy, x: dy.T @ x, dy, x)
+
+
+def _linear_relu(x: Array, w: Array, b: Array) -> Run:
+    return _jitted(lambda x, w, b: jax.nn.relu(x @ w.T + b), x, w, b)
+
+
+def _gram(features: Array) -> Run:
+    return _jitted(lambda features: features @ features.T, features)
+
+
+def _cross_entropy_of(logits: Array, target: Array) -> Array:
+    chosen = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
+    return (jax.nn.logsumexp(logits, axis=1) - chosen).mean()
+
+
+def _cross_entropy(logits: Array, target: Array) -> Run:
+    return _jitted(jax.value_and_grad(_cross_entropy_of), logits, target.astype(np.int32))
+
+
+def _adam(parameter: Array, grad: Array, m: Array, v: Array, step: Array) -> tuple[Array, Array, Array]:
+    """Kingma and Ba with torch's defaults and in torch's order of operations."""
+    lr, beta1, beta2, eps = 1e-3, 0.9, 0.999, 1e-8
+    m = m + (1 - beta1) * (grad - m)
+    v = beta2 * v + (1 - beta2) * grad * grad
+    denominator = jnp.sqrt(v) / jnp.sqrt(1 - beta2**step) + eps
+    return parameter - lr / (1 - beta1**step) * (m / denominator), m, v
+
+
+def _adam_update(parameters: Any, grads: Any, m: Any, v: Any, step: Array) -> tuple[Any, Any, Any]:
+    updated = [_adam(*each, step) for each in zip(parameters, grads, m, v, strict=True)]
+    new = [list(part) for part in zip(*updated, strict=True)]
+    return new[0], new[1], new[2]
+
+
+def _adam_step(values: list[Array], grads: list[Array]) -> Run:
+    """One update of all parameters; old parameters and state are donated to the new ones."""
+    update = jax.jit(_adam_update, donate_argnums=(0, 2, 3))
+    held = [jnp.asarray(each) for each in grads]
+    state = [
+        [jnp.array(each) for each in values],
+        *([jnp.zeros_like(each) for each in held] for _ in range(2)),
+    ]
+    count = itertools.count(1)
+
+    def run() -> list[Array]:
+        state[:] = update(state[0], held, state[1], state[2], np.float32(next(count)))
+        return jax.block_until_ready(state[0])  # type: ignore[no-any-return]
+
+    return run
+
+
+def _logits(parameters: list[Array], x: Array) -> Array:
+    *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
+    for w, b in hidden:
+        x = jax.nn.relu(x @ w.T + b)
+    w, b = last
+    return x @ w.T + b
+
+
+def _training_step(values: list[Array], inputs: list[Array], targets: list[Array]) -> Run:
+    """Forward, loss, backward and Adam in one jitted function; the state is donated."""
+
+    @partial(jax.jit, donate_argnums=(0, 1, 2))
+    def step(parameters: Any, m: Any, v: Any, count: Array, x: Array, target: Array) -> Any:
+        def loss_of(parameters: Any) -> Array:
+            return _cross_entropy_of(_logits(parameters, x), target)
+
+        loss, grads = jax.value_and_grad(loss_of)(parameters)
+        return (*_adam_update(parameters, grads, m, v, count), loss)
+
+    batches = itertools.cycle(
+        [
+            (jnp.asarray(x), jnp.asarray(target.astype(np.int32)))
+            for x, target in zip(inputs, targets, strict=True)
+        ]
+    )
+    zeros = [[jnp.zeros(each.shape, each.dtype) for each in values] for _ in range(2)]
+    state: list[Any] = [[jnp.array(each) for each in values], *zeros]
+    count = itertools.count(1)
+
+    def run() -> list[Array]:
+        *updated, loss = step(*state, np.float32(next(count)), *next(batches))
+        state[:] = updated
+        return [jax.block_until_ready(loss)]
+
+    return run
+
+
+OPERATIONS: dict[str, Callable[..., Run]] = {
+    "linear": _linear,
+    "linear_dx": _linear_dx,
+    "linear_dw": _linear_dw,
+    "linear_relu": _linear_relu,
+    "gram": _gram,
+    "cross_entropy": _cross_entropy,
+    "adam": _adam_step,
+    "training_step": _training_step,
+}
