@@ -112,8 +112,12 @@ def _runner(layers: list[tuple[Any, str | None]]) -> Callable[[Tensor], Tensor]:
 
         return run_layer
 
+    # A layer of the chain names its activation, or says whether it has the only one there is.
+    named = "activation" in Layer._fields
+    options: list[tuple[Any, Any]] = [(layer, act if named else act is not None) for layer, act in layers]
+
     def run_chain(input: Tensor) -> Tensor:
-        return mlp(input, [Layer(layer.weight, layer.bias, act is not None) for layer, act in layers])
+        return mlp(input, [Layer(layer.weight, layer.bias, option) for layer, option in options])
 
     return run_chain
 
