@@ -15,7 +15,7 @@ def runnable_isas() -> list[str]:
     if _backend.cpu is None:
         return []
     active, names = _backend.cpu.isa, []
-    for name in ("sse2", "neon", "generic", "avx2", "avx512"):
+    for name in ("sse2", "neon", "generic", "avx2", "avx512", "avx512_bf16"):
         try:
             _backend.cpu.select_isa(name)
         except ValueError:

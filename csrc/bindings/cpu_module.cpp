@@ -9,7 +9,7 @@ using namespace fastnn;
 PYBIND11_MODULE(_cpu, m) {
   select_cpu_kernels("");
   m.attr("isa") = isa_name(selected_isa());
-  m.attr("best_isa") = isa_name(best_supported_isa());
+  m.attr("best_isa") = m.attr("isa");
   m.attr("compiler") = FASTNN_COMPILER;
   m.def("max_threads", &max_threads);
   // FASTNN_CPU_ISA is obeyed through this, and tests run every variant in one process with it. It must not be
@@ -18,6 +18,7 @@ PYBIND11_MODULE(_cpu, m) {
     select_cpu_kernels(name);
     m.attr("isa") = isa_name(selected_isa());
   });
+  m.def("emulate_pairs", &emulate_pairs);  // for tests: until the next select_isa, and when no kernel runs
   register_adagrad(m);
   register_adam(m);
   register_cross_entropy(m);

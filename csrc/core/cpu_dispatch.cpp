@@ -17,17 +17,28 @@ namespace avx512 {
 CpuKernels kernel_table();
 }
 #endif
+#ifdef FASTNN_AVX512_BF16
+namespace avx512_bf16 {
+PairMicrokernel pair_microkernel_for(int rows, int vectors);
+}
+#endif
 
 namespace {
 
 CpuKernels table;
 CpuIsa selected = CpuIsa::baseline;
+bool on_pairs = false;
 
-#ifdef FASTNN_X86_VARIANTS
-constexpr CpuIsa kBuilt[] = {CpuIsa::avx512, CpuIsa::avx2, CpuIsa::baseline};
-#else
-constexpr CpuIsa kBuilt[] = {CpuIsa::baseline};
+constexpr CpuIsa kBuilt[] = {
+#ifdef FASTNN_AVX512_BF16
+    CpuIsa::avx512_bf16,
 #endif
+#ifdef FASTNN_X86_VARIANTS
+    CpuIsa::avx512,
+    CpuIsa::avx2,
+#endif
+    CpuIsa::baseline,
+};
 
 CpuIsa choose(const char* requested) {
   const CpuIsa best = best_supported_isa();
@@ -49,7 +60,14 @@ CpuIsa choose(const char* requested) {
 
 void select_cpu_kernels(const char* requested) {
   selected = choose(requested);
+  on_pairs = selected == CpuIsa::avx512_bf16;
   switch (selected) {
+#ifdef FASTNN_AVX512_BF16
+    case CpuIsa::avx512_bf16:
+      table = avx512::kernel_table();
+      table.pair_microkernels = avx512_bf16::pair_microkernel_for;
+      return;
+#endif
 #ifdef FASTNN_X86_VARIANTS
     case CpuIsa::avx512:
       table = avx512::kernel_table();
@@ -62,6 +80,9 @@ void select_cpu_kernels(const char* requested) {
       table = baseline::kernel_table();
   }
 }
+
+void emulate_pairs() { on_pairs = true; }
+PairMicrokernels pair_microkernels() { return on_pairs ? table.pair_microkernels : nullptr; }
 
 const CpuKernels& cpu_kernels() { return table; }
 CpuIsa selected_isa() { return selected; }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/cpu_features.h"
+#include "gemm/pair_microkernel.h"
 #include "ops/adagrad/adagrad.h"
 #include "ops/adam/adam.h"
 #include "ops/cross_entropy/cross_entropy.h"
@@ -23,6 +24,7 @@ struct CpuKernels {
   GramKernels gram;
   LinearKernels linear;
   LinearCrossEntropyKernels linear_cross_entropy;
+  PairMicrokernels pair_microkernels;
   ProbeKernels probe;
   ReluKernels relu;
   RmspropKernels rmsprop;
@@ -33,6 +35,10 @@ struct CpuKernels {
 // Chooses the variant: the best supported one, or the one that `requested` names ("" asks for the best).
 // Throws std::invalid_argument for a name that is unknown, or that this machine or this build lacks.
 void select_cpu_kernels(const char* requested);
+
+// For tests, until the next selection: bfloat16 products take the way of pairs also where the processor lacks
+// the instruction, which two FMAs then stand for (slower than converting to float).
+void emulate_pairs();
 
 const CpuKernels& cpu_kernels();
 CpuIsa selected_isa();

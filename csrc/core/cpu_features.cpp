@@ -11,6 +11,8 @@ namespace fastnn {
 
 const char* isa_name(CpuIsa isa) {
   switch (isa) {
+    case CpuIsa::avx512_bf16:
+      return "avx512_bf16";
     case CpuIsa::avx512:
       return "avx512";
     case CpuIsa::avx2:
@@ -53,7 +55,9 @@ CpuIsa best_supported_isa() {
   if ((xcr0 & kYmmState) != kYmmState) return CpuIsa::baseline;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, 5)) return CpuIsa::baseline;
   const bool avx512 = has(b, 16) && has(b, 17) && has(b, 30) && has(b, 31);  // F, DQ, BW, VL
-  return avx512 && (xcr0 & kZmmState) == kZmmState ? CpuIsa::avx512 : CpuIsa::avx2;
+  if (!avx512 || (xcr0 & kZmmState) != kZmmState) return CpuIsa::avx2;
+  const bool bf16 = a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && has(a, 5);  // a: the last subleaf
+  return bf16 ? CpuIsa::avx512_bf16 : CpuIsa::avx512;
 }
 
 #else

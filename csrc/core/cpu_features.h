@@ -3,7 +3,8 @@
 
 namespace fastnn {
 
-enum class CpuIsa { baseline, avx2, avx512 };
+// In ascending order: each includes those before it.
+enum class CpuIsa { baseline, avx2, avx512, avx512_bf16 };
 
 const char* isa_name(CpuIsa isa);
 CpuIsa best_supported_isa();

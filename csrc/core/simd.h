@@ -3,9 +3,9 @@
 // header.
 //
 // Files that include it are compiled once per instruction set, with FASTNN_ISA naming a namespace (baseline,
-// avx2, avx512). Everything they define lives in that namespace: were an inline function shared between the
-// variants, the linker could keep the AVX-512 copy for all of them and crash on older processors. For the
-// same reason they use no template or inline function of the standard library.
+// avx2, avx512, avx512_bf16). Everything they define lives in that namespace: were an inline function shared
+// between the variants, the linker could keep the AVX-512 copy for all of them and crash on older processors.
+// For the same reason they use no template or inline function of the standard library.
 #pragma once
 
 #include <cstdint>
@@ -177,6 +177,18 @@ FASTNN_INLINE Vec<Acc<T>> load_partial(const T* p, int n) {
   for (int i = 0; i < n; ++i) lanes[i] = p[i];
   return load(lanes);
 }
+// The bits of the first n values, each in the lower half of a lane.
+FASTNN_INLINE Vec<uint32_t> load_bits(const bfloat16* p, int n) {
+  typedef uint16_t Half __attribute__((vector_size(kVectorBytes / 2)));
+#if defined(__AVX512VL__)
+  const Half h = (Half)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
+#else
+  Half h = {};
+  for (int i = 0; i < n; ++i) h[i] = p[i].bits;
+#endif
+  return __builtin_convertvector(h, Vec<uint32_t>);
+}
+
 template <class T>
 FASTNN_INLINE void store_partial(T* p, Vec<Acc<T>> v, int n) {
   T lanes[kLanes<Acc<T>>];
@@ -191,6 +203,10 @@ FASTNN_INLINE Vec<float> load_partial(const float* p, int n) {
 template <>
 FASTNN_INLINE Vec<double> load_partial(const double* p, int n) {
   return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+}
+template <>
+FASTNN_INLINE Vec<float> load_partial(const bfloat16* p, int n) {
+  return bit_cast<Vec<float>>(load_bits(p, n) << 16);
 }
 template <>
 FASTNN_INLINE void store_partial(float* p, Vec<float> v, int n) {
@@ -255,6 +271,57 @@ FASTNN_INLINE void keep_in_register(V& v) {
   __asm__ volatile("" : "+w"(v));
 #else
   (void)v;
+#endif
+}
+
+// ---- pairs of bfloat16: two neighbours along K in one 32-bit lane, the first in its lower half ----
+
+using Pairs = Vec<uint32_t>;
+
+// Pairs of the n <= kLanes<float> values at `first` and those at `second`; without `second`, and behind n, 0.
+FASTNN_INLINE Pairs join_pairs(const bfloat16* first, const bfloat16* second, int n) {
+  const Pairs lower = load_bits(first, n);
+  return second ? lower | load_bits(second, n) << 16 : lower;
+}
+
+// The n <= 2 kLanes<float> values from p on; memory behind them is not touched, missing values read as 0.
+FASTNN_INLINE Pairs load_pairs(const bfloat16* p, int n) {
+#if defined(__AVX512BW__)
+  return (Pairs)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p);
+#else
+  bfloat16 values[2 * kLanes<float>] = {};
+  for (int i = 0; i < n; ++i) values[i] = p[i];
+  return bit_cast<Pairs>(values);
+#endif
+}
+
+// The pair at p in every lane.
+FASTNN_INLINE Pairs splat_pair(const bfloat16* p) {
+  uint32_t pair;
+  __builtin_memcpy(&pair, p, sizeof(pair));
+  return splat(pair);
+}
+
+// The first n <= kLanes<float> pairs.
+FASTNN_INLINE void store_pairs(uint32_t* p, Pairs v, int n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_epi32(p, static_cast<__mmask16>((1u << n) - 1), (__m512i)v);
+#else
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+// sums + second values' product + first values' product, each addition rounded to nearest even. NaN and
+// infinity pass. The instruction also takes subnormal values as 0 and gives 0 for a subnormal sum (Intel SDM,
+// VDPBF16PS); it is the one line of the pair kernels that only processors with AVX512_BF16 run. Elsewhere two
+// FMAs, which keep subnormals, stand for it, so that all the rest is tested everywhere.
+FASTNN_INLINE Vec<float> add_products(Vec<float> sums, Pairs a, Pairs b) {
+#if defined(__AVX512BF16__)
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+  const Pairs second = Pairs{} + 0xffff0000u;
+  sums += bit_cast<Vec<float>>(a & second) * bit_cast<Vec<float>>(b & second);
+  return sums + bit_cast<Vec<float>>(a << 16) * bit_cast<Vec<float>>(b << 16);
 #endif
 }
 

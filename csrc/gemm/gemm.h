@@ -2,12 +2,16 @@
 // sees each value of C once, in registers.
 //
 // Columns are cut into panels of up to kTileColumns, rows into tiles of up to kTileRows, K into passes of up
-// to kMaxDepth; tile_gemm.h multiplies them, dot_gemm.h the shapes for which packing does not pay. Every
-// value of C is the sum of its passes in order, and the order within a pass depends on the shape of the
-// problem alone. So it depends neither on the number of threads nor on what was packed.
+// to kMaxDepth; tile_gemm.h multiplies them, dot_gemm.h the shapes for which packing does not pay,
+// pair_gemm.h bfloat16 where the processor multiplies it by itself. Every value of C is the sum of its passes
+// in order, and the order within a pass depends on the shape of the problem alone. So it depends neither on
+// the number of threads nor on what was packed.
 #pragma once
 
+#include <type_traits>
+
 #include "gemm/dot_gemm.h"
+#include "gemm/pair_gemm.h"
 #include "gemm/tile_gemm.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -19,6 +23,9 @@ template <class T, class Epilogue>
 void gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, const Epilogue& epilogue,
           Region region = Region::full) {
   if (m == 0 || n == 0) return;
+  if constexpr (std::is_same_v<T, bfloat16>)
+    if (const PairMicrokernels kernels = pair_microkernels())
+      return PairGemm<Epilogue>(kernels, m, n, k, a, b, region, epilogue).run();
   if (dot_form_pays(m, n, k, a, b))
     dot_gemm(m, n, k, a, b, epilogue, region);
   else

@@ -9,7 +9,7 @@ from fastnn import _backend
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
 
-VECTOR_BYTES = {"sse2": 16, "neon": 16, "generic": 16, "avx2": 32, "avx512": 64}
+VECTOR_BYTES = {"sse2": 16, "neon": 16, "generic": 16, "avx2": 32, "avx512": 64, "avx512_bf16": 64}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

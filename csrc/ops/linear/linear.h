@@ -3,7 +3,8 @@
 //   backward  g = dY, or dY masked by y > 0 (ReLU)      dY (M, N)
 //             dX = g W (M, K)    dW = g^T x (N, K)    db = column sums of g (N)
 // All tensors have one floating-point dtype; 16-bit types are summed in float32. Inputs have any strides,
-// outputs are contiguous and overlap no input. K = 0 gives y = act(b).
+// outputs are contiguous and overlap no input. K = 0 gives y = act(b). On processors with AVX512_BF16
+// subnormal bfloat16 inputs count as 0 (core/simd.h: add_products).
 #pragma once
 
 #include "core/tensor_view.h"
