@@ -193,3 +193,11 @@ def test_parametrized_modules() -> None:
     close(model(x), reference(x))
     assert ops(model, x) == ["mlp"]
     assert type(fastnn.revert(model)) is Net
+
+
+def test_a_replica_runs_the_forward_as_written() -> None:
+    model, x = fastnn.convert(Net()), torch.randn(4, 6)
+    replica = model._replicate_for_data_parallel()
+    replica._modules = model._modules
+    close(replica(x), model(x))
+    assert "it is a replica" in reasons(replica, x)
