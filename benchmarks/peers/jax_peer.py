@@ -90,7 +90,8 @@ def _adam_step(values: list[Array], grads: list[Array]) -> Run:
 
     def run() -> list[Array]:
         state[:] = update(state[0], held, state[1], state[2], np.float32(next(count)))
-        return jax.block_until_ready(state[0])  # type: ignore[no-any-return]
+        parameters: list[Array] = jax.block_until_ready(state[0])
+        return parameters
 
     return run
 
