@@ -35,6 +35,15 @@ def test_bad_commands_end_with_2(arguments: list[str], capsys) -> None:
     assert "usage: fastnn" in capsys.readouterr().err
 
 
+def test_an_unknown_option_shows_the_usage_of_its_command(capsys) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--bogus", "--epochs", "1"])
+    assert exit.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("usage: fastnn train [-h]")
+    assert err.endswith("fastnn train: error: unrecognized arguments: --bogus\n")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [

@@ -79,6 +79,47 @@ def test_compare_runs_both(tmp_path: Path, capsys) -> None:
     assert "speed-up" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("options", [[], ["--native"]])
+def test_a_target_ends_the_run_and_tells_the_time(tmp_path: Path, capsys, options: list[str]) -> None:
+    run("--target", "0.3", "--batch-size", "32", "--out", "out", *options)
+    values = result(tmp_path / "out")
+    assert 0 < values["steps"] < 100
+    assert values["test_accuracy"] >= 0.3 > values["history"][-2]["test_accuracy"]
+    assert names(tmp_path / "out") == FILES
+    out = capsys.readouterr().out
+    assert f"30% test accuracy reached after {values['seconds_to_target']:.3f} s of training" in out
+    assert "to 30% test accuracy in at most 5 epochs" in out
+
+
+def test_a_target_that_is_not_reached_ends_with_1(tmp_path: Path, capsys) -> None:
+    run("--target", "1", "--epochs", "1", "--out", "out", code=1)
+    assert "fastnn: 100% test accuracy was not reached" in capsys.readouterr().err
+    assert result(tmp_path / "out")["seconds_to_target"] is None
+    assert names(tmp_path / "out") == FILES
+
+
+def test_compare_to_a_target(tmp_path: Path, capsys) -> None:
+    run("--compare", "--target", "0.3", "--batch-size", "32", "--out", "out")
+    ours, theirs = result(tmp_path / "out"), result(tmp_path / "out" / "torch")
+    ratio = theirs["seconds_to_target"] / ours["seconds_to_target"]
+    assert ours["compare"]["speed_up"] == pytest.approx(ratio)
+    out = capsys.readouterr().out
+    assert "seconds to 30%" in out
+    assert "fastnn: 30% test accuracy reached" in out
+    assert "torch: 30% test accuracy reached" in out
+
+
+def test_resume_keeps_the_target_and_takes_another(tmp_path: Path) -> None:
+    run("--target", "0.3", "--batch-size", "32", "--out", "out")
+    steps = result(tmp_path / "out")["steps"]
+    again = ["train", "--no-progress", "--resume", "out/checkpoint.safetensors"]
+    assert main(again) == 0
+    assert result(tmp_path / "out")["steps"] == steps
+    assert main([*again, "--target", "0.6"]) == 0
+    assert result(tmp_path / "out")["steps"] > steps
+    assert result(tmp_path / "out")["test_accuracy"] >= 0.6
+
+
 @pytest.mark.usefixtures("_threads")
 def test_options_reach_the_run(tmp_path: Path) -> None:
     options = "--layers 12-11 --epochs 1 --batch-size 50 --lr 0.01 --schedule cosine --seed 7 --device cpu "
@@ -95,6 +136,7 @@ def test_options_reach_the_run(tmp_path: Path) -> None:
         "dtype": "bfloat16",
         "native": False,
         "train_samples": 100,
+        "target": None,
     }
     assert (values["threads"], values["device"], values["train_images"], values["steps"]) == (
         1,
@@ -106,7 +148,13 @@ def test_options_reach_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("layers", "widths"),
-    [("784-20-10", [64, 20, 10]), ("784-10", [64, 10]), ("20-10", [64, 20, 10, 10])],
+    [
+        ("784-20-10", [64, 20, 10]),
+        ("784-10", [64, 10]),
+        ("784-20-10-10", [64, 20, 10, 10]),
+        ("10", [64, 10, 10]),
+        ("784-20", [64, 784, 20, 10]),
+    ],
 )
 def test_layers_may_be_the_whole_chain(tmp_path: Path, layers: str, widths: list[int]) -> None:
     run("--layers", layers, "--epochs", "1", "--out", "out")
@@ -161,6 +209,11 @@ def test_tensorboard_events(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ("--layers 12-0", "expected widths of at least 1"),
+        ("--layers 100-128-10", "hidden widths alone, as 100-128, or the whole chain, as 784-100-128-10 "),
+        ("--target 98", "expected a number above 0 and at most 1, as 0.98; came '98'"),
+        ("--target 0", "expected a number above 0 and at most 1, as 0.98; came '0'"),
+        ("--target nan", "expected a number above 0"),
+        ("--target high", "expected a number above 0"),
         ("--layers wide", "expected widths as 128"),
         ("--epochs 0", "expected a whole number of at least 1; came '0'"),
         ("--batch-size 1.5", "expected a whole number"),

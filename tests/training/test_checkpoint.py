@@ -84,7 +84,7 @@ def test_somebody_elses_safetensors_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "values", "message"),
     [
-        ({}, {"format": "fastnn.train/99"}, "expected format fastnn.train/1; came fastnn.train/99"),
+        ({}, {"format": "fastnn.train/99"}, "expected format fastnn.train/2; came fastnn.train/99"),
         ({}, {"config": None}, "'config' is missing"),
         ({}, {"config": {"epochs": -1}}, "epochs: expected at least 1"),
         ({}, {"config": {"colour": 1}}, "colour"),
@@ -145,7 +145,7 @@ def test_other_data_is_refused(saved: Path, make_run) -> None:
 def test_more_steps_than_the_run_has_are_refused(make_run) -> None:
     run = make_run(schedule="constant", epochs=2)
     run.advance(100)
-    run.end_epoch()
+    run.test()
     run.advance(100)
     with pytest.raises(CheckpointError, match="step: expected at most 11; came 22"):
         make_run(run.checkpoint(), schedule="constant", epochs=1)

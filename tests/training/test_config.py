@@ -30,6 +30,8 @@ def test_the_rate_follows_the_schedule_unless_given() -> None:
         ({"epochs": 0}, "epochs: expected at least 1; came 0"),
         ({"batch_size": -3}, "batch_size: expected at least 1; came -3"),
         ({"hidden": (8, 0)}, r"hidden: expected widths of at least 1; came \(8, 0\)"),
+        ({"target": 0.0}, r"target: expected an accuracy above 0 and at most 1; came 0\.0"),
+        ({"target": 98}, "target: expected an accuracy above 0 and at most 1; came 98"),
         ({"train_samples": 0}, "train_samples: expected at least 1; came 0"),
     ],
 )
@@ -41,6 +43,10 @@ def test_refusals(settings: dict, message: str) -> None:
 def test_disagreements_are_named() -> None:
     found = TrainConfig(seed=1, hidden=(8,)).disagreements(TrainConfig(seed=2, hidden=(8, 8)))
     assert found == ["hidden: (8,), not (8, 8)", "seed: 1, not 2"]
+
+
+def test_the_target_may_change() -> None:
+    assert TrainConfig(target=0.9).disagreements(TrainConfig(target=0.8)) == []
 
 
 def test_only_a_constant_rate_leaves_the_epochs_open() -> None:

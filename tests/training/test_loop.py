@@ -12,7 +12,7 @@ import torch
 
 from fastnn.training.checkpoint import Checkpoint
 from fastnn.training.loop import deferred_interrupt, train
-from fastnn.training.run import Epoch, Run
+from fastnn.training.run import Milestone, Run
 
 
 class Log:
@@ -20,15 +20,15 @@ class Log:
 
     def __init__(self, act: Callable[[Run], None] = lambda run: None) -> None:
         self.turns: list[tuple[str, int]] = []
-        self.epochs: list[tuple[str, int]] = []
+        self.tests: list[tuple[str, float]] = []
         self._act = act
 
     def stepped(self, run: Run, steps: int) -> None:
         self.turns.append((run.name, steps))
         self._act(run)
 
-    def epoch_ended(self, run: Run, epoch: Epoch) -> None:
-        self.epochs.append((run.name, epoch.epoch))
+    def tested(self, run: Run, milestone: Milestone) -> None:
+        self.tests.append((run.name, milestone.epoch))
 
 
 def test_checkpoints_after_each_epoch(make_run, tmp_path: Path) -> None:
@@ -36,11 +36,19 @@ def test_checkpoints_after_each_epoch(make_run, tmp_path: Path) -> None:
     steps: list[int] = []
     log = Log(lambda run: steps.append(Checkpoint.load(path).step if path.exists() else 0))
     assert train([make_run()], [path], log)
-    assert log.epochs == [("fastnn", 1), ("fastnn", 2), ("fastnn", 3)]
+    assert log.tests == [("fastnn", 1), ("fastnn", 2), ("fastnn", 3)]
     assert steps == [0, 11, 22]
     final = Checkpoint.load(path)
     assert final.step == 33
     assert len(final.history) == 3
+
+
+def test_the_end_at_the_target_is_saved_within_an_epoch(make_run, tmp_path: Path) -> None:
+    run, path = make_run(target=0.01), tmp_path / "c"
+    log = Log()
+    assert train([run], [path], log)
+    assert log.tests == [("fastnn", 2 / 11)]
+    assert Checkpoint.load(path).step == 2
 
 
 def test_two_runs_take_turns_and_neither_always_goes_first(make_run, tmp_path: Path) -> None:

@@ -125,6 +125,6 @@ def test_the_console_says_what_each_epoch_brought(make_run, tmp_path: Path, caps
     assert len(lines) == 4
     assert lines[0].split()[0] == "epoch"
     for epoch, line in zip(run.history, lines[1:], strict=True):
-        assert line.split()[0] == f"{epoch.epoch}/3"
+        assert line.split()[0] == f"{epoch.epoch:g}/3"
         assert f"{epoch.test_accuracy:.2%}" in line
         assert f"{epoch.train_loss:.4f}" in line

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastnn import _backend
-from fastnn.data import Dataset
+from fastnn.data import Dataset, normalise
 from fastnn.training.checkpoint import Checkpoint
-from fastnn.training.model import describe, rehearse, step
+from fastnn.training.model import Parts, Step, describe, fastnn_step, rehearse, torch_step
 from fastnn.training.run import Run
 
 BOTH = pytest.mark.parametrize("native", [False, True], ids=["fastnn", "torch"])
@@ -19,8 +21,8 @@ BOTH = pytest.mark.parametrize("native", [False, True], ids=["fastnn", "torch"])
 
 def finish(run: Run) -> Run:
     while not run.finished:
-        if run.epoch_ended:
-            run.end_epoch()
+        if run.test_due:
+            run.test()
         else:
             run.advance(4)
     return run
@@ -40,8 +42,10 @@ def test_torch_and_fastnn_start_from_the_same_weights_and_see_the_same_batches(m
     ours, theirs = make_run(), make_run(native=True)
     assert_bitwise(weights(ours), weights(theirs))
     assert list(weights(ours)) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    for one, other in zip(ours.batches.get(3), theirs.batches.get(3), strict=True):
-        assert torch.equal(one, other)
+    (bytes_, labels), (images, same) = ours.batches.get(3), theirs.batches.get(3)
+    assert torch.equal(labels, same)
+    assert bytes_.dtype == torch.uint8
+    assert torch.equal(normalise(bytes_, ours.data.mean, ours.data.std, torch.float32), images)
 
 
 def test_torch_and_fastnn_train_alike(make_run) -> None:
@@ -56,12 +60,33 @@ def test_the_pure_torch_run_has_nothing_of_fastnn(make_run) -> None:
     parts = make_run(native=True).parts
     for part in (*parts.model.modules(), parts.loss, parts.optimizer):
         assert type(part).__module__.startswith("torch.")
+    assert parts.optimizer.defaults["fused"]
 
 
 def test_building_a_run_leaves_the_global_generator_alone(make_run) -> None:
     before = torch.get_rng_state()
     make_run()
     assert torch.equal(before, torch.get_rng_state())
+
+
+@BOTH
+def test_a_step_is_that_of_float64(make_run, native: bool) -> None:
+    """Loss and weights after one step of plain gradient descent on normalised pixels."""
+    run = make_run(native=native, dtype="float64")
+    model = copy.deepcopy(run.parts.model)
+    images, labels = run.batches.get(0)
+    if not native:
+        images = (images.double() - run.data.mean) / run.data.std
+    loss = torch.nn.functional.cross_entropy(model(images), labels)
+    loss.backward()
+    sgd = torch.optim.SGD(run.parts.model.parameters(), lr=0.5)
+    parts = run.parts._replace(optimizer=sgd)
+    step = torch_step(parts) if native else fastnn_step(parts, run.data.mean, run.data.std)
+    told = step(*run.batches.get(0))
+    assert not told.requires_grad
+    torch.testing.assert_close(told, loss.detach())
+    for before, after in zip(model.parameters(), run.parts.model.parameters(), strict=True):
+        torch.testing.assert_close(after.detach(), (before - 0.5 * before.grad).detach())
 
 
 @BOTH
@@ -84,8 +109,8 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
     whole = finish(make_run(native=native, dtype=dtype))
     first = make_run(native=native, dtype=dtype)
     while first.step < stop:
-        if first.epoch_ended:
-            first.end_epoch()
+        if first.test_due:
+            first.test()
         first.advance(stop - first.step)
     first.checkpoint().save(tmp_path / "c")
     resumed = make_run(Checkpoint.load(tmp_path / "c"), native=native, dtype=dtype)
@@ -113,8 +138,8 @@ def test_advance_stops_at_the_epochs_end_at_the_last_step_and_when_told(make_run
     calls = iter([False, False, True])
     assert run.advance(100, lambda: next(calls)) == 3
     assert run.advance(100) == 8
-    assert run.epoch_ended
-    run.end_epoch()
+    assert run.test_due
+    run.test()
     assert run.finished
     assert run.advance(100) == 0
 
@@ -123,27 +148,53 @@ def test_a_rehearsal_changes_nothing(make_run) -> None:
     run = make_run()
     run.advance(3)
     before, state = weights(run), run.checkpoint().optimizer["state"][0]["exp_avg"].clone()
-    rehearse(run.parts, *run.batches.get(0))
+    stepping = partial(fastnn_step, mean=run.data.mean, std=run.data.std)
+    rehearse(run.parts, stepping, *run.batches.get(0))
     assert_bitwise(before, weights(run))
     assert torch.equal(state, run.parts.optimizer.state_dict()["state"][0]["exp_avg"])
-    step(run.parts, *run.batches.get(0))
+    stepping(run.parts)(*run.batches.get(0))
     assert not torch.equal(before["0.weight"], weights(run)["0.weight"])
 
 
 def test_the_backend_is_told_as_observed(make_run) -> None:
     assert make_run(native=True).backend == "torch"
     if _backend.cpu is not None:
-        assert make_run().backend == f"fastnn {_backend.cpu.isa}"
+        assert make_run().backend.startswith(f"fastnn {_backend.cpu.isa}, ")
+        assert "torch for" not in make_run().backend
     with _backend.disabled():
         assert make_run().backend == "torch (fastnn is disabled)"
+
+
+def test_a_reason_of_the_first_step_alone_is_not_told(make_run) -> None:
+    """In it the optimizer makes its state, so it may take another way."""
+    if _backend.cpu is None:
+        pytest.skip("needs the compiled module")
+    reasons = iter(["the first step", None])
+
+    def stepping(parts: Parts) -> Step:
+        def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            _backend.decide("train_step", next(reasons))
+            return torch.zeros(())
+
+        return step
+
+    run = make_run()
+    words = rehearse(run.parts, stepping, *run.batches.get(0))
+    assert words == f"fastnn {_backend.cpu.isa}, one call a step"
 
 
 def test_the_backend_in_words() -> None:
     assert describe([]) == "torch"
     assert describe([_backend.Decision("linear", "no kernel")]) == "torch (no kernel)"
+    whole, not_whole = _backend.Decision("train_step", None), _backend.Decision("train_step", "because")
+    assert describe([not_whole]) == "torch (because)"
+    assert describe([not_whole, _backend.Decision("linear", "no kernel")]) == "torch (no kernel)"
     if _backend.cpu is not None:
         mixed = [_backend.Decision("linear", None), _backend.Decision("adam", "why")]
-        assert describe(mixed) == f"fastnn {_backend.cpu.isa}; torch for adam (why)"
+        isa = _backend.cpu.isa
+        assert describe([whole]) == f"fastnn {isa}, one call a step"
+        assert describe([not_whole, mixed[0]]) == f"fastnn {isa}, op by op (because)"
+        assert describe([not_whole, *mixed]) == f"fastnn {isa}, op by op (because); torch for adam (why)"
 
 
 def test_evaluation_counts_and_measures_against_torch(make_run, digits: Dataset) -> None:

@@ -30,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
         module.add_arguments(subparser)
         commands[name] = (module, subparser)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
     module, subparser = commands[options.command]
+    if unknown:  # parse_args would show the usage of `fastnn`, where the command's options are not
+        subparser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         code: int = module.run(options)
     except UsageError as error:

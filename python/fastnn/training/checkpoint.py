@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastnn.data.atomic import atomic_file
 from fastnn.training.config import TrainConfig
 
-_FORMAT = "fastnn.train/1"
+_FORMAT = "fastnn.train/2"
 _ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 _MODEL, _OPTIMIZER, _ORDER, _LOSSES = "model.", "optimizer.", "order", "losses"
 
@@ -31,7 +31,7 @@ class Checkpoint:
         dataset: the name of the data set.
         step: steps taken.
         train_seconds: spent in them.
-        history: one JSON object for each evaluated epoch.
+        history: one JSON object for each test.
         model: the model's state_dict.
         optimizer: the optimizer's state_dict.
         order: state of the generator that the present epoch's order was drawn from, uint8.

@@ -14,11 +14,11 @@ DEFAULT_LR = {"onecycle": 5e-3, "cosine": 2e-3, "constant": 1e-3}
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What decides the numbers of a run, besides the data set.
+    """What decides the numbers of a run and where it ends, besides the data set.
 
     Attributes:
         hidden: widths of the hidden layers; the first and the last layer follow the data set.
-        epochs: passes over the training images.
+        epochs: passes over the training images; the schedule's length even if `target` ends the run early.
         batch_size: samples in a step.
         lr: the highest learning rate of Adam; 0 takes the schedule's default.
         schedule: how the rate changes over the run, see `schedule.lr_at`.
@@ -26,6 +26,7 @@ class TrainConfig:
         dtype: of the parameters and of the arithmetic.
         native: train with torch's own modules and optimizer, without fastnn.
         train_samples: use only so many training images (None: all).
+        target: stop at the first test with at least this accuracy, from 0 to 1 (None: train all epochs).
     """
 
     hidden: tuple[int, ...] = (128,)
@@ -37,6 +38,7 @@ class TrainConfig:
     dtype: str = "float32"
     native: bool = False
     train_samples: int | None = None
+    target: float | None = None
 
     def __post_init__(self) -> None:
         """Fill in the schedule's learning rate, and refuse what cannot be trained with."""
@@ -56,6 +58,8 @@ class TrainConfig:
             raise ValueError(f"hidden: expected widths of at least 1; came {self.hidden}")
         if self.train_samples is not None and self.train_samples < 1:
             raise ValueError(f"train_samples: expected at least 1; came {self.train_samples}")
+        if self.target is not None and not 0 < self.target <= 1:
+            raise ValueError(f"target: expected an accuracy above 0 and at most 1; came {self.target}")
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values; `TrainConfig(**values)` restores them."""
@@ -64,9 +68,10 @@ class TrainConfig:
     def disagreements(self, other: TrainConfig) -> list[str]:
         """Settings in which `other` differs, each as ``name: mine, not theirs``.
 
-        A constant rate leaves the number of epochs open: a run under it may go on for longer.
+        The target may change, for no step depends on it. A constant rate leaves the number of epochs open: a
+        run under it may go on for longer.
         """
-        ignored = {"epochs"} if self.schedule == other.schedule == "constant" else set()
+        ignored = {"target"} | ({"epochs"} if self.schedule == other.schedule == "constant" else set())
         return [
             f"{field.name}: {getattr(self, field.name)}, not {getattr(other, field.name)}"
             for field in fields(self)

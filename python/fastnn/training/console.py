@@ -1,4 +1,4 @@
-"""The terminal's view of a run: a progress bar, and a line for each epoch."""
+"""The terminal's view of a run: a progress bar, and a line for each test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from fastnn.training.report import images_per_second
-from fastnn.training.run import Epoch, Run
+from fastnn.training.run import Milestone, Run
 
 
 class Console:
@@ -57,14 +57,15 @@ class Console:
         self._bar.set_postfix_str(postfix, refresh=False)
         self._bar.update(steps)
 
-    def epoch_ended(self, run: Run, epoch: Epoch) -> None:
-        """Say what the epoch brought."""
-        count = f"{epoch.epoch}/{run.config.epochs}"
-        speed = len(run.batches.images) / epoch.train_seconds
+    def tested(self, run: Run, milestone: Milestone) -> None:
+        """Say what the steps since the test before brought."""
+        count = f"{round(milestone.epoch, 2):.10g}/{run.config.epochs}"
+        before = run.history[-2].step if len(run.history) > 1 else 0
+        images = run.images_seen(milestone.step) - run.images_seen(before)
         name = f"  {run.name}" if len(self._runs) > 1 else ""
         self._line(
-            f"{count:>8}{epoch.train_loss:>12.4f}{epoch.test_loss:>11.4f}{epoch.test_accuracy:>15.2%}"
-            f"{epoch.train_seconds:>9.2f}{speed:>11,.0f}{name}"
+            f"{count:>8}{milestone.train_loss:>12.4f}{milestone.test_loss:>11.4f}{milestone.test_accuracy:>15.2%}"
+            f"{milestone.train_seconds:>9.3f}{images / milestone.train_seconds:>11,.0f}{name}"
         )
 
     def _line(self, text: str) -> None:

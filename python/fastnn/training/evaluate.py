@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastnn.data import Batches
-
 _ROWS = 2000  # at once: large enough for the products, small enough for the cache
 
 
@@ -26,13 +24,13 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches, images: Tensor, labels: Tensor) -> Evaluation:
-    """Run `model` on uint8 `images` (N, pixels), normalised as `batches` does; compare with `labels` (N,)."""
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> Evaluation:
+    """Run `model` on normalised `images` (N, pixels) and compare with `labels` (N,)."""
     training = model.training
     model.eval()
     predicted, losses = [], []
     for some, right in zip(images.split(_ROWS), labels.split(_ROWS), strict=True):
-        logits = model(batches.normalise(some)).float()
+        logits = model(some).float()
         predicted.append(logits.argmax(dim=1))
         losses.append(nn.functional.cross_entropy(logits, right, reduction="none"))
     model.train(training)

@@ -9,7 +9,7 @@ from fastnn.training.schedule import lr_at
 
 
 def write_events(directory: Path, run: Run) -> None:
-    """Write loss and learning rate by step, and the test results by epoch, for ``tensorboard --logdir``.
+    """Write loss and learning rate by step, and the test results, for ``tensorboard --logdir``.
 
     The events are written after the training, so that they take none of its time; events of an earlier run in
     `directory` are replaced.
@@ -23,7 +23,6 @@ def write_events(directory: Path, run: Run) -> None:
             rate = lr_at(run.config.schedule, step, run.steps, run.config.lr)
             writer.add_scalar("train/loss", loss, step + 1)
             writer.add_scalar("train/lr", rate, step + 1)
-        for epoch in run.history:
-            step = epoch.epoch * run.steps_per_epoch
-            writer.add_scalar("test/loss", epoch.test_loss, step)
-            writer.add_scalar("test/accuracy", epoch.test_accuracy, step)
+        for milestone in run.history:
+            writer.add_scalar("test/loss", milestone.test_loss, milestone.step)
+            writer.add_scalar("test/accuracy", milestone.test_accuracy, milestone.step)

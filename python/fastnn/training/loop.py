@@ -1,4 +1,4 @@
-"""Runs from start to end, with evaluation after each epoch, checkpoints, and a clean stop on Ctrl-C."""
+"""Runs from start to end, with their tests, checkpoints, and a clean stop on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from fastnn.training.run import Epoch, Run
+from fastnn.training.run import Milestone, Run
 
 # Steps between two looks at the losses and the clock: some 10 ms of work, far more than a look costs, and far
 # less than the time in which the machine's speed drifts, so that two runs that take turns meet the same
@@ -24,8 +24,8 @@ class Observer(Protocol):
     def stepped(self, run: Run, steps: int) -> None:
         """`steps` more steps are taken."""
 
-    def epoch_ended(self, run: Run, epoch: Epoch) -> None:
-        """An epoch is evaluated."""
+    def tested(self, run: Run, milestone: Milestone) -> None:
+        """The model was tested."""
 
 
 class Interrupt:
@@ -71,7 +71,8 @@ def train(
     """Bring `runs` to their end, in turns of a few steps, the order reversed each time, so that none is
     favoured.
 
-    The state of run i is saved to ``checkpoints[i]`` after each of its epochs and at an interruption.
+    The state of run i is saved to ``checkpoints[i]`` after each of its epochs, at its end and at an
+    interruption.
 
     Returns:
         Whether all runs are finished; False after an interruption.
@@ -79,10 +80,11 @@ def train(
     order = list(zip(runs, checkpoints, strict=True))
     while not all(run.finished for run in runs):
         for run, path in order:
-            if run.epoch_ended:
-                epoch = run.end_epoch()
-                run.checkpoint().save(path)
-                observer.epoch_ended(run, epoch)
+            if run.test_due:
+                milestone = run.test()
+                if run.finished or run.step % run.steps_per_epoch == 0:
+                    run.checkpoint().save(path)
+                observer.tested(run, milestone)
             elif not run.finished and not interrupted():
                 observer.stepped(run, run.advance(_TURN, interrupted))
         if interrupted():

@@ -1,9 +1,10 @@
-"""Model, loss and optimizer of a run: fastnn's, or the same of torch's own."""
+"""Model, loss, optimizer and step of a run: fastnn's, or the same of torch's own."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ import fastnn.nn
 import fastnn.optim
 from fastnn import _backend
 from fastnn.training.config import TrainConfig
+
+Step = Callable[[Tensor, Tensor], Tensor]
+"""Takes images (B, pixels) and labels (B,); trains on them and returns the loss, detached."""
 
 
 class Parts(NamedTuple):
@@ -26,6 +30,7 @@ class Parts(NamedTuple):
 def build(config: TrainConfig, inputs: int, classes: int, device: torch.device) -> Parts:
     """The parts of a run, with initial weights that depend on `config.seed` and the layers alone.
 
+    torch's Adam is the fused one, its fastest.
     The weights are drawn on the CPU in float32 and then moved, so that fastnn and torch, and every device,
     start from the same. torch's global generator is left as it was.
     """
@@ -35,7 +40,8 @@ def build(config: TrainConfig, inputs: int, classes: int, device: torch.device) 
         model: nn.Module = _torch_mlp(layers) if config.native else fastnn.nn.MLP(layers, activation="relu")
     model = model.to(device=device, dtype=getattr(torch, config.dtype))
     if config.native:
-        return Parts(model, nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters(), lr=config.lr))
+        fused = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        return Parts(model, nn.CrossEntropyLoss(), fused)
     optimizer = fastnn.optim.Adam(model.parameters(), lr=config.lr)
     return Parts(model, fastnn.nn.CrossEntropyLoss(), optimizer)
 
@@ -47,41 +53,58 @@ def _torch_mlp(layers: list[int]) -> nn.Sequential:
     return nn.Sequential(*modules[:-1])
 
 
-def step(parts: Parts, images: Tensor, labels: Tensor) -> Tensor:
-    """One training step: forward, loss, backward, update. Returns the loss, detached."""
-    parts.optimizer.zero_grad(set_to_none=True)
-    loss: Tensor = parts.loss(parts.model(images), labels)
-    loss.backward()
-    parts.optimizer.step()
-    return loss.detach()
+def fastnn_step(parts: Parts, mean: float, std: float) -> Step:
+    """Steps on images of bytes, whose pixels enter the network as ``(pixel - mean) / std``."""
+    # TrainStep takes both in units of the white, 255.
+    return fastnn.TrainStep(parts.model, parts.loss, parts.optimizer, mean=mean / 255, std=std / 255)
 
 
-def rehearse(parts: Parts, images: Tensor, labels: Tensor) -> str:
-    """Take two steps on a copy of `parts`, and tell which backend ran them.
+def torch_step(parts: Parts) -> Step:
+    """Steps of plain torch on normalised images."""
+    model, loss_of, optimizer = parts
+
+    def step(images: Tensor, labels: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss: Tensor = loss_of(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def rehearse(parts: Parts, stepping: Callable[[Parts], Step], images: Tensor, labels: Tensor) -> str:
+    """Take two of the steps that `stepping` makes on a copy of `parts`, and tell which backend ran them.
 
     What is paid once (threads, lazily made handles) is then paid before the clock starts; the weights and the
-    optimizer's state stay untouched.
+    optimizer's state stay untouched. Only the second step is told of: in the first, the optimizer makes its
+    state.
 
     Returns:
-        ``"torch"``; or ``"fastnn"`` with the instruction set in use, as observed: ops that ran on torch after
-        all are named with the reason.
+        What `describe` says.
     """
-    rehearsal = copy.deepcopy(parts)  # as one: the copied optimizer updates the copied model
+    step = stepping(copy.deepcopy(parts))  # as one: the copied optimizer updates the copied model
+    step(images, labels)
     decisions: list[_backend.Decision] = []
     with _backend.recording(decisions.append):
-        for _ in range(2):
-            step(rehearsal, images, labels)
+        step(images, labels)
     return describe(decisions)
 
 
 def describe(decisions: list[_backend.Decision]) -> str:
-    """The backend in words, from where each op ran."""
-    fallen_back = {d.op: d.reason for d in decisions if d.reason is not None}
+    """The backend of one step in words, from where each op ran.
+
+    ``"torch"`` if fastnn was not asked, with the reasons if no op ran natively; else ``"fastnn"`` with the
+    instruction set in use and either ``one call a step`` or why `fastnn.TrainStep` ran op by op, and the ops
+    that torch ran after all, with the reason.
+    """
+    reasons = {d.op: d.reason for d in decisions if d.reason is not None}
     native = any(d.reason is None for d in decisions)
+    whole = reasons.pop("train_step", None)
     if not native:
-        reasons = ", ".join(sorted({str(reason) for reason in fallen_back.values()}))
-        return f"torch ({reasons})" if reasons else "torch"
-    words = f"fastnn {_backend.cpu.isa}"
-    if fallen_back:
-        words += "; torch for " + ", ".join(f"{op} ({reason})" for op, reason in sorted(fallen_back.items()))
+        why = ", ".join(sorted(set(reasons.values()))) or whole
+        return f"torch ({why})" if why else "torch"
+    words = f"fastnn {_backend.cpu.isa}, " + (f"op by op ({whole})" if whole else "one call a step")
+    if reasons:
+        words += "; torch for " + ", ".join(f"{op} ({reason})" for op, reason in sorted(reasons.items()))
     return words

@@ -21,7 +21,7 @@ _DPI = 144
 
 
 def plot_curves(file: BinaryIO, runs: Sequence[Run]) -> None:
-    """Training loss, and test accuracy by epoch (of several runs: by seconds of training), as a PNG."""
+    """Training loss, and the tests' accuracy by epoch (of several runs: by seconds of training), as a PNG."""
     figure = _figure(11, 4.4)
     loss, accuracy = figure.subplots(1, 2)
     for run in reversed(runs):  # the first lies on top: from the same weights the losses nearly coincide
@@ -31,16 +31,18 @@ def plot_curves(file: BinaryIO, runs: Sequence[Run]) -> None:
         loss.plot(epochs, values, color=color, alpha=0.22, linewidth=0.7)
         width = 1.8 if run is runs[0] else 4.5
         loss.plot(epochs, _smooth(values, run.steps_per_epoch), color=color, linewidth=width, label=label)
-        spent = np.cumsum([epoch.train_seconds for epoch in run.history])
-        ends = spent if len(runs) > 1 else [epoch.epoch for epoch in run.history]
-        reached = [100 * epoch.test_accuracy for epoch in run.history]
+        spent = np.cumsum([test.train_seconds for test in run.history])
+        ends = spent if len(runs) > 1 else [test.epoch for test in run.history]
+        reached = [100 * test.test_accuracy for test in run.history]
         label = f"{label}: {reached[-1]:.2f}%"
         accuracy.plot(ends, reached, color=color, marker="o", markersize=5, linewidth=1.8, label=label)
+    if runs[0].config.target is not None:
+        accuracy.axhline(
+            100 * runs[0].config.target, color=_GRAY, linewidth=1, linestyle="--", label="target"
+        )
     loss.set_yscale("log")
     _dress(loss, "Training loss (thin: each step; thick: smoothed)", "epoch", "cross-entropy")
-    _dress(
-        accuracy, "Test accuracy after each epoch", "seconds of training" if len(runs) > 1 else "epoch", "%"
-    )
+    _dress(accuracy, "Test accuracy", "seconds of training" if len(runs) > 1 else "epoch", "%")
     if len(runs) > 1:
         accuracy.set_xlim(0, 1.06 * max(run.train_seconds for run in runs))
     else:

@@ -5,23 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fastnn.data import Batches, Dataset
+from fastnn.data import Batches, Dataset, normalise
 from fastnn.training.checkpoint import Checkpoint, CheckpointError
 from fastnn.training.config import TrainConfig
 from fastnn.training.evaluate import Evaluation, evaluate
-from fastnn.training.model import build, rehearse, step
+from fastnn.training.model import build, fastnn_step, rehearse, torch_step
 from fastnn.training.schedule import lr_at
+
+_TESTS = 8
+"""Tests in an epoch of a run to a target accuracy: the time to it is known to an eighth of an epoch."""
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What came of one epoch: mean training loss, test loss and accuracy, and the seconds of training."""
+class Milestone:
+    """What a test found.
 
-    epoch: int
+    Attributes:
+        step: steps taken by then.
+        epoch: epochs done by then, and parts of one.
+        train_loss: mean over the steps since the test before.
+        test_loss: mean over the test images.
+        test_accuracy: from 0 to 1.
+        train_seconds: spent in the steps since the test before.
+    """
+
+    step: int
+    epoch: float
     train_loss: float
     test_loss: float
     test_accuracy: float
@@ -30,6 +44,12 @@ class Epoch:
 
 class Run:
     """The state of a run and how it advances; it prints nothing and writes nothing.
+
+    The model is tested at each epoch's end or, where `config.target` is set, eight times an epoch, after
+    equal numbers of steps (rounded up), until the target or the last step is reached.
+
+    fastnn trains on the images as bytes. Plain torch trains on images normalised once and for all in memory:
+    that is faster there than to convert each batch.
 
     Args:
         config: the settings.
@@ -44,8 +64,8 @@ class Run:
         backend: what the steps run on, in words, as observed on two steps of a copy.
         step: steps taken so far, of `steps`.
         losses: the training loss of each step.
-        history: the evaluated epochs.
-        train_seconds: time inside the steps, batches included; set-up, evaluation and display are not.
+        history: the tests.
+        train_seconds: time inside the steps, batches included; set-up, tests and display are not.
     """
 
     def __init__(
@@ -56,26 +76,27 @@ class Run:
         self.data = data
         self.device = device
         self.parts = build(config, data.inputs, data.classes, device)
+        images = torch.from_numpy(data.train_images).to(device)
+        ready = partial(normalise, mean=data.mean, std=data.std, dtype=getattr(torch, config.dtype))
+        stepping = torch_step if config.native else partial(fastnn_step, mean=data.mean, std=data.std)
         self.batches = Batches(
-            torch.from_numpy(data.train_images).to(device),
+            ready(images) if config.native else images,
             torch.from_numpy(data.train_labels).to(device),
             batch_size=config.batch_size,
-            mean=data.mean,
-            std=data.std,
-            dtype=getattr(torch, config.dtype),
             seed=config.seed,
         )
-        self._test_images = torch.from_numpy(data.test_images).to(device)
+        self._test_images = ready(torch.from_numpy(data.test_images).to(device))
         self._test_labels = torch.from_numpy(data.test_labels).to(device)
         self.steps_per_epoch = len(self.batches)
         self.steps = config.epochs * self.steps_per_epoch
         self.step = 0
         self.losses: list[float] = []
-        self.history: list[Epoch] = []
+        self.history: list[Milestone] = []
         self.train_seconds = 0.0
         if resume is not None:
             self._restore(resume)
-        self.backend = rehearse(self.parts, *self.batches.get(0))
+        self.backend = rehearse(self.parts, stepping, *self.batches.get(0))
+        self._take_step = stepping(self.parts)
 
     @property
     def name(self) -> str:
@@ -89,33 +110,49 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether every step is taken and every epoch evaluated."""
-        return self.step == self.steps and not self.epoch_ended
+        """Whether the last step is taken and tested, or the target reached."""
+        return (self.step == self.steps or self.seconds_to_target is not None) and not self.test_due
 
     @property
-    def epoch_ended(self) -> bool:
-        """Whether the epoch that just ended waits for `end_epoch`."""
-        return self.step == (len(self.history) + 1) * self.steps_per_epoch
+    def test_due(self) -> bool:
+        """Whether the model as it is now waits for `test`."""
+        tested = self.history[-1].step if self.history else 0
+        return tested < self.step == self._next_test(self.step - 1)
+
+    @property
+    def seconds_to_target(self) -> float | None:
+        """Seconds of training up to the first test that met `config.target`; None if none did."""
+        if self.config.target is not None:
+            seconds = 0.0
+            for milestone in self.history:
+                seconds += milestone.train_seconds
+                if milestone.test_accuracy >= self.config.target:
+                    return seconds
+        return None
+
+    def images_seen(self, step: int) -> int:
+        """Training images in the first `step` steps."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return epochs * len(self.batches.images) + rest * self.config.batch_size
 
     def advance(self, steps: int, interrupted: Callable[[], bool] = lambda: False) -> int:
-        """Take at most `steps` steps, no further than the end of the epoch; returns how many.
+        """Take at most `steps` steps, no further than to the next test; returns how many.
 
         `interrupted` is asked after each step; a step that was begun is always finished.
         """
         if self.step == self.steps:
             return 0
-        begin, offset = self.step, self.step % self.steps_per_epoch
-        end = min(begin + steps, begin - offset + self.steps_per_epoch, self.steps)
+        begin = self.step
+        end = min(begin + steps, self._next_test(begin))
         pending: list[Tensor] = []
         started = time.perf_counter()
-        if offset == 0 and begin > 0:
+        if begin > 0 and begin % self.steps_per_epoch == 0:
             self.batches.start_epoch()
         while self.step < end:
             rate = lr_at(self.config.schedule, self.step, self.steps, self.config.lr)
             for group in self.parts.optimizer.param_groups:
                 group["lr"] = rate
-            images, labels = self.batches.get(self.step % self.steps_per_epoch)
-            pending.append(step(self.parts, images, labels))
+            pending.append(self._take_step(*self.batches.get(self.step % self.steps_per_epoch)))
             self.step += 1
             if interrupted():
                 break
@@ -124,23 +161,30 @@ class Run:
         self.train_seconds += time.perf_counter() - started
         return self.step - begin
 
+    def _next_test(self, step: int) -> int:
+        """The first step after `step` that a test follows."""
+        tests = _TESTS if self.config.target is not None else 1
+        number = step * tests // self.steps_per_epoch + 1
+        return -(-number * self.steps_per_epoch // tests)
+
     def evaluate(self) -> Evaluation:
         """Test the model as it is now."""
-        return evaluate(self.parts.model, self.batches, self._test_images, self._test_labels)
+        return evaluate(self.parts.model, self._test_images, self._test_labels)
 
-    def end_epoch(self) -> Epoch:
-        """Evaluate the epoch that ended and add it to the history."""
+    def test(self) -> Milestone:
+        """Test the model and add the result to the history."""
         evaluation = self.evaluate()
-        losses = self.losses[len(self.history) * self.steps_per_epoch :]
-        epoch = Epoch(
-            epoch=len(self.history) + 1,
+        losses = self.losses[self.history[-1].step if self.history else 0 :]
+        milestone = Milestone(
+            step=self.step,
+            epoch=self.step / self.steps_per_epoch,
             train_loss=sum(losses) / len(losses),
             test_loss=evaluation.loss,
             test_accuracy=evaluation.accuracy,
             train_seconds=self.train_seconds - sum(past.train_seconds for past in self.history),
         )
-        self.history.append(epoch)
-        return epoch
+        self.history.append(milestone)
+        return milestone
 
     def checkpoint(self) -> Checkpoint:
         """The present state."""
@@ -149,7 +193,7 @@ class Run:
             dataset=self.data.name,
             step=self.step,
             train_seconds=self.train_seconds,
-            history=[asdict(epoch) for epoch in self.history],
+            history=[asdict(milestone) for milestone in self.history],
             model=self.parts.model.state_dict(),
             optimizer=self.parts.optimizer.state_dict(),
             order=self.batches.state(),
@@ -163,7 +207,7 @@ class Run:
         saved.restore(self.parts.model, self.parts.optimizer)
         try:
             self.batches.restore(saved.order)
-            self.history = [Epoch(**epoch) for epoch in saved.history]
+            self.history = [Milestone(**test) for test in saved.history]
         except (RuntimeError, TypeError) as error:
             raise CheckpointError(f"the checkpoint is damaged: {error}") from None
         self.step = saved.step
