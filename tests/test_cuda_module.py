@@ -114,3 +114,22 @@ def test_native_is_the_module_of_the_tensors_device(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(_backend, "cuda", "the CUDA module")
     assert _backend.native(OnCuda()) == "the CUDA module"  # type: ignore[arg-type]
     assert _backend.native(torch.randn(1)) is _backend.cpu
+
+
+def _cross_entropy(module: Any, x: torch.Tensor, target: torch.Tensor, *more: Any) -> None:
+    module.cross_entropy_forward(x, target, None, torch.empty(()), None, -100, 1, 0.0, 0.0, *more)
+
+
+@needs_module
+def test_cross_entropy_refuses_cpu_tensors_and_wrong_scratch() -> None:
+    x, target = torch.randn(2, 3), torch.tensor([0, 1])
+    scratch = torch.empty(built.cross_entropy_scratch, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="cross_entropy: a CUDA kernel was given a tensor on the CPU"):
+        _cross_entropy(built, x, target, scratch, False)
+    with pytest.raises(RuntimeError, match="cross_entropy: scratch has shape"):
+        _cross_entropy(built, x, target, scratch[1:], False)
+    with pytest.raises(RuntimeError, match="cross_entropy: scratch has dtype float32"):
+        _cross_entropy(built, x, target, scratch.float(), False)
+    for module, more in ((_backend.cpu, ()), (built, (scratch, False))):
+        with pytest.raises(ValueError, match="batch size 3"):
+            _cross_entropy(module, x, torch.tensor([0, 1, 1]), *more)

@@ -1,9 +1,8 @@
 #include "ops/cross_entropy/cross_entropy.h"
 
-#include <pybind11/stl.h>
-
 #include <optional>
 
+#include "bindings/cross_entropy_args.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -12,62 +11,6 @@
 namespace fastnn {
 
 namespace {
-
-constexpr const char* kOp = "cross_entropy";
-
-// (C), (N, C) or (N, C, d1, ...) as (outer, classes, inner).
-void read_logits(const TensorView& x, CrossEntropyArgs& args) {
-  check_floating(kOp, "input", x);
-  check(x.ndim >= 1, kOp, ": input has shape (), expected (C), (N, C) or (N, C, d1, ...)");
-  check(x.numel() > 0, kOp, ": input of shape ", shape_string(x), " has no elements");
-  args.dtype = x.dtype;
-  args.logits = x.data;
-  args.outer = x.ndim == 1 ? 1 : x.shape[0];
-  args.classes = x.shape[x.ndim == 1 ? 0 : 1];
-  args.inner = 1;
-  for (int d = 2; d < x.ndim; ++d) args.inner *= x.shape[d];
-  args.outer_stride = args.classes * args.inner;
-  if (x.ndim == 2) {
-    check(x.strides[1] == 1 || args.classes == 1, kOp, ": the classes of input must have stride 1");
-    args.outer_stride = x.strides[0];
-  } else {
-    check_contiguous(kOp, "input", x);
-  }
-}
-
-// Shape of the class indices: the input's without its class dimension.
-TensorView without_classes(const TensorView& x) {
-  TensorView t;
-  for (int d = 0; d < x.ndim; ++d)
-    if (d != (x.ndim == 1 ? 0 : 1)) t.shape[t.ndim++] = x.shape[d];
-  return t;
-}
-
-void read_target(const TensorView& target, const TensorView& x, CrossEntropyArgs& args) {
-  args.target = target.data;
-  args.target_dtype = target.dtype;
-  if (target.dtype == x.dtype) {
-    check_same_shape(kOp, "target of class probabilities", target, x);
-  } else {
-    check(target.dtype == DType::i64 || target.dtype == DType::u8, kOp, ": target has dtype ",
-          dtype_name(target.dtype), ", expected int64, uint8 or that of input, ", dtype_name(x.dtype));
-    const TensorView expected = without_classes(x);
-    if (target.ndim > 0 && expected.ndim > 0)
-      check<std::invalid_argument>(target.shape[0] == expected.shape[0], kOp, ": target of shape ",
-                                   shape_string(target), " has batch size ", target.shape[0], ", expected ",
-                                   expected.shape[0], " for input of shape ", shape_string(x));
-    check_same_shape(kOp, "target of class indices", target, expected);
-  }
-  check_contiguous(kOp, "target", target);
-}
-
-void read_weight(const TensorView& weight, const TensorView& x, CrossEntropyArgs& args) {
-  check_dtype(kOp, "weight", weight, x.dtype);
-  check(weight.ndim == 1 && weight.shape[0] == args.classes, kOp, ": weight has shape ", shape_string(weight),
-        ", expected (", args.classes, ",) for ", args.classes, " classes");
-  check_contiguous(kOp, "weight", weight);
-  args.weight = weight.data;
-}
 
 std::string index_error(const TensorView& target, int64_t row) {
   return concat("Target ",
@@ -78,24 +21,8 @@ std::string index_error(const TensorView& target, int64_t row) {
 double forward(const TensorView& x, const TensorView& target, const std::optional<TensorView>& weight,
                const TensorView& loss, const std::optional<TensorView>& gradient, int64_t ignore_index,
                int reduction, double label_smoothing, double z_loss) {
-  CrossEntropyArgs args = {};
-  read_logits(x, args);
-  read_target(target, x, args);
-  if (weight) read_weight(*weight, x, args);
-  args.ignore_index = ignore_index;
-  args.reduction = static_cast<Reduction>(reduction);
-  args.label_smoothing = label_smoothing;
-  args.z_loss = z_loss;
-  check_dtype(kOp, "loss", loss, x.dtype);
-  check_same_shape(kOp, "loss", loss, args.reduction == Reduction::none ? without_classes(x) : TensorView{});
-  check_contiguous(kOp, "loss", loss);
-  args.loss = loss.data;
-  if (gradient) {
-    check_dtype(kOp, "gradient", *gradient, x.dtype);
-    check_same_shape(kOp, "gradient", *gradient, x);
-    check_contiguous(kOp, "gradient", *gradient);
-    args.gradient = gradient->data;
-  }
+  const CrossEntropyArgs args = cross_entropy_args::read_forward(
+      x, target, pointer(weight), loss, pointer(gradient), ignore_index, reduction, label_smoothing, z_loss);
   CrossEntropyResult result;
   {
     const ReleaseGil released(x.numel());
@@ -107,13 +34,7 @@ double forward(const TensorView& x, const TensorView& target, const std::optiona
 
 void scale_gradient(const TensorView& gradient, const TensorView& dy, double scale) {
   CrossEntropyArgs args = {};
-  read_logits(gradient, args);
-  check_contiguous(kOp, "gradient", gradient);
-  check_dtype(kOp, "grad_output", dy, gradient.dtype);
-  check_contiguous(kOp, "grad_output", dy);
-  const bool scalar = dy.numel() == 1;
-  if (!scalar) check_same_shape(kOp, "grad_output", dy, without_classes(gradient));
-  args.gradient = gradient.data;
+  const bool scalar = cross_entropy_args::read_scaling(gradient, dy, args);
   const ReleaseGil released(gradient.numel());
   cpu_kernels().cross_entropy.scale_gradient(args, dy.data, scalar, scale);
 }

@@ -129,6 +129,8 @@ cuda: Any = None
 
 _disabled_depth = int(_switched_on("FASTNN_DISABLE"))
 _disabled_lock = threading.Lock()
+# Whether an op on CUDA waits for its kernel where the kernel may find an error, to raise it at once.
+check_at_once = _switched_on("FASTNN_CHECK")
 _log_decisions = _switched_on("FASTNN_LOG")
 _logged: set[Decision] = set()
 _recorders: list[Callable[[Decision], None]] = []

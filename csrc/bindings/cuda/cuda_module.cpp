@@ -10,5 +10,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("runtime_version") = CUDART_VERSION;  // 1000 * major + 10 * minor
   m.def("driver_version", &cuda::driver_version);
   m.def("why_unusable", &cuda::why_unusable);
+  cuda::register_cross_entropy(m);
   cuda::register_relu(m);
 }

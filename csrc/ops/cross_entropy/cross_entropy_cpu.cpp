@@ -3,6 +3,7 @@
 #include "core/dtype_dispatch.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "ops/cross_entropy/formulas.h"
 #include "ops/cross_entropy/problem.h"
 #include "ops/cross_entropy/row.h"
 #include "ops/cross_entropy/tile.h"
@@ -55,18 +56,16 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
   const CrossEntropyTotals totals = args.totals ? *args.totals : count_rows(p);
   if (totals.bad_row >= 0) return {totals.bad_row, 1, 0};
 
-  // Without a row that counts all gradients are 0, and the factor is infinite.
   const bool mean = args.reduction == Reduction::mean;
-  const bool late = mean && args.dtype == DType::f16 && totals.rows > 0;
-  const double scale = mean ? 1 / totals.weight : 1,
-               square_scale = mean ? 1.0 / static_cast<double>(totals.rows) : 1;
+  const CrossEntropyScales scales = cross_entropy_scales(mean, args.dtype == DType::f16, args.z_loss,
+                                                         static_cast<double>(totals.rows), totals.weight);
   p.keep = static_cast<A>(1 - args.label_smoothing);
   p.smooth = static_cast<A>(args.label_smoothing / static_cast<double>(classes));
   double dense_weight = 0;
   for (int64_t k = 0; p.dense && k < classes; ++k) dense_weight += p.weight_of(k);
   p.dense_weight = static_cast<A>(dense_weight);
-  p.gradient_scale = static_cast<A>(late ? 1 : scale);
-  if (args.z_loss != 0) p.z_scale = static_cast<A>(2 * args.z_loss * square_scale / (late ? scale : 1));
+  p.gradient_scale = static_cast<A>(scales.gradient);
+  p.z_scale = static_cast<A>(scales.z);
 
   // A unit of work is a tile or a row; tiles do not reach over the end of `inner`.
   const bool tiles = args.inner > 1 || classes <= kLaneClasses;
@@ -107,11 +106,11 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
       sums.square += partial[c].square;
     }
     const double loss = mean ? sums.loss / totals.weight : sums.loss;
-    const double z_loss = args.z_loss == 0 ? 0 : args.z_loss * sums.square * square_scale;
+    const double z_loss = args.z_loss == 0 ? 0 : args.z_loss * sums.square * scales.square;
     total = loss + z_loss;
     if (args.loss && leads_team()) *static_cast<T*>(args.loss) = from_acc<T>(static_cast<A>(total));
   }
-  return {-1, late ? scale : 1, total};
+  return {-1, scales.late, total};
 }
 
 CrossEntropyTotals cross_entropy_count(const CrossEntropyArgs& args) {

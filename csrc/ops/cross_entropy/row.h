@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/vec_math.h"
+#include "ops/cross_entropy/formulas.h"
 #include "ops/cross_entropy/problem.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -169,10 +170,11 @@ void one_row(const Problem<T>& p, int64_t row, Sums& sums) {
     at_index = to_acc(x[index]);  // read here: the gradient may be written over the logits
     distance += index_weight * (r.largest - at_index);
   }
-  finish_row(p, row, pulls * log_total + distance, lse, sums);
+  finish_row(p, row, row_loss(pulls, log_total, distance), lse, sums);
   if (!g) return;
 
-  const A factor = static_cast<A>((pulls * p.gradient_scale + p.z_scale * lse) / r.total);
+  const A factor =
+      static_cast<A>(softmax_factor<double, double>(pulls, lse, r.total, p.gradient_scale, p.z_scale));
   gradient_row(p, x, offset, r.largest, factor);
   if (!p.probabilities) {
     A gradient = exp_scalar(at_index - r.largest) * factor - index_weight * p.gradient_scale;

@@ -5,6 +5,7 @@
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "core/vec_math.h"
+#include "ops/cross_entropy/formulas.h"
 #include "ops/cross_entropy/problem.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -79,7 +80,8 @@ void tile_rows(const Problem<T>& p, int64_t row, int n, int64_t x_offset, int64_
   if (p.probabilities) {
     load_tile(p.probabilities + offset, row_stride, class_stride, classes, n, q_tile);
     for (int64_t k = 0; k < classes; ++k)
-      store(q_tile + k * kStep, (load(q_tile + k * kStep) * p.keep + p.smooth) * p.weight_of(k));
+      store(q_tile + k * kStep,
+            smoothed_probability(load(q_tile + k * kStep), p.weight_of(k), p.keep, p.smooth));
     q_sum = sum_classes<A>(classes, [&](int64_t k) { return load(q_tile + k * kStep); });
     q_distance = sum_classes<A>(
         classes, [&](int64_t k) { return load(q_tile + k * kStep) * (largest - load(tile + k * kStep)); });
@@ -104,7 +106,7 @@ void tile_rows(const Problem<T>& p, int64_t row, int n, int64_t x_offset, int64_
     return e;
   });
   const Vec<A> log_total = log(total), lse = largest + log_total, pulls = q_sum + load(index_weight);
-  const Vec<A> loss = pulls * log_total + q_distance + load(index_distance);
+  const Vec<A> loss = row_loss<Vec<A>>(pulls, log_total, q_distance + load(index_distance));
   for (int lane = 0; lane < n; ++lane) {
     if (ignored[lane])
       finish_row(p, row + lane, 0, 0, sums);
@@ -113,7 +115,7 @@ void tile_rows(const Problem<T>& p, int64_t row, int n, int64_t x_offset, int64_
   }
   if (!p.args.gradient) return;
 
-  const Vec<A> factor = (pulls * p.gradient_scale + p.z_scale * lse) / total;
+  const Vec<A> factor = softmax_factor(pulls, lse, total, p.gradient_scale, p.z_scale);
   for (int64_t k = 0; k < classes; ++k) {
     Vec<A> g = load(tile + k * kStep) * factor;
     if (p.probabilities)

@@ -78,7 +78,7 @@ class CrossEntropyFunction(NativeFunction):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        native = _backend.use_native_backward("cross_entropy_backward", grad_output)
+        native = _backend.use_native_backward("cross_entropy_backward", grad_output, cuda=True)
         gradient, ctx.gradient = ctx.gradient, None
         if torch.is_grad_enabled():
             return _torch_gradient(ctx, grad_output), None, None, None
@@ -87,11 +87,14 @@ class CrossEntropyFunction(NativeFunction):
             gradient = torch.empty_like(input, memory_format=torch.contiguous_format)
             _run(input, target, weight, gradient, *ctx.options)
         if native:
-            _backend.cpu.cross_entropy_scale_gradient(gradient, grad_output.contiguous(), ctx.scale)
+            kernels = _backend.native(gradient)
+            kernels.cross_entropy_scale_gradient(gradient, grad_output.contiguous(), ctx.scale)
         else:
             if grad_output.dim() and gradient.dim() > 1:
                 grad_output = grad_output.unsqueeze(1)
-            gradient = gradient * (grad_output * ctx.scale)
+            # On CUDA the factor is the first of what the kernel left.
+            scale = ctx.scale[0] if isinstance(ctx.scale, Tensor) else ctx.scale
+            gradient = gradient * (grad_output * scale)
         return gradient, None, None, None
 
 
@@ -121,8 +124,8 @@ def _run(
     reduction: str,
     label_smoothing: float,
     z_loss: float,
-) -> tuple[Tensor, float]:
-    """Fill `gradient`, if given, and return the loss and the factor that the gradient still lacks."""
+) -> tuple[Tensor, Any]:
+    """Fill `gradient`, if given; return the loss and what holds the factor that the gradient still lacks."""
     if reduction != "none":
         shape: tuple[int, ...] = ()
     else:
@@ -130,7 +133,7 @@ def _run(
     loss = input.new_empty(shape)
     # The kernel takes rows of any stride if their elements are adjacent.
     rows = input if input.dim() == 2 and input.stride(1) == 1 else input.contiguous()
-    scale: float = _backend.cpu.cross_entropy_forward(
+    arguments = (
         rows,
         target.contiguous(),
         weight if weight is None else weight.contiguous(),
@@ -141,7 +144,12 @@ def _run(
         label_smoothing,
         z_loss,
     )
-    return loss, scale
+    if rows.is_cpu:
+        return loss, _backend.cpu.cross_entropy_forward(*arguments)
+    # What depends on the targets stays on the device.
+    scratch = torch.empty(_backend.cuda.cross_entropy_scratch, dtype=torch.float64, device=rows.device)
+    _backend.cuda.cross_entropy_forward(*arguments, scratch, _backend.check_at_once)
+    return loss, scratch
 
 
 def cross_entropy_reason(
@@ -151,12 +159,13 @@ def cross_entropy_reason(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    cuda: bool = False,
 ) -> str | None:
-    """Why torch must compute this loss, or None where the native kernel may."""
+    """Why torch must compute this loss, or None where the native kernel may (`cuda`: it has CUDA kernels)."""
     if not isinstance(target, Tensor):
         return f"{type(target).__name__} is not a tensor"
     probabilities = target.is_floating_point()
-    reason = _backend.torch_reason(input, weight, target if probabilities else None)
+    reason = _backend.torch_reason(input, weight, target if probabilities else None, cuda=cuda)
     if reason is not None:
         return reason
     if torch.is_grad_enabled():
@@ -167,7 +176,8 @@ def cross_entropy_reason(
     if not probabilities:
         if type(target) is not Tensor:
             return f"{type(target).__name__} is a tensor subclass"
-        if not target.is_cpu or target.layout is not torch.strided:
+        same_device = target.is_cpu if input.is_cpu else target.device == input.device
+        if not same_device or target.layout is not torch.strided:
             return f"a target on {target.device.type} with layout {target.layout}"
         if target.dtype not in _INDEX_DTYPES or target.is_neg():
             return f"no kernels for a target of {target.dtype}"
@@ -233,13 +243,14 @@ def cross_entropy(
         Scalar; with ``"none"`` one loss a row, of the shape of the class indices.
 
     Raises:
-        IndexError: an index is neither in [0, C) nor ``ignore_index``.
+        IndexError: an index is neither in [0, C) nor ``ignore_index``. On CUDA the loss is NaN then, and the
+            next call raises, or with FASTNN_CHECK=1 in the environment this one, which waits for the device.
         ValueError: the batch sizes of ``input`` and ``target`` differ; an unknown ``reduction``.
         RuntimeError: other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1].
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    reason = cross_entropy_reason(input, target, weight, ignore_index, reduction, label_smoothing)
+    reason = cross_entropy_reason(input, target, weight, ignore_index, reduction, label_smoothing, cuda=True)
     if not _backend.decide("cross_entropy", reason):
         return cross_entropy_torch(
             input,

@@ -1,0 +1,58 @@
+// Reductions over groups of threads and blocks, always in the same order: bitwise the same in every run.
+#pragma once
+
+#include "core/cuda/launch.cuh"
+
+namespace fastnn::cuda {
+
+constexpr int kMaxWarps = 32;  // of a block
+
+// Combines the values of kGroup neighbouring lanes; all of them get the result. Every lane of the warp calls
+// it.
+template <int kGroup, class V, class Combine>
+__device__ __forceinline__ V reduce_group(V value, const Combine& combine) {
+#pragma unroll
+  for (int step = kGroup / 2; step > 0; step /= 2) value = combine(value, value.shuffled(step));
+  return value;
+}
+
+// A value that reduce_group can pass between lanes.
+struct Sum {
+  double value;
+  __device__ __forceinline__ Sum shuffled(int step) const {
+    return {__shfl_xor_sync(0xffffffffu, value, step)};
+  }
+};
+__device__ __forceinline__ Sum add(Sum a, Sum b) { return {a.value + b.value}; }
+
+// Combines the values of all threads of a block; all get the result. `slots` is shared memory of kMaxWarps
+// values that nobody else uses meanwhile; blockDim.x is a multiple of 32.
+template <class V, class Combine>
+__device__ V reduce_block(V value, V* slots, const Combine& combine) {
+  value = reduce_group<kWarp>(value, combine);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
+  __syncthreads();  // a result of an earlier call may still be read from the slots
+  if (lane == 0) slots[warp] = value;
+  __syncthreads();
+  V result = slots[0];
+  for (int w = 1; w < warps; ++w) result = combine(result, slots[w]);
+  return result;
+}
+
+__device__ __forceinline__ double sum_block(double value, Sum* slots) {
+  return reduce_block(Sum{value}, slots, [](Sum a, Sum b) { return add(a, b); }).value;
+}
+
+// True in the block that comes last of all: it sees what every other block wrote to device memory before its
+// call. `counter` is 0 at the start of the launch.
+__device__ __forceinline__ bool is_last_block(unsigned* counter) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(counter, 1u) == gridDim.x - 1;
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+}  // namespace fastnn::cuda

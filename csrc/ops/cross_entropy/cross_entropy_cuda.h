@@ -1,0 +1,38 @@
+// Softmax cross-entropy on CUDA: the formulas and rules of cross_entropy.h, on the current device, in the
+// order of `stream`. The host learns nothing of the result: what depends on the targets stays in `scratch`.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "ops/cross_entropy/cross_entropy.h"
+
+namespace fastnn::cuda {
+
+constexpr int kCountBlocks = 128;  // at most, that look at the targets
+constexpr int kCrossEntropyBlocks =
+    2048;  // at most, that compute rows: a few times what an H100 runs at once
+
+// Of one call, in device memory. A later scale_gradient reads `late`.
+struct CrossEntropyScratch {
+  double late;       // what the gradient must still be multiplied with
+  unsigned counter;  // of blocks that are through
+  double rows[kCountBlocks], weight[kCountBlocks];
+  double loss[kCrossEntropyBlocks], square[kCrossEntropyBlocks];
+};
+
+// A class index that was out of range, told by a kernel through memory that the host can read. Its row has
+// the loss NaN and gradients of NaN.
+struct BadIndex {
+  long long index;
+  int found;
+};
+// In memory of the host that every device can write to.
+BadIndex* bad_index();
+
+// `args.totals` is not used; `args.loss` is required.
+void cross_entropy_forward(const CrossEntropyArgs& args, CrossEntropyScratch* scratch, cudaStream_t stream);
+// gradient *= scratch->late * dy, as in CrossEntropyKernels.
+void cross_entropy_scale_gradient(const CrossEntropyArgs& args, const void* dy, bool scalar,
+                                  const CrossEntropyScratch* scratch, cudaStream_t stream);
+
+}  // namespace fastnn::cuda

@@ -1,0 +1,194 @@
+"""The ops that have CUDA kernels, against float64 on the CPU: the same cases on every device there is."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import DTYPES
+from torch import Tensor
+
+import fastnn
+from fastnn import _backend, functional
+
+pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+
+
+def assert_native(explanation: fastnn._explain.Explanation) -> None:
+    assert [d.reason for d in explanation.decisions if d.reason is not None] == []
+
+
+# Around a pack of 16 bytes, around what a block takes, and past one.
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 1023, 4096, 8192, 100_003])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_relu(n: int, dtype: torch.dtype, offset: int, device: torch.device) -> None:
+    x = torch.randn(n + offset).to(dtype)[offset:]
+    if n > 2:
+        x[:3] = torch.tensor([float("nan"), -0.0, float("inf")])
+    dy = torch.randn(n).to(dtype)
+    ours = torch.empty(n + offset, dtype=dtype, device=device)[offset:].copy_(x).requires_grad_()
+    seen = fastnn.explain(lambda: torch.autograd.grad(functional.relu(ours), ours, dy.to(device))[0])
+    assert_native(seen)
+    wide = x.double()
+    want = torch.where(wide <= 0, 0.0, dy.double()).to(dtype)
+    assert torch.equal(seen.result.cpu(), want)
+    y = functional.relu(ours.detach()).cpu()
+    assert torch.equal(y.nan_to_num(nan=7.0), torch.where(wide < 0, 0.0, wide).to(dtype).nan_to_num(nan=7.0))
+    functional.relu(ours.detach(), inplace=True)
+    assert torch.equal(ours.detach().cpu().nan_to_num(nan=7.0), y.nan_to_num(nan=7.0))
+
+
+def check_cross_entropy(
+    whole: Tensor, target: Tensor, device: torch.device, columns: slice = slice(None), **options: object
+) -> None:
+    """Loss and gradient of `whole[:, columns]` on `device` against torch's in float64 on the CPU.
+
+    Rounding: a sum of C exponentials in float32 errs by about sqrt(C) eps of itself, the exponentials by
+    1e-7 (1 + |x|) of theirs, both with room for the worst of many rows; storing adds half a unit of the
+    dtype.
+    """
+    x, dtype = whole[:, columns], whole.dtype
+    wide = x.double().detach().clone().requires_grad_()
+    wide_options = {k: v.double() if isinstance(v, Tensor) else v for k, v in options.items()}
+    wide_target = target.double() if target.is_floating_point() else target.long()
+    want = F.cross_entropy(wide, wide_target, **wide_options)  # type: ignore[arg-type]
+    dy = torch.randn(want.shape, dtype=torch.float64).to(dtype)
+    (want_gradient,) = torch.autograd.grad(want, wide, dy.double())
+
+    ours = whole.to(device, copy=True)[:, columns].requires_grad_()
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+
+    def run() -> tuple[Tensor, Tensor]:
+        loss = functional.cross_entropy(ours, target.to(device), **moved)  # type: ignore[arg-type]
+        return loss.detach(), torch.autograd.grad(loss, ours, dy.to(device))[0]
+
+    seen = fastnn.explain(run)
+    assert_native(seen)
+    loss, gradient = (t.double().cpu() for t in seen.result)
+    compute = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    store = torch.finfo(dtype).eps
+    rounding = 8 * compute * x.shape[1] ** 0.5 + 4 * compute * float(x.double().abs().max()) + 2 * store
+    loss_size = float(want.detach().abs().max()) + 1
+    assert float((loss - want.detach()).abs().max()) <= rounding * loss_size
+    scale = float(want_gradient.abs().max())
+    tiny = torch.finfo(dtype).smallest_normal * store
+    assert float((gradient - want_gradient).abs().max()) <= rounding * scale + tiny
+    again = run()
+    assert all(torch.equal(a, b) for a, b in zip(again, seen.result, strict=True))
+
+
+# Around the limits between the kernels (64, 512), not multiples of a pack, and longer than shared memory.
+CLASSES = [1, 2, 10, 63, 64, 65, 511, 512, 513, 1000, 4099, 32_001, 262_147]
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_class_counts(classes: int, dtype: torch.dtype, device: torch.device) -> None:
+    rows = 70 if classes < 5000 else 3
+    x = (3 * torch.randn(rows, classes)).to(dtype)
+    target = torch.randint(classes, (rows,))
+    check_cross_entropy(x, target, device)
+    target[0] = -100
+    check_cross_entropy(x, target, device, reduction="sum")
+
+
+@pytest.mark.parametrize("classes", [10, 300, 1500])
+@pytest.mark.parametrize(
+    ("reduction", "smoothing", "weighted", "kind"),
+    list(
+        itertools.product(
+            ["mean", "sum", "none"], [0.0, 0.1], [False, True], ["index", "uint8", "probabilities"]
+        )
+    ),
+)
+def test_cross_entropy_options(
+    classes: int, reduction: str, smoothing: float, weighted: bool, kind: str, device: torch.device
+) -> None:
+    x = 3 * torch.randn(40, classes)
+    target = torch.randint(min(classes, 256), (40,))
+    target[::7] = 5
+    options: dict[str, object] = {"reduction": reduction, "label_smoothing": smoothing}
+    if weighted:
+        options["weight"] = torch.rand(classes) + 0.1
+    if kind == "probabilities":
+        target = torch.softmax(torch.randn(40, classes), 1)
+    else:
+        options["ignore_index"] = 5
+        target = target.to(torch.uint8) if kind == "uint8" else target
+    check_cross_entropy(x, target, device, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_strided(dtype: torch.dtype, device: torch.device) -> None:
+    check_cross_entropy(torch.randn(3, 7, 5, 11).to(dtype), torch.randint(7, (3, 5, 11)), device)
+    long = torch.randn(6, 2003).to(dtype)
+    check_cross_entropy(long, torch.randint(1999, (6,)), device, slice(1, 2000))
+
+
+def test_cross_entropy_z_loss(device: torch.device) -> None:
+    for classes in (10, 2000):
+        x, target = torch.randn(20, classes, dtype=torch.float64), torch.randint(classes, (20,))
+        mine = functional.cross_entropy(x.to(device), target.to(device), z_loss=0.1)
+        want = F.cross_entropy(x, target) + 0.1 * torch.logsumexp(x, 1).square().mean()
+        assert torch.allclose(mine.cpu(), want, rtol=1e-12)
+
+
+def test_cross_entropy_of_nothing(device: torch.device) -> None:
+    for classes in (3, 1000):
+        x = torch.randn(4, classes, device=device, requires_grad=True)
+        ignored = torch.full((4,), -100, device=device)
+        loss = functional.cross_entropy(x, ignored)
+        assert loss.isnan()
+        assert functional.cross_entropy(x, ignored, reduction="sum") == 0
+        assert torch.autograd.grad(loss, x)[0].eq(0).all()
+        for bad in (float("nan"), float("inf")):
+            y = x.detach().clone()
+            y[1, 2] = bad
+            assert functional.cross_entropy(y, torch.zeros(4, dtype=torch.int64, device=device)).isnan()
+
+
+@pytest.mark.cuda
+def test_a_target_out_of_range_is_told_at_the_next_call() -> None:
+    x = torch.randn(4, 10, device="cuda")
+    bad, good = torch.tensor([0, 1, 10, 2], device="cuda"), torch.tensor([0, 1, 9, 2], device="cuda")
+    loss = functional.cross_entropy(x, bad)
+    torch.cuda.synchronize()
+    assert loss.isnan()
+    with pytest.raises(IndexError, match=r"Target 10 is out of bounds\."):
+        functional.cross_entropy(x, good)
+    assert functional.cross_entropy(x, good).isfinite()
+
+
+@pytest.mark.cuda
+def test_a_target_out_of_range_is_told_at_once_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_backend, "check_at_once", True)
+    with pytest.raises(IndexError, match=r"Target -1 is out of bounds\."):
+        functional.cross_entropy(torch.randn(1, 10, device="cuda"), torch.tensor([-1], device="cuda"))
+
+
+@pytest.mark.cuda
+def test_capture_and_streams() -> None:
+    x = torch.randn(64, 1000, device="cuda", requires_grad=True)
+    target = torch.randint(1000, (64,), device="cuda")
+
+    def run() -> tuple[Tensor, Tensor]:
+        loss = functional.cross_entropy(functional.relu(x), target)
+        return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+    want = run()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            other = run()
+    torch.cuda.current_stream().wait_stream(side)
+    assert all(torch.equal(a, b) for a, b in zip(other, want, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(captured, want, strict=True))
