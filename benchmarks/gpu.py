@@ -1,0 +1,106 @@
+"""Times CUDA ops against torch eager and torch.compile on the GPU: a JSON file and a short table.
+
+Floors are bytes over the bandwidth of a device-to-device copy that is measured here (read plus written).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastnn
+from fastnn import functional
+
+Calls = dict[str, Callable[[], object]]
+
+REPEATS = 20
+CALLS = 10  # between two events
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Median time of a call on the device, after a warm-up."""
+    for _ in range(5):
+        call()
+    times: list[float] = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(CALLS):
+            call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e-3 / CALLS)
+    return statistics.median(times)
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second of a copy of 1 GiB within the device, reading and writing counted."""
+    source = torch.randn(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / seconds(lambda: target.copy_(source))
+
+
+def gradient_of(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, target: Tensor) -> Callable[[], object]:
+    """A call of forward and backward."""
+    return lambda: torch.autograd.grad(loss(x, target), x)
+
+
+def cases() -> list[tuple[str, int, Calls]]:
+    """Name, bytes that must move, and one call for each contender."""
+    found: list[tuple[str, int, Calls]] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(1 << 27, device="cuda").to(dtype)
+        calls: Calls = {"fastnn": partial(functional.relu, x), "torch": partial(F.relu, x)}
+        found.append((f"relu 128M {dtype}", 2 * x.numel() * x.element_size(), calls))
+    for rows, classes in ((64, 10), (65536, 10), (32768, 1024), (4096, 32000), (1024, 131072)):
+        logits = torch.randn(rows, classes, device="cuda").bfloat16().requires_grad_()
+        target = torch.randint(classes, (rows,), device="cuda")
+        compiled = torch.compile(F.cross_entropy)
+        contenders = {"fastnn": functional.cross_entropy, "torch": F.cross_entropy, "compile": compiled}
+        calls = {name: gradient_of(loss, logits, target) for name, loss in contenders.items()}
+        found.append((f"cross_entropy {rows}x{classes} bf16, with gradient", 4 * rows * classes, calls))
+    return found
+
+
+def main() -> None:
+    """Run all cases."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    output = parser.parse_args().output
+    bandwidth = copy_bandwidth()
+    rows: list[dict[str, Any]] = []
+    for name, bytes_moved, calls in cases():
+        decisions = fastnn.explain(calls["fastnn"]).decisions
+        reasons = [d.reason for d in decisions if d.reason is not None]
+        row: dict[str, Any] = {"case": name, "floor": bytes_moved / bandwidth, "not native": reasons}
+        for contender, call in calls.items():
+            try:
+                row[contender] = seconds(call)
+            except Exception as error:  # a contender that fails must not cost the others' figures
+                row[contender] = None
+                print(f"{name}, {contender}: {error}")
+        rows.append(row)
+    report = {
+        "device": torch.cuda.get_device_name(),
+        "copy bandwidth": bandwidth,
+        "info": fastnn.info().as_dict(),
+        "seconds": rows,
+    }
+    output.write_text(json.dumps(report, indent=1))
+    print(f"{report['device']}: copy {bandwidth / 1e12:.2f} TB/s; microseconds")
+    for row in rows:
+        times = [f"{k} {row[k] * 1e6:.1f}" for k in ("floor", "fastnn", "torch", "compile") if row.get(k)]
+        print(f"{row['case']:<45} {', '.join(times)} {row['not native'] or ''}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Builds fastnn on a machine with a GPU, tests it there and measures it: gpu_check.sh [build|test|sanitize|bench]...
+# Without arguments all of them, each within its share of eight minutes. Needs no network; torch with CUDA, CMake, ninja,
+# pybind11, scikit-build-core and pytest must be installed. Writes to $OUT, by default build/gpu.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+out=${OUT:-build/gpu}
+mkdir -p "$out"
+export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+failed=()
+
+# stage <name> <seconds> <command...>: runs it with a limit, keeps its output, notes a failure.
+stage() {
+  local name=$1 limit=$2 start=$SECONDS
+  shift 2
+  echo "== $name"
+  timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n 15
+  local status=${PIPESTATUS[0]}
+  [ "$status" -eq 0 ] || failed+=("$name (exit $status)")
+  echo "-- $name: $((SECONDS - start)) s"
+}
+
+build() {
+  "$python" -c 'import torch; assert torch.cuda.is_available(), "torch finds no GPU"; print(torch.__version__, torch.cuda.get_device_name())' &&
+    cmake -S . -B build/gpu-build -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTNN_CUDA=ON \
+      -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$(command -v "$python")" &&
+    cmake --build build/gpu-build && cmake --install build/gpu-build --prefix python &&
+    "$python" -c 'import fastnn; print(fastnn.info())'
+}
+
+sanitize() {
+  local tool selection='test_relu and (9- or 1023-) or class_counts and (-65 or -513) or strided'
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
+      "$python" -m pytest -q -x -m cuda -k "$selection" tests/ops/test_devices.py || return 1
+  done
+}
+
+for name in "${@:-build test sanitize bench}"; do
+  for one in $name; do
+    case $one in
+      build) export -f build; export python; stage build 200 bash -c build ;;
+      test) stage test 100 "$python" -m pytest -q -m cuda --maxfail=20 tests ;;
+      sanitize) export -f sanitize; export python; stage sanitize 100 bash -c sanitize ;;
+      bench) stage bench 80 "$python" -m benchmarks.gpu --output "$out/gpu.json" ;;
+      *) echo "unknown stage $one: expected build, test, sanitize or bench" >&2; exit 2 ;;
+    esac
+  done
+done
+if [ ${#failed[@]} -gt 0 ]; then
+  printf 'failed: %s\n' "${failed[@]}"
+  exit 1
+fi
