@@ -1,5 +1,6 @@
 #include "ops/linear/linear.h"
 
+#include "bindings/activation_caster.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -11,8 +12,8 @@ namespace {
 
 using Optional = std::optional<TensorView>;
 
-void forward(const TensorView& x, const TensorView& weight, const Optional& bias, bool relu,
-             const TensorView& y) {
+void forward(const TensorView& x, const TensorView& weight, const Optional& bias, Activation activation,
+             const TensorView& y, const Optional& z) {
   check_floating("linear", "input", x);
   check_ndim("linear", "input", x, 2);
   check_ndim("linear", "weight", weight, 2);
@@ -22,17 +23,26 @@ void forward(const TensorView& x, const TensorView& weight, const Optional& bias
   if (bias) check_vector("linear", "bias", *bias, x.dtype, weight.shape[0]);
   check_matrix("linear", "output", y, x.dtype, x.shape[0], weight.shape[0]);
   check_contiguous("linear", "output", y);
+  if (z) {
+    check_matrix("linear", "preactivation", *z, x.dtype, x.shape[0], weight.shape[0]);
+    check_contiguous("linear", "preactivation", *z);
+  }
   const ReleaseGil released(x.shape[0] * weight.shape[0] * x.shape[1] / 16);
-  cpu_kernels().linear.forward(x, weight, pointer(bias), relu, y);
+  cpu_kernels().linear.forward(x, weight, pointer(bias), activation, y, pointer(z));
 }
 
-void backward(const TensorView& dy, const Optional& y, const Optional& x, const Optional& weight,
-              const Optional& dx, const Optional& dw, const Optional& db) {
+// `saved` is z where from_preactivation(activation), else y.
+void backward(const TensorView& dy, const Optional& saved, Activation activation, const Optional& x,
+              const Optional& weight, const Optional& dx, const Optional& dw, const Optional& db) {
   check_floating("linear", "grad_output", dy);
   check_ndim("linear", "grad_output", dy, 2);
   const int64_t m = dy.shape[0], n = dy.shape[1];
   int64_t products = 0;
-  if (y) check_matrix("linear", "output", *y, dy.dtype, m, n);
+  if (activation != Activation::none) {
+    check(saved.has_value(), "linear: the gradient of an activation needs its output or input");
+    check_matrix("linear", from_preactivation(activation) ? "preactivation" : "output", *saved, dy.dtype, m,
+                 n);
+  }
   if (dx) {
     check(weight.has_value(), "linear: grad_input needs weight");
     check_matrix("linear", "weight", *weight, dy.dtype, n, weight->shape[1]);
@@ -52,8 +62,8 @@ void backward(const TensorView& dy, const Optional& y, const Optional& x, const 
     check_contiguous("linear", "grad_bias", *db);
   }
   const ReleaseGil released(m * n + products / 16);
-  cpu_kernels().linear.backward(dy, pointer(y), pointer(x), pointer(weight), pointer(dx), pointer(dw),
-                                pointer(db));
+  cpu_kernels().linear.backward({dy, pointer(saved), activation, pointer(x), pointer(weight), nullptr,
+                                 Activation::none, pointer(dx), pointer(dw), pointer(db)});
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
-// A chain of linear layers, each with or without ReLU, in one call forward and one backward.
-//   forward   h_l = act_l(h_{l-1} W_l^T + b_l),  h_{-1} = x, y = h_{L-1}
+// A chain of linear layers, each with or without activation, in one call forward and one backward.
+//   forward   z_l = h_{l-1} W_l^T + b_l,  h_l = act_l(z_l),  h_{-1} = x, y = h_{L-1}
 //   backward  of each layer as in ops/linear/linear.h, from the last to the first; the gradients of hidden
-//   outputs never
-//             leave the call
+//             z_l come out of the product of the layer above and never leave the call
 #include <vector>
 
+#include "bindings/activation_caster.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -17,6 +17,7 @@ namespace {
 
 using Tensors = std::vector<TensorView>;
 using Optionals = std::vector<std::optional<TensorView>>;
+using Activations = std::vector<Activation>;
 
 void check_length(const char* name, size_t length, size_t layers) {
   check(length == layers, "mlp: ", length, " ", name, " for ", layers, " layers");
@@ -35,12 +36,18 @@ int64_t multiply_adds(const TensorView& x, const Tensors& weights) {
   return sum;
 }
 
+const TensorView* preactivation(const Optionals& preactivations, size_t layer) {
+  return preactivations.empty() ? nullptr : pointer(preactivations[layer]);
+}
+
+// preactivations[l] takes z_l where a backward will need it; an empty list asks for none.
 void forward(const TensorView& x, const Tensors& weights, const Optionals& biases,
-             const std::vector<bool>& relu, const Tensors& outputs) {
+             const Activations& activations, const Tensors& outputs, const Optionals& preactivations) {
   const size_t layers = weights.size();
   check_length("biases", biases.size(), layers);
-  check_length("activations", relu.size(), layers);
+  check_length("activations", activations.size(), layers);
   check_length("outputs", outputs.size(), layers);
+  if (!preactivations.empty()) check_length("preactivations", preactivations.size(), layers);
   check_floating("mlp", "input", x);
   check_ndim("mlp", "input", x, 2);
   for (size_t l = 0; l < layers; ++l) {
@@ -48,19 +55,26 @@ void forward(const TensorView& x, const Tensors& weights, const Optionals& biase
     if (biases[l]) check_vector("mlp", "bias", *biases[l], x.dtype, weights[l].shape[0]);
     check_matrix("mlp", "output", outputs[l], x.dtype, x.shape[0], weights[l].shape[0]);
     check_contiguous("mlp", "output", outputs[l]);
+    if (const TensorView* z = preactivation(preactivations, l)) {
+      check_matrix("mlp", "preactivation", *z, x.dtype, x.shape[0], weights[l].shape[0]);
+      check_contiguous("mlp", "preactivation", *z);
+    }
   }
   const ReleaseGil released(multiply_adds(x, weights) / 16);
   for (size_t l = 0; l < layers; ++l)
-    cpu_kernels().linear.forward(l ? outputs[l - 1] : x, weights[l], pointer(biases[l]), relu[l], outputs[l]);
+    cpu_kernels().linear.forward(l ? outputs[l - 1] : x, weights[l], pointer(biases[l]), activations[l],
+                                 outputs[l], preactivation(preactivations, l));
 }
 
-// outputs[l] is the output of layer l; the last one is needed only if it has ReLU.
+// outputs[l] is the output of layer l; the last one is needed only if its activation's gradient is taken from
+// it. preactivations as forward gave them.
 void backward(const TensorView& dy, const TensorView& x, const Tensors& weights, const Optionals& outputs,
-              const std::vector<bool>& relu, const std::optional<TensorView>& dx, const Optionals& dweights,
-              const Optionals& dbiases) {
+              const Optionals& preactivations, const Activations& activations,
+              const std::optional<TensorView>& dx, const Optionals& dweights, const Optionals& dbiases) {
   const size_t layers = weights.size();
   check_length("outputs", outputs.size(), layers);
-  check_length("activations", relu.size(), layers);
+  if (!preactivations.empty()) check_length("preactivations", preactivations.size(), layers);
+  check_length("activations", activations.size(), layers);
   check_length("weight gradients", dweights.size(), layers);
   check_length("bias gradients", dbiases.size(), layers);
   check_floating("mlp", "input", x);
@@ -68,15 +82,22 @@ void backward(const TensorView& dy, const TensorView& x, const Tensors& weights,
   check(layers > 0, "mlp: no layers");
   const int64_t m = x.shape[0];
   int64_t widest = 0;
-  size_t lowest = layers;  // the first layer that has a gradient to give
+  std::vector<const TensorView*> saved(layers);  // what the gradient of each layer's activation is taken from
+  size_t lowest = layers;                        // the first layer that has a gradient to give
   for (size_t l = layers; l-- > 0;) {
     check(l == 0 || outputs[l - 1], "mlp: the output of layer ", l - (l > 0), " is missing");
     const TensorView& input = l ? *outputs[l - 1] : x;
     check_ndim("mlp", "input", input, 2);
     check_weight(l, weights[l], input);
     const int64_t n = weights[l].shape[0], k = weights[l].shape[1];
-    check(!relu[l] || outputs[l], "mlp: the output of layer ", l, " is missing");
     if (outputs[l]) check_matrix("mlp", "output", *outputs[l], x.dtype, m, n);
+    if (activations[l] != Activation::none) {
+      const bool from_z = from_preactivation(activations[l]);
+      saved[l] = from_z ? preactivation(preactivations, l) : pointer(outputs[l]);
+      check(saved[l] != nullptr, "mlp: the ", from_z ? "preactivation" : "output", " of layer ", l,
+            " is missing");
+      if (from_z) check_matrix("mlp", "preactivation", *saved[l], x.dtype, m, n);
+    }
     if (dweights[l]) {
       check_matrix("mlp", "weight gradient", *dweights[l], x.dtype, n, k);
       check_contiguous("mlp", "weight gradient", *dweights[l]);
@@ -101,16 +122,29 @@ void backward(const TensorView& dy, const TensorView& x, const Tensors& weights,
   TensorView gradient = dy;
   for (size_t l = layers; l-- > lowest;) {
     TensorView below;
-    const TensorView* input_gradient = nullptr;
+    LinearGradients args{gradient,
+                         nullptr,
+                         Activation::none,
+                         l ? pointer(outputs[l - 1]) : &x,
+                         &weights[l],
+                         nullptr,
+                         Activation::none,
+                         nullptr,
+                         pointer(dweights[l]),
+                         pointer(dbiases[l])};
+    if (l + 1 == layers) {  // further down the product above has seen to it
+      args.saved = saved[l];
+      args.activation = activations[l];
+    }
     if (l > lowest) {
       below = contiguous_matrix((l % 2 ? odd : even).data(), x.dtype, m, weights[l].shape[1]);
-      input_gradient = &below;
+      args.dx = &below;
+      args.below_saved = saved[l - 1];
+      args.below_activation = activations[l - 1];
     } else if (l == 0) {
-      input_gradient = pointer(dx);
+      args.dx = pointer(dx);
     }
-    cpu_kernels().linear.backward(gradient, relu[l] ? pointer(outputs[l]) : nullptr,
-                                  l ? pointer(outputs[l - 1]) : &x, &weights[l], input_gradient,
-                                  pointer(dweights[l]), pointer(dbiases[l]));
+    cpu_kernels().linear.backward(args);
     gradient = below;
   }
 }

@@ -9,29 +9,26 @@ namespace fastnn {
 
 namespace {
 
-void check_pair(const char* op, const TensorView& x, const TensorView& y) {
-  check_floating(op, "input", x);
-  check_dtype(op, "output", y, x.dtype);
-  check_same_shape(op, "output", y, x);
-  check_contiguous(op, "input", x);
-  check_contiguous(op, "output", y);
-}
-
-void vec_exp(const TensorView& x, const TensorView& y) {
-  check_pair("exp", x, y);
-  cpu_kernels().vec_math.exp(x.dtype, x.data, y.data, x.numel());
-}
-
-void vec_log(const TensorView& x, const TensorView& y) {
-  check_pair("log", x, y);
-  cpu_kernels().vec_math.log(x.dtype, x.data, y.data, x.numel());
+template <VecFunction VecMathKernels::* function>
+void define(pybind11::module_& m, const char* name) {
+  m.def(name, [name](const TensorView& x, const TensorView& y) {
+    check_floating(name, "input", x);
+    check_dtype(name, "output", y, x.dtype);
+    check_same_shape(name, "output", y, x);
+    check_contiguous(name, "input", x);
+    check_contiguous(name, "output", y);
+    (cpu_kernels().vec_math.*function)(x.dtype, x.data, y.data, x.numel());
+  });
 }
 
 }  // namespace
 
 void register_vec_math(pybind11::module_& m) {
-  m.def("exp", &vec_exp);
-  m.def("log", &vec_log);
+  define<&VecMathKernels::exp>(m, "exp");
+  define<&VecMathKernels::log>(m, "log");
+  define<&VecMathKernels::sigmoid>(m, "sigmoid");
+  define<&VecMathKernels::tanh>(m, "tanh");
+  define<&VecMathKernels::normal_cdf>(m, "normal_cdf");
 }
 
 }  // namespace fastnn

@@ -71,18 +71,27 @@ FASTNN_INLINE Vec<T> log_series(Vec<T> z) {
     return log_series<T, kFirst + 1, kTerms>(z) * z + kCoefficient;
 }
 
-// x = n ln 2 + r with |r| <= ln 2 / 2; e^x = 2^n e^r.
+// r with x = n ln 2 + r and |r| <= ln 2 / 2.
+template <class T>
+FASTNN_INLINE Vec<T> reduce_by_ln2(Vec<T> x, Vec<typename FloatFormat<T>::Int>& n) {
+  using Format = FloatFormat<T>;
+  using IntVec = Vec<typename Format::Int>;
+  constexpr T kLog2E = T(1.44269504088896340736);
+  const Vec<T> shifted = x * kLog2E + Format::kRounder;
+  const Vec<T> whole = shifted - Format::kRounder;
+  n = bit_cast<IntVec>(shifted) - bit_cast<IntVec>(splat(Format::kRounder));
+  return (x - whole * Format::kLn2High) - whole * Format::kLn2Low;
+}
+
+// e^x = 2^n e^r.
 template <class T>
 FASTNN_INLINE Vec<T> exp(Vec<T> x) {
   using Format = FloatFormat<T>;
   using IntVec = Vec<typename Format::Int>;
-  constexpr T kLog2E = T(1.44269504088896340736);
   x = x < Format::kExpLow ? splat(Format::kExpLow) : x;  // a NaN passes both
   x = x > Format::kExpHigh ? splat(Format::kExpHigh) : x;
-  const Vec<T> shifted = x * kLog2E + Format::kRounder;
-  const Vec<T> n = shifted - Format::kRounder;
-  const IntVec exponent = bit_cast<IntVec>(shifted) - bit_cast<IntVec>(splat(Format::kRounder));
-  const Vec<T> r = (x - n * Format::kLn2High) - n * Format::kLn2Low;
+  IntVec exponent;
+  const Vec<T> r = reduce_by_ln2<T>(x, exponent);
   const Vec<T> series = (r * r) * exp_series<T, 2, Format::kExpDegree>(r) + r + T(1);
   // 2^n in two factors: n itself may lie outside the exponents of normal numbers.
   const IntVec half = exponent >> 1;

@@ -13,18 +13,10 @@ from fastnn._purity import Attribute, Guard, Refusal
 from fastnn._trace import Keys, own_forward, trace
 from fastnn.nn import linear as _linear
 from fastnn.nn import mlp as _mlp
-from fastnn.nn.activation import ReLU
+from fastnn.nn.activation import activation_of, gelu_name
 
 LINEAR_TYPES = (torch.nn.Linear, _linear.Linear)
 
-_MODULES: dict[type, str] = {
-    torch.nn.ReLU: "relu",
-    ReLU: "relu",
-    torch.nn.Sigmoid: "sigmoid",
-    torch.nn.Tanh: "tanh",
-    torch.nn.GELU: "gelu",
-    torch.nn.SiLU: "silu",
-}
 _FUNCTIONS: dict[Callable[..., Any], str] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), "relu"),
     **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_), "sigmoid"),
@@ -34,16 +26,6 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
 }
 _METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")
 _SEQUENTIAL = (torch.nn.Sequential.forward, _mlp.Sequential.forward)
-
-
-def activation_of(module: torch.nn.Module) -> str | None:
-    """The name of the activation that `module` is, None where it is none."""
-    name = _MODULES.get(type(module))
-    return _gelu(module.approximate) if name == "gelu" else name
-
-
-def _gelu(approximate: object) -> str | None:
-    return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(approximate))
 
 
 def activation_of_node(node: fx.Node, modules: dict[str, torch.nn.Module]) -> str | None:
@@ -60,7 +42,7 @@ def activation_of_node(node: fx.Node, modules: dict[str, torch.nn.Module]) -> st
         return str(node.target).rstrip("_")
     if node.op == "call_function" and callable(node.target):
         name = _FUNCTIONS.get(node.target)
-        return _gelu(approximate) if name == "gelu" else name
+        return gelu_name(approximate) if name == "gelu" else name
     return None
 
 

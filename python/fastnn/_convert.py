@@ -26,7 +26,7 @@ def convert(model: M) -> M:
     """Turn the torch modules of `model` that have a fastnn counterpart into it, in place.
 
     These are ``Linear``, ``ReLU``, ``CrossEntropyLoss`` and ``Sequential`` (which then runs each stretch of
-    ``Linear`` and ``ReLU`` as one op), the root included. A module keeps its identity and only changes its
+    ``Linear`` and activation as one op), the root included. A module keeps its identity and only changes its
     class: parameters, buffers, hooks, optimizers that hold the parameters, sharing between places of the
     model, and the training flag all stay. Left alone are subclasses (so also parametrized, lazy and
     quantised layers), scripted modules, and whatever is inside a module that ``torch.compile`` took.

@@ -112,12 +112,8 @@ def _runner(layers: list[tuple[Any, str | None]]) -> Callable[[Tensor], Tensor]:
 
         return run_layer
 
-    # A layer of the chain names its activation, or says whether it has the only one there is.
-    named = "activation" in Layer._fields
-    options: list[tuple[Any, Any]] = [(layer, act if named else act is not None) for layer, act in layers]
-
     def run_chain(input: Tensor) -> Tensor:
-        return mlp(input, [Layer(layer.weight, layer.bias, option) for layer, option in options])
+        return mlp(input, [Layer(layer.weight, layer.bias, activation) for layer, activation in layers])
 
     return run_chain
 

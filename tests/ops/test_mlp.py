@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -12,30 +13,40 @@ from torch import Tensor
 
 import fastnn
 from fastnn import _backend
+from fastnn.ops.linear import (
+    ACTIVATIONS,
+    FROM_PREACTIVATION,
+    torch_activation,
+    torch_activation_gradient,
+)
 from fastnn.ops.mlp import Layer, mlp
 
-# sizes, ReLU behind each layer
+# sizes, activation behind each layer
 CHAINS = [
-    ([7, 5], [False]),
-    ([7, 5], [True]),
-    ([784, 28, 10], [True, False]),
-    ([17, 64, 64, 6], [True, True, False]),
-    ([5, 49, 33, 3], [False, True, True]),
-    ([6, 40, 50, 30, 4], [False, False, False, False]),
-    ([3, 1, 100], [True, True]),
-    ([4, 0, 3], [True, False]),
-    ([0, 4, 3], [True, False]),
+    ([7, 5], [None]),
+    *(([7, 5], [activation]) for activation in ACTIVATIONS[1:]),
+    *(([17, 64, 49, 6], [activation, activation, None]) for activation in ACTIVATIONS[1:]),
+    ([784, 28, 10], ["relu", None]),
+    ([5, 49, 33, 3], [None, "relu", "relu"]),
+    ([5, 49, 33, 20, 30, 3], ["gelu", "tanh", None, "silu", "sigmoid"]),
+    ([9, 31, 33, 20, 17], ["relu", "gelu_tanh", "relu", "gelu"]),
+    ([6, 40, 50, 30, 4], [None, None, None, None]),
+    ([3, 1, 100], ["relu", "silu"]),
+    ([4, 0, 3], ["gelu", None]),
+    ([0, 4, 3], ["tanh", "gelu"]),
 ]
 
 
-def make(sizes: list[int], relus: list[bool], dtype: torch.dtype, bias: bool = True) -> list[Layer]:
+def make(
+    sizes: list[int], activations: Sequence[str | None], dtype: torch.dtype, bias: bool = True
+) -> list[Layer]:
     return [
         Layer(
             (torch.randn(n, k, dtype=torch.float64) / max(k, 1) ** 0.5).to(dtype).requires_grad_(),
             torch.randn(n, dtype=torch.float64).to(dtype).requires_grad_() if bias else None,
-            relu,
+            activation,
         )
-        for (k, n), relu in zip(pairwise(sizes), relus, strict=True)
+        for (k, n), activation in zip(pairwise(sizes), activations, strict=True)
     ]
 
 
@@ -44,22 +55,22 @@ def leaves(layers: list[Layer]) -> list[Tensor]:
 
 
 def reference(x: Tensor, layers: list[Layer], dy: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Output and gradients in float64, with hidden outputs and gradients rounded to the storage type.
+    """Output and gradients in float64, with what a chain keeps between layers rounded to the storage type.
 
-    Rounding them, as every implementation that keeps them in that type must, leaves only the sums to differ,
-    and takes the ReLU masks from the same values.
+    Rounding hidden outputs, z and gradients, as every implementation that keeps them in that type must,
+    leaves only the sums to differ, and takes the activations' gradients at the same values.
     """
     dtype = x.dtype
-    inputs = [x.detach().double()]
-    for weight, bias, relu in layers:
-        h = F.linear(inputs[-1], weight.detach().double(), None if bias is None else bias.detach().double())
-        inputs.append((h.relu() if relu else h).to(dtype).double())
+    inputs, saved = [x.detach().double()], []
+    for weight, bias, activation in layers:
+        z = F.linear(inputs[-1], weight.detach().double(), None if bias is None else bias.detach().double())
+        inputs.append(torch_activation(z, activation).to(dtype).double())
+        saved.append(z.to(dtype).double() if activation in FROM_PREACTIVATION else inputs[-1])
     grad, grads = dy.double(), []
     for i in reversed(range(len(layers))):
-        if layers[i].relu:
-            grad = grad * (inputs[i + 1] > 0)
+        grad = torch_activation_gradient(grad, saved[i], layers[i].activation).to(dtype).double()
         grads[:0] = [grad.t() @ inputs[i]] + ([] if layers[i].bias is None else [grad.sum(0)])
-        grad = (grad @ layers[i].weight.detach().double()).to(dtype).double()
+        grad = grad @ layers[i].weight.detach().double()
     return inputs[-1], [grad, *grads]
 
 
@@ -73,13 +84,13 @@ def assert_near(actual: Tensor | None, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("sizes", "relus"), CHAINS, ids=str)
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("sizes", "activations"), CHAINS, ids=str)
+@pytest.mark.parametrize("bias", ["relu", None])
 def test_matches_float64(
-    isa: str, sizes: list[int], relus: list[bool], dtype: torch.dtype, bias: bool
+    isa: str, sizes: list[int], activations: list[str | None], dtype: torch.dtype, bias: bool
 ) -> None:
     for rows in (1, 33, 0):
-        layers = make(sizes, relus, dtype, bias)
+        layers = make(sizes, activations, dtype, bias)
         x = torch.randn(rows, sizes[0], dtype=torch.float64).to(dtype).requires_grad_()
         dy = torch.randn(rows, sizes[-1], dtype=torch.float64).to(dtype)
         y = mlp(x, layers)
@@ -92,7 +103,7 @@ def test_matches_float64(
 
 
 def test_layouts(isa: str) -> None:
-    layers = make([21, 30, 9], [True, False], torch.float32)
+    layers = make([21, 30, 9], ["relu", None], torch.float32)
     for x in layouts(13, 21, torch.float32).values():
         for dy in layouts(13, 9, torch.float32).values():
             leaf = x.detach().requires_grad_()
@@ -104,14 +115,24 @@ def test_layouts(isa: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (4,), (0, 4), (2, 0, 4)])
-@pytest.mark.parametrize("last", [False, True])
-def test_gradcheck(shape: tuple[int, ...], last: bool) -> None:
-    layers = make([4, 5, 3], [True, last], torch.float64)
+@pytest.mark.parametrize(
+    "activations",
+    [
+        *((activation, None) for activation in ACTIVATIONS),
+        *((None, activation) for activation in ACTIVATIONS[1:]),
+        ("gelu", "tanh"),
+        ("sigmoid", "silu"),
+        ("gelu_tanh", "relu"),
+    ],
+    ids=str,
+)
+def test_gradcheck(shape: tuple[int, ...], activations: tuple[str | None, str | None]) -> None:
+    layers = make([4, 5, 3], activations, torch.float64)
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
     def op(x: Tensor, *parameters: Tensor) -> Tensor:
         w0, b0, w1, b1 = parameters
-        return mlp(x, [Layer(w0, b0, True), Layer(w1, b1, last)])
+        return mlp(x, [Layer(w0, b0, activations[0]), Layer(w1, b1, activations[1])])
 
     assert torch.autograd.gradcheck(op, (x, *leaves(layers)))
     assert torch.autograd.gradgradcheck(op, (x, *leaves(layers)))
@@ -119,7 +140,7 @@ def test_gradcheck(shape: tuple[int, ...], last: bool) -> None:
 
 @pytest.mark.parametrize("wanted", range(32))
 def test_any_set_of_gradients(wanted: int) -> None:
-    layers = make([6, 5, 4], [True, False], torch.float32)
+    layers = make([6, 5, 4], ["relu", None], torch.float32)
     tensors = [torch.randn(3, 6), *leaves(layers)]
     for i, t in enumerate(tensors):
         t.requires_grad_(bool(wanted & (1 << i)))
@@ -136,7 +157,7 @@ def test_any_set_of_gradients(wanted: int) -> None:
 
 
 def test_batched_gradients_and_func_transforms() -> None:
-    layers = make([4, 5, 3], [True, False], torch.float64)
+    layers = make([4, 5, 3], ["relu", None], torch.float64)
     for parameter in leaves(layers):
         parameter.requires_grad_(False)
     x = torch.randn(2, 4, dtype=torch.float64)
@@ -153,7 +174,7 @@ def test_batched_gradients_and_func_transforms() -> None:
 
 
 def test_backward_again_needs_retain_graph() -> None:
-    layers = make([4, 5, 3], [True, True], torch.float32)
+    layers = make([4, 5, 3], ["relu", "relu"], torch.float32)
     y = mlp(torch.randn(2, 4), layers)
     y.sum().backward(retain_graph=True)
     first = layers[0].weight.grad.clone()  # type: ignore[union-attr]
@@ -164,9 +185,9 @@ def test_backward_again_needs_retain_graph() -> None:
 
 
 def test_in_place_changes_are_noticed_where_they_matter() -> None:
-    layers = make([4, 5, 3], [True, False], torch.float32)
+    layers = make([4, 5, 3], ["relu", None], torch.float32)
     mlp(torch.randn(2, 4), layers).add_(1).sum().backward()  # affine output: not needed for backward
-    rectified = [layers[0], layers[1]._replace(relu=True)]
+    rectified = [layers[0], layers[1]._replace(activation="relu")]
     for changed in ("output", "weight"):
         y = mlp(torch.randn(2, 4), rectified)
         with torch.no_grad():
@@ -176,7 +197,7 @@ def test_in_place_changes_are_noticed_where_they_matter() -> None:
 
 
 def test_nan_goes_where_torch_puts_it(isa: str) -> None:
-    layers = make([4, 5, 3], [True, True], torch.float32)
+    layers = make([4, 5, 3], ["relu", "relu"], torch.float32)
     x = torch.randn(3, 4)
     x[1, 2] = float("nan")
     y = mlp(x, layers)
@@ -186,7 +207,7 @@ def test_nan_goes_where_torch_puts_it(isa: str) -> None:
 
 def test_same_bits_for_every_thread_count(isa: str) -> None:
     threads = torch.get_num_threads()
-    layers = make([300, 257, 129, 10], [True, True, False], torch.float32)
+    layers = make([300, 257, 129, 10], ["relu", "gelu", None], torch.float32)
     x, dy = torch.randn(130, 300), torch.randn(130, 10)
     results = []
     try:
@@ -203,13 +224,13 @@ def test_same_bits_for_every_thread_count(isa: str) -> None:
 def test_one_native_call_each_way() -> None:
     if _backend.cpu is None:
         pytest.skip("no native module")
-    layers = make([4, 5, 3], [True, False], torch.float32)
+    layers = make([4, 5, 3], ["relu", None], torch.float32)
     seen = fastnn.explain(lambda: mlp(torch.randn(2, 4), layers).sum().backward()).decisions
     assert [(d.op, d.reason) for d in seen] == [("mlp", None), ("mlp_backward", None)]
 
 
 def test_falls_back_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = make([4, 5, 3], [True, False], torch.float32)
+    layers = make([4, 5, 3], ["relu", None], torch.float32)
     x = torch.randn(2, 4)
     expected = mlp(x, layers)
     monkeypatch.setattr(_backend, "cpu", object())  # any native call would fail
@@ -222,14 +243,14 @@ def test_falls_back_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestErrors:
     def test_input(self) -> None:
         with pytest.raises(RuntimeError, match="mlp: input of layer 0 has K=7, weight expects 4"):
-            mlp(torch.randn(2, 7), make([4, 5, 3], [True, False], torch.float32))
+            mlp(torch.randn(2, 7), make([4, 5, 3], ["relu", None], torch.float32))
 
     def test_layers_that_do_not_continue_one_another(self) -> None:
-        first, _ = make([4, 5, 3], [True, False], torch.float32)
+        first, _ = make([4, 5, 3], ["relu", None], torch.float32)
         with pytest.raises(RuntimeError, match="mlp: input of layer 1 has K=5, weight expects 4"):
             mlp(torch.randn(2, 4), [first, first])
 
     def test_bias(self) -> None:
-        layers = make([4, 5, 3], [True, False], torch.float32)
+        layers = make([4, 5, 3], ["relu", None], torch.float32)
         with pytest.raises(RuntimeError, match=r"mlp: bias has shape \(4,\), expected \(3,\)"):
             mlp(torch.randn(2, 4), [layers[0], layers[1]._replace(bias=torch.randn(4))])

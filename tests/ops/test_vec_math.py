@@ -1,4 +1,4 @@
-"""exp and log of csrc/core/vec_math.h, by themselves."""
+"""The functions of csrc/core/vec_math.h and vec_special.h, by themselves."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from fastnn import _backend
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
 
-# The bounds that vec_math.h states.
+# The bounds that vec_math.h and vec_special.h state.
 EXP_ULP = LOG_ULP = 2.0
+SIGMOID_ULP = TANH_ULP = 3.0
+
+
+def normal_cdf_ulp(x: Tensor) -> Tensor:
+    return torch.where(x < 0, 7 + x * x / 2, 4.0)
 
 
 def run(name: str, x: Tensor) -> Tensor:
@@ -22,10 +27,14 @@ def run(name: str, x: Tensor) -> Tensor:
     return y
 
 
-def max_ulp(y: Tensor, reference: Tensor) -> float:
-    """Largest error of float32 `y` in units of the last place of the float64 `reference`."""
+def ulps(y: Tensor, reference: Tensor) -> Tensor:
+    """Errors of float32 `y` in units of the last place of the float64 `reference`."""
     ulp = torch.maximum(2.0 ** (torch.floor(torch.log2(reference.abs())) - 23), torch.tensor(2.0**-149))
-    return float(((y.double() - reference).abs() / ulp).max())
+    return (y.double() - reference).abs() / ulp
+
+
+def max_ulp(y: Tensor, reference: Tensor) -> float:
+    return float(ulps(y, reference).max())
 
 
 def test_exp_float32_error(isa: str) -> None:
@@ -39,6 +48,41 @@ def test_log_float32_error(isa: str) -> None:
     )
     x = x[(x != 1) & (x > 0) & x.isfinite()]
     assert max_ulp(run("log", x), x.double().log()) <= LOG_ULP
+
+
+def around_zero(limit: float, dtype: torch.dtype, count: int) -> Tensor:
+    """Evenly spaced numbers up to +-limit, and ever smaller ones."""
+    even = torch.linspace(-limit, limit, count, dtype=torch.float64)
+    small = torch.logspace(-30, 0, count // 4, dtype=torch.float64)
+    return torch.cat([even, small, -small]).to(dtype)
+
+
+def test_sigmoid_tanh_and_normal_cdf_float32_error(isa: str) -> None:
+    x = around_zero(87, torch.float32, 400_001)
+    assert max_ulp(run("sigmoid", x), x.double().sigmoid()) <= SIGMOID_ULP
+    x = around_zero(12, torch.float32, 400_001)
+    x = x[x != 0]
+    assert max_ulp(run("tanh", x), x.double().tanh()) <= TANH_ULP
+    x = around_zero(12.9, torch.float32, 400_001)
+    excess = ulps(run("normal_cdf", x), torch.special.erfc(-x.double() / 2**0.5) / 2) - normal_cdf_ulp(
+        x.double()
+    )
+    assert excess.max() <= 0
+
+
+def test_sigmoid_tanh_and_normal_cdf_float64_error(isa: str) -> None:
+    # The references lie within an ulp or two themselves; rounding x / sqrt(2) moves the tail by x^2 / 2.
+    eps = torch.finfo(torch.float64).eps
+    x = around_zero(700, torch.float64, 20_001)
+    reference = x.sigmoid()
+    assert ((run("sigmoid", x) - reference).abs() <= (SIGMOID_ULP + 1) * eps * reference).all()
+    x = around_zero(22, torch.float64, 20_001)
+    reference = x.tanh()
+    assert ((run("tanh", x) - reference).abs() <= (TANH_ULP + 1) * eps * reference.abs()).all()
+    x = around_zero(37, torch.float64, 20_001)
+    reference = torch.special.erfc(-x / 2**0.5) / 2
+    bound = (normal_cdf_ulp(x) + 2 + x * x / 2) * eps * reference
+    assert ((run("normal_cdf", x) - reference).abs() <= bound).all()
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("exp", -708.0, 709.0), ("log", 1e-300, 1e300)])
@@ -62,6 +106,24 @@ def test_special_values(isa: str, dtype: torch.dtype) -> None:
     x = torch.tensor([nan, inf, -inf, 0.0, -0.0, -1.0, 1.0], dtype=dtype)
     expected = torch.tensor([nan, inf, nan, -inf, -inf, nan, 0.0], dtype=dtype)
     torch.testing.assert_close(run("log", x), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sigmoid", [math.nan, 1.0, 0.0, 0.5, 0.5, 1.0, 0.0]),
+        ("tanh", [math.nan, 1.0, -1.0, 0.0, -0.0, 1.0, -1.0]),
+        ("normal_cdf", [math.nan, 1.0, 0.0, 0.5, 0.5, 1.0, 0.0]),
+    ],
+)
+def test_special_values_of_the_bounded(
+    isa: str, dtype: torch.dtype, name: str, expected: list[float]
+) -> None:
+    inf, nan = math.inf, math.nan
+    y = run(name, torch.tensor([nan, inf, -inf, 0.0, -0.0, 1e30, -1e30], dtype=dtype))
+    torch.testing.assert_close(y, torch.tensor(expected, dtype=dtype), rtol=1e-7, atol=0, equal_nan=True)
+    assert torch.equal(y.signbit()[1:], torch.tensor(expected).signbit()[1:])
 
 
 def test_outside_the_range_of_normal_numbers(isa: str) -> None:

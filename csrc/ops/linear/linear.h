@@ -1,6 +1,6 @@
-// Linear layer with bias and ReLU.
-//   forward   y = act(x W^T + b)                        x (M, K)  W (N, K)  b (N)  y (M, N)
-//   backward  g = dY, or dY masked by y > 0 (ReLU)      dY (M, N)
+// Linear layer with bias and activation.
+//   forward   z = x W^T + b    y = act(z)               x (M, K)  W (N, K)  b (N)  y, z (M, N)
+//   backward  g = act'(z) dY                            dY (M, N)
 //             dX = g W (M, K)    dW = g^T x (N, K)    db = column sums of g (N)
 // All tensors have one floating-point dtype; 16-bit types are summed in float32. Inputs have any strides,
 // outputs are contiguous and overlap no input. K = 0 gives y = act(b). On processors with AVX512_BF16
@@ -8,16 +8,32 @@
 #pragma once
 
 #include "core/tensor_view.h"
+#include "ops/activation/activation.h"
 
 namespace fastnn {
 
+// What a backward takes and gives. `saved` is z where from_preactivation(activation), else y; null without
+// activation. Where x is itself the output of a layer with an activation, `below_saved` (M, K) and
+// `below_activation` make dX the gradient in that layer's z, with no pass over it. A null dx, dw or db is not
+// computed; x is needed for dw, weight for dx.
+struct LinearGradients {
+  const TensorView& dy;
+  const TensorView* saved;
+  Activation activation;
+  const TensorView* x;
+  const TensorView* weight;
+  const TensorView* below_saved;
+  Activation below_activation;
+  const TensorView* dx;
+  const TensorView* dw;
+  const TensorView* db;
+};
+
 struct LinearKernels {
-  // bias may be null.
-  void (*forward)(const TensorView& x, const TensorView& weight, const TensorView* bias, bool relu,
-                  const TensorView& y);
-  // y is null without ReLU. A null dx, dw or db is not computed; x is needed for dw, weight for dx.
-  void (*backward)(const TensorView& dy, const TensorView* y, const TensorView* x, const TensorView* weight,
-                   const TensorView* dx, const TensorView* dw, const TensorView* db);
+  // bias may be null; z, which only an activation with from_preactivation writes, too.
+  void (*forward)(const TensorView& x, const TensorView& weight, const TensorView* bias,
+                  Activation activation, const TensorView& y, const TensorView* z);
+  void (*backward)(const LinearGradients& gradients);
 };
 
 namespace FASTNN_ISA {

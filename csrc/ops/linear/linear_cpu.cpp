@@ -3,27 +3,71 @@
 #include "core/dtype_dispatch.h"
 #include "core/scratch.h"
 #include "gemm/gemm.h"
+#include "ops/activation/activation_math.h"
 #include "ops/linear/gradient_pass.h"
 
 namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Stores a row segment of y = act(sum + bias).
-template <class T>
-struct BiasRelu {
+// Stores a row segment of y = act(z), and of z = sum + bias itself if asked.
+template <class T, Activation A>
+struct BiasActivation {
   T* y;  // (M, N) contiguous
+  T* z;  // the same, or null
   int64_t n;
   const Operand<T>* bias;  // (1, N), or null
-  bool relu;
 
-  Acc<T>* direct(int64_t i, int64_t j) const { return bias || relu ? nullptr : as_acc(y + i * n + j); }
+  Acc<T>* direct(int64_t i, int64_t j) const {
+    return A != Activation::none || bias ? nullptr : as_acc(y + i * n + j);
+  }
   FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<Acc<T>> v, int lanes) const {
     if (bias) v += bias->values(0, j, lanes);
-    if (relu) v = v < 0 ? Vec<Acc<T>>{} : v;
-    store_lanes(y + i * n + j, v, lanes);
+    if constexpr (from_preactivation(A))
+      if (z) store_lanes(z + i * n + j, v, lanes);
+    store_lanes(y + i * n + j, activate<A>(v), lanes);
   }
 };
+
+// Stores a row segment of dX times the gradient of the activation whose output X is.
+template <class T, Activation A>
+struct ActivationGradient {
+  T* dx;  // (M, N) contiguous
+  int64_t n;
+  Operand<T> saved;
+
+  Acc<T>* direct(int64_t, int64_t) const { return nullptr; }
+  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<Acc<T>> v, int lanes) const {
+    store_lanes(dx + i * n + j, activation_gradient<A>(v, saved.values(i, j, lanes)), lanes);
+  }
+};
+
+// Passes each row segment on to an epilogue that only a pointer names.
+template <class T>
+struct Indirect {
+  const void* epilogue;
+  void (*store)(const void* epilogue, int64_t i, int64_t j, Vec<Acc<T>> v, int lanes);
+
+  Acc<T>* direct(int64_t, int64_t) const { return nullptr; }
+  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<Acc<T>> v, int lanes) const {
+    store(epilogue, i, j, v, lanes);
+  }
+};
+template <class T, class Epilogue>
+void call(const void* epilogue, int64_t i, int64_t j, Vec<Acc<T>> v, int lanes) {
+  (*static_cast<const Epilogue*>(epilogue))(i, j, v, lanes);
+}
+
+// A product whose epilogue holds the activation A. Beside the arithmetic of an exponential the call through a
+// pointer is small, and saves compiling the whole product for each activation (a megabyte of code in all).
+template <class T, Activation A, class Epilogue>
+void product(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b,
+             const Epilogue& epilogue) {
+  if constexpr (A == Activation::none || A == Activation::relu)
+    gemm<T>(m, n, k, a, b, epilogue);
+  else
+    gemm<T>(m, n, k, a, b, Indirect<T>{&epilogue, call<T, Epilogue>});
+}
 
 template <class T>
 Operand<T> operand(const TensorView& t) {
@@ -31,36 +75,57 @@ Operand<T> operand(const TensorView& t) {
 }
 
 template <class T>
-void store_product(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b,
-                   const TensorView& out) {
-  gemm<T>(m, n, k, a, b, BiasRelu<T>{out.as<T>(), n, nullptr, false});
-}
+using Plain = BiasActivation<T, Activation::none>;
 
-void forward(const TensorView& x, const TensorView& weight, const TensorView* bias, bool relu,
-             const TensorView& y) {
+void forward(const TensorView& x, const TensorView& weight, const TensorView* bias, Activation activation,
+             const TensorView& y, const TensorView* z) {
   dispatch_floating(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const int64_t m = x.shape[0], k = x.shape[1], n = weight.shape[0];
     const Operand<T> row = bias ? Operand<T>{bias->as<const T>(), 0, bias->strides[0]} : Operand<T>{};
-    const BiasRelu<T> epilogue{y.as<T>(), n, bias ? &row : nullptr, relu};
-    gemm<T>(m, n, k, operand<T>(x), operand<T>(weight).transposed(), epilogue);
+    dispatch_activation(activation, [&](auto act) {
+      constexpr Activation kA = decltype(act)::value;
+      const BiasActivation<T, kA> epilogue{y.as<T>(), z ? z->as<T>() : nullptr, n, bias ? &row : nullptr};
+      product<T, kA>(m, n, k, operand<T>(x), operand<T>(weight).transposed(), epilogue);
+    });
   });
 }
 
-void backward(const TensorView& dy, const TensorView* y, const TensorView* x, const TensorView* weight,
-              const TensorView* dx, const TensorView* dw, const TensorView* db) {
-  dispatch_floating(dy.dtype, [&](auto tag) {
+// dX = g W, times the gradient of the activation below.
+template <class T>
+void input_gradient(const LinearGradients& args, const Operand<T>& g) {
+  const int64_t m = args.dy.shape[0], n = args.dy.shape[1], k = args.dx->shape[1];
+  const Operand<T> weight = operand<T>(*args.weight);
+  T* const dx = args.dx->as<T>();
+  dispatch_activation(args.below_activation, [&](auto act) {
+    constexpr Activation kBelow = decltype(act)::value;
+    if constexpr (kBelow == Activation::none)
+      gemm<T>(m, k, n, g, weight, Plain<T>{dx, nullptr, k, nullptr});
+    else
+      product<T, kBelow>(m, k, n, g, weight,
+                         ActivationGradient<T, kBelow>{dx, k, operand<T>(*args.below_saved)});
+  });
+}
+
+void backward(const LinearGradients& args) {
+  dispatch_floating(args.dy.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const int64_t m = dy.shape[0], n = dy.shape[1];
-    Operand<T> g = operand<T>(dy);
-    const Operand<T> output = y ? operand<T>(*y) : g;
-    const ScopedBuffer buffer(y && (dx || dw) ? m * n * sizeof(T) : 0);
-    T* const masked = static_cast<T*>(buffer.data());
-    const BiasRelu<T> sums{db ? db->as<T>() : nullptr, n, nullptr, false};
-    if (masked || db) gradient_pass<T>(m, n, g, y ? &output : nullptr, masked, db ? &sums : nullptr);
-    if (masked) g = {masked, n, 1};
-    if (dx) store_product<T>(m, dx->shape[1], n, g, operand<T>(*weight), *dx);
-    if (dw) store_product<T>(n, dw->shape[1], m, g.transposed(), operand<T>(*x), *dw);
+    const int64_t m = args.dy.shape[0], n = args.dy.shape[1];
+    const bool active = args.activation != Activation::none;
+    Operand<T> g = operand<T>(args.dy);
+    const Operand<T> saved = active ? operand<T>(*args.saved) : g;
+    const ScopedBuffer buffer(active && (args.dx || args.dw) ? m * n * sizeof(T) : 0);
+    T* const own = static_cast<T*>(buffer.data());
+    const Plain<T> sums{args.db ? args.db->as<T>() : nullptr, nullptr, n, nullptr};
+    if (own || args.db)
+      dispatch_activation(args.activation, [&](auto act) {
+        gradient_pass<T, decltype(act)::value>(m, n, g, saved, own, args.db ? &sums : nullptr);
+      });
+    if (own) g = {own, n, 1};
+    if (args.dx) input_gradient(args, g);
+    if (args.dw)
+      gemm<T>(n, args.dw->shape[1], m, g.transposed(), operand<T>(*args.x),
+              Plain<T>{args.dw->as<T>(), nullptr, args.dw->shape[1], nullptr});
   });
 }
 

@@ -59,7 +59,7 @@ int64_t run(const LinearCrossEntropyArgs& args) {
     TensorView part = args.x;
     part.data = const_cast<T*>(x.at(begin, 0).data);
     part.shape[0] = rows;
-    linear_kernels().forward(part, args.weight, args.bias, false, logits);
+    linear_kernels().forward(part, args.weight, args.bias, Activation::none, logits, nullptr);
 
     CrossEntropyArgs loss = whole;
     loss.outer = rows;
@@ -82,7 +82,7 @@ int64_t run(const LinearCrossEntropyArgs& args) {
               Accumulate<A>{args.dw->as<A>(), k, scale, c > 0});
     if (args.db) {
       const Accumulate<A> sums{args.db->as<A>(), classes, scale, c > 0};
-      gradient_pass<T>(rows, classes, g, nullptr, nullptr, &sums);
+      gradient_pass<T, Activation::none>(rows, classes, g, g, nullptr, &sums);
     }
   }
   if (single) *static_cast<T*>(whole.loss) = from_acc<T>(static_cast<A>(total));

@@ -1,5 +1,5 @@
-// exp and log of core/vec_math.h over n contiguous elements of float32 or float64: what the other kernels
-// inline, by itself, so that its error bounds can be tested on every instruction set.
+// The functions of core/vec_math.h and core/vec_special.h over n contiguous elements of float32 or float64:
+// what the other kernels inline, by itself, so that its error bounds can be tested on every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,10 @@
 
 namespace fastnn {
 
+using VecFunction = void (*)(DType dtype, const void* x, void* y, int64_t n);
+
 struct VecMathKernels {
-  void (*exp)(DType dtype, const void* x, void* y, int64_t n);
-  void (*log)(DType dtype, const void* x, void* y, int64_t n);
+  VecFunction exp, log, sigmoid, tanh, normal_cdf;
 };
 
 namespace FASTNN_ISA {

@@ -1,36 +1,63 @@
-#include "core/vec_math.h"
+#include "ops/vec_math/vec_math.h"
 
 #include "core/dtype_dispatch.h"
-#include "ops/vec_math/vec_math.h"
+#include "core/vec_special.h"
 
 namespace fastnn::FASTNN_ISA {
 
 namespace {
 
+// Function::of takes a vector and gives one.
 template <class Function>
-void elementwise(DType dtype, const void* x, void* y, int64_t n, const Function& function) {
+void elementwise(DType dtype, const void* x, void* y, int64_t n) {
   dispatch_floating(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     constexpr int kStep = kLanes<Acc<T>>;
     const T* from = static_cast<const T*>(x);
     T* to = static_cast<T*>(y);
     int64_t i = 0;
-    for (; i + kStep <= n; i += kStep) store(to + i, function(load(from + i)));
+    for (; i + kStep <= n; i += kStep) store(to + i, Function::of(load(from + i)));
     if (const int rest = static_cast<int>(n - i))
-      store_partial(to + i, function(load_partial(from + i, rest)), rest);
+      store_partial(to + i, Function::of(load_partial(from + i, rest)), rest);
   });
 }
 
-void vec_exp(DType dtype, const void* x, void* y, int64_t n) {
-  elementwise(dtype, x, y, n, [](auto v) { return exp(v); });
-}
-
-void vec_log(DType dtype, const void* x, void* y, int64_t n) {
-  elementwise(dtype, x, y, n, [](auto v) { return log(v); });
-}
+struct Exp {
+  template <class V>
+  FASTNN_INLINE static V of(V x) {
+    return exp(x);
+  }
+};
+struct Log {
+  template <class V>
+  FASTNN_INLINE static V of(V x) {
+    return log(x);
+  }
+};
+struct Sigmoid {
+  template <class V>
+  FASTNN_INLINE static V of(V x) {
+    return sigmoid(x);
+  }
+};
+struct Tanh {
+  template <class V>
+  FASTNN_INLINE static V of(V x) {
+    return tanh(x);
+  }
+};
+struct NormalCdf {
+  template <class V>
+  FASTNN_INLINE static V of(V x) {
+    return normal_cdf(x);
+  }
+};
 
 }  // namespace
 
-VecMathKernels vec_math_kernels() { return {vec_exp, vec_log}; }
+VecMathKernels vec_math_kernels() {
+  return {elementwise<Exp>, elementwise<Log>, elementwise<Sigmoid>, elementwise<Tanh>,
+          elementwise<NormalCdf>};
+}
 
 }  // namespace fastnn::FASTNN_ISA

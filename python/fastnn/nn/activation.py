@@ -1,4 +1,4 @@
-"""Activations as modules."""
+"""Activations as modules, and the names that linear layers know them by."""
 
 from __future__ import annotations
 
@@ -26,3 +26,33 @@ class ReLU(torch.nn.ReLU):
             return F.relu(input, inplace=self.inplace)
         else:
             return functional.relu(input, inplace=self.inplace)
+
+
+_NAMES: dict[type, str] = {
+    ReLU: "relu",
+    torch.nn.ReLU: "relu",
+    torch.nn.Sigmoid: "sigmoid",
+    torch.nn.Tanh: "tanh",
+    torch.nn.SiLU: "silu",
+}
+_GELU_FORMS = {"none": "gelu", "tanh": "gelu_tanh"}
+
+
+def gelu_name(approximate: object) -> str | None:
+    """The name of the form of GELU that `approximate` asks for, None where there is none."""
+    return _GELU_FORMS.get(approximate) if isinstance(approximate, str) else None
+
+
+def activation_of(module: torch.nn.Module) -> str | None:
+    """The name of the activation that `module` is, None where it is none or of a type of its own."""
+    if type(module) is torch.nn.GELU:
+        return gelu_name(module.approximate)
+    return _NAMES.get(type(module))
+
+
+def module_of(activation: str) -> torch.nn.Module:
+    """A new module of the activation of this name."""
+    if activation in _GELU_FORMS.values():
+        return torch.nn.GELU("tanh" if activation == "gelu_tanh" else "none")
+    module: torch.nn.Module = next(kind for kind, name in _NAMES.items() if name == activation)()
+    return module

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import functional
-from fastnn.ops.linear import check_activation
+from fastnn.ops.linear import check_activation, torch_activation
 
 
 class Linear(torch.nn.Linear):
@@ -22,7 +22,8 @@ class Linear(torch.nn.Linear):
         bias: whether to add a learnable bias.
         device: where the parameters are made.
         dtype: dtype of the parameters.
-        activation: None for the identity, or ``"relu"``.
+        activation: None for the identity, ``"relu"``, ``"sigmoid"``, ``"tanh"``, ``"gelu"``,
+            ``"gelu_tanh"`` or ``"silu"``.
 
     Shape:
         input ``(*, K)``, output ``(*, N)``; weight ``(N, K)``, bias ``(N,)``.
@@ -55,7 +56,7 @@ class Linear(torch.nn.Linear):
         # TorchScript compiles the first branch only.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             output = F.linear(input, self.weight, self.bias)
-            return output if self.activation is None else F.relu(output)
+            return torch_activation(output, self.activation)
         else:
             return functional.linear(input, self.weight, self.bias, self.activation)
 

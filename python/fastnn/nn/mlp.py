@@ -1,4 +1,4 @@
-"""Chains of layers that run a run of Linear and ReLU as one op."""
+"""Chains of layers that run a run of Linear and activation as one op."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as _module
 
-from fastnn.nn.activation import ReLU
+from fastnn.nn.activation import activation_of, module_of
 from fastnn.nn.linear import Linear
 from fastnn.ops.linear import check_activation, linear
 from fastnn.ops.mlp import Layer, mlp
@@ -55,10 +55,14 @@ def _chain(layers: list[torch.nn.Module], start: int) -> tuple[list[Layer], int]
         layer = layers[i]
         if type(layer) is not Linear or not _only_forward(layer):
             break
-        following = layers[i + 1] if i + 1 < len(layers) else None
-        relu_follows = type(following) is ReLU and _only_forward(following)
-        chain.append(Layer(layer.weight, layer.bias, relu_follows or layer.activation is not None))
-        i += 2 if relu_follows else 1
+        activation = layer.activation
+        i += 1
+        following = activation_of(layers[i]) if i < len(layers) and _only_forward(layers[i]) else None
+        # A layer's own activation stays; relu(relu(z)) = relu(z).
+        if following is not None and (activation is None or activation == following == "relu"):
+            activation = following
+            i += 1
+        chain.append(Layer(layer.weight, layer.bias, activation))
     return chain, i
 
 
@@ -70,8 +74,7 @@ def _run(layers: list[torch.nn.Module], input: Any) -> Any:
         if len(chain) > 1:
             input = mlp(input, chain)
         elif chain:
-            weight, bias, relu = chain[0]
-            input = linear(input, weight, bias, "relu" if relu else None)
+            input = linear(input, *chain[0])
         else:
             input = layers[i](input)
             behind = i + 1
@@ -80,11 +83,12 @@ def _run(layers: list[torch.nn.Module], input: Any) -> Any:
 
 
 class Sequential(torch.nn.Sequential):
-    """A drop-in for :class:`torch.nn.Sequential` that runs each stretch of `Linear` and `ReLU` as one op.
+    """A drop-in for :class:`torch.nn.Sequential` that runs each stretch of `Linear` and activation as one op.
 
     The modules keep their places, names and parameters; only the call differs: consecutive `Linear`
-    modules, each with the `ReLU` behind it, are one node of the autograd graph, forward and backward in one
-    native call each. A module that anyone watches (a hook, a replaced ``forward``, a subclass) is called as
+    modules, each with the activation behind it, are one node of the autograd graph, forward and backward in
+    one native call each. Activations are `ReLU` and torch's ``ReLU``, ``Sigmoid``, ``Tanh``, ``GELU`` and
+    ``SiLU``. A module that anyone watches (a hook, a replaced ``forward``, a subclass) is called as
     in torch.
     """
 
@@ -109,7 +113,8 @@ class MLP(Sequential):
 
     Args:
         sizes: features of the input, of each hidden layer and of the output; at least two.
-        activation: ``"relu"``, or None for a purely affine chain (keys ``0.weight``, ``1.weight`` ...).
+        activation: ``"relu"``, ``"sigmoid"``, ``"tanh"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``, a module
+            between the layers; or None for a purely affine chain (keys ``0.weight``, ``1.weight`` ...).
         bias: whether each layer has a bias.
         device: where the parameters are made.
         dtype: dtype of the parameters.
@@ -136,7 +141,7 @@ class MLP(Sequential):
         layers: list[torch.nn.Module] = []
         for fan_in, fan_out in pairwise(sizes):
             if layers and activation is not None:
-                layers.append(ReLU())
+                layers.append(module_of(activation))
             layers.append(Linear(fan_in, fan_out, bias=bias, device=device, dtype=dtype))
         super().__init__(*layers)
 

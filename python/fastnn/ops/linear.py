@@ -11,54 +11,114 @@ from torch import Tensor
 from fastnn import _backend
 from fastnn.ops._function import NativeFunction
 
-ACTIVATIONS = (None, "relu")
+ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
+# Those whose gradient is a function of what goes into them, not of what comes out.
+FROM_PREACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
 
 
 def check_activation(op: str, activation: str | None) -> None:
     """Raise ValueError unless `activation` is one that the product can fuse."""
     if activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation must be None or 'relu', got {activation!r}")
+        *names, last = map(repr, ACTIVATIONS)
+        raise ValueError(f"{op}: activation must be {', '.join(names)} or {last}, got {activation!r}")
 
 
-def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+def torch_activation(z: Tensor, activation: str | None) -> Tensor:
+    """The activation in torch's own op; compiles in TorchScript."""
+    if activation is None:
+        return z
+    if activation == "relu":
+        return F.relu(z)
+    if activation == "sigmoid":
+        return torch.sigmoid(z)
+    if activation == "tanh":
+        return torch.tanh(z)
+    if activation == "silu":
+        return F.silu(z)
+    return F.gelu(z, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def torch_activation_gradient(grad: Tensor, saved: Tensor, activation: str | None) -> Tensor:
+    """The gradient before the activation, in torch's own differentiable op.
+
+    Args:
+        grad: the gradient behind the activation.
+        saved: what went into it for those in `FROM_PREACTIVATION`, else what came out.
+        activation: one of `ACTIVATIONS`.
+    """
+    aten = torch.ops.aten
+    if activation is None:
+        return grad
+    result: Tensor
+    if activation == "relu":
+        result = aten.threshold_backward(grad, saved, 0)
+    elif activation == "sigmoid":
+        result = aten.sigmoid_backward(grad, saved)
+    elif activation == "tanh":
+        result = aten.tanh_backward(grad, saved)
+    elif activation == "silu":
+        s = saved.sigmoid()  # aten's silu_backward has no derivative
+        result = grad * s * (1 + saved * (1 - s))
+    else:
+        approximate = "tanh" if activation == "gelu_tanh" else "none"
+        result = aten.gelu_backward(grad, saved, approximate=approximate)
+    return result
+
+
+def _forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, saving: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The output, and what went into the activation where its gradient is `saving` that."""
     out_features = weight.shape[0]
-    if input.dim() == 2:
-        output = input.new_empty((input.shape[0], out_features))
-        _backend.cpu.linear_forward(input, weight, bias, relu, output)
-        return output
     batch = input.shape[:-1]
-    output = input.new_empty((batch.numel(), out_features))
-    _backend.cpu.linear_forward(input.reshape(batch.numel(), input.shape[-1]), weight, bias, relu, output)
-    return output.view(*batch, out_features)
+    flat = input if input.dim() == 2 else input.reshape(batch.numel(), input.shape[-1])
+    output = flat.new_empty((flat.shape[0], out_features))
+    z = torch.empty_like(output) if saving and activation in FROM_PREACTIVATION else None
+    _backend.cpu.linear_forward(flat, weight, bias, activation, output, z)
+    if input.dim() != 2:
+        output = output.view(*batch, out_features)
+        z = None if z is None else z.view(*batch, out_features)
+    return output, z
 
 
 class LinearFunction(NativeFunction):
-    """Saves what the wanted gradients need: input for dW, weight for dX, output for the ReLU mask."""
+    """Saves what the wanted gradients need: input for dW, weight for dX, and for the activation z or y.
+
+    z is a second output, which nobody sees but the backward of the backward: through it autograd reaches what
+    z was computed from, at no cost while it is not asked to.
+    """
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool
-    ) -> Tensor:
-        output = _forward(input, weight, bias, relu)
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+    ) -> tuple[Tensor, Tensor | None]:
+        output, z = _forward(input, weight, bias, activation, saving=True)
         wants_input, wants_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(
-            input if wants_weight else None, weight if wants_input else None, output if relu else None
-        )
+        saved = None if activation is None else output if z is None else z
+        ctx.save_for_backward(input if wants_weight else None, weight if wants_input else None, saved)
+        ctx.set_materialize_grads(False)
+        ctx.activation = activation
         ctx.input_shape = input.shape
-        return output
+        return output, z
 
     @staticmethod
     def backward(  # noqa: D102
-        ctx: Any, grad_output: Tensor
+        ctx: Any, grad_output: Tensor | None, grad_z: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        input, weight, output = ctx.saved_tensors
+        input, weight, saved = ctx.saved_tensors
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         batch, in_features = ctx.input_shape[:-1].numel(), ctx.input_shape[-1]
+        activation = ctx.activation
+        if grad_z is not None:
+            # The rest of a backward of the backward: from here on a layer without activation.
+            if grad_output is not None:
+                grad_z = grad_z + torch_activation_gradient(grad_output, saved, activation)
+            grad_output, saved, activation = grad_z, None, None
+        if grad_output is None:
+            return None, None, None, None
         out_features = grad_output.shape[-1]
-        if not _backend.use_native_backward("linear_backward", grad_output, output):
-            if output is not None:
-                grad_output = torch.ops.aten.threshold_backward(grad_output, output, 0)
-            grad = grad_output.reshape(batch, out_features)
+        if not _backend.use_native_backward("linear_backward", grad_output, saved):
+            grad = torch_activation_gradient(grad_output, saved, activation).reshape(batch, out_features)
             grad_input = (grad @ weight).view(ctx.input_shape) if wants_input else None
             grad_weight = grad.t() @ input.reshape(batch, in_features) if wants_weight else None
             return grad_input, grad_weight, grad.sum(0) if wants_bias else None, None
@@ -69,7 +129,8 @@ class LinearFunction(NativeFunction):
         grad_bias = grad.new_empty(out_features) if wants_bias else None
         _backend.cpu.linear_backward(
             grad,
-            output if flat or output is None else output.view(batch, out_features),
+            saved if flat or saved is None else saved.view(batch, out_features),
+            activation,
             input if flat or input is None else input.reshape(batch, in_features),
             weight,
             grad_input,
@@ -79,11 +140,6 @@ class LinearFunction(NativeFunction):
         if not flat and grad_input is not None:
             grad_input = grad_input.view(ctx.input_shape)
         return grad_input, grad_weight, grad_bias, None
-
-
-def _torch_linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    output = F.linear(input, weight, bias)
-    return output if activation is None else F.relu(output)
 
 
 def shape_reason(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
@@ -106,16 +162,19 @@ def linear(
 
     .. math:: y = \operatorname{act}(x W^\top + b)
 
-    .. math:: g = dY \cdot [\,y > 0\,]\ \text{(ReLU)},\quad dX = g W,\quad dW = g^\top x,\quad
+    .. math:: g = \operatorname{act}'(z) \cdot dY,\quad dX = g W,\quad dW = g^\top x,\quad
         db = \textstyle\sum g
 
-    Backward computes only the gradients that are asked for. 16-bit inputs are summed in float32.
+    Backward computes only the gradients that are asked for; it takes the activation's from y, for GELU and
+    SiLU from :math:`z = x W^\top + b`, which forward then stores too. 16-bit inputs are summed in float32,
+    and the activation sees the sum before it is rounded.
 
     Args:
         input: ``(*, K)``, any strides; float32, float64, bfloat16 or float16.
         weight: ``(N, K)``, dtype of ``input``.
         bias: ``(N,)`` or None.
-        activation: None or ``"relu"``.
+        activation: None, ``"relu"``, ``"sigmoid"``, ``"tanh"``, ``"gelu"`` (exact), ``"gelu_tanh"`` (its tanh
+            form) or ``"silu"``.
 
     Returns:
         Tensor ``(*, N)``, contiguous. With K = 0 it is ``act(b)``.
@@ -127,11 +186,10 @@ def linear(
     check_activation("linear", activation)
     reason = _backend.torch_reason(input, weight, bias) or shape_reason(input, weight, bias)
     if not _backend.decide("linear", reason):
-        return _torch_linear(input, weight, bias, activation)
-    relu = activation is not None
+        return torch_activation(F.linear(input, weight, bias), activation)
     if torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        output: Tensor = LinearFunction.apply(input, weight, bias, relu)
+        output: Tensor = LinearFunction.apply(input, weight, bias, activation)[0]
         return output
-    return _forward(input, weight, bias, relu)
+    return _forward(input, weight, bias, activation, saving=False)[0]

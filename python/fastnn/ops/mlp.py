@@ -1,4 +1,4 @@
-"""A chain of linear layers, each with or without ReLU, as one autograd node."""
+"""A chain of linear layers, each with or without activation, as one autograd node."""
 
 from __future__ import annotations
 
@@ -11,93 +11,114 @@ from torch import Tensor
 
 from fastnn import _backend
 from fastnn.ops._function import NativeFunction
-from fastnn.ops.linear import linear, shape_reason
+from fastnn.ops.linear import (
+    FROM_PREACTIVATION,
+    linear,
+    shape_reason,
+    torch_activation,
+    torch_activation_gradient,
+)
 
 
 class Layer(NamedTuple):
-    """``relu(x W^T + b)``, or without the ReLU; `weight` (N, K), `bias` (N,) or None."""
+    """``act(x W^T + b)``; `weight` (N, K), `bias` (N,) or None, `activation` as in `functional.linear`."""
 
     weight: Tensor
     bias: Tensor | None
-    relu: bool
+    activation: str | None
 
 
-def _forward(input: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, list[Tensor]]:
-    """The output of the chain, and those of all layers as matrices."""
+Activations = tuple[str | None, ...]
+
+
+class Values(NamedTuple):
+    """What a forward leaves behind, as matrices: `preactivations` of GELU and SiLU layers, or none at all."""
+
+    outputs: list[Any]  # the last is None where no backward needs it
+    preactivations: list[Any]  # None for the other layers
+
+
+def _forward(input: Tensor, layers: Sequence[Layer], saving: bool) -> tuple[Tensor, Values]:
+    """The output of the chain, and the values of all layers, with preactivations if `saving`."""
     batch = input.shape[:-1]
     rows = batch.numel()
     flat = input if input.dim() == 2 else input.reshape(rows, input.shape[-1])
-    outputs = [flat.new_empty((rows, layer.weight.shape[0])) for layer in layers]
-    weights, biases, relus = zip(*layers, strict=True)
-    _backend.cpu.mlp_forward(flat, weights, biases, relus, outputs)
+    outputs: list[Any] = [flat.new_empty((rows, layer.weight.shape[0])) for layer in layers]
+    weights, biases, activations = zip(*layers, strict=True)
+    preactivations: list[Any] = []
+    if saving and not FROM_PREACTIVATION.isdisjoint(activations):
+        preactivations = [
+            torch.empty_like(output) if activation in FROM_PREACTIVATION else None
+            for output, activation in zip(outputs, activations, strict=True)
+        ]
+    _backend.cpu.mlp_forward(flat, weights, biases, activations, outputs, preactivations)
     last = outputs[-1]
-    return (last if input.dim() == 2 else last.view(*batch, last.shape[1])), outputs
+    return (last if input.dim() == 2 else last.view(*batch, last.shape[1])), Values(outputs, preactivations)
 
 
 class MlpFunction(NativeFunction):
-    """Saves what torch's chain would: the input, the parameters and the hidden outputs."""
+    """Saves what torch's chain would: the input, the parameters, hidden outputs, and z of GELU and SiLU."""
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, input: Tensor, relus: tuple[bool, ...], *parameters: Tensor | None
+        ctx: Any, input: Tensor, activations: Activations, *parameters: Tensor | None
     ) -> Tensor:
-        depth = len(relus)
-        layers = list(map(Layer, parameters[:depth], parameters[depth:], relus))  # type: ignore[arg-type]
-        output, outputs = _forward(input, layers)
-        if not relus[-1]:
-            outputs.pop()  # nobody needs it, so it may be changed in place
-        ctx.relus = relus
-        ctx.save_for_backward(input, *parameters, *outputs)
+        depth = len(activations)
+        layers = list(map(Layer, parameters[:depth], parameters[depth:], activations))  # type: ignore[arg-type]
+        output, (outputs, preactivations) = _forward(input, layers, saving=True)
+        if activations[-1] is None or activations[-1] in FROM_PREACTIVATION:
+            outputs[-1] = None  # nobody needs it, so it may be changed in place
+        ctx.activations = activations
+        ctx.save_for_backward(input, *parameters, *outputs, *preactivations)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         input, *saved = ctx.saved_tensors
-        relus = ctx.relus
-        depth = len(relus)
-        parameters, outputs = saved[: 2 * depth], saved[2 * depth :]
+        activations = ctx.activations
+        depth = len(activations)
+        parameters, values = saved[: 2 * depth], Values(saved[2 * depth : 3 * depth], saved[3 * depth :])
         wants_input, _, *wants = ctx.needs_input_grad
         flat, grad = input, grad_output
         if input.dim() != 2:
             rows = input.shape[:-1].numel()
             flat = input.reshape(rows, input.shape[-1])
             grad = grad_output.reshape(rows, grad_output.shape[-1])
-        if _backend.use_native_backward("mlp_backward", grad, flat, *outputs):
+        if _backend.use_native_backward("mlp_backward", grad, flat, *values.outputs):
             grad_input = grad.new_empty(flat.shape) if wants_input else None
             grads = [
                 torch.empty_like(parameter, memory_format=torch.contiguous_format) if want else None
                 for parameter, want in zip(parameters, wants, strict=True)
             ]
-            if len(outputs) < depth:
-                outputs.append(None)
             _backend.cpu.mlp_backward(
-                grad, flat, parameters[:depth], outputs, relus, grad_input, grads[:depth], grads[depth:]
+                grad, flat, parameters[:depth], *values, activations, grad_input, grads[:depth], grads[depth:]
             )
         else:
-            layers = list(map(Layer, parameters[:depth], parameters[depth:], relus))
+            layers = list(map(Layer, parameters[:depth], parameters[depth:], activations))
             if torch.is_grad_enabled():
-                outputs = _differentiable_outputs(flat, layers)
-            grad_input, *grads = _torch_backward(grad, flat, layers, outputs, wants_input, wants)
+                values = _differentiable_values(flat, layers)
+            grad_input, *grads = _torch_backward(grad, flat, layers, values, wants_input, wants)
         if grad_input is not None and grad_input.dim() != input.dim():
             grad_input = grad_input.view(input.shape)
         return grad_input, None, *grads
 
 
-def _differentiable_outputs(flat: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
-    """The outputs of all layers as functions of input and parameters, for the backward of the backward."""
-    outputs = []
-    for weight, bias, relu in layers:
-        flat = F.linear(flat, weight, bias)
-        flat = flat.relu() if relu else flat
-        outputs.append(flat)
-    return outputs
+def _differentiable_values(flat: Tensor, layers: Sequence[Layer]) -> Values:
+    """The values of all layers as functions of input and parameters, for the backward of the backward."""
+    values = Values([], [])
+    for weight, bias, activation in layers:
+        z = F.linear(flat, weight, bias)
+        flat = torch_activation(z, activation)
+        values.preactivations.append(z)
+        values.outputs.append(flat)
+    return values
 
 
 def _torch_backward(
     grad: Tensor,
     flat: Tensor,
     layers: Sequence[Layer],
-    outputs: Sequence[Tensor],
+    values: Values,
     wants_input: bool,
     wants: Sequence[bool],
 ) -> list[Tensor | None]:
@@ -105,10 +126,12 @@ def _torch_backward(
     depth = len(layers)
     grads: list[Tensor | None] = [None] * (1 + 2 * depth)
     for i in reversed(range(depth)):
-        if layers[i].relu:
-            grad = torch.ops.aten.threshold_backward(grad, outputs[i], 0)
+        activation = layers[i].activation
+        if activation is not None:
+            known = values.preactivations if activation in FROM_PREACTIVATION else values.outputs
+            grad = torch_activation_gradient(grad, known[i], activation)
         if wants[i]:
-            grads[1 + i] = grad.t() @ (outputs[i - 1] if i else flat)
+            grads[1 + i] = grad.t() @ (values.outputs[i - 1] if i else flat)
         if wants[depth + i]:
             grads[1 + depth + i] = grad.sum(0)
         if i or wants_input:
@@ -134,6 +157,7 @@ def mlp(input: Tensor, layers: Sequence[Layer]) -> Tensor:
         Tensor ``(*, N)`` of the last layer.
 
     Raises:
+        TypeError: an unknown activation.
         RuntimeError: shapes or dtypes that do not fit together.
     """
     parameters = [layer.weight for layer in layers] + [layer.bias for layer in layers]
@@ -141,13 +165,13 @@ def mlp(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     for weight, bias, _ in layers:
         reason = reason or shape_reason(input, weight, bias)
     if reason is not None:
-        for weight, bias, relu in layers:
-            input = linear(input, weight, bias, "relu" if relu else None)
+        for layer in layers:
+            input = linear(input, *layer)
         return input
     _backend.decide("mlp", None)
     if torch.is_grad_enabled() and (
         input.requires_grad or any(p is not None and p.requires_grad for p in parameters)
     ):
-        output: Tensor = MlpFunction.apply(input, tuple(layer.relu for layer in layers), *parameters)
+        output: Tensor = MlpFunction.apply(input, tuple(layer.activation for layer in layers), *parameters)
         return output
-    return _forward(input, layers)[0]
+    return _forward(input, layers, saving=False)[0]
