@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "bindings/class_indices.h"
 #include "bindings/cross_entropy_args.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
@@ -11,12 +12,6 @@
 namespace fastnn {
 
 namespace {
-
-std::string index_error(const TensorView& target, int64_t row) {
-  return concat("Target ",
-                target.dtype == DType::u8 ? int64_t{target.as<uint8_t>()[row]} : target.as<int64_t>()[row],
-                " is out of bounds.");
-}
 
 double forward(const TensorView& x, const TensorView& target, const std::optional<TensorView>& weight,
                const TensorView& loss, const std::optional<TensorView>& gradient, int64_t ignore_index,
@@ -28,7 +23,7 @@ double forward(const TensorView& x, const TensorView& target, const std::optiona
     const ReleaseGil released(x.numel());
     result = cpu_kernels().cross_entropy.forward(args);
   }
-  if (result.bad_row >= 0) throw std::out_of_range(index_error(target, result.bad_row));
+  if (result.bad_row >= 0) throw target_out_of_bounds(args, result.bad_row);
   return result.gradient_scale;
 }
 

@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "bindings/class_indices.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -77,11 +78,7 @@ void run(const TensorView& x, const TensorView& weight, const Optional& bias, co
     const ReleaseGil released(rows * classes * x.shape[1] / 16);
     bad_row = cpu_kernels().linear_cross_entropy.run(args);
   }
-  if (bad_row >= 0)
-    throw std::out_of_range(concat(
-        "Target ",
-        target.dtype == DType::u8 ? int64_t{target.as<uint8_t>()[bad_row]} : target.as<int64_t>()[bad_row],
-        " is out of bounds."));
+  if (bad_row >= 0) throw target_out_of_bounds(args.loss, bad_row);
 }
 
 }  // namespace

@@ -12,18 +12,7 @@ namespace fastnn {
 
 namespace {
 
-PyObject* torch_attribute(const char* module, const char* name) {
-  return py::object(py::module_::import(module).attr(name))
-      .release()
-      .ptr();  // kept for the life of the process
-}
-
 std::string text(PyObject* object) { return py::str(py::handle(object)); }
-
-py::object owned(PyObject* object) {
-  if (!object) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(object);
-}
 
 // The entry of a dict, as a borrowed reference; null where there is none.
 PyObject* find(PyObject* dict, PyObject* key) {
@@ -62,7 +51,19 @@ bool same_shape(const TensorView& a, const TensorView& b) {
   return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
 }
 
-// A tensor whose memory kernels may touch.
+}  // namespace
+
+PyObject* torch_attribute(const char* module, const char* name) {
+  return py::object(py::module_::import(module).attr(name))
+      .release()
+      .ptr();  // kept for the life of the process
+}
+
+py::object owned(PyObject* object) {
+  if (!object) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
+}
+
 TensorView read_plain(PyObject* object) {
   static PyObject* const tensor = torch_attribute("torch", "Tensor");
   static PyObject* const parameter = torch_attribute("torch.nn", "Parameter");
@@ -81,8 +82,6 @@ void check_not_negated(PyObject* tensor) {
   if (owned(PyObject_CallMethodNoArgs(tensor, is_neg)).ptr() != Py_False)
     throw NotCovered("the tensor is a lazily negated view");
 }
-
-}  // namespace
 
 PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
 
@@ -124,8 +123,11 @@ py::object OptimizerGroup::gradient(PyObject* param) {
 }
 
 void OptimizerGroup::add_range(const TensorView& view, bool written) {
+  if (view.numel() == 0) return;
+  int64_t last = 0;  // element; plain tensors have no negative strides
+  for (int d = 0; d < view.ndim; ++d) last += (view.shape[d] - 1) * view.strides[d];
   const auto* begin = view.as<const char>();
-  if (view.numel() > 0) ranges_.push_back({begin, begin + view.numel() * dtype_size(view.dtype), written});
+  ranges_.push_back({begin, begin + (last + 1) * dtype_size(view.dtype), written});
 }
 
 TensorView OptimizerGroup::read_written(PyObject* object) {
@@ -135,12 +137,20 @@ TensorView OptimizerGroup::read_written(PyObject* object) {
   return view;
 }
 
-TensorView OptimizerGroup::read_param(PyObject* param, py::object grad, OptimizerTensor& tensor) {
+TensorView OptimizerGroup::read_param(PyObject* param, OptimizerTensor& tensor) {
   const TensorView p = read_written(param);
   check_not_negated(param);
   if (!is_floating(p.dtype)) throw NotCovered(concat("no kernels for dtype ", dtype_name(p.dtype)));
   if (!is_dense(p)) throw NotCovered("a parameter does not fill one block of memory");
+  tensor.param = p.data;
+  tensor.numel = p.numel();
+  tensor.dtype = p.dtype;
+  elements_ += p.numel();
+  return p;
+}
 
+void OptimizerGroup::read_gradient(PyObject* param, const TensorView& p, py::object grad,
+                                   OptimizerTensor& tensor) {
   TensorView g = read_plain(grad.ptr());
   check_not_negated(grad.ptr());
   if (g.dtype != p.dtype)
@@ -153,13 +163,7 @@ TensorView OptimizerGroup::read_param(PyObject* param, py::object grad, Optimize
   }
   add_range(g, false);
   gradients_.push_back(std::move(grad));
-
-  tensor.param = p.data;
   tensor.grad = g.data;
-  tensor.numel = p.numel();
-  tensor.dtype = p.dtype;
-  elements_ += p.numel();
-  return p;
 }
 
 PyObject* OptimizerGroup::state_of(PyObject* param) const {
@@ -224,7 +228,6 @@ void OptimizerGroup::check_disjoint() {
 }
 
 void OptimizerGroup::commit() {
-  check_disjoint();
   for (const NewState& made : new_states_)
     if (PyDict_SetItem(made.state.ptr(), made.key.ptr(), made.tensor.ptr()) != 0)
       throw py::error_already_set();

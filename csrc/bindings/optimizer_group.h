@@ -27,6 +27,15 @@ PyObject* interned(const char* name);
 
 double number(PyObject* object);
 
+// An attribute of a module, kept for the life of the process.
+PyObject* torch_attribute(const char* module, const char* name);
+
+pybind11::object owned(PyObject* object);
+
+// A tensor whose memory kernels may touch: no subclass, no lazily negated view. Throws NotCovered.
+TensorView read_plain(PyObject* object);
+void check_not_negated(PyObject* tensor);
+
 // What the steps of all optimizers share, whatever the update.
 class OptimizerGroup {
  public:
@@ -45,8 +54,9 @@ class OptimizerGroup {
   PyObject* parameters();
   // The gradient of a parameter, or None.
   static pybind11::object gradient(PyObject* param);
-  // Fills what all optimizers have in an OptimizerTensor, its state excepted.
-  TensorView read_param(PyObject* param, pybind11::object grad, OptimizerTensor& tensor);
+  // Fill what all optimizers have in an OptimizerTensor, its state excepted.
+  TensorView read_param(PyObject* param, OptimizerTensor& tensor);
+  void read_gradient(PyObject* param, const TensorView& p, pybind11::object grad, OptimizerTensor& tensor);
 
   // The state of a parameter; throws Uninitialized where it has none.
   PyObject* state_of(PyObject* param) const;
@@ -57,7 +67,11 @@ class OptimizerGroup {
   // The number of the step that is being taken.
   double next_step(PyObject* state);
 
-  // Checks that no written memory is reachable twice; then counts the steps and keeps the new states.
+  // Throws where written memory is reachable twice.
+  void check_disjoint();
+  // Memory that the update reads besides.
+  void also_reads(const TensorView& view) { add_range(view, false); }
+  // Counts the steps and keeps the new states: the update follows.
   void commit();
 
   int64_t elements() const { return elements_; }
@@ -76,7 +90,6 @@ class OptimizerGroup {
   void add_range(const TensorView& view, bool written);
   TensorView read_written(PyObject* object);
   void check_like(const TensorView& view, PyObject* key, const TensorView& param) const;
-  void check_disjoint();
 
   PyObject* group_;
   PyObject* state_;
@@ -96,6 +109,24 @@ class OptimizerStep : protected OptimizerGroup {
   using OptimizerGroup::OptimizerGroup;
   virtual ~OptimizerStep() = default;
 
+  // For a caller that computes the gradients and calls the kernel itself: calls visit(param, view, tensor)
+  // for every parameter of the group. check_disjoint() and commit() follow, then the update.
+  template <class Visit>
+  void each_parameter(const Visit& visit) {
+    PyObject* params = parameters();
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
+      PyObject* param = PyList_GET_ITEM(params, i);
+      Tensor tensor{};
+      const TensorView p = read_param(param, tensor);
+      read_state(param, p, tensor);
+      visit(param, p, tensor);
+    }
+  }
+  using OptimizerGroup::also_reads;
+  using OptimizerGroup::check_disjoint;
+  using OptimizerGroup::commit;
+  using OptimizerGroup::written;
+
   // The tensors that were written.
   pybind11::list run() {
     PyObject* params = parameters();
@@ -107,10 +138,12 @@ class OptimizerStep : protected OptimizerGroup {
       pybind11::object grad = gradient(param);
       if (grad.is_none()) continue;
       Tensor tensor{};
-      const TensorView p = read_param(param, std::move(grad), tensor);
+      const TensorView p = read_param(param, tensor);
+      read_gradient(param, p, std::move(grad), tensor);
       read_state(param, p, tensor);
       tensors.push_back(tensor);
     }
+    check_disjoint();
     commit();
     update(tensors.data(), static_cast<int64_t>(tensors.size()));
     return written();

@@ -1,52 +1,8 @@
 // sgd_step: one step of SGD on a parameter group.
-#include "ops/sgd/sgd.h"
-
-#include "bindings/optimizer_group.h"
-#include "bindings/registration.h"
-#include "core/cpu_dispatch.h"
-
-namespace py = pybind11;
+#include "bindings/sgd_step.h"
 
 namespace fastnn {
 
-namespace {
-
-class SgdStep final : public OptimizerStep<SgdTensor> {
- public:
-  SgdStep(const py::dict& group, const py::dict& state, const py::function& match_layout)
-      : OptimizerStep(group, state, match_layout) {
-    static PyObject* const lr_key = interned("lr");
-    static PyObject* const momentum_key = interned("momentum");
-    static PyObject* const dampening_key = interned("dampening");
-    static PyObject* const weight_decay_key = interned("weight_decay");
-    static PyObject* const nesterov_key = interned("nesterov");
-    static PyObject* const maximize_key = interned("maximize");
-    static PyObject* const differentiable_key = interned("differentiable");
-    options_.lr = number_option(lr_key);
-    options_.momentum = number_option(momentum_key);
-    options_.dampening = number_option(dampening_key);
-    options_.l2 = number_option(weight_decay_key);
-    options_.nesterov = flag_option(nesterov_key);
-    options_.maximize = flag_option(maximize_key);
-    refuse(differentiable_key);
-  }
-
- private:
-  void read_state(PyObject* param, const TensorView& p, SgdTensor& tensor) override {
-    static PyObject* const buffer_key = interned("momentum_buffer");
-    if (options_.momentum != 0) tensor.state[0] = state_or_new(param, buffer_key, p, tensor.first);
-  }
-
-  void update(SgdTensor* tensors, int64_t count) override {
-    const ReleaseGil released(2 * elements());
-    cpu_kernels().sgd.update(tensors, count, options_);
-  }
-
-  SgdOptions options_{};
-};
-
-}  // namespace
-
-void register_sgd(py::module_& m) { m.def("sgd_step", &optimizer_step<SgdStep>); }
+void register_sgd(pybind11::module_& m) { m.def("sgd_step", &optimizer_step<SgdStep>); }
 
 }  // namespace fastnn

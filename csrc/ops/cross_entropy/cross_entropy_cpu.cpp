@@ -109,6 +109,7 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
     const double z_loss = args.z_loss == 0 ? 0 : args.z_loss * sums.square * scales.square;
     total = loss + z_loss;
     if (args.loss && leads_team()) *static_cast<T*>(args.loss) = from_acc<T>(static_cast<A>(total));
+    wait_for_team();
   }
   return {-1, scales.late, total};
 }

@@ -1,6 +1,7 @@
 // Many classes: one row at a time.
 #pragma once
 
+#include "core/block_sum.h"
 #include "core/vec_math.h"
 #include "ops/cross_entropy/formulas.h"
 #include "ops/cross_entropy/problem.h"
@@ -11,16 +12,6 @@ namespace {
 
 template <class T>
 constexpr T kInfinity = T(__builtin_inf());
-
-// The first n lanes of p, and `fill` in the others.
-template <class T>
-FASTNN_INLINE Vec<Acc<T>> load_filled(const T* p, int n, Acc<T> fill) {
-  using A = Acc<T>;
-  using Int = typename FloatFormat<A>::Int;
-  Vec<Int> lane;
-  for (int i = 0; i < kLanes<A>; ++i) lane[i] = i;
-  return lane < Int(n) ? load_partial(p, n) : splat(fill);
-}
 
 template <class A>
 FASTNN_INLINE A exp_scalar(A x) {
@@ -42,12 +33,6 @@ struct RowMoments {
   double total;  // sum_k exp(x_k - largest)
 };
 
-// Elements that are summed in the lanes of four vectors before they go to a sum in double: 64 additions a
-// lane keep the rounding error near one ulp, and a block read for its maximum is still in the first cache
-// when its exponentials are taken.
-template <class A>
-constexpr int64_t kBlock = 64 * 4 * kLanes<A>;
-
 template <class T>
 FASTNN_INLINE Acc<T> block_max(const T* x, int64_t n) {
   using A = Acc<T>;
@@ -60,23 +45,6 @@ FASTNN_INLINE Acc<T> block_max(const T* x, int64_t n) {
   for (; k + kStep <= n; k += kStep) m[0] = max(m[0], load(x + k));
   if (k < n) m[0] = max(m[0], load_filled(x + k, static_cast<int>(n - k), -kInfinity<A>));
   return max_of_lanes<A>(max(max(m[0], m[1]), max(m[2], m[3])));
-}
-
-// Sum of term(x_k, k, lanes) over k < n; lanes past the end see `fill`.
-template <class T, class Term>
-FASTNN_INLINE double block_sum(const T* x, int64_t n, Acc<T> fill, const Term& term) {
-  using A = Acc<T>;
-  constexpr int kStep = kLanes<A>;
-  Vec<A> s[4] = {};
-  int64_t k = 0;
-  for (; k + 4 * kStep <= n; k += 4 * kStep)
-    for (int u = 0; u < 4; ++u) s[u] += term(load(x + k + u * kStep), k + u * kStep, kStep);
-  for (; k + kStep <= n; k += kStep) s[0] += term(load(x + k), k, kStep);
-  if (k < n) {
-    const int rest = static_cast<int>(n - k);
-    s[1] += term(load_filled(x + k, rest, fill), k, rest);
-  }
-  return sum((s[0] + s[1]) + (s[2] + s[3]));
 }
 
 // One pass over memory: each block moves the maximum first, then adds its exponentials. A NaN never becomes
