@@ -30,5 +30,7 @@ PYBIND11_MODULE(_cpu, m) {
   register_relu(m);
   register_rmsprop(m);
   register_sgd(m);
+  register_train_step(m);
   register_vec_math(m);
+  register_watch(m);
 }

@@ -16,7 +16,9 @@ void register_probe(pybind11::module_& m);
 void register_relu(pybind11::module_& m);
 void register_rmsprop(pybind11::module_& m);
 void register_sgd(pybind11::module_& m);
+void register_train_step(pybind11::module_& m);
 void register_vec_math(pybind11::module_& m);
+void register_watch(pybind11::module_& m);
 
 // Releases the GIL for the life of the object where the work is worth it: handing the lock over costs more
 // than a kernel of a few microseconds.

@@ -13,6 +13,7 @@
 #include "ops/relu/relu.h"
 #include "ops/rmsprop/rmsprop.h"
 #include "ops/sgd/sgd.h"
+#include "ops/train_step/train_step.h"
 #include "ops/vec_math/vec_math.h"
 
 namespace fastnn {
@@ -29,6 +30,7 @@ struct CpuKernels {
   ReluKernels relu;
   RmspropKernels rmsprop;
   SgdKernels sgd;
+  TrainStepKernels train_step;
   VecMathKernels vec_math;
 };
 

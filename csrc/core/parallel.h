@@ -17,9 +17,8 @@ namespace fastnn::FASTNN_ISA {
 // Called by every member of a team (core/team.h), it shares the range among them and returns when all are
 // done.
 template <class Body>
-inline void parallel_for(int64_t n, [[maybe_unused]] int64_t grain, const Body& body) {
+inline void parallel_for(int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;
-#ifdef _OPENMP
   const int64_t wanted = grain > 0 ? n / grain : n;
   const int64_t threads = wanted < 2 ? 1 : (wanted < max_threads() ? wanted : max_threads());
   if (TeamMember* const member = team_member()) {
@@ -29,6 +28,7 @@ inline void parallel_for(int64_t n, [[maybe_unused]] int64_t grain, const Body& 
     });
     return;
   }
+#ifdef _OPENMP
   if (threads > 1 && !omp_in_parallel()) {
     bool out_of_memory = false;
 #pragma omp parallel num_threads(static_cast<int>(threads)) reduction(|| : out_of_memory)
@@ -51,22 +51,21 @@ inline void parallel_for(int64_t n, [[maybe_unused]] int64_t grain, const Body& 
 }
 
 // Runs code() on `threads` threads as a team: each runs all of it, and the parallel_for calls in it share
-// their ranges. One parallel region then serves a whole sequence of kernels.
+// their ranges. One parallel region, or none for one thread, then serves a whole sequence of kernels.
 template <class Code>
 inline void run_as_team([[maybe_unused]] int64_t threads, const Code& code) {
+  Team team;
 #ifdef _OPENMP
-  if (threads > 1 && max_threads() > 1 && !omp_in_parallel()) {
-    Team team;
+  if (threads > 1 && !omp_in_parallel()) {
 #pragma omp parallel num_threads(static_cast<int>(threads))
-    {
-      TeamMember member(team, omp_get_thread_num(), omp_get_num_threads());
-      member.run(code);
-    }
-    if (team.failed()) throw_out_of_memory();
-    return;
+    TeamMember(team, omp_get_thread_num(), omp_get_num_threads()).run(code);
+  } else {
+    TeamMember(team, 0, 1).run(code);
   }
+#else
+  TeamMember(team, 0, 1).run(code);
 #endif
-  code();
+  if (team.failed()) throw_out_of_memory();
 }
 
 }  // namespace fastnn::FASTNN_ISA

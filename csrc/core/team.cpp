@@ -28,6 +28,7 @@ TeamMember* team_member() { return current_member && !current_member->sharing_ ?
 
 void TeamMember::barrier() {
 #ifdef _OPENMP
+  if (count == 1) return;  // its region, if any, is somebody else's
 #pragma omp barrier
 #endif
 }
@@ -51,6 +52,10 @@ void* TeamMember::shared(Scratch slot, size_t bytes) {
 bool leads_team() {
   const TeamMember* const member = team_member();
   return !member || member->index == 0;
+}
+
+void wait_for_team() {
+  if (TeamMember* const member = team_member()) member->barrier();
 }
 
 void* shared_scratch(Scratch slot, size_t bytes) {

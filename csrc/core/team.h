@@ -2,7 +2,9 @@
 // a region costs is then paid once for a sequence of kernels, and a barrier for each step of it.
 //
 // Code that may run on a team does its work inside parallel_for, keeps what the members share in
-// shared_scratch, and writes results outside of parallel_for only where leads_team() says so.
+// shared_scratch, and writes results outside of parallel_for only where leads_team() says so. Where it reads
+// shared_scratch outside of parallel_for it calls wait_for_team() afterwards: else a faster member could
+// already be filling it for what comes next.
 #pragma once
 
 #include <atomic>
@@ -74,6 +76,7 @@ class TeamMember {
 
  private:
   friend TeamMember* team_member();
+  friend void wait_for_team();
 
   void barrier();
   // Waits for all members; throws on each of them if one has failed.
@@ -88,6 +91,9 @@ TeamMember* team_member();
 
 // Whether the caller is to write what one thread writes: the first member of a team, or a thread without one.
 bool leads_team();
+
+// Returns when every member of the team has come here.
+void wait_for_team();
 
 // thread_scratch, but the members of a team are given the same memory, which is the leader's.
 void* shared_scratch(Scratch slot, size_t bytes);

@@ -49,6 +49,10 @@ class Attribute:
     def __init__(self, owner: Any) -> None:
         self._owner = weakref.ref(owner)  # a guard may be kept by what it guards
 
+    @property
+    def owner(self) -> Any:
+        return self._owner()
+
     def get(self, name: str, default: object) -> object:
         return getattr(self._owner(), name, default)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from fastnn import _backend
-
-Loss = Callable[[Any, Tensor], Tensor]
+from fastnn._step_plan import Loss, Refused, StepPlan, make_plan
 
 
 class TrainStep:
@@ -29,14 +28,32 @@ class TrainStep:
     valid after each call: evaluate, save, load, schedule the learning rate and change any option between
     calls as ever.
 
+    One native call does all of it, in one parallel region and without allocating memory for the largest
+    batch seen a second time, where
+
+    - the model is a chain of ``Linear``, each with or without ReLU, sigmoid, tanh, GELU or SiLU behind it:
+      ``Sequential``, :class:`fastnn.nn.MLP`, or a ``forward`` that can be traced; ``Flatten()`` may come
+      first,
+    - the loss is cross-entropy with class indices, or the mean squared error, reduced by mean or sum; as
+      module or as function,
+    - the optimizer is Adam, AdamW or SGD, fastnn's or torch's own, and has the parameters of the chain and
+      no other,
+    - input, parameters and gradients are float32 or float64 tensors on the CPU.
+
+    Anything else the same object runs eagerly, and :func:`fastnn.explain` says why. Whether the native call
+    is possible is looked at in every call, so hooks, frozen layers or replaced parameters are respected. The
+    first step is eager where the optimizer has yet to make its state.
+
+    Results are the same, bit by bit, for every number of threads and from run to run.
+
     Args:
         model: any module.
         loss: called with the model's output and the target; a module or a function that returns a scalar.
         optimizer: of the model's parameters.
         max_norm: clips the gradients to this norm over all of them, as
             :func:`torch.nn.utils.clip_grad_norm_` does; None leaves them as they are.
-        keep_grad: whether the parameters' ``.grad`` holds the (clipped) gradients after the call. Otherwise
-            it is None.
+        keep_grad: whether the parameters' ``.grad`` holds the (clipped) gradients after the call, in the same
+            tensors from call to call. Otherwise it is None.
         mean: of images given as uint8, which become :math:`(x / 255 - \text{mean}) / \text{std}` in the dtype
             of the model's parameters.
         std: see `mean`.
@@ -45,6 +62,8 @@ class TrainStep:
         TypeError: `model` is no module or `optimizer` no optimizer.
         ValueError: `max_norm` is negative or `std` is 0.
     """
+
+    _plan: StepPlan | Refused | None
 
     def __init__(
         self,
@@ -77,6 +96,13 @@ class TrainStep:
         self.mean = mean
         self.std = std
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        super().__setattr__("_plan", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plan": None}
+
     def __call__(self, input: Tensor, target: Tensor) -> Tensor:
         """Take one step on a batch.
 
@@ -88,10 +114,39 @@ class TrainStep:
             The loss before the update, detached.
 
         Raises:
-            Whatever model, loss and optimizer raise; nothing has been updated then.
+            IndexError: a class index is out of range. This, and whatever else model, loss and optimizer
+                raise, comes before anything is updated.
         """
-        _backend.decide("train_step", "eager")
+        outcome = _backend.torch_reason()
+        if outcome is None:
+            loss = self._native(input, target)
+            if not isinstance(loss, str):
+                _backend.decide("train_step", None)
+                return loss
+            outcome = loss
+        _backend.decide("train_step", outcome)
         return self._eager(input, target)
+
+    def _native(self, input: Tensor, target: Tensor) -> Tensor | str:
+        """Take the step natively, or leave everything as it is and say why that cannot be."""
+        plan = self._plan
+        if not isinstance(plan, StepPlan) or not plan.holds():
+            plan = make_plan(self, plan)
+            super().__setattr__("_plan", plan)
+            if isinstance(plan, Refused):
+                return plan.reason
+        options = plan.loss_options()
+        if isinstance(options, str):
+            return options
+        loss: Tensor = plan.scalar.new_empty(())
+        written = plan.native.run(
+            self.optimizer.param_groups, self.optimizer.state, input, target, loss, *options
+        )
+        if type(written) is list:
+            increment_version(written)
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+            return loss
+        return "the optimizer has no state yet" if written is None else str(written)
 
     def _eager(self, input: Tensor, target: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,93 @@
+// Watch: whether Python objects are still what they were, asked before every call of something that was
+// prepared for them. Asking from Python would take longer than the step of a small network.
+#include <utility>
+#include <vector>
+
+#include "bindings/optimizer_group.h"
+#include "bindings/registration.h"
+
+namespace py = pybind11;
+
+namespace fastnn {
+
+namespace {
+
+class Watch {
+ public:
+  // container[key] is value.
+  void item(py::dict container, py::object key, py::object value) {
+    items_.push_back({std::move(container), std::move(key), std::move(value)});
+  }
+  // There is no such key.
+  void absent(py::dict container, py::object key) {
+    items_.push_back({std::move(container), std::move(key), py::object()});
+  }
+  // object.name is value.
+  void attribute(py::object object, py::object name, py::object value) {
+    attributes_.push_back({std::move(object), std::move(name), std::move(value)});
+  }
+  // The keys are these, in this order, and their values too.
+  void content(py::dict container) {
+    Content content{container, {}};
+    for (const auto& [key, value] : container)
+      content.entries.emplace_back(py::reinterpret_borrow<py::object>(key),
+                                   py::reinterpret_borrow<py::object>(value));
+    contents_.push_back(std::move(content));
+  }
+  void type(py::object object) { types_.emplace_back(object, py::type::of(object)); }
+
+  bool unchanged() const {
+    for (const Item& item : items_) {
+      PyObject* const found = PyDict_GetItemWithError(item.holder.ptr(), item.key.ptr());
+      if (!found && PyErr_Occurred()) throw py::error_already_set();
+      if (found != item.value.ptr()) return false;
+    }
+    for (const auto& [object, type] : types_)
+      if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != type.ptr()) return false;
+    for (const Content& content : contents_)
+      if (!same(content)) return false;
+    for (const Item& item : attributes_)
+      if (owned(PyObject_GetAttr(item.holder.ptr(), item.key.ptr())).ptr() != item.value.ptr()) return false;
+    return true;
+  }
+
+ private:
+  struct Item {
+    py::object holder, key, value;
+  };
+  struct Content {
+    py::dict container;
+    std::vector<std::pair<py::object, py::object>> entries;
+  };
+
+  static bool same(const Content& content) {
+    PyObject* const dict = content.container.ptr();
+    if (static_cast<size_t>(PyDict_GET_SIZE(dict)) != content.entries.size()) return false;
+    Py_ssize_t position = 0;
+    PyObject *key, *value;
+    for (const auto& entry : content.entries)
+      if (!PyDict_Next(dict, &position, &key, &value) || key != entry.first.ptr() ||
+          value != entry.second.ptr())
+        return false;
+    return true;
+  }
+
+  std::vector<Item> items_, attributes_;
+  std::vector<Content> contents_;
+  std::vector<std::pair<py::object, py::object>> types_;
+};
+
+}  // namespace
+
+void register_watch(py::module_& m) {
+  py::class_<Watch>(m, "Watch")
+      .def(py::init<>())
+      .def("item", &Watch::item)
+      .def("absent", &Watch::absent)
+      .def("attribute", &Watch::attribute)
+      .def("content", &Watch::content)
+      .def("type", &Watch::type)
+      .def("unchanged", &Watch::unchanged);
+}
+
+}  // namespace fastnn

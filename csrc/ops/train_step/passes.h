@@ -1,0 +1,126 @@
+// The passes of a training step that are no products.
+#pragma once
+
+#include "core/block_sum.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "gemm/blocking.h"
+#include "gemm/operand.h"
+#include "ops/activation/activation_math.h"
+#include "ops/train_step/train_step.h"
+
+namespace fastnn::FASTNN_ISA {
+
+namespace {
+
+// Values that are worth a second thread, as for any elementwise pass.
+constexpr int64_t kPassGrain = 32768;
+template <class T>
+void normalise_bytes(const TrainStepArgs& args) {
+  const int64_t k = args.images.shape[1];
+  const T scale = static_cast<T>(args.byte_scale), shift = static_cast<T>(args.byte_shift);
+  parallel_for(args.images.shape[0], ceil_div(kPassGrain, k + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const uint8_t* const from = args.input.as<const uint8_t>() + i * args.input.strides[0];
+      T* const to = args.images.as<T>() + i * k;
+      for (int64_t j = 0; j < k; ++j) to[j] = static_cast<T>(from[j]) * scale + shift;
+    }
+  });
+}
+
+// g *= act'(z), on the last layer; below it the products do this as they write.
+template <class T>
+void through_activation(const TrainStepLayer& layer) {
+  const TensorView& saved = from_preactivation(layer.activation) ? layer.preactivation : layer.output;
+  dispatch_activation(layer.activation, [&](auto tag) {
+    constexpr Activation kActivation = decltype(tag)::value;
+    if constexpr (kActivation != Activation::none) {
+      T* const g = layer.gradient.as<T>();
+      const T* const s = saved.as<const T>();
+      constexpr int64_t kL = kLanes<T>;
+      const int64_t total = layer.gradient.numel();
+      parallel_for(ceil_div(total, kL), kPassGrain / kL, [&](int64_t begin, int64_t end) {
+        for (int64_t v = begin; v < end; ++v) {
+          const int lanes = static_cast<int>(min(kL, total - v * kL));
+          const Vec<T> slope = lanes == kL ? load(s + v * kL) : load_partial(s + v * kL, lanes);
+          const Vec<T> dy = lanes == kL ? load(g + v * kL) : load_partial(g + v * kL, lanes);
+          store_lanes(g + v * kL, activation_gradient<kActivation>(dy, slope), lanes);
+        }
+      });
+    }
+  });
+}
+
+// db = column sums of g (m, n), in blocks of rows that are then added up, which bounds the rounding error by
+// (block + m / block) eps.
+template <class T>
+void column_sums(const T* g, int64_t m, int64_t n, T* db) {
+  constexpr int64_t kL = kLanes<T>, kRowBlock = 32;
+  parallel_for(ceil_div(n, kL), ceil_div(kPassGrain, m * kL), [&](int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; ++v) {
+      const int64_t j = v * kL;
+      const int lanes = static_cast<int>(min(kL, n - j));
+      Vec<T> total{};
+      for (int64_t block = 0; block < m; block += kRowBlock) {
+        Vec<T> sum{};
+        for (int64_t i = block; i < min(block + kRowBlock, m); ++i)
+          sum += lanes == kL ? load(g + i * n + j) : load_partial(g + i * n + j, lanes);
+        total += sum;
+      }
+      store_lanes(db + j, total, lanes);
+    }
+  });
+}
+
+// Sum of term(begin, end) over blocks of [0, total), whatever the number of threads; every member of a team
+// gets it.
+template <class T, class Term>
+double sum_of_blocks(int64_t total, const Term& term) {
+  constexpr int64_t kSize = kBlock<T>;
+  const int64_t blocks = ceil_div(total, kSize);
+  double* const partial =
+      static_cast<double*>(shared_scratch(Scratch::accumulate, static_cast<size_t>(blocks) * sizeof(double)));
+  parallel_for(blocks, ceil_div(kPassGrain, kSize), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) partial[b] = term(b * kSize, min((b + 1) * kSize, total));
+  });
+  double sum = 0;
+  for (int64_t b = 0; b < blocks; ++b) sum += partial[b];
+  wait_for_team();
+  return sum;
+}
+
+// Loss and gradient of (output - target)^2, its mean or sum over all elements.
+template <class T>
+void mean_squared_error(const TrainStepArgs& args, const TensorView& output, const TensorView& gradient) {
+  const int64_t total = output.numel();
+  const double scale = args.mean ? 1 / static_cast<double>(total) : 1;
+  const T slope = static_cast<T>(2 * scale);
+  const double sum = sum_of_blocks<T>(total, [&](int64_t begin, int64_t end) {
+    const T* const t = static_cast<const T*>(args.target) + begin;
+    T* const g = gradient.as<T>() + begin;
+    return block_sum(output.as<const T>() + begin, end - begin, T(0), [&](Vec<T> y, int64_t k, int lanes) {
+      const Vec<T> difference = y - (lanes == kLanes<T> ? load(t + k) : load_partial(t + k, lanes));
+      store_lanes(g + k, difference * slope, lanes);
+      return difference * difference;
+    });
+  });
+  if (leads_team()) *static_cast<T*>(args.loss) = static_cast<T>(sum * scale);
+}
+
+template <class T>
+double sum_of_squares(const T* g, int64_t total) {
+  return sum_of_blocks<T>(total, [&](int64_t begin, int64_t end) {
+    return block_sum(g + begin, end - begin, T(0), [](Vec<T> v, int64_t, int) { return v * v; });
+  });
+}
+
+template <class T>
+void scale_values(T* g, int64_t total, T by) {
+  parallel_for(total, kPassGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) g[i] *= by;
+  });
+}
+
+}  // namespace
+
+}  // namespace fastnn::FASTNN_ISA

@@ -1,0 +1,72 @@
+// A training step of a chain of linear layers: forward, loss, backward, gradient clipping and update, as one
+// parallel region that allocates nothing once its buffers have grown to the batch.
+//   h_{-1} = x, or x / 255 normalised where it is given in bytes
+//   h_l    = act_l(h_{l-1} W_l^T + b_l)                 W_l (N_l, K_l)  b_l (N_l)  h_l (M, N_l)
+//   loss   = cross-entropy (ops/cross_entropy) or mean squared error of h_{L-1} and the target
+//   g_l    = gradient in what goes into act_l           (M, N_l)
+//   dW_l   = g_l^T h_{l-1}    db_l = column sums of g_l
+//   clip   = min(1, max_norm / (norm over all gradients + 1e-6)), multiplied to all gradients
+//   update of every W_l and b_l by Adam (ops/adam) or SGD (ops/sgd)
+// Where dW is not stored, each tile of its product ends in the update of its weights.
+#pragma once
+
+#include <cstdint>
+
+#include "core/tensor_view.h"
+#include "ops/activation/activation.h"
+#include "ops/adam/adam.h"
+#include "ops/cross_entropy/cross_entropy.h"
+#include "ops/sgd/sgd.h"
+
+namespace fastnn {
+
+// How one parameter is updated: by Adam or by SGD, the options of the other are null.
+struct ParameterUpdate {
+  AdamTensor adam;
+  SgdTensor sgd;
+  const AdamOptions* adam_options;
+  const SgdOptions* sgd_options;
+};
+
+struct TrainStepLayer {
+  TensorView weight;  // (N, K) contiguous
+  TensorView bias;    // (N) contiguous; data is null without a bias
+  Activation activation;
+  TensorView output;              // (M, N)
+  TensorView preactivation;       // (M, N), for an activation with from_preactivation
+  TensorView gradient;            // (M, N): g
+  void* weight_gradient;          // (N, K) for dW, or null where it need not be stored
+  void* bias_gradient;            // (N) for db
+  ParameterUpdate weight_update;  // whose grad is weight_gradient
+  ParameterUpdate bias_update;    // whose grad is bias_gradient
+};
+
+enum class TrainStepLoss : int { cross_entropy, mean_squared_error };
+
+struct TrainStepArgs {
+  DType dtype;        // f32 or f64: of everything but bytes and indices
+  TensorView input;   // (M, K) of dtype, any strides; or of bytes, with contiguous rows
+  TensorView images;  // (M, K) contiguous: where bytes go as byte * byte_scale + byte_shift
+  double byte_scale;
+  double byte_shift;
+  TrainStepLayer* layers;
+  int64_t depth;
+  TrainStepLoss loss_kind;
+  CrossEntropyArgs cross_entropy;  // complete but for logits and gradient; its totals are counted
+  const void* target;              // (M, N) contiguous, of the mean squared error
+  bool mean;                       // else the sum of squares
+  void* loss;                      // one element
+  bool keep_grad;  // every weight_gradient is given, and holds the (clipped) gradient in the end
+  bool clip;       // every weight_gradient is given
+  double max_norm;
+};
+
+struct TrainStepKernels {
+  void (*run)(const TrainStepArgs& args);
+};
+
+namespace FASTNN_ISA {
+TrainStepKernels train_step_kernels();
+}
+
+}  // namespace fastnn

@@ -1,0 +1,142 @@
+"""What a training step needs to know of model, loss and optimizer to run as one native call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastnn import _backend, nn, optim
+from fastnn._chain import LinearChain, linear_chain
+from fastnn._purity import Refusal
+from fastnn._watch import watch_chain, watch_globals, watch_module, watch_optimizer
+from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy
+from fastnn.optim._native import _match_layout
+
+if TYPE_CHECKING:
+    from fastnn._train_step import TrainStep
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+_LOSS_MODULES: dict[type, str] = {
+    torch.nn.CrossEntropyLoss: "cross_entropy",
+    nn.CrossEntropyLoss: "cross_entropy",
+    torch.nn.MSELoss: "mse_loss",
+}
+_LOSS_FUNCTIONS: dict[Any, str] = {
+    F.cross_entropy: "cross_entropy",
+    cross_entropy: "cross_entropy",
+    F.mse_loss: "mse_loss",
+}
+_OPTIMIZERS: dict[type, str] = {
+    **dict.fromkeys((torch.optim.Adam, torch.optim.AdamW, optim.Adam, optim.AdamW), "adam"),
+    **dict.fromkeys((torch.optim.SGD, optim.SGD), "sgd"),
+}
+
+# Class weight, name of the loss, reduction, ignore_index, label_smoothing, z_loss.
+LossOptions = tuple[Tensor | None, str, int, int, float, float]
+
+
+class StepPlan:
+    """A step that can run natively as long as `holds`; making it raises `Refusal` where it cannot.
+
+    Attributes:
+        native: the compiled module's part, which reads and checks the tensors of each call.
+        scalar: a tensor of the dtype of the loss.
+    """
+
+    def __init__(self, step: TrainStep, chain: LinearChain, loss_name: str, optimizer_name: str) -> None:
+        self.native = _backend.cpu.TrainStep(
+            [(module._parameters, activation) for module, activation in chain],
+            optimizer_name,
+            chain.flatten,
+            step.max_norm,
+            step.keep_grad,
+            step.mean,
+            step.std,
+            _match_layout,
+        )
+        self.scalar = chain[-1][0].weight.detach().new_zeros(())
+        self._loss_name = loss_name
+        self._loss_module = step.loss if isinstance(step.loss, torch.nn.Module) else None
+        self._chain = chain
+        self._watch = _backend.cpu.Watch()
+        watch_globals(self._watch)
+        self._watches_all = watch_chain(self._watch, chain)
+        if self._loss_module is not None:
+            watch_module(self._watch, self._loss_module)
+        watch_optimizer(self._watch, step.optimizer)
+
+    def holds(self) -> bool:
+        """Whether model, loss and optimizer still are what they were, and nobody watches them."""
+        return self._watch.unchanged() and (self._watches_all or self._chain.holds())
+
+    def loss_options(self) -> LossOptions | str:
+        """The options of the loss as they are now, or why they are not covered."""
+        module = self._loss_module
+        if module is None:
+            return None, self._loss_name, REDUCTIONS["mean"], -100, 0.0, 0.0
+        options = module.__dict__
+        reduction = REDUCTIONS.get(options["reduction"])
+        if reduction is None:
+            return f"reduction={options['reduction']!r}"
+        if self._loss_name == "mse_loss":
+            return None, self._loss_name, reduction, -100, 0.0, 0.0
+        ignore_index, smoothing = options["ignore_index"], options["label_smoothing"]
+        if not (isinstance(ignore_index, int) and -(2**63) <= ignore_index < 2**63):
+            return f"ignore_index={ignore_index!r}"
+        if not 0.0 <= smoothing <= 1.0:
+            return f"label_smoothing={smoothing}"
+        z_loss = options.get("z_loss", 0.0)
+        return module._buffers["weight"], self._loss_name, reduction, ignore_index, smoothing, z_loss
+
+
+class Refused(NamedTuple):
+    """Why there is no plan, and for how many calls that is believed before it is looked at again.
+
+    Looking takes longer than a small step, the more so where a forward has to be traced; the pause doubles
+    each time, so that it costs next to nothing in a model that never fits.
+    """
+
+    reason: str
+    pause: int
+    left: int
+
+
+def make_plan(step: TrainStep, last: StepPlan | Refused | None) -> StepPlan | Refused:
+    """The plan for `step`, or why there is none; `last` is what was found the last time."""
+    if isinstance(last, Refused) and last.left > 0:
+        return last._replace(left=last.left - 1)
+    plan = _plan_or_reason(step)
+    if isinstance(plan, StepPlan):
+        return plan
+    pause = 2 * last.pause + 1 if isinstance(last, Refused) else 0
+    return Refused(plan, pause, pause)
+
+
+def _plan_or_reason(step: TrainStep) -> StepPlan | str:
+    loss, optimizer = step.loss, step.optimizer
+    is_module = isinstance(loss, torch.nn.Module)
+    loss_name = _LOSS_MODULES.get(type(loss)) if is_module else _loss_function(loss)
+    if loss_name is None:
+        return f"no native loss for {getattr(loss, '__name__', type(loss).__name__)}"
+    optimizer_name = _OPTIMIZERS.get(type(optimizer))
+    if optimizer_name is None:
+        return f"no native update for {type(optimizer).__name__}"
+    chain = linear_chain(step.model)
+    if isinstance(chain, str):
+        return f"the model is no chain of linear layers: {chain}"
+    try:
+        return StepPlan(step, chain, loss_name, optimizer_name)
+    except Refusal as refusal:
+        return str(refusal)
+
+
+def _loss_function(loss: Loss) -> str | None:
+    try:
+        return _LOSS_FUNCTIONS.get(loss)
+    except TypeError:  # not hashable
+        return None
