@@ -168,6 +168,27 @@ FASTNN_INLINE void store(float16* p, Vec<float> v) {
 #endif
 }
 
+// Half a vector from `low`, the other half from `high`: on x86 a load and an insertion from memory, which
+// leaves the port of the shuffles free.
+template <class T>
+FASTNN_INLINE Vec<T> load_halves(const T* low, const T* high) {
+#if defined(__AVX512F__)
+  const __m512d v = _mm512_castpd256_pd512(_mm256_loadu_pd(reinterpret_cast<const double*>(low)));
+  return (Vec<T>)_mm512_maskz_insertf64x4(0xff, v, _mm256_loadu_pd(reinterpret_cast<const double*>(high)), 1);
+#elif defined(__AVX2__)
+  const __m256d v = _mm256_castpd128_pd256(_mm_loadu_pd(reinterpret_cast<const double*>(low)));
+  return (Vec<T>)_mm256_insertf128_pd(v, _mm_loadu_pd(reinterpret_cast<const double*>(high)), 1);
+#elif defined(__SSE2__)
+  const __m128d v = _mm_load_sd(reinterpret_cast<const double*>(low));
+  return (Vec<T>)_mm_loadh_pd(v, reinterpret_cast<const double*>(high));
+#else
+  Vec<T> v;
+  __builtin_memcpy(&v, low, sizeof(v) / 2);
+  __builtin_memcpy(reinterpret_cast<char*>(&v) + sizeof(v) / 2, high, sizeof(v) / 2);
+  return v;
+#endif
+}
+
 // ---- partial loads and stores: the first n lanes; memory behind them is not touched, missing lanes read as
 // 0 ----
 

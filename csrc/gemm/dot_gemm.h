@@ -12,9 +12,10 @@ namespace fastnn::FASTNN_ISA {
 
 // The largest smaller side of C, and the most bytes of the larger operand in one pass, for which the dot form
 // is chosen. It reads that operand once for each kDotRows rows of the other, at up to 32 bytes a cycle: it
-// has to stay in L2 (1 MB on the cores at hand). Measured on a Cascade Lake core against the packed form: 64
-// x 128 x 784 (400 KB) 107 : 82 GFLOP/s, 128 x 512 x 784 (1.6 MB) 48 : 105.
-constexpr int64_t kDotLargestSide = 128;
+// has to stay in L2 (1 MB on the cores at hand), and even so is bound by it. Measured on a Cascade Lake core
+// against the packed form, in percent of the peak: 64 x 10 x 128 34 : 30, 64 x 28 x 784 67 : 63, 64 x 128 x
+// 784 71 : 75.
+constexpr int64_t kDotLargestSide = 47;
 constexpr int64_t kDotLargestBytes = int64_t{512} << 10;
 
 template <class T>

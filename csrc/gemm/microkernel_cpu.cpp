@@ -6,11 +6,22 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
+// Depth from which on the lines of the tile are asked for before the sums are known: they often come from L3.
+constexpr int64_t kPrefetchedDepth = 64;
+
+// Steps along K by which B, which streams from L2, is asked for ahead: some 100 cycles.
+constexpr int64_t kStepsAhead = 8;
+
 template <int Rows, int Vectors, class A>
 void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t b_row,
                  A* tile, int64_t tile_stride, bool accumulate) {
   constexpr int kL = kLanes<A>;
   Vec<A> sums[Rows][Vectors] = {};
+  if (depth >= kPrefetchedDepth)
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) __builtin_prefetch(tile + i * tile_stride + j * kL, 1);
 // The loop itself costs as much as four of its FMAs do, where a neighbour on the same core competes for issue
 // slots.
 #pragma GCC unroll 4
@@ -18,6 +29,8 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
     Vec<A> bs[Vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) bs[j] = load(b + j * kL);
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) __builtin_prefetch(b + kStepsAhead * b_row + j * kL);
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
       Vec<A> ai = splat(a[i * a_row]);

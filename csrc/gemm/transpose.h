@@ -38,7 +38,29 @@ FASTNN_INLINE void transpose_stage(Vec<T> (&rows)[kLanes<T>]) {
   if constexpr (W > 1) transpose_stage<T, W / 2>(rows);
 }
 
-// log2(kLanes) stages of kLanes shuffles each.
+// rows[r] = lane r of each of kLanes rows that lie `stride` values apart. log2(kLanes) stages of kLanes
+// shuffles each, of which the loads do the first.
+template <class T>
+FASTNN_INLINE void load_transposed(const T* from, int64_t stride, Vec<Acc<T>> (&rows)[kLanes<Acc<T>>]) {
+  using A = Acc<T>;
+  constexpr int kHalf = kLanes<A> / 2;
+#pragma GCC unroll 8
+  for (int r = 0; r < kHalf; ++r) {
+    const T* const low = from + r * stride;
+    const T* const high = low + kHalf * stride;
+    if constexpr (sizeof(T) == sizeof(A)) {
+      rows[r] = load_halves(low, high);
+      rows[r + kHalf] = load_halves(low + kHalf, high + kHalf);
+    } else {
+      rows[r] = load(low);
+      rows[r + kHalf] = load(high);
+      swap_blocks<A, kHalf>(rows[r], rows[r + kHalf], std::make_integer_sequence<int, kLanes<A>>{});
+    }
+  }
+  if constexpr (kHalf > 1) transpose_stage<A, kHalf / 2>(rows);
+}
+
+// The same of rows that are in registers already.
 template <class T>
 FASTNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   transpose_stage<T, kLanes<T> / 2>(rows);
