@@ -214,3 +214,86 @@ def test_inputs_that_are_no_tensor_pass_as_in_torch() -> None:
 
     assert nn.Sequential(Pair(), nn.ReLU())((torch.ones(2), torch.ones(2))).tolist() == [2.0, 2.0]
     assert nn.Sequential()(3) == 3
+
+
+# What torch calls the activations that a chain takes.
+MODULES: dict[str, Callable[[], torch.nn.Module]] = {
+    "relu": torch.nn.ReLU,
+    "sigmoid": torch.nn.Sigmoid,
+    "tanh": torch.nn.Tanh,
+    "gelu": torch.nn.GELU,
+    "gelu_tanh": lambda: torch.nn.GELU(approximate="tanh"),
+    "silu": torch.nn.SiLU,
+}
+
+
+def assert_same_training(mine: torch.nn.Module, theirs: torch.nn.Module, x: Tensor) -> None:
+    results = []
+    for model in (mine, theirs):
+        leaf = x.clone().requires_grad_()
+        y = model(leaf)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [leaf, *model.parameters()])])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("activation", MODULES)
+def test_activations(activation: str) -> None:
+    mine, x = nn.MLP([6, 5, 4, 3], activation=activation), torch.randn(7, 6)
+    module = MODULES[activation]
+    theirs = Chain(*(torch.nn.Linear(6, 5), module(), torch.nn.Linear(5, 4), module(), torch.nn.Linear(4, 3)))
+    assert list(mine.state_dict()) == list(theirs.state_dict())
+    assert repr(mine) == repr(theirs).replace("Sequential(", "MLP(")
+    theirs.load_state_dict(mine.state_dict())
+    assert_same_training(mine, theirs, x)
+    assert ops_of(lambda: mine(x)) == ["mlp"]
+    assert ops_of(lambda: fastnn.convert(theirs)(x)) == ["mlp"]
+    assert type(fastnn.revert(theirs)[1]) is type(module())
+    for place in (0, 1):
+        seen: list[Tensor] = []
+        handle = mine[place].register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(output)
+        )
+        assert_same_training(mine, theirs, x)
+        handle.remove()
+        torch.testing.assert_close(seen[0], theirs[: place + 1](x))
+    layer = nn.Linear(6, 5, activation=activation)
+    theirs = Chain(torch.nn.Linear(6, 5), module())
+    theirs[0].load_state_dict(layer.state_dict())
+    assert_same_training(layer, theirs, x)
+    torch.testing.assert_close(torch.jit.script(layer)(x), theirs(x))
+    torch.testing.assert_close(torch.jit.script(mine)(x), mine(x))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_mixed_activations_in_place_and_not(inplace: bool) -> None:
+    theirs = Chain(
+        *(torch.nn.Linear(6, 5), torch.nn.SiLU(inplace=inplace), torch.nn.Linear(5, 4), torch.nn.Tanh()),
+        *(torch.nn.Linear(4, 4), torch.nn.ReLU(inplace=inplace), torch.nn.Linear(4, 4), torch.nn.GELU()),
+    )
+    mine, x = fastnn.convert(copy.deepcopy(theirs)), torch.randn(7, 6)
+    assert ops_of(lambda: mine(x)) == ["mlp"]
+    assert_same_training(mine, theirs, x)
+    # Watched, the layer runs alone, and its output may be changed in place as torch's.
+    for model in (mine, theirs):
+        model[0].register_forward_hook(lambda module, args, output: output * 2)
+    assert_same_training(mine, theirs, x)
+    assert ops_of(lambda: mine(x)) == ["linear", "mlp"]
+
+
+def test_a_second_activation_is_applied_too() -> None:
+    x = torch.randn(7, 6)
+    mine = nn.Sequential(nn.Linear(6, 5, activation="tanh"), torch.nn.ReLU(inplace=False), nn.Linear(5, 4))
+    theirs = Chain(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.ReLU(), torch.nn.Linear(5, 4))
+    theirs[0].load_state_dict(mine[0].state_dict())
+    theirs[3].load_state_dict(mine[2].state_dict())
+    assert_same_training(mine, theirs, x)
+
+
+def test_a_subclass_of_an_activation_is_called() -> None:
+    class Doubling(torch.nn.SiLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    chain, x = nn.Sequential(nn.Linear(4, 4), Doubling(), nn.Linear(4, 2)), torch.randn(3, 4)
+    torch.testing.assert_close(chain(x), chain[2](2 * torch.nn.functional.silu(chain[0](x))))

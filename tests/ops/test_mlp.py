@@ -241,6 +241,10 @@ def test_falls_back_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestErrors:
+    def test_activation(self) -> None:
+        with pytest.raises(ValueError, match=r"mlp: activation must be None, .* or 'silu', got 'elu'"):
+            mlp(torch.randn(2, 4), make([4, 3], ["elu"], torch.float32))
+
     def test_input(self) -> None:
         with pytest.raises(RuntimeError, match="mlp: input of layer 0 has K=7, weight expects 4"):
             mlp(torch.randn(2, 7), make([4, 5, 3], ["relu", None], torch.float32))

@@ -13,6 +13,7 @@ from fastnn import _backend
 from fastnn.ops._function import NativeFunction
 from fastnn.ops.linear import (
     FROM_PREACTIVATION,
+    check_activation,
     linear,
     shape_reason,
     torch_activation,
@@ -31,21 +32,19 @@ class Layer(NamedTuple):
 Activations = tuple[str | None, ...]
 
 
-class Values(NamedTuple):
-    """What a forward leaves behind, as matrices: `preactivations` of GELU and SiLU layers, or none at all."""
-
-    outputs: list[Any]  # the last is None where no backward needs it
-    preactivations: list[Any]  # None for the other layers
+# What a forward leaves behind, as matrices: outputs, of which the last is None where no backward needs it;
+# and preactivations, None but for the layers whose gradients need them, or an empty list.
+Values = list[Any]
 
 
-def _forward(input: Tensor, layers: Sequence[Layer], saving: bool) -> tuple[Tensor, Values]:
-    """The output of the chain, and the values of all layers, with preactivations if `saving`."""
+def _forward(input: Tensor, layers: Sequence[Layer], saving: bool) -> tuple[Tensor, Values, Values]:
+    """The output of the chain; outputs and, if `saving`, preactivations of its layers."""
     batch = input.shape[:-1]
     rows = batch.numel()
     flat = input if input.dim() == 2 else input.reshape(rows, input.shape[-1])
-    outputs: list[Any] = [flat.new_empty((rows, layer.weight.shape[0])) for layer in layers]
+    outputs: Values = [flat.new_empty((rows, layer.weight.shape[0])) for layer in layers]
     weights, biases, activations = zip(*layers, strict=True)
-    preactivations: list[Any] = []
+    preactivations: Values = []
     if saving and not FROM_PREACTIVATION.isdisjoint(activations):
         preactivations = [
             torch.empty_like(output) if activation in FROM_PREACTIVATION else None
@@ -53,7 +52,7 @@ def _forward(input: Tensor, layers: Sequence[Layer], saving: bool) -> tuple[Tens
         ]
     _backend.cpu.mlp_forward(flat, weights, biases, activations, outputs, preactivations)
     last = outputs[-1]
-    return (last if input.dim() == 2 else last.view(*batch, last.shape[1])), Values(outputs, preactivations)
+    return (last if input.dim() == 2 else last.view(*batch, last.shape[1])), outputs, preactivations
 
 
 class MlpFunction(NativeFunction):
@@ -65,7 +64,7 @@ class MlpFunction(NativeFunction):
     ) -> Tensor:
         depth = len(activations)
         layers = list(map(Layer, parameters[:depth], parameters[depth:], activations))  # type: ignore[arg-type]
-        output, (outputs, preactivations) = _forward(input, layers, saving=True)
+        output, outputs, preactivations = _forward(input, layers, saving=True)
         if activations[-1] is None or activations[-1] in FROM_PREACTIVATION:
             outputs[-1] = None  # nobody needs it, so it may be changed in place
         ctx.activations = activations
@@ -77,48 +76,63 @@ class MlpFunction(NativeFunction):
         input, *saved = ctx.saved_tensors
         activations = ctx.activations
         depth = len(activations)
-        parameters, values = saved[: 2 * depth], Values(saved[2 * depth : 3 * depth], saved[3 * depth :])
+        parameters, outputs, preactivations = (
+            saved[: 2 * depth],
+            saved[2 * depth : 3 * depth],
+            saved[3 * depth :],
+        )
         wants_input, _, *wants = ctx.needs_input_grad
         flat, grad = input, grad_output
         if input.dim() != 2:
             rows = input.shape[:-1].numel()
             flat = input.reshape(rows, input.shape[-1])
             grad = grad_output.reshape(rows, grad_output.shape[-1])
-        if _backend.use_native_backward("mlp_backward", grad, flat, *values.outputs):
+        if _backend.use_native_backward("mlp_backward", grad, flat, *outputs):
             grad_input = grad.new_empty(flat.shape) if wants_input else None
             grads = [
                 torch.empty_like(parameter, memory_format=torch.contiguous_format) if want else None
                 for parameter, want in zip(parameters, wants, strict=True)
             ]
             _backend.cpu.mlp_backward(
-                grad, flat, parameters[:depth], *values, activations, grad_input, grads[:depth], grads[depth:]
+                grad,
+                flat,
+                parameters[:depth],
+                outputs,
+                preactivations,
+                activations,
+                grad_input,
+                grads[:depth],
+                grads[depth:],
             )
         else:
             layers = list(map(Layer, parameters[:depth], parameters[depth:], activations))
             if torch.is_grad_enabled():
-                values = _differentiable_values(flat, layers)
-            grad_input, *grads = _torch_backward(grad, flat, layers, values, wants_input, wants)
+                outputs, preactivations = _differentiable_values(flat, layers)
+            grad_input, *grads = _torch_backward(
+                grad, flat, layers, outputs, preactivations, wants_input, wants
+            )
         if grad_input is not None and grad_input.dim() != input.dim():
             grad_input = grad_input.view(input.shape)
         return grad_input, None, *grads
 
 
-def _differentiable_values(flat: Tensor, layers: Sequence[Layer]) -> Values:
-    """The values of all layers as functions of input and parameters, for the backward of the backward."""
-    values = Values([], [])
+def _differentiable_values(flat: Tensor, layers: Sequence[Layer]) -> tuple[Values, Values]:
+    """Outputs and preactivations as functions of input and parameters, for the backward of the backward."""
+    outputs, preactivations = [], []
     for weight, bias, activation in layers:
         z = F.linear(flat, weight, bias)
         flat = torch_activation(z, activation)
-        values.preactivations.append(z)
-        values.outputs.append(flat)
-    return values
+        preactivations.append(z)
+        outputs.append(flat)
+    return outputs, preactivations
 
 
 def _torch_backward(
     grad: Tensor,
     flat: Tensor,
     layers: Sequence[Layer],
-    values: Values,
+    outputs: Values,
+    preactivations: Values,
     wants_input: bool,
     wants: Sequence[bool],
 ) -> list[Tensor | None]:
@@ -128,10 +142,10 @@ def _torch_backward(
     for i in reversed(range(depth)):
         activation = layers[i].activation
         if activation is not None:
-            known = values.preactivations if activation in FROM_PREACTIVATION else values.outputs
-            grad = torch_activation_gradient(grad, known[i], activation)
+            saved = preactivations if activation in FROM_PREACTIVATION else outputs
+            grad = torch_activation_gradient(grad, saved[i], activation)
         if wants[i]:
-            grads[1 + i] = grad.t() @ (values.outputs[i - 1] if i else flat)
+            grads[1 + i] = grad.t() @ (outputs[i - 1] if i else flat)
         if wants[depth + i]:
             grads[1 + depth + i] = grad.sum(0)
         if i or wants_input:
@@ -157,12 +171,13 @@ def mlp(input: Tensor, layers: Sequence[Layer]) -> Tensor:
         Tensor ``(*, N)`` of the last layer.
 
     Raises:
-        TypeError: an unknown activation.
+        ValueError: unknown activation.
         RuntimeError: shapes or dtypes that do not fit together.
     """
     parameters = [layer.weight for layer in layers] + [layer.bias for layer in layers]
     reason = _backend.torch_reason(input, *parameters)
-    for weight, bias, _ in layers:
+    for weight, bias, activation in layers:
+        check_activation("mlp", activation)
         reason = reason or shape_reason(input, weight, bias)
     if reason is not None:
         for layer in layers:
