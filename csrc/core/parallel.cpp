@@ -20,7 +20,7 @@ const int fork_handler = pthread_atfork(nullptr, nullptr, [] { in_forked_child =
 }  // namespace
 
 int max_threads() {
-  if (const TeamMember* const member = team_member()) return static_cast<int>(member->count);
+  if (const int64_t members = team_threads()) return static_cast<int>(members);
 #ifdef _OPENMP
   return in_forked_child.load(std::memory_order_relaxed) ? 1 : omp_get_max_threads();
 #else

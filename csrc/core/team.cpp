@@ -49,6 +49,11 @@ void* TeamMember::shared(Scratch slot, size_t bytes) {
   return buffer.data();
 }
 
+int64_t team_threads() {
+  if (!current_member) return 0;
+  return current_member->sharing_ ? 1 : current_member->count;
+}
+
 bool leads_team() {
   const TeamMember* const member = team_member();
   return !member || member->index == 0;

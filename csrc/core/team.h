@@ -19,7 +19,7 @@ namespace fastnn {
 
 // Number of threads a region of this caller may use: torch.set_num_threads is honoured, and a forked child
 // stays on one thread, because the pool's threads do not survive a fork and waiting for them would never end.
-// On a team: its size.
+// On a team: its size; and 1 inside the body of its parallel_for.
 int max_threads();
 
 // Throws std::bad_alloc, which becomes Python's MemoryError.
@@ -76,6 +76,7 @@ class TeamMember {
 
  private:
   friend TeamMember* team_member();
+  friend int64_t team_threads();
   friend void wait_for_team();
 
   void barrier();
@@ -88,6 +89,9 @@ class TeamMember {
 
 // The calling thread's place in a team; null outside of teams and inside the body of a parallel_for.
 TeamMember* team_member();
+
+// max_threads() of a caller on a team, else 0.
+int64_t team_threads();
 
 // Whether the caller is to write what one thread writes: the first member of a team, or a thread without one.
 bool leads_team();

@@ -7,7 +7,8 @@
 //   dW_l   = g_l^T h_{l-1}    db_l = column sums of g_l
 //   clip   = min(1, max_norm / (norm over all gradients + 1e-6)), multiplied to all gradients
 //   update of every W_l and b_l by Adam (ops/adam) or SGD (ops/sgd)
-// Where dW is not stored, each tile of its product ends in the update of its weights.
+// Where dW is not stored, weights are updated a block of rows after the other, each as soon as its dW is
+// there.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,5 @@
 #include "ops/train_step/train_step.h"
 
-#include <type_traits>
-
 #include "core/parallel.h"
 #include "ops/linear/linear.h"
 #include "ops/train_step/passes.h"
@@ -82,7 +80,11 @@ class Step {
                     static_cast<T*>(layer.bias_gradient));
         if (!stored()) update_parameter<T>(layer.bias_update, 1);
       }
-      weight_gradient<T>(layer, operand<T>(layer.gradient), operand<T>(input_of(l)), m_);
+      const Operand<T> g = operand<T>(layer.gradient), x = operand<T>(input_of(l));
+      if (stored())
+        store_weight_gradient(layer, g, x, m_);
+      else
+        update_weights(layer, g, x, m_);
     }
   }
 

@@ -1,8 +1,6 @@
 // The updates of a layer's parameters.
 #pragma once
 
-#include <type_traits>
-
 #include "core/parallel.h"
 #include "gemm/gemm.h"
 #include "ops/adam/adam_rule.h"
@@ -14,20 +12,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// The end of the product dW: updates the weights of a row segment.
-template <class T, class Rule>
-struct UpdateWeights {
-  const OptimizerTensor& weight;
-  const Rule& rule;
-  int64_t columns;
-
-  T* direct(int64_t, int64_t) const { return nullptr; }
-  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<T> dw, int lanes) const {
-    update_vector<T>(weight, i * columns + j, lanes, dw, rule);
-  }
-};
-
-// The end of the product dW where it is stored.
+// Stores the product dW.
 template <class T>
 struct StoreGradient {
   T* dw;  // (N, K)
@@ -53,18 +38,50 @@ void with_rule(const ParameterUpdate& update, double grad_scale, const Visit& vi
   }
 }
 
-// dW = g^T x into the updates of the weights, or to where it is stored.
+// Bytes of dW that are computed before its weights are updated: they stay in L2 between the two, and weights
+// and state pass by in long streams, which the prefetcher sees. Updating each tile of the product from
+// registers, with its short pieces of many rows, took 3 times as long (Cascade Lake, 784-512-10).
+constexpr int64_t kGradientBytes = int64_t{256} << 10;
+
+// The rows [begin, end) of the weights and of what belongs to them.
 template <class T>
-void weight_gradient(const TrainStepLayer& layer, const Operand<T>& g, const Operand<T>& x, int64_t m) {
+OptimizerTensor rows_of(const OptimizerTensor& t, int64_t begin, int64_t end, int64_t columns, T* gradient) {
+  OptimizerTensor part = t;
+  part.param = static_cast<T*>(t.param) + begin * columns;
+  part.grad = gradient;
+  for (void*& state : part.state)
+    if (state) state = static_cast<T*>(state) + begin * columns;
+  part.numel = (end - begin) * columns;
+  return part;
+}
+
+// dW = g^T x, and the update of W with it, a block of rows after the other. How the rows are cut changes no
+// value (gemm.h).
+template <class T>
+void update_weights(const TrainStepLayer& layer, const Operand<T>& g, const Operand<T>& x, int64_t m) {
   const int64_t n = layer.weight.shape[0], k = layer.weight.shape[1];
-  if (T* const dw = static_cast<T*>(layer.weight_gradient)) {
-    gemm<T>(n, k, m, g.transposed(), x, StoreGradient<T>{dw, k});
-    return;
-  }
-  with_rule<T>(layer.weight_update, 1, [&](const OptimizerTensor& weight, const auto& rule) {
-    using Rule = std::remove_cv_t<std::remove_reference_t<decltype(rule)>>;
-    gemm<T>(n, k, m, g.transposed(), x, UpdateWeights<T, Rule>{weight, rule, k});
+  const int64_t threads = min(max_threads(), worthwhile_threads(n * k * m));
+  int64_t most = kGradientBytes / (k * static_cast<int64_t>(sizeof(T))) / kTileRows * kTileRows;
+  if (most < kTileRows) most = kTileRows;
+  const EvenParts blocks(n, ceil_div(ceil_div(n, most), threads) * threads);
+  parallel_for(blocks.count, ceil_div(blocks.count, threads), [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
+      T* const dw = static_cast<T*>(thread_scratch(Scratch::gradient, (end - begin) * k * sizeof(T)));
+      gemm<T>(end - begin, k, m, g.at(0, begin).transposed(), x, StoreGradient<T>{dw, k});
+      with_rule<T>(layer.weight_update, 1, [&](const OptimizerTensor& t, const auto& rule) {
+        const OptimizerTensor part = rows_of(t, begin, end, k, dw);
+        update_range<T>(part, 0, part.numel, rule);
+      });
+    }
   });
+}
+
+// dW = g^T x to where it is stored.
+template <class T>
+void store_weight_gradient(const TrainStepLayer& layer, const Operand<T>& g, const Operand<T>& x, int64_t m) {
+  const int64_t n = layer.weight.shape[0], k = layer.weight.shape[1];
+  gemm<T>(n, k, m, g.transposed(), x, StoreGradient<T>{static_cast<T*>(layer.weight_gradient), k});
 }
 
 // Updates a parameter with its stored gradient.
