@@ -42,6 +42,9 @@ void with_rule(const ParameterUpdate& update, double grad_scale, const Visit& vi
 // and state pass by in long streams, which the prefetcher sees. Updating each tile of the product from
 // registers, with its short pieces of many rows, took 3 times as long (Cascade Lake, 784-512-10).
 constexpr int64_t kGradientBytes = int64_t{256} << 10;
+// The same for a batch so large that x is packed for the product: once for each block, so these are larger.
+constexpr int64_t kLargeBatch = 128;
+constexpr int64_t kLargeGradientBytes = int64_t{4} << 20;
 
 // The rows [begin, end) of the weights and of what belongs to them.
 template <class T>
@@ -61,7 +64,8 @@ template <class T>
 void update_weights(const TrainStepLayer& layer, const Operand<T>& g, const Operand<T>& x, int64_t m) {
   const int64_t n = layer.weight.shape[0], k = layer.weight.shape[1];
   const int64_t threads = min(max_threads(), worthwhile_threads(n * k * m));
-  int64_t most = kGradientBytes / (k * static_cast<int64_t>(sizeof(T))) / kTileRows * kTileRows;
+  const int64_t bytes = m > kLargeBatch ? kLargeGradientBytes : kGradientBytes;
+  int64_t most = bytes / (k * static_cast<int64_t>(sizeof(T))) / kTileRows * kTileRows;
   if (most < kTileRows) most = kTileRows;
   const EvenParts blocks(n, ceil_div(ceil_div(n, most), threads) * threads);
   parallel_for(blocks.count, ceil_div(blocks.count, threads), [&](int64_t first, int64_t last) {
