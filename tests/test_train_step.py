@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -111,8 +112,8 @@ def compare(
     twin = copy.deepcopy(model)
     theirs = make(twin.parameters())
     step = fastnn.TrainStep(model, loss, make(model.parameters()), **options)
-    for i, (x, y) in enumerate(batches):
-        ours = native(step, x, y) if i else step(x, y)
+    for x, y in batches:
+        ours = native(step, x, y)
         expected = eager_step(twin, loss, theirs, x, y, options.get("max_norm"))
         assert ours.shape == ()
         assert not ours.requires_grad
@@ -299,11 +300,22 @@ def test_strided_and_varying_batches() -> None:
     compare(chain([20, 33, 5]), nn.CrossEntropyLoss(), OPTIMIZERS["sgd"], batches, TOLERANCE)
 
 
-@pytest.mark.parametrize(("sizes", "batch"), [([40, 600, 300, 10], 64), ([784, 512, 10], 128)], ids=str)
+@pytest.mark.parametrize(("sizes", "batch"), [([40, 605, 301, 33], 65), ([785, 512, 10], 128)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"max_norm": 0.1}], ids=["plain", "clip"])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "make"),
+    [
+        (torch.uint8, OPTIMIZERS["adam"]),
+        (torch.float32, OPTIMIZERS["adam-amsgrad"]),
+        (torch.float32, OPTIMIZERS["adamw"]),
+        (
+            torch.float32,
+            lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True, weight_decay=0.1, maximize=True),
+        ),
+    ],
+)
 def test_bits_do_not_depend_on_threads(
-    sizes: list[int], batch: int, options: dict[str, Any], dtype: torch.dtype
+    sizes: list[int], batch: int, options: dict[str, Any], dtype: torch.dtype, make: Optimizer
 ) -> None:
     images = torch.randint(256, (batch, sizes[0]), dtype=torch.uint8)
     x, y = images if dtype is torch.uint8 else images / 255, classes_of(batch, sizes[-1])
@@ -314,9 +326,8 @@ def test_bits_do_not_depend_on_threads(
         for threads in (1, 2, 3, 5, 2):
             torch.set_num_threads(threads)
             model = copy.deepcopy(start)
-            optimizer = fastnn.optim.Adam(fastnn.convert(model).parameters())
-            step = fastnn.TrainStep(model, fastnn.nn.CrossEntropyLoss(), optimizer, **options)
-            losses = [step(x, y) for _ in range(4)]
+            step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), make(model.parameters()), **options)
+            losses = [native(step, x, y) for _ in range(4)]
             results.append([torch.stack(losses), *(p.detach() for p in model.parameters())])
     finally:
         torch.set_num_threads(before)
@@ -351,6 +362,20 @@ def test_nan_and_infinity_flow() -> None:
         step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["sgd"](model.parameters()))
         assert native(step, x, y).isnan()
         assert model[0].weight.isnan().any()
+
+
+def test_a_dead_unit_does_not_leave_subnormals(isa: str) -> None:
+    """Moments decay to the smallest subnormal and would stay there, at a multiple of the time."""
+    x, y = torch.randn(7, 6), classes_of(7, 5)
+    step = started(chain([6, 8, 5], dtype=torch.float32), nn.CrossEntropyLoss(), OPTIMIZERS["adam"], x, y)
+    weight, bias = step.model[0].weight, step.model[0].bias
+    with torch.no_grad():
+        weight[3], bias[3] = 0.0, -1.0
+    first = step.optimizer.state[weight]["exp_avg"]
+    first[3] = 1e-40
+    native(step, x, y)
+    assert (first[3] == 0).all()
+    assert sum([1e-310]) / 2 > 0  # the thread's own arithmetic is as it was
 
 
 def test_gradients_of_before_are_dropped() -> None:
@@ -537,6 +562,112 @@ def test_a_replaced_parameter_is_seen() -> None:
     assert torch.equal(old, kept)
 
 
+def test_a_changed_dtype_is_seen() -> None:
+    model = chain([6, 8, 5])
+    y = classes_of(7, 5)
+    step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["sgd"](model.parameters()))
+    native(step, torch.randn(7, 6, dtype=torch.float64), y)
+    model.float()
+    assert native(step, torch.randn(7, 6), y).dtype == torch.float32
+
+
+class WithHelpers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(7, 16, dtype=torch.float64)
+        self.fc2 = nn.Linear(16, 3, dtype=torch.float64)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.relu(self.fc1(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        if getattr(self, "extra", None) is not None:
+            h = self.extra(h)
+        return self.fc2(h)
+
+
+def test_a_forward_that_hangs_on_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = WithHelpers()
+    x, y = torch.randn(9, 7, dtype=torch.float64), classes_of(9, 3)
+    step = started(model, nn.CrossEntropyLoss(), OPTIMIZERS["sgd"], x, y)
+    with monkeypatch.context() as patch:
+        patch.setattr("fastnn._train_step.make_plan", None)  # the plan is kept
+        for _ in range(3):
+            native(step, x, y)
+    model.extra = nn.Dropout(0.5)
+    reason(step, x, y)
+
+
+class Backwards(nn.Sequential):
+    def __iter__(self) -> Any:
+        return reversed(list(self._modules.values()))
+
+
+def test_a_sequential_with_an_order_of_its_own_runs_eagerly() -> None:
+    model = Backwards(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5))
+    step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["sgd"](model.parameters()))
+    reason(step, torch.randn(4, 5), classes_of(4, 5))
+
+
+def test_groups_that_share_memory_run_eagerly() -> None:
+    memory = torch.randn(36, dtype=torch.float64)
+    model = chain([6, 6, 6], bias=False)
+    model[0].weight, model[2].weight = (nn.Parameter(memory.view(6, 6)) for _ in range(2))
+    groups = [{"params": [p]} for p in model.parameters()]
+    step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(groups, lr=0.1))
+    assert "share memory" in reason(step, torch.randn(4, 6, dtype=torch.float64), classes_of(4, 6))
+
+
+def test_gradients_kept_in_shared_memory_run_eagerly() -> None:
+    model = chain([6, 8])
+    memory = torch.zeros(48, dtype=torch.float64)
+    x, y = torch.randn(8, 6, dtype=torch.float64), classes_of(8, 8)
+    step = fastnn.TrainStep(
+        model, nn.CrossEntropyLoss(), OPTIMIZERS["sgd"](model.parameters()), keep_grad=True
+    )
+    model[0].weight.grad, model[0].bias.grad = memory.view(8, 6), memory[:8]
+    assert "share memory" in reason(step, x, y)
+    kept = x.clone()
+    model[0].weight.grad = x
+    reason(step, x, y)
+    assert torch.equal(x, kept)
+
+
+def test_two_threads_in_one_step() -> None:
+    """The one that comes second runs eagerly: with a rate of 0 every loss is known."""
+    model = chain([300, 400, 5], dtype=torch.float32)
+    step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.0))
+    batches = [(torch.randn(m, 300), classes_of(m, 5)) for m in (64, 256)]
+    expected = [F.cross_entropy(model(x), y).item() for x, y in batches]
+    wrong: list[float] = []
+
+    def run(i: int) -> None:
+        for _ in range(60):
+            with contextlib.suppress(RuntimeError):  # two eager backwards may meet in .grad
+                loss = step(*batches[i]).item()
+                if abs(loss - expected[i]) > 1e-4:
+                    wrong.append(loss)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_inference_mode_runs_eagerly() -> None:
+    x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
+    step = started(chain([6, 8, 5]), nn.CrossEntropyLoss(), OPTIMIZERS["sgd"], x, y)
+    seen: list[Any] = []
+    with torch.inference_mode(), _backend.recording(seen.append), contextlib.suppress(RuntimeError):
+        step(x, y)
+    assert "inference mode" in seen[0].reason
+    with torch.no_grad():
+        native(step, x, y)
+
+
 def test_memory_shared_with_a_parameter_runs_eagerly() -> None:
     x, y = torch.randn(6, 6, dtype=torch.float64), classes_of(6, 6)
     model = chain([6, 6])
@@ -552,7 +683,11 @@ def test_memory_shared_with_a_parameter_runs_eagerly() -> None:
         ({"loss": "mse"}, TypeError, "loss must be callable, got str"),
         ({"optimizer": None}, TypeError, "optimizer must be a torch.optim.Optimizer, got NoneType"),
         ({"max_norm": -1.0}, ValueError, "max_norm must be at least 0, got -1.0"),
+        ({"max_norm": "1"}, TypeError, "max_norm must be a number, got str"),
         ({"std": 0.0}, ValueError, "std must not be 0"),
+        ({"loss": nn.MSELoss}, TypeError, "loss must be an instance, got the class MSELoss"),
+        ({"keep_grad": 1}, TypeError, "keep_grad must be a bool, got int"),
+        ({"mean": None}, TypeError, "mean must be a number, got NoneType"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -560,3 +695,25 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], text: 
     good = {"model": model, "loss": nn.MSELoss(), "optimizer": OPTIMIZERS["sgd"](model.parameters())}
     with pytest.raises(error, match=text):
         fastnn.TrainStep(**{**good, **arguments})
+    step = fastnn.TrainStep(**good)
+    for name, value in arguments.items():
+        with pytest.raises(error, match=text):
+            setattr(step, name, value)
+
+
+def test_a_misspelt_option_and_a_foreign_optimizer() -> None:
+    model = chain([6, 5])
+    step = fastnn.TrainStep(model, nn.MSELoss(), OPTIMIZERS["sgd"](model.parameters()))
+    with pytest.raises(AttributeError, match="no attribute 'max_nrom'; it has model, loss"):
+        step.max_nrom = 0.5  # type: ignore[attr-defined]
+    assert repr(step).startswith("TrainStep(Sequential, MSELoss, SGD, max_norm=None, keep_grad=False")
+    with pytest.raises(ValueError, match="none of the model's parameters"):
+        fastnn.TrainStep(chain([6, 5]), nn.MSELoss(), step.optimizer)
+
+
+def test_layers_that_the_optimizer_lacks_keep_no_gradient() -> None:
+    model = chain([6, 8, 5])
+    x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
+    step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["adam"](model[2].parameters()))
+    assert "does not have every parameter" in reason(step, x, y)
+    assert all(p.grad is None for p in model.parameters())

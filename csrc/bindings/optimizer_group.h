@@ -69,8 +69,12 @@ class OptimizerGroup {
 
   // Throws where written memory is reachable twice.
   void check_disjoint();
-  // Memory that the update reads besides.
+  // Memory that the step touches besides.
   void also_reads(const TensorView& view) { add_range(view, false); }
+  void also_writes(const TensorView& view) { add_range(view, true); }
+  void also_touches(const OptimizerGroup& other) {
+    ranges_.insert(ranges_.end(), other.ranges_.begin(), other.ranges_.end());
+  }
   // Counts the steps and keeps the new states: the update follows.
   void commit();
 
@@ -111,11 +115,12 @@ class OptimizerStep : protected OptimizerGroup {
 
   // For a caller that computes the gradients and calls the kernel itself: calls visit(param, view, tensor)
   // for every parameter of the group. check_disjoint() and commit() follow, then the update.
-  template <class Visit>
-  void each_parameter(const Visit& visit) {
+  template <class Accept, class Visit>
+  void each_parameter(const Accept& accept, const Visit& visit) {
     PyObject* params = parameters();
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
       PyObject* param = PyList_GET_ITEM(params, i);
+      accept(param);
       Tensor tensor{};
       const TensorView p = read_param(param, tensor);
       read_state(param, p, tensor);
@@ -123,7 +128,9 @@ class OptimizerStep : protected OptimizerGroup {
     }
   }
   using OptimizerGroup::also_reads;
+  using OptimizerGroup::also_writes;
   using OptimizerGroup::check_disjoint;
+  void also_touches(const OptimizerStep& other) { OptimizerGroup::also_touches(other); }
   using OptimizerGroup::commit;
   using OptimizerGroup::written;
 

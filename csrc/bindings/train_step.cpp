@@ -33,6 +33,7 @@ struct Parameter {
   TensorView view;
   ParameterUpdate update{};
   py::object gradient;  // the parameter's .grad, where it is kept
+  TensorView gradient_view;
 };
 
 struct Layer {
@@ -88,6 +89,18 @@ void check_plain(PyObject* param) {
   refuse_if(!is_none(param, hooks) || !is_none(param, later_hooks), "a parameter has a hook");
 }
 
+// Sets a flag for the life of the object.
+class Busy {
+ public:
+  explicit Busy(bool& flag) : flag_(flag) { flag_ = true; }
+  ~Busy() { flag_ = false; }
+  Busy(const Busy&) = delete;
+  Busy& operator=(const Busy&) = delete;
+
+ private:
+  bool& flag_;
+};
+
 class TrainStep {
  public:
   TrainStep(std::vector<std::pair<py::dict, Activation>> layers, const std::string& optimizer, bool flatten,
@@ -127,6 +140,8 @@ class TrainStep {
 
   template <class GroupStep>
   py::object run_with(const py::list& groups, const py::dict& state, const Batch& batch) {
+    if (busy_) return py::str("another thread is inside this step");
+    const Busy busy(busy_);  // both ends hold the GIL
     std::vector<GroupStep> steps;
     TrainStepArgs args{};
     CrossEntropyTotals totals{};
@@ -136,10 +151,12 @@ class TrainStep {
       read_loss(batch, args);
       read_groups(groups, state, args, steps);
       lay_out(args);
-      for (GroupStep& step : steps) {
-        step.also_reads(args.input);
-        step.check_disjoint();
-      }
+      GroupStep& all = steps.front();
+      for (size_t i = 1; i < steps.size(); ++i) all.also_touches(steps[i]);
+      all.also_reads(args.input);
+      for (const Parameter& parameter : parameters_)
+        if (parameter.gradient) all.also_writes(parameter.gradient_view);
+      all.check_disjoint();
       if (args.loss_kind == TrainStepLoss::cross_entropy) totals = count_targets(args);
     } catch (const Uninitialized&) {
       return py::none();
@@ -237,9 +254,12 @@ class TrainStep {
     size_t found = 0, wanted = 0;
     for (const py::handle group : groups) {
       GroupStep& step = steps.emplace_back(py::reinterpret_borrow<py::dict>(group), state, match_layout_);
-      step.each_parameter([&](PyObject* object, const TensorView& view, const auto& tensor) {
-        Parameter& parameter = find(object);
+      const auto accept = [&](PyObject* object) {
+        find(object);
         check_plain(object);
+      };
+      step.each_parameter(accept, [&](PyObject* object, const TensorView& view, const auto& tensor) {
+        Parameter& parameter = find(object);
         refuse_if(!view.is_contiguous(), "a parameter is not contiguous");
         refuse_if(view.dtype != args.dtype, "the parameters have several dtypes");
         parameter.view = view;
@@ -248,7 +268,7 @@ class TrainStep {
       });
     }
     for (const Parameter& parameter : parameters_) wanted += parameter.object != nullptr;
-    refuse_if(found != wanted, "the optimizer does not have every parameter of the chain");
+    refuse_if(found != wanted || steps.empty(), "the optimizer does not have every parameter of the chain");
   }
 
   Parameter& find(PyObject* object) {
@@ -338,13 +358,15 @@ class TrainStep {
   void* kept_gradient(Parameter& parameter) const {
     static PyObject* const grad_key = interned("grad");
     static PyObject* const empty_like = torch_attribute("torch", "empty_like");
+    static PyObject* const requires_grad = interned("requires_grad");
     parameter.gradient = owned(PyObject_GetAttr(parameter.object, grad_key));
-    if (parameter.gradient.is_none())
+    if (parameter.gradient.is_none() || is_true(parameter.gradient.ptr(), requires_grad))
       parameter.gradient = owned(PyObject_CallOneArg(empty_like, parameter.object));
     const TensorView view = read_plain(parameter.gradient.ptr());
     refuse_if(
         view.dtype != parameter.view.dtype || !view.is_contiguous() || view.numel() != parameter.view.numel(),
         "a .grad does not fit its parameter");
+    parameter.gradient_view = view;
     return view.data;
   }
 
@@ -374,6 +396,7 @@ class TrainStep {
   std::vector<size_t> offsets_;
   ScratchBuffer memory_;
   int64_t work_ = 0;
+  bool busy_ = false;
 };
 
 }  // namespace

@@ -46,8 +46,12 @@ class Watch {
       if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != type.ptr()) return false;
     for (const Content& content : contents_)
       if (!same(content)) return false;
-    for (const Item& item : attributes_)
-      if (owned(PyObject_GetAttr(item.holder.ptr(), item.key.ptr())).ptr() != item.value.ptr()) return false;
+    for (const Item& item : attributes_) {
+      const auto found =
+          py::reinterpret_steal<py::object>(PyObject_GetAttr(item.holder.ptr(), item.key.ptr()));
+      if (!found) PyErr_Clear();  // it is gone
+      if (found.ptr() != item.value.ptr()) return false;
+    }
     return true;
   }
 

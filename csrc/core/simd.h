@@ -79,9 +79,10 @@ FASTNN_INLINE double to_acc(double x) { return x; }
 FASTNN_INLINE float to_acc(bfloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 FASTNN_INLINE float to_acc(float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
-  // Shifting the fraction into place leaves the exponent 112 too small, subnormals included: one product
-  // mends it.
-  const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f);
+  // Subnormal halves become normal floats by way of an integer: no subnormal is computed with, which
+  // FlushSubnormals would take for 0.
+  const uint32_t finite = magnitude < 0x400 ? bit_cast<uint32_t>(static_cast<float>(magnitude) * 0x1p-24f)
+                                            : (magnitude << 13) + (uint32_t{112} << 23);
   const uint32_t special = (magnitude << 13) | 0x7f800000;
   return bit_cast<float>(sign | (magnitude >= 0x7c00 ? special : finite));
 }

@@ -85,7 +85,11 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             for key in ("start_dim", "end_dim"):
                 self._guards.append(Guard(module.__dict__, key, module.__dict__[key], f"{path}.{key}"))
             self._flatten(module.start_dim, module.end_dim, name)
-        elif kind.forward in _SEQUENTIAL and kind.__call__ is torch.nn.Module.__call__:
+        elif (
+            kind.forward in _SEQUENTIAL
+            and kind.__call__ is torch.nn.Module.__call__
+            and getattr(kind, "__iter__", None) is torch.nn.Sequential.__iter__
+        ):
             self._sequential(module, path)
         elif kind is not torch.nn.Identity:
             self._own(module, name, path)

@@ -271,14 +271,15 @@ def fuse(module: _Module, name: str) -> None:
     """
     unfuse(module)
     refused.pop(module, None)
+    kind = type(module).__name__
+    op = f"forward of {name} ({kind})" if name else f"forward of {kind}"
     try:
         plans = _plans(module)
         if plans:
             module.__class__ = _class_for(type(module))
             module.__dict__[_PLANS] = plans
+            _backend.decide(op, None)
     except (Refusal, TypeError) as error:
-        kind = type(module).__name__
-        op = f"forward of {name} ({kind})" if name else f"forward of {kind}"
         refused[module] = _backend.Decision(op, f"it cannot be traced: {error}")
         _backend.decide(*refused[module])
 

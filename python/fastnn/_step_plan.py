@@ -45,7 +45,7 @@ class StepPlan:
 
     Attributes:
         native: the compiled module's part, which reads and checks the tensors of each call.
-        scalar: a tensor of the dtype of the loss.
+        last: the parameters of the last layer, whose dtype the loss has.
     """
 
     def __init__(self, step: TrainStep, chain: LinearChain, loss_name: str, optimizer_name: str) -> None:
@@ -59,7 +59,7 @@ class StepPlan:
             step.std,
             _match_layout,
         )
-        self.scalar = chain[-1][0].weight.detach().new_zeros(())
+        self.last = chain[-1][0]._parameters
         self._loss_name = loss_name
         self._loss_module = step.loss if isinstance(step.loss, torch.nn.Module) else None
         self._chain = chain
@@ -86,19 +86,24 @@ class StepPlan:
         if self._loss_name == "mse_loss":
             return None, self._loss_name, reduction, -100, 0.0, 0.0
         ignore_index, smoothing = options["ignore_index"], options["label_smoothing"]
-        if not (isinstance(ignore_index, int) and -(2**63) <= ignore_index < 2**63):
+        if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
             return f"ignore_index={ignore_index!r}"
         if not 0.0 <= smoothing <= 1.0:
             return f"label_smoothing={smoothing}"
+        if "weight" not in module._buffers:
+            return "the class weights are no buffer"
         z_loss = options.get("z_loss", 0.0)
         return module._buffers["weight"], self._loss_name, reduction, ignore_index, smoothing, z_loss
+
+
+_LONGEST_PAUSE = 63
 
 
 class Refused(NamedTuple):
     """Why there is no plan, and for how many calls that is believed before it is looked at again.
 
     Looking takes longer than a small step, the more so where a forward has to be traced; the pause doubles
-    each time, so that it costs next to nothing in a model that never fits.
+    each time, up to `_LONGEST_PAUSE`, so that it costs next to nothing in a model that never fits.
     """
 
     reason: str
@@ -113,8 +118,23 @@ def make_plan(step: TrainStep, last: StepPlan | Refused | None) -> StepPlan | Re
     plan = _plan_or_reason(step)
     if isinstance(plan, StepPlan):
         return plan
-    pause = 2 * last.pause + 1 if isinstance(last, Refused) else 0
+    pause = min(2 * last.pause + 1, _LONGEST_PAUSE) if isinstance(last, Refused) else 0
     return Refused(plan, pause, pause)
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer make the state that its first step would make; only Adam's is ever asked for.
+
+    It makes it for parameters that have a gradient, of which only the shape is looked at.
+    """
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = param.detach()
+        try:
+            optimizer._init_group(group, *([] for _ in range(6)))  # type: ignore[attr-defined]
+        finally:
+            for param in group["params"]:
+                param.grad = None
 
 
 def _plan_or_reason(step: TrainStep) -> StepPlan | str:

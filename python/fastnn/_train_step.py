@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,69 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _backend
-from fastnn._step_plan import Loss, Refused, StepPlan, make_plan
+from fastnn._step_plan import Loss, Refused, StepPlan, make_plan, make_state
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"TrainStep: model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _check_loss(loss: object) -> None:
+    if isinstance(loss, type):
+        raise TypeError(f"TrainStep: loss must be an instance, got the class {loss.__name__}")
+    if not callable(loss):
+        raise TypeError(f"TrainStep: loss must be callable, got {type(loss).__name__}")
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"TrainStep: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"TrainStep: {name} must be a number, got {type(value).__name__}")
+
+
+def _check_max_norm(max_norm: Any) -> None:
+    if max_norm is not None:
+        _check_number("max_norm", max_norm)
+        if not max_norm >= 0:
+            raise ValueError(f"TrainStep: max_norm must be at least 0, got {max_norm}")
+
+
+def _check_keep_grad(keep_grad: object) -> None:
+    if not isinstance(keep_grad, bool):
+        raise TypeError(f"TrainStep: keep_grad must be a bool, got {type(keep_grad).__name__}")
+
+
+def _check_mean(mean: object) -> None:
+    _check_number("mean", mean)
+
+
+def _check_std(std: object) -> None:
+    _check_number("std", std)
+    if std == 0:
+        raise ValueError("TrainStep: std must not be 0")
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "model": _check_model,
+    "loss": _check_loss,
+    "optimizer": _check_optimizer,
+    "max_norm": _check_max_norm,
+    "keep_grad": _check_keep_grad,
+    "mean": _check_mean,
+    "std": _check_std,
+}
+_PARTS = ("model", "loss", "optimizer")
+
+
+def _name(part: object) -> str:
+    return getattr(part, "__name__", type(part).__name__)
 
 
 class TrainStep:
@@ -17,7 +80,7 @@ class TrainStep:
 
     ``loss = step(x, y)`` does what this does, in the same arithmetic up to rounding::
 
-        optimizer.zero_grad()
+        model.zero_grad()
         loss = loss_fn(model(x), y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)  # if asked for
@@ -41,8 +104,11 @@ class TrainStep:
     - input, parameters and gradients are float32 or float64 tensors on the CPU.
 
     Anything else the same object runs eagerly, and :func:`fastnn.explain` says why. Whether the native call
-    is possible is looked at in every call, so hooks, frozen layers or replaced parameters are respected. The
-    first step is eager where the optimizer has yet to make its state.
+    is possible is looked at in every call, so hooks, frozen layers or replaced parameters are respected
+    (after an obstacle in the model is gone it may take some tens of calls until that is noticed).
+    Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too.
+
+    The arguments are attributes and may be changed between calls.
 
     Results are the same, bit by bit, for every number of threads and from run to run.
 
@@ -52,15 +118,15 @@ class TrainStep:
         optimizer: of the model's parameters.
         max_norm: clips the gradients to this norm over all of them, as
             :func:`torch.nn.utils.clip_grad_norm_` does; None leaves them as they are.
-        keep_grad: whether the parameters' ``.grad`` holds the (clipped) gradients after the call, in the same
-            tensors from call to call. Otherwise it is None.
+        keep_grad: whether the parameters' ``.grad`` holds the (clipped) gradients after the call. Otherwise
+            it is None.
         mean: of images given as uint8, which become :math:`(x / 255 - \text{mean}) / \text{std}` in the dtype
             of the model's parameters.
         std: see `mean`.
 
     Raises:
         TypeError: `model` is no module or `optimizer` no optimizer.
-        ValueError: `max_norm` is negative or `std` is 0.
+        ValueError: `max_norm` is negative, `std` is 0, or `optimizer` has no parameter of `model`.
     """
 
     _plan: StepPlan | Refused | None
@@ -76,18 +142,6 @@ class TrainStep:
         mean: float = 0.0,
         std: float = 1.0,
     ) -> None:
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"TrainStep: model must be a torch.nn.Module, got {type(model).__name__}")
-        if not callable(loss):
-            raise TypeError(f"TrainStep: loss must be callable, got {type(loss).__name__}")
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"TrainStep: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-            )
-        if max_norm is not None and not max_norm >= 0:
-            raise ValueError(f"TrainStep: max_norm must be at least 0, got {max_norm}")
-        if std == 0:
-            raise ValueError("TrainStep: std must not be 0")
         self.model = model
         self.loss = loss
         self.optimizer = optimizer
@@ -95,10 +149,23 @@ class TrainStep:
         self.keep_grad = keep_grad
         self.mean = mean
         self.std = std
+        own = {id(p) for p in model.parameters()}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError("TrainStep: the optimizer holds none of the model's parameters")
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Change an argument for the calls to come."""
+        check = _CHECKS.get(name)
+        if check is None:
+            raise AttributeError(f"TrainStep has no attribute {name!r}; it has {', '.join(_CHECKS)}")
+        check(value)
         super().__setattr__(name, value)
         super().__setattr__("_plan", None)
+
+    def __repr__(self) -> str:
+        rest = ", ".join(f"{name}={getattr(self, name)!r}" for name in _CHECKS if name not in _PARTS)
+        parts = ", ".join(_name(getattr(self, name)) for name in _PARTS)
+        return f"TrainStep({parts}, {rest})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None}
@@ -138,18 +205,27 @@ class TrainStep:
         options = plan.loss_options()
         if isinstance(options, str):
             return options
-        loss: Tensor = plan.scalar.new_empty(())
-        written = plan.native.run(
-            self.optimizer.param_groups, self.optimizer.state, input, target, loss, *options
-        )
+        if type(self.optimizer.param_groups) is not list:
+            return "param_groups is no list"
+        if torch.is_inference_mode_enabled() or torch.is_anomaly_enabled():
+            return "inference mode or anomaly detection is on"
+        weight = plan.last["weight"]
+        if weight is None:
+            return "the last layer has no weight"
+        loss: Tensor = weight.new_empty(())
+        optimizer = self.optimizer
+        written = plan.native.run(optimizer.param_groups, optimizer.state, input, target, loss, *options)
+        if written is None:
+            make_state(optimizer)
+            written = plan.native.run(optimizer.param_groups, optimizer.state, input, target, loss, *options)
         if type(written) is list:
             increment_version(written)
-            self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
             return loss
-        return "the optimizer has no state yet" if written is None else str(written)
+        return "the optimizer has no state" if written is None else str(written).splitlines()[0]
 
     def _eager(self, input: Tensor, target: Tensor) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         with torch.enable_grad():
             loss = self.loss(self.model(self._normalised(input)), target)
             loss.backward()
@@ -157,8 +233,12 @@ class TrainStep:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
         self.optimizer.step()
         if not self.keep_grad:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
         return loss.detach()
+
+    def _drop_gradients(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _normalised(self, input: Tensor) -> Tensor:
         if input.dtype is not torch.uint8:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastnn._chain import LinearChain
-from fastnn._purity import Attribute, Guard, Refusal
+from fastnn._purity import MISSING, Attribute, Guard, Refusal
 from fastnn._trace import Keys
 from fastnn.nn import mlp as _mlp
 from fastnn.optim import _hooks
@@ -82,7 +82,11 @@ def _stays_empty(watch: Any, hooks: dict[Any, Any], reason: str) -> None:
 
 
 def _watch_guard(watch: Any, guard: Guard) -> bool:
-    if type(guard.holder) is Attribute:
+    if guard.value is MISSING:
+        if type(guard.holder) is not dict:
+            return False
+        watch.absent(guard.holder, guard.key)
+    elif type(guard.holder) is Attribute:
         watch.attribute(guard.holder.owner, guard.key, guard.value)
     elif type(guard.holder) is Keys:
         watch.content(guard.holder.table)

@@ -1,3 +1,4 @@
+#include "core/flush_subnormals.h"
 #include "ops/adam/adam.h"
 #include "ops/adam/adam_rule.h"
 #include "ops/optim/multi_tensor_cpu.h"
@@ -9,6 +10,7 @@ namespace {
 void adam_update_tensors(AdamTensor* tensors, int64_t count, const AdamOptions& options) {
   update_tensors(tensors, count, [&](auto tag, const AdamTensor& t, int64_t begin, int64_t end) {
     using T = typename decltype(tag)::type;
+    const FlushSubnormals flush;
     with_adam_rule<T>(t, options, [&](const auto& rule) { update_range<T>(t, begin, end, rule); });
   });
 }

@@ -48,14 +48,16 @@ FASTNN_INLINE LambdaRule<kCount, Update> rule_of(const Update& update) {
   return {update};
 }
 
+// Whole vectors and the rest go through one copy of the rule: in two copies the compiler may contract
+// products and sums differently, and the bits of an element would depend on where its range ends.
 template <class T, class Rule>
 FASTNN_INLINE void update_range(const OptimizerTensor& t, int64_t begin, int64_t end, const Rule& rule) {
-  constexpr int kStep = kLanes<Acc<T>>;
+  constexpr int64_t kStep = kLanes<Acc<T>>;
   const T* const g = static_cast<const T*>(t.grad);
-  int64_t i = begin;
-  for (; i + kStep <= end; i += kStep) update_vector<T>(t, i, kStep, load(g + i), rule);
-  if (const int rest = static_cast<int>(end - i))
-    update_vector<T>(t, i, rest, load_partial(g + i, rest), rule);
+  for (int64_t i = begin; i < end; i += kStep) {
+    const int lanes = static_cast<int>(end - i < kStep ? end - i : kStep);
+    update_vector<T>(t, i, lanes, lanes == kStep ? load(g + i) : load_partial(g + i, lanes), rule);
+  }
 }
 
 // The tensor that a chunk belongs to: the last one that does not begin behind it.

@@ -1,3 +1,4 @@
+#include "core/flush_subnormals.h"
 #include "ops/optim/multi_tensor_cpu.h"
 #include "ops/sgd/sgd.h"
 #include "ops/sgd/sgd_rule.h"
@@ -9,6 +10,7 @@ namespace {
 void sgd_update_tensors(SgdTensor* tensors, int64_t count, const SgdOptions& options) {
   update_tensors(tensors, count, [&](auto tag, const SgdTensor& t, int64_t begin, int64_t end) {
     using T = typename decltype(tag)::type;
+    const FlushSubnormals flush;
     with_sgd_rule<T>(t, options, [&](const auto& rule) { update_range<T>(t, begin, end, rule); });
   });
 }

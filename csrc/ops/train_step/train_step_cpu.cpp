@@ -1,5 +1,6 @@
 #include "ops/train_step/train_step.h"
 
+#include "core/flush_subnormals.h"
 #include "core/parallel.h"
 #include "ops/linear/linear.h"
 #include "ops/train_step/passes.h"
@@ -31,6 +32,7 @@ class Step {
         last_(args.layers[args.depth - 1]) {}
 
   void run() const {
+    const FlushSubnormals flush;
     if (args_.input.dtype == DType::u8) normalise_bytes<T>(args_);
     forward();
     loss();

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +31,7 @@ class Linear(torch.nn.Linear):
         input ``(*, K)``, output ``(*, N)``; weight ``(N, K)``, bias ``(N,)``.
 
     Raises:
+        TypeError: ``bias`` is a str.
         ValueError: an unknown ``activation``.
     """
 
@@ -47,6 +50,9 @@ class Linear(torch.nn.Linear):
         activation: str | None = None,
     ) -> None:
         check_activation("Linear", activation)
+        flag: Any = bias  # whatever the annotation says
+        if isinstance(flag, str):
+            raise TypeError(f"Linear: bias must be a bool, got {bias!r}; name the activation by keyword")
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         if activation is not None:
             self.activation = activation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, overload
 
@@ -123,6 +123,7 @@ class MLP(Sequential):
         input ``(*, sizes[0])``, output ``(*, sizes[-1])``.
 
     Raises:
+        TypeError: `sizes` is no list of ints.
         ValueError: fewer than two sizes, or an unknown ``activation``.
     """
 
@@ -134,8 +135,13 @@ class MLP(Sequential):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_activation("MLP", activation)
+        given: Any = sizes  # whatever the annotation says
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise TypeError(f"MLP: sizes must be a list of ints, got {given!r}")
         sizes = list(sizes)
+        check_activation("MLP", activation)
+        if not all(isinstance(size, int) for size in sizes):
+            raise TypeError(f"MLP: sizes must be a list of ints, got {sizes}")
         if len(sizes) < 2:
             raise ValueError(f"MLP: sizes must name at least an input and an output size, got {sizes}")
         layers: list[torch.nn.Module] = []
