@@ -571,6 +571,27 @@ def test_a_changed_dtype_is_seen() -> None:
     assert native(step, torch.randn(7, 6), y).dtype == torch.float32
 
 
+class Viewed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(12, 16, dtype=torch.float64)
+        self.fc2 = nn.Linear(16, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x.view(-1, 12))))
+
+
+def test_a_view_as_rows() -> None:
+    def images() -> Tensor:
+        return torch.randn(9, 3, 4, dtype=torch.float64)
+
+    batches = [(images(), classes_of(9, 3)) for _ in range(3)]
+    compare(Viewed(), nn.CrossEntropyLoss(), OPTIMIZERS["adam"], batches, TOLERANCE)
+    step = fastnn.TrainStep(model := Viewed(), F.cross_entropy, OPTIMIZERS["sgd"](model.parameters()))
+    several_rows_a_sample = torch.randn(9, 2, 12, dtype=torch.float64)
+    assert "another batch size" in reason(step, several_rows_a_sample, classes_of(18, 3))
+
+
 class WithHelpers(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -156,9 +156,22 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         elif node.target in (torch.flatten, "flatten"):
             given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
             self._flatten(given.get("start_dim", 0), given.get("end_dim", -1), f"flatten in {name}")
+        elif _is_view_as_rows(node):
+            self._flatten(1, -1, f"{node.target} in {name}")
         else:
             called = getattr(node.target, "__name__", node.target)
             raise Refusal(f"{called} in {name} is no layer of a chain")
+
+
+def _is_view_as_rows(node: fx.Node) -> bool:
+    """Whether it is ``x.view(-1, K)``, which flattens each sample where a sample has K values.
+
+    Where it has not, the rows of the flattened input do not fit the layer that takes K.
+    """
+    if node.op != "call_method" or node.target not in ("view", "reshape") or node.kwargs:
+        return False
+    rows, width = node.args[1:] if len(node.args) == 3 else (None, None)
+    return type(rows) is int and rows == -1 and type(width) is int and width > 0
 
 
 def linear_chain(model: torch.nn.Module) -> LinearChain | str:
@@ -167,8 +180,9 @@ def linear_chain(model: torch.nn.Module) -> LinearChain | str:
     A chain is ``Linear``, or several in turn, each with or without an activation (ReLU, sigmoid, tanh, either
     GELU, SiLU) behind it: a ``Sequential`` (nested ones and ``nn.MLP`` included), or a model whose own
     ``forward`` can be traced and passes its one input through such layers. ``Identity`` anywhere and
-    ``Flatten()`` in front are allowed. What is watched or replaced is no chain: hooks (global ones too), a
-    replaced ``forward``, a compiled module, a subclass of a layer, parameters that layers share.
+    ``Flatten()`` or ``x.view(-1, K)`` in front are allowed. What is watched or replaced is no chain: hooks
+    (global ones too), a replaced ``forward``, a compiled module, a subclass of a layer, parameters that
+    layers share.
 
     Args:
         model: any module.
