@@ -89,18 +89,6 @@ void check_plain(PyObject* param) {
   refuse_if(!is_none(param, hooks) || !is_none(param, later_hooks), "a parameter has a hook");
 }
 
-// Sets a flag for the life of the object.
-class Busy {
- public:
-  explicit Busy(bool& flag) : flag_(flag) { flag_ = true; }
-  ~Busy() { flag_ = false; }
-  Busy(const Busy&) = delete;
-  Busy& operator=(const Busy&) = delete;
-
- private:
-  bool& flag_;
-};
-
 class TrainStep {
  public:
   TrainStep(std::vector<std::pair<py::dict, Activation>> layers, const std::string& optimizer, bool flatten,
@@ -118,7 +106,8 @@ class TrainStep {
   }
 
   // The tensors that were written; or, with nothing written, a str that says why torch must do the step, or
-  // None where the optimizer has no state yet. Raises IndexError for a class index that is out of range.
+  // None where the optimizer has no state yet. Raises IndexError for a class index that is out of range. One
+  // call at a time: the caller sees to that.
   py::object run(const py::list& groups, const py::dict& state, const Batch& batch) {
     return adam_ ? run_with<AdamStep>(groups, state, batch) : run_with<SgdStep>(groups, state, batch);
   }
@@ -140,8 +129,6 @@ class TrainStep {
 
   template <class GroupStep>
   py::object run_with(const py::list& groups, const py::dict& state, const Batch& batch) {
-    if (busy_) return py::str("another thread is inside this step");
-    const Busy busy(busy_);  // both ends hold the GIL
     std::vector<GroupStep> steps;
     TrainStepArgs args{};
     CrossEntropyTotals totals{};
@@ -396,7 +383,6 @@ class TrainStep {
   std::vector<size_t> offsets_;
   ScratchBuffer memory_;
   int64_t work_ = 0;
-  bool busy_ = false;
 };
 
 }  // namespace

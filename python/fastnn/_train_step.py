@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +109,8 @@ class TrainStep:
     (after an obstacle in the model is gone it may take some tens of calls until that is noticed).
     Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too.
 
-    The arguments are attributes and may be changed between calls.
+    The arguments are attributes and may be changed between calls. Calls from several threads wait for each
+    other.
 
     Results are the same, bit by bit, for every number of threads and from run to run.
 
@@ -130,6 +132,7 @@ class TrainStep:
     """
 
     _plan: StepPlan | Refused | None
+    _lock: threading.RLock  # the plan's buffers and the parameters' .grad serve one call at a time
 
     def __init__(
         self,
@@ -149,6 +152,7 @@ class TrainStep:
         self.keep_grad = keep_grad
         self.mean = mean
         self.std = std
+        super().__setattr__("_lock", threading.RLock())
         own = {id(p) for p in model.parameters()}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("TrainStep: the optimizer holds none of the model's parameters")
@@ -168,7 +172,10 @@ class TrainStep:
         return f"TrainStep({parts}, {rest})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None}
+        return {name: self.__dict__[name] for name in _CHECKS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _plan=None, _lock=threading.RLock())
 
     def __call__(self, input: Tensor, target: Tensor) -> Tensor:
         """Take one step on a batch.
@@ -184,15 +191,16 @@ class TrainStep:
             IndexError: a class index is out of range. This, and whatever else model, loss and optimizer
                 raise, comes before anything is updated.
         """
-        outcome = _backend.torch_reason()
-        if outcome is None:
-            loss = self._native(input, target)
-            if not isinstance(loss, str):
-                _backend.decide("train_step", None)
-                return loss
-            outcome = loss
-        _backend.decide("train_step", outcome)
-        return self._eager(input, target)
+        with self._lock:
+            outcome = _backend.torch_reason()
+            if outcome is None:
+                loss = self._native(input, target)
+                if not isinstance(loss, str):
+                    _backend.decide("train_step", None)
+                    return loss
+                outcome = loss
+            _backend.decide("train_step", outcome)
+            return self._eager(input, target)
 
     def _native(self, input: Tensor, target: Tensor) -> Tensor | str:
         """Take the step natively, or leave everything as it is and say why that cannot be."""
