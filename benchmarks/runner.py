@@ -123,18 +123,10 @@ def _check_tensor(index: int, a: Tensor, name: str, b: Tensor, tolerance: float)
         )
 
 
-# Threads of a pool spin on after a call, those of OpenBLAS for some 30 ms, and would take the processor from
-# another process that is measured next: on two threads our steps took twice as long right behind one.
-_SETTLE_SECONDS = 0.05
-
-
 def _sample(call: Call, repeats: int, clock: Clock) -> tuple[float, float]:
     """Wall and CPU seconds of one call, means of `repeats`."""
     if isinstance(call, RemoteCall):
-        time.sleep(_SETTLE_SECONDS)
-        taken = call.sample(repeats)
-        time.sleep(_SETTLE_SECONDS)
-        return taken
+        return call.sample(repeats)
     cpu, wall = time.process_time(), clock()
     for _ in range(repeats):
         call()
