@@ -123,6 +123,7 @@ class TrainStep {
         parameter.object = PyDict_GetItemWithError(layer.parameters.ptr(), key);
         refuse_if(!parameter.object, "a layer lacks weight or bias");
         if (parameter.object == Py_None) parameter.object = nullptr;
+        refuse_if(key == weight_key && !parameter.object, "a layer has no weight");
         parameters_.push_back(std::move(parameter));
       }
   }

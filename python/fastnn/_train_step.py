@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def _check_optimizer(optimizer: object) -> None:
 
 
 def _check_number(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, Real):
         raise TypeError(f"TrainStep: {name} must be a number, got {type(value).__name__}")
 
 
@@ -112,7 +113,7 @@ class TrainStep:
     The arguments are attributes and may be changed between calls. Calls from several threads wait for each
     other.
 
-    Results are the same, bit by bit, for every number of threads and from run to run.
+    Native steps give the same results, bit by bit, for every number of threads and from run to run.
 
     Args:
         model: any module.
@@ -188,8 +189,8 @@ class TrainStep:
             The loss before the update, detached.
 
         Raises:
-            IndexError: a class index is out of range. This, and whatever else model, loss and optimizer
-                raise, comes before anything is updated.
+            IndexError: a class index is out of range; nothing has been updated then.
+            Whatever else model, loss and optimizer raise.
         """
         with self._lock:
             outcome = _backend.torch_reason()
@@ -217,7 +218,7 @@ class TrainStep:
             return "param_groups is no list"
         if torch.is_inference_mode_enabled() or torch.is_anomaly_enabled():
             return "inference mode or anomaly detection is on"
-        weight = plan.last["weight"]
+        weight = plan.last.get("weight")
         if weight is None:
             return "the last layer has no weight"
         loss: Tensor = weight.new_empty(())

@@ -15,6 +15,12 @@ namespace {
 
 // Values that are worth a second thread, as for any elementwise pass.
 constexpr int64_t kPassGrain = 32768;
+
+// What the gradient of a layer's activation is computed from.
+inline const TensorView& saved_of(const TrainStepLayer& layer) {
+  return from_preactivation(layer.activation) ? layer.preactivation : layer.output;
+}
+
 template <class T>
 void normalise_bytes(const TrainStepArgs& args) {
   const int64_t k = args.images.shape[1];
@@ -31,12 +37,11 @@ void normalise_bytes(const TrainStepArgs& args) {
 // g *= act'(z), on the last layer; below it the products do this as they write.
 template <class T>
 void through_activation(const TrainStepLayer& layer) {
-  const TensorView& saved = from_preactivation(layer.activation) ? layer.preactivation : layer.output;
   dispatch_activation(layer.activation, [&](auto tag) {
     constexpr Activation kActivation = decltype(tag)::value;
     if constexpr (kActivation != Activation::none) {
       T* const g = layer.gradient.as<T>();
-      const T* const s = saved.as<const T>();
+      const T* const s = saved_of(layer).as<const T>();
       constexpr int64_t kL = kLanes<T>;
       const int64_t total = layer.gradient.numel();
       parallel_for(ceil_div(total, kL), kPassGrain / kL, [&](int64_t begin, int64_t end) {

@@ -13,10 +13,6 @@ namespace {
 // Multiply-adds of a step below which a second thread costs more than it saves: a step has a dozen barriers.
 constexpr int64_t kStepGrain = int64_t{1} << 20;
 
-const TensorView& saved_of(const TrainStepLayer& layer) {
-  return from_preactivation(layer.activation) ? layer.preactivation : layer.output;
-}
-
 template <class T>
 Operand<T> operand(const TensorView& t) {
   return {t.as<const T>(), t.strides[0], t.strides[1]};

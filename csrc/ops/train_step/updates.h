@@ -63,7 +63,7 @@ OptimizerTensor rows_of(const OptimizerTensor& t, int64_t begin, int64_t end, in
 template <class T>
 void update_weights(const TrainStepLayer& layer, const Operand<T>& g, const Operand<T>& x, int64_t m) {
   const int64_t n = layer.weight.shape[0], k = layer.weight.shape[1];
-  const int64_t threads = min(max_threads(), worthwhile_threads(n * k * m));
+  const int64_t threads = worthwhile_threads(n * k * m);
   const int64_t bytes = m > kLargeBatch ? kLargeGradientBytes : kGradientBytes;
   int64_t most = bytes / (k * static_cast<int64_t>(sizeof(T))) / kTileRows * kTileRows;
   if (most < kTileRows) most = kTileRows;
