@@ -1,0 +1,130 @@
+"""What the tests of TrainStep share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastnn
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU("tanh"),
+    "silu": nn.SiLU,
+}
+
+Optimizer = Callable[[Any], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adam": lambda p: fastnn.optim.Adam(p, lr=1e-2),
+    "adam-l2": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1, betas=(0.8, 0.99), eps=1e-3),
+    "adam-amsgrad": lambda p: fastnn.optim.Adam(p, lr=1e-2, amsgrad=True),
+    "adamw": lambda p: fastnn.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+    "adam-maximize": lambda p: torch.optim.AdamW(p, lr=1e-2, maximize=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "sgd-momentum": lambda p: fastnn.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.1, weight_decay=0.01),
+    "sgd-nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+}
+
+
+def chain(
+    sizes: Sequence[int],
+    activation: str = "relu",
+    *,
+    last: bool = False,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float64,
+) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for k, n in pairwise(sizes):
+        modules += [nn.Linear(k, n, bias=bias, dtype=dtype), ACTIVATIONS[activation]()]
+    return nn.Sequential(*(modules if last else modules[:-1]))
+
+
+def eager_step(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    max_norm: float | None = None,
+) -> Tensor:
+    optimizer.zero_grad()
+    value = loss(model(x), y)
+    value.backward()
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+    return value.detach()
+
+
+def native(step: fastnn.TrainStep, x: Tensor, y: Tensor) -> Tensor:
+    """Take a step that must run natively."""
+    seen = fastnn.explain(step, x, y)
+    assert [d for d in seen.decisions if d.op == "train_step"] == [("train_step", None)]
+    result: Tensor = seen.result
+    return result
+
+
+def reason(step: fastnn.TrainStep, x: Tensor, y: Tensor) -> str:
+    """Why a step ran eagerly."""
+    decisions = fastnn.explain(step, x, y).decisions
+    why = next(d.reason for d in decisions if d.op == "train_step")
+    assert why is not None
+    return why
+
+
+def started(
+    model: nn.Module, loss: Any, make: Optimizer, x: Tensor, y: Tensor, **options: Any
+) -> fastnn.TrainStep:
+    """A step whose optimizer has its state."""
+    step = fastnn.TrainStep(model, loss, make(model.parameters()), **options)
+    step(x, y)
+    return step
+
+
+def classes_of(m: int, n: int) -> Tensor:
+    return torch.randint(n, (m,))
+
+
+def compare(
+    model: nn.Module,
+    loss: Any,
+    make: Optimizer,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    tolerance: float,
+    **options: Any,
+) -> None:
+    """Train a model natively and its copy with torch: losses, parameters and states must agree."""
+    twin = copy.deepcopy(model)
+    theirs = make(twin.parameters())
+    step = fastnn.TrainStep(model, loss, make(model.parameters()), **options)
+    for x, y in batches:
+        ours = native(step, x, y)
+        expected = eager_step(twin, loss, theirs, x, y, options.get("max_norm"))
+        assert ours.shape == ()
+        assert not ours.requires_grad
+        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+            if options.get("keep_grad"):
+                torch.testing.assert_close(p.grad, q.grad, rtol=tolerance, atol=tolerance)
+            else:
+                assert p.grad is None
+            for key, value in theirs.state[q].items():
+                if isinstance(value, Tensor):
+                    torch.testing.assert_close(
+                        step.optimizer.state[p][key], value, rtol=tolerance, atol=tolerance
+                    )
+
+
+# In float64 both paths agree to rounding, which Adam enlarges where a gradient is small against eps.
+TOLERANCE = 1e-9
