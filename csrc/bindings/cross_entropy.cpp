@@ -8,6 +8,7 @@
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
 #include "core/cpu_dispatch.h"
+#include "core/huge_pages.h"
 
 namespace fastnn {
 
@@ -18,6 +19,7 @@ double forward(const TensorView& x, const TensorView& target, const std::optiona
                int reduction, double label_smoothing, double z_loss) {
   const CrossEntropyArgs args = cross_entropy_args::read_forward(
       x, target, pointer(weight), loss, pointer(gradient), ignore_index, reduction, label_smoothing, z_loss);
+  prefer_huge_pages({pointer(gradient)});
   CrossEntropyResult result;
   {
     const ReleaseGil released(x.numel());

@@ -4,6 +4,7 @@
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
 #include "core/cpu_dispatch.h"
+#include "core/huge_pages.h"
 
 namespace fastnn {
 
@@ -22,6 +23,7 @@ void forward(const TensorView& f, double scale, const TensorView& g) {
   check_ndim("gram_matrix", "input", f, 3);
   check_square("output", g, f);
   check_contiguous("gram_matrix", "output", g);
+  prefer_huge_pages({&g});
   const ReleaseGil released(f.numel() * f.shape[1] / 16);
   cpu_kernels().gram.forward(f, scale, g);
 }
@@ -33,6 +35,7 @@ void backward(const TensorView& dg, const TensorView& f, double scale, const Ten
   check_dtype("gram_matrix", "grad_input", df, f.dtype);
   check_same_shape("gram_matrix", "grad_input", df, f);
   check_contiguous("gram_matrix", "grad_input", df);
+  prefer_huge_pages({&df});
   const ReleaseGil released(f.numel() * f.shape[1] / 16);
   cpu_kernels().gram.backward(dg, f, scale, df);
 }

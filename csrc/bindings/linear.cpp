@@ -5,6 +5,7 @@
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
 #include "core/cpu_dispatch.h"
+#include "core/huge_pages.h"
 
 namespace fastnn {
 
@@ -27,6 +28,7 @@ void forward(const TensorView& x, const TensorView& weight, const Optional& bias
     check_matrix("linear", "preactivation", *z, x.dtype, x.shape[0], weight.shape[0]);
     check_contiguous("linear", "preactivation", *z);
   }
+  prefer_huge_pages({&y, pointer(z)});
   const ReleaseGil released(x.shape[0] * weight.shape[0] * x.shape[1] / 16);
   cpu_kernels().linear.forward(x, weight, pointer(bias), activation, y, pointer(z));
 }
@@ -61,6 +63,7 @@ void backward(const TensorView& dy, const Optional& saved, Activation activation
     check_vector("linear", "grad_bias", *db, dy.dtype, n);
     check_contiguous("linear", "grad_bias", *db);
   }
+  prefer_huge_pages({pointer(dx), pointer(dw)});
   const ReleaseGil released(m * n + products / 16);
   cpu_kernels().linear.backward({dy, pointer(saved), activation, pointer(x), pointer(weight), nullptr,
                                  Activation::none, pointer(dx), pointer(dw), pointer(db)});

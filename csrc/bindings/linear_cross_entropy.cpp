@@ -7,6 +7,7 @@
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
 #include "core/cpu_dispatch.h"
+#include "core/huge_pages.h"
 
 namespace fastnn {
 
@@ -73,6 +74,7 @@ void run(const TensorView& x, const TensorView& weight, const Optional& bias, co
   check(!db || bias, kOp, ": grad_linear_bias needs linear_bias");
   if (db) check_gradient("grad_linear_bias", db, *bias);
 
+  prefer_huge_pages({pointer(dx), pointer(dw)});
   int64_t bad_row;
   {
     const ReleaseGil released(rows * classes * x.shape[1] / 16);

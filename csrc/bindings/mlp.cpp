@@ -9,6 +9,7 @@
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
 #include "core/cpu_dispatch.h"
+#include "core/huge_pages.h"
 #include "core/scratch.h"
 
 namespace fastnn {
@@ -59,6 +60,7 @@ void forward(const TensorView& x, const Tensors& weights, const Optionals& biase
       check_matrix("mlp", "preactivation", *z, x.dtype, x.shape[0], weights[l].shape[0]);
       check_contiguous("mlp", "preactivation", *z);
     }
+    prefer_huge_pages({&outputs[l], preactivation(preactivations, l)});
   }
   const ReleaseGil released(multiply_adds(x, weights) / 16);
   for (size_t l = 0; l < layers; ++l)
@@ -106,6 +108,7 @@ void backward(const TensorView& dy, const TensorView& x, const Tensors& weights,
       check_vector("mlp", "bias gradient", *dbiases[l], x.dtype, n);
       check_contiguous("mlp", "bias gradient", *dbiases[l]);
     }
+    prefer_huge_pages({pointer(dweights[l])});
     if (dweights[l] || dbiases[l] || (l == 0 && dx)) lowest = l;
     if (l > 0 && k > widest) widest = k;
   }
@@ -113,6 +116,7 @@ void backward(const TensorView& dy, const TensorView& x, const Tensors& weights,
   if (dx) {
     check_matrix("mlp", "grad_input", *dx, x.dtype, m, x.shape[1]);
     check_contiguous("mlp", "grad_input", *dx);
+    prefer_huge_pages({pointer(dx)});
   }
 
   const ReleaseGil released(multiply_adds(x, weights) / 16);

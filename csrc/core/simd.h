@@ -280,6 +280,23 @@ template <class V>
 FASTNN_INLINE V max(V a, V b) {
   return a < b ? b : a;
 }
+template <class V>
+FASTNN_INLINE V min(V a, V b) {
+  return a > b ? b : a;
+}
+
+// x 2^n for whole numbers n, rounded once, in one instruction where there is one.
+#if defined(__AVX512F__)
+constexpr bool kScalesByPowers = true;
+FASTNN_INLINE Vec<float> scale_by_power(Vec<float> x, Vec<float> n) {
+  return (Vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)x, (__m512)n);
+}
+FASTNN_INLINE Vec<double> scale_by_power(Vec<double> x, Vec<double> n) {
+  return (Vec<double>)_mm512_maskz_scalef_pd(0xff, (__m512d)x, (__m512d)n);
+}
+#else
+constexpr bool kScalesByPowers = false;
+#endif
 
 // Keeps a loaded value in a register. Without it GCC folds the load into each instruction that uses the value
 // and so reads it once for every row of a register tile.

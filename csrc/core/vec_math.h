@@ -71,14 +71,14 @@ FASTNN_INLINE Vec<T> log_series(Vec<T> z) {
     return log_series<T, kFirst + 1, kTerms>(z) * z + kCoefficient;
 }
 
-// r with x = n ln 2 + r and |r| <= ln 2 / 2.
+// r with x = n ln 2 + r and |r| <= ln 2 / 2; n as a number and as an integer.
 template <class T>
-FASTNN_INLINE Vec<T> reduce_by_ln2(Vec<T> x, Vec<typename FloatFormat<T>::Int>& n) {
+FASTNN_INLINE Vec<T> reduce_by_ln2(Vec<T> x, Vec<T>& whole, Vec<typename FloatFormat<T>::Int>& n) {
   using Format = FloatFormat<T>;
   using IntVec = Vec<typename Format::Int>;
   constexpr T kLog2E = T(1.44269504088896340736);
   const Vec<T> shifted = x * kLog2E + Format::kRounder;
-  const Vec<T> whole = shifted - Format::kRounder;
+  whole = shifted - Format::kRounder;
   n = bit_cast<IntVec>(shifted) - bit_cast<IntVec>(splat(Format::kRounder));
   return (x - whole * Format::kLn2High) - whole * Format::kLn2Low;
 }
@@ -88,16 +88,20 @@ template <class T>
 FASTNN_INLINE Vec<T> exp(Vec<T> x) {
   using Format = FloatFormat<T>;
   using IntVec = Vec<typename Format::Int>;
-  x = x < Format::kExpLow ? splat(Format::kExpLow) : x;  // a NaN passes both
-  x = x > Format::kExpHigh ? splat(Format::kExpHigh) : x;
+  x = min(max(x, splat(Format::kExpLow)), splat(Format::kExpHigh));  // a NaN passes both
+  Vec<T> whole;
   IntVec exponent;
-  const Vec<T> r = reduce_by_ln2<T>(x, exponent);
+  const Vec<T> r = reduce_by_ln2<T>(x, whole, exponent);
   const Vec<T> series = (r * r) * exp_series<T, 2, Format::kExpDegree>(r) + r + T(1);
-  // 2^n in two factors: n itself may lie outside the exponents of normal numbers.
-  const IntVec half = exponent >> 1;
-  const IntVec low = (half + Format::kBias) << Format::kFractionBits;
-  const IntVec high = (exponent - half + Format::kBias) << Format::kFractionBits;
-  return series * bit_cast<Vec<T>>(low) * bit_cast<Vec<T>>(high);
+  if constexpr (kScalesByPowers) {
+    return scale_by_power(series, whole);
+  } else {
+    // 2^n in two factors: n itself may lie outside the exponents of normal numbers.
+    const IntVec half = exponent >> 1;
+    const IntVec low = (half + Format::kBias) << Format::kFractionBits;
+    const IntVec high = (exponent - half + Format::kBias) << Format::kFractionBits;
+    return series * bit_cast<Vec<T>>(low) * bit_cast<Vec<T>>(high);
+  }
 }
 
 // x = 2^n (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)]; with s = f / (2 + f), log(1 + f) = 2 atanh(s)

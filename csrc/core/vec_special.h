@@ -75,8 +75,9 @@ FASTNN_INLINE Vec<T> tanh(Vec<T> x) {
   const IntVec sign = bit_cast<IntVec>(x) & bit_cast<IntVec>(splat(T(-0.0)));
   Vec<T> magnitude = bit_cast<Vec<T>>(bit_cast<IntVec>(x) ^ sign);
   magnitude = magnitude > kRoundsToOne ? splat(kRoundsToOne) : magnitude;  // a NaN passes
+  Vec<T> whole;
   IntVec n;
-  const Vec<T> r = reduce_by_ln2<T>(magnitude + magnitude, n);
+  const Vec<T> r = reduce_by_ln2<T>(magnitude + magnitude, whole, n);
   const Vec<T> power = bit_cast<Vec<T>>((n + Format::kBias) << Format::kFractionBits);
   const Vec<T> m = power * ((r * r) * exp_series<T, 2, Format::kExpDegree>(r) + r) + (power - T(1));
   return bit_cast<Vec<T>>(bit_cast<IntVec>(m / (m + T(2))) | sign);
