@@ -6,7 +6,7 @@ VENV   ?= .venv
 PIP     = $(VENV)/bin/pip --disable-pip-version-check
 ARGS   ?=
 SOURCES := $(shell find csrc python benchmarks CMakeLists.txt cmake pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*')
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/cuda_emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: train test bench lint format dev clean
 

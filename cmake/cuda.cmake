@@ -75,7 +75,7 @@ target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>
 string(REPLACE ";" ", " fastnn_archs_text "${fastnn_archs}")
 target_compile_definitions(
   _cuda
-  PRIVATE FASTNN_ISA=cuda FASTNN_CUDA_MODULE FASTNN_COMPILER="NVIDIA ${CMAKE_CUDA_COMPILER_VERSION}"
+  PRIVATE FASTNN_ISA=cuda FASTNN_COMPILER="NVIDIA ${CMAKE_CUDA_COMPILER_VERSION}"
           FASTNN_CUDA_BUILT_FOR="${fastnn_archs_text}")
 # The static runtime: a second one in the process would have to be found, and to be torch's version.
 set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)

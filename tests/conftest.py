@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from cuda_emulation import ORDERS, CannotBuildError, Emulation, emulation
 from fastnn import _backend
 
 
@@ -44,10 +45,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(scope="session")
+def emulated() -> Emulation:
+    """The CUDA kernels on the CPU; compiled with the first test that asks."""
+    try:
+        return emulation()
+    except CannotBuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def emulated_cuda(emulated: Emulation, monkeypatch: pytest.MonkeyPatch) -> Emulation:
+    """Ops that have CUDA kernels run those, emulated, on tensors of the CPU."""
+    emulated.checks.set_order(*ORDERS[0])
+    monkeypatch.setattr(_backend, "native", lambda t: emulated.cuda)
+    return emulated
+
+
+_EMULATED = ("emulated-reverse", "emulated-threads")  # the two orders that found every barrier left out
+_CUDA = [pytest.param("cuda", marks=pytest.mark.cuda), *_EMULATED]
+
+
+def _place(request: pytest.FixtureRequest) -> torch.device:
+    """Where tensors of a test with this parameter lie."""
+    kind, _, order = request.param.partition("-")
+    if kind != "emulated":
+        return torch.device(kind)
+    found: Emulation = request.getfixturevalue("emulated_cuda")
+    found.checks.set_order(order, dict(ORDERS)[order])
+    return torch.device("cpu")
+
+
+@pytest.fixture(params=_CUDA)
+def cuda_device(request: pytest.FixtureRequest) -> torch.device:
+    """Run CUDA kernels on a GPU, where there is one, and emulated: in orders of threads that differ much, on
+    tensors of the CPU."""
+    return _place(request)
+
+
+@pytest.fixture(params=["cpu", *_CUDA])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Run the test once on the CPU and, where there is a GPU, once there."""
-    return torch.device(request.param)
+    """Run the test on the CPU, and as `cuda_device` does."""
+    return _place(request)
 
 
 @pytest.fixture(autouse=True)

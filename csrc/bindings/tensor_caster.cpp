@@ -1,6 +1,6 @@
 #include "bindings/tensor_caster.h"
 
-#include "bindings/dlpack.h"
+#include "bindings/tensor_device.h"
 #include "core/check.h"
 
 namespace py = pybind11;
@@ -36,20 +36,6 @@ const dlpack::ExchangeApi* find_api(PyTypeObject* type) {
   return reinterpret_cast<const dlpack::ExchangeApi*>(header);
 }
 
-const dlpack::ExchangeApi* api_of(PyTypeObject* type) {
-  for (const CachedApi& entry : cache)
-    if (entry.type == type) return entry.api;
-  const dlpack::ExchangeApi* api = find_api(type);
-  if (api) {
-    CachedApi& entry = cache[next_slot];
-    next_slot = (next_slot + 1) % kCachedTypes;
-    Py_XDECREF(reinterpret_cast<PyObject*>(entry.type));
-    Py_INCREF(reinterpret_cast<PyObject*>(type));
-    entry = {type, api};
-  }
-  return api;
-}
-
 bool read_dtype(const dlpack::DataType& from, DType& to) {
   if (from.lanes != 1) return false;
   switch (from.code) {
@@ -69,44 +55,30 @@ bool read_dtype(const dlpack::DataType& from, DType& to) {
   }
 }
 
-#ifdef FASTNN_CUDA_MODULE
-
-constexpr const char* kKernels = "CUDA";
-
-bool read_device(const dlpack::Device& from, TensorView& view) {
-  if (from.type == dlpack::kCuda) view.cuda_device = static_cast<int16_t>(from.id);
-  return from.type == dlpack::kCuda || from.type == dlpack::kCpu;
-}
-
-void adopt_thread_count() {}  // nothing here runs on threads of the CPU
-
-#else
-
-constexpr const char* kKernels = "CPU";
-
-bool read_device(const dlpack::Device& from, TensorView&) { return from.type == dlpack::kCpu; }
-
-// OpenMP counts threads for each thread that opens regions, and torch hands its own setting on to a new
-// thread only when it first asks there.
-void adopt_thread_count() {
-  thread_local bool adopted = false;
-  if (adopted) return;
-  py::module_::import("torch").attr("get_num_threads")();
-  adopted = true;
-}
-
-#endif
-
 }  // namespace
 
+const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
+  for (const CachedApi& entry : cache)
+    if (entry.type == type) return entry.api;
+  const dlpack::ExchangeApi* api = find_api(type);
+  if (api) {
+    CachedApi& entry = cache[next_slot];
+    next_slot = (next_slot + 1) % kCachedTypes;
+    Py_XDECREF(reinterpret_cast<PyObject*>(entry.type));
+    Py_INCREF(reinterpret_cast<PyObject*>(type));
+    entry = {type, api};
+  }
+  return api;
+}
+
 bool read_tensor(PyObject* object, TensorView& view) {
-  const dlpack::ExchangeApi* api = api_of(Py_TYPE(object));
+  const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(object));
   if (!api) return false;
-  adopt_thread_count();
+  before_reading();
   dlpack::Tensor tensor;
   if (api->tensor_from_py_object_no_sync(object, &tensor) != 0) throw py::error_already_set();
   view.cuda_device = TensorView::kNoCudaDevice;
-  check(read_device(tensor.device, view), "fastnn: a ", kKernels,
+  check(read_device(tensor.device, view), "fastnn: a ", kKernelsOf,
         " kernel was given a tensor of device type ", tensor.device.type);
   check(tensor.ndim <= TensorView::kMaxDims, "fastnn: a tensor has ", tensor.ndim,
         " dimensions, kernels take at most ", TensorView::kMaxDims);
@@ -125,16 +97,5 @@ bool read_tensor(PyObject* object, TensorView& view) {
         " has no memory behind it");
   return true;
 }
-
-#ifdef FASTNN_CUDA_MODULE
-void* current_stream(int device) {
-  static const dlpack::ExchangeApi* const api =
-      api_of(reinterpret_cast<PyTypeObject*>(py::module_::import("torch").attr("Tensor").ptr()));
-  check(api, "fastnn: this torch has no DLPack exchange interface");
-  void* stream = nullptr;
-  if (api->current_work_stream(dlpack::kCuda, device, &stream) != 0) throw py::error_already_set();
-  return stream;
-}
-#endif
 
 }  // namespace fastnn

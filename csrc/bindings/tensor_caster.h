@@ -1,6 +1,6 @@
 // Lets bound functions take fastnn::TensorView arguments: reads a torch.Tensor through DLPack's C exchange
 // API, about 40 ns a tensor and no torch header. Compiled once for each module: fastnn._cpu reads tensors in
-// the memory of the CPU only, fastnn._cuda (FASTNN_CUDA_MODULE) those of CUDA devices too.
+// the memory of the CPU only, fastnn._cuda those of CUDA devices too (bindings/tensor_device.h).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,6 +8,7 @@
 
 #include <optional>
 
+#include "bindings/dlpack.h"
 #include "core/tensor_view.h"
 
 namespace fastnn {
@@ -16,10 +17,8 @@ namespace fastnn {
 // kernels of this module cannot read.
 bool read_tensor(PyObject* object, TensorView& view);
 
-#ifdef FASTNN_CUDA_MODULE
-// torch's current stream of a CUDA device, a cudaStream_t.
-void* current_stream(int device);
-#endif
+// DLPack's exchange API of a type of tensors, or null.
+const dlpack::ExchangeApi* exchange_api(PyTypeObject* type);
 
 inline const TensorView* pointer(const std::optional<TensorView>& t) { return t ? &*t : nullptr; }
 

@@ -87,7 +87,7 @@ CLASSES = [1, 2, 10, 63, 64, 65, 511, 512, 513, 1000, 4099, 32_001, 262_147]
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cross_entropy_class_counts(classes: int, dtype: torch.dtype, device: torch.device) -> None:
-    rows = 70 if classes < 5000 else 3
+    rows = 70 if classes < 512 else 3
     x = (3 * torch.randn(rows, classes)).to(dtype)
     target = torch.randint(classes, (rows,))
     check_cross_entropy(x, target, device)
@@ -150,23 +150,26 @@ def test_cross_entropy_of_nothing(device: torch.device) -> None:
             assert functional.cross_entropy(y, torch.zeros(4, dtype=torch.int64, device=device)).isnan()
 
 
-@pytest.mark.cuda
-def test_a_target_out_of_range_is_told_at_the_next_call() -> None:
-    x = torch.randn(4, 10, device="cuda")
-    bad, good = torch.tensor([0, 1, 10, 2], device="cuda"), torch.tensor([0, 1, 9, 2], device="cuda")
+def test_a_target_out_of_range_is_told_at_the_next_call(cuda_device: torch.device) -> None:
+    x = torch.randn(4, 10, device=cuda_device)
+    bad, good = (torch.tensor([0, 1, k, 2], device=cuda_device) for k in (10, 9))
     loss = functional.cross_entropy(x, bad)
-    torch.cuda.synchronize()
+    if cuda_device.type == "cuda":
+        torch.cuda.synchronize()
     assert loss.isnan()
     with pytest.raises(IndexError, match=r"Target 10 is out of bounds\."):
         functional.cross_entropy(x, good)
     assert functional.cross_entropy(x, good).isfinite()
 
 
-@pytest.mark.cuda
-def test_a_target_out_of_range_is_told_at_once_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_out_of_range_is_told_at_once_on_request(
+    monkeypatch: pytest.MonkeyPatch, cuda_device: torch.device
+) -> None:
     monkeypatch.setattr(_backend, "check_at_once", True)
     with pytest.raises(IndexError, match=r"Target -1 is out of bounds\."):
-        functional.cross_entropy(torch.randn(1, 10, device="cuda"), torch.tensor([-1], device="cuda"))
+        functional.cross_entropy(
+            torch.randn(1, 10, device=cuda_device), torch.tensor([-1], device=cuda_device)
+        )
 
 
 @pytest.mark.cuda

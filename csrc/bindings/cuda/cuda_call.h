@@ -2,9 +2,10 @@
 //
 // How an op gets its CUDA side:
 //   csrc/ops/<op>/<op>_cuda.h    launchers in namespace fastnn::cuda: raw pointers, sizes and a cudaStream_t
-//   csrc/ops/<op>/<op>.cu        kernels above, launchers below, on csrc/core/cuda; every launch is followed
-//   by
-//                                check_launch, nothing waits for the device and nothing allocates there
+//   csrc/ops/<op>/<op>.cu        kernels above, launchers below, on csrc/core/cuda; launch() is the way to
+//                                launch, nothing waits for the device and nothing allocates there; what
+//                                is not C++ goes into core/cuda/ptx.cuh, and tests/cuda_emulator/ runs
+//                                all of it on the CPU
 //   csrc/bindings/<op>_args.h    the checks of its arguments, shared with the binding of the CPU
 //   csrc/bindings/cuda/<op>.cpp  checks, CudaCall, launcher; its register_<op> in cuda_module.cpp
 //   python/fastnn/ops/<op>.py    `cuda=True` where it asks _backend, _backend.native(tensor) where it calls
@@ -34,12 +35,14 @@ inline int common_device(const char* op, std::initializer_list<const TensorView*
   return device;
 }
 
+// torch's current stream of a device.
+cudaStream_t current_stream(int device);
+
 class CudaCall {
  public:
   CudaCall(const char* op, std::initializer_list<const TensorView*> tensors)
       : CudaCall(common_device(op, tensors)) {}
-  explicit CudaCall(int device)
-      : guard_(device), stream_(static_cast<cudaStream_t>(current_stream(device))) {}
+  explicit CudaCall(int device) : guard_(device), stream_(current_stream(device)) {}
 
   cudaStream_t stream() const { return stream_; }
 

@@ -1,6 +1,7 @@
 // Storage types on the device: the type that is computed in, and conversions to and from it.
 #pragma once
 
+#include "core/cuda/ptx.cuh"
 #include "core/dtype.h"
 
 namespace fastnn::cuda {
@@ -21,11 +22,7 @@ __device__ __forceinline__ double to_acc(double x) { return x; }
 __device__ __forceinline__ float to_acc(bfloat16 x) {
   return __uint_as_float(static_cast<unsigned>(x.bits) << 16);
 }
-__device__ __forceinline__ float to_acc(float16 x) {
-  float wide;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
-  return wide;
-}
+__device__ __forceinline__ float to_acc(float16 x) { return ptx::float_from_half(x.bits); }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
 template <class T>
@@ -44,15 +41,11 @@ template <class T>
 __device__ __forceinline__ unsigned pair_from_acc(float low, float high);
 template <>
 __device__ __forceinline__ unsigned pair_from_acc<bfloat16>(float low, float high) {
-  unsigned pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
+  return ptx::bfloat16_pair(low, high);
 }
 template <>
 __device__ __forceinline__ unsigned pair_from_acc<float16>(float low, float high) {
-  unsigned pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
+  return ptx::half_pair(low, high);
 }
 template <>
 __device__ __forceinline__ bfloat16 from_acc<bfloat16>(float x) {

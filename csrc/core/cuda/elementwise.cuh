@@ -84,12 +84,11 @@ void launch_map(const char* op, Inputs<T, kInputs> in, T* out, int64_t n, F f, b
     const int head = static_cast<int>(to_alignment < n ? to_alignment : n);
     const int64_t a_block = int64_t{kElementwiseThreads} * kElementwisePacks * kPackSize<T>;
     const unsigned blocks = grid_blocks(ceil_div(n, a_block), op);
-    map_packs<<<blocks, kElementwiseThreads, 0, stream>>>(in, out, n, head, f);
+    launch(op, map_packs<T, kInputs, F>, blocks, kElementwiseThreads, 0, stream, in, out, n, head, f);
   } else {
     const unsigned blocks = grid_blocks(ceil_div(n, int64_t{kElementwiseThreads}), op);
-    map_elements<<<blocks, kElementwiseThreads, 0, stream>>>(in, out, n, f);
+    launch(op, map_elements<T, kInputs, F>, blocks, kElementwiseThreads, 0, stream, in, out, n, f);
   }
-  check_launch(op);
 }
 
 // `out` may be one of the inputs. F is a device function object of one or two values.

@@ -1,4 +1,4 @@
-// Sizes of launches, and the check that follows each.
+// Launches, checked, and their sizes.
 #pragma once
 
 #include <stdexcept>
@@ -21,6 +21,41 @@ inline unsigned grid_blocks(int64_t blocks, const char* op) {
   return static_cast<unsigned>(blocks);
 }
 
-inline void check_launch(const char* op) { check_cuda(cudaGetLastError(), op); }
+namespace launch_detail {
+
+// The kernel's parameters must not be deduced from the arguments.
+template <class T>
+struct Exactly {
+  using type = T;
+};
+
+}  // namespace launch_detail
+
+// kernel<<<blocks, threads, shared_bytes, stream>>>(args...), the blocks in clusters of `cluster`; throws
+// where it cannot be launched. `op` is named in the error. More than 48 KB of shared memory need
+// cudaFuncAttributeMaxDynamicSharedMemorySize.
+template <class... Params>
+void launch_clusters(const char* op, void (*kernel)(Params...), unsigned cluster, dim3 blocks, dim3 threads,
+                     size_t shared_bytes, cudaStream_t stream,
+                     typename launch_detail::Exactly<Params>::type... args) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, args...), op);
+}
+
+template <class... Params>
+void launch(const char* op, void (*kernel)(Params...), dim3 blocks, dim3 threads, size_t shared_bytes,
+            cudaStream_t stream, typename launch_detail::Exactly<Params>::type... args) {
+  launch_clusters(op, kernel, 1, blocks, threads, shared_bytes, stream, args...);
+}
 
 }  // namespace fastnn::cuda

@@ -71,8 +71,7 @@ template <class T, int kGroup>
 void launch_few(const Rows<T>& p, cudaStream_t stream) {
   const int64_t wanted = ceil_div(p.args.outer * p.args.inner, int64_t{kFewThreads / kGroup});
   const auto blocks = static_cast<unsigned>(wanted < kCrossEntropyBlocks ? wanted : kCrossEntropyBlocks);
-  few_classes<T, kGroup><<<blocks, kFewThreads, 0, stream>>>(p);
-  check_launch(kOp);
+  launch(kOp, few_classes<T, kGroup>, blocks, kFewThreads, 0, stream, p);
 }
 
 template <class T, bool kDense>
@@ -94,16 +93,14 @@ void launch_many(const Rows<T>& p, cudaStream_t stream) {
                kOp);
   }
   const auto blocks = static_cast<unsigned>(rows < kCrossEntropyBlocks ? rows : kCrossEntropyBlocks);
-  many_classes<T, kDense>
-      <<<blocks, threads, static_cast<size_t>(kept) * kPackBytes, stream>>>(p, static_cast<int>(kept));
-  check_launch(kOp);
+  launch(kOp, many_classes<T, kDense>, blocks, threads, static_cast<size_t>(kept) * kPackBytes, stream, p,
+         static_cast<int>(kept));
 }
 
 template <class T>
 void forward(const CrossEntropyArgs& args, CrossEntropyScratch* scratch, cudaStream_t stream) {
   const Rows<T> p = describe<T>(args, scratch);
-  count_rows<<<p.count_blocks, kCountThreads, 0, stream>>>(p);
-  check_launch(kOp);
+  launch(kOp, count_rows<T>, p.count_blocks, kCountThreads, 0, stream, p);
   if (args.inner > 1)
     launch_few<T, 1>(p, stream);
   else if (args.classes <= kEighthClasses)
@@ -167,11 +164,11 @@ void scale_gradient(const CrossEntropyArgs& args, const T* dy, bool scalar, cons
   if (scalar) {
     const int64_t to_alignment = elements_to_alignment(gradient);
     const int head = static_cast<int>(to_alignment < n ? to_alignment : n);
-    scale_by_scalar<<<blocks, kElementwiseThreads, 0, stream>>>(gradient, n, head, late, dy);
+    launch(kOp, scale_by_scalar<T>, blocks, kElementwiseThreads, 0, stream, gradient, n, head, late, dy);
   } else {
-    scale_by_row<<<blocks, kElementwiseThreads, 0, stream>>>(gradient, n, args.classes, args.inner, late, dy);
+    launch(kOp, scale_by_row<T>, blocks, kElementwiseThreads, 0, stream, gradient, n, args.classes,
+           args.inner, late, dy);
   }
-  check_launch(kOp);
 }
 
 }  // namespace

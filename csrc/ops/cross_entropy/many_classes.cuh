@@ -15,9 +15,7 @@ constexpr int64_t kMostClasses = int64_t{1} << 30;
 // exp of a number that is not above 0, in two instructions. x log2(e) is rounded once, so the relative error
 // is about 1e-7 (1 + |x|): no more than 1e-7 of the largest term, which is 1. Subnormal results are 0.
 __device__ __forceinline__ float exp_negative(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504088896341f));
-  return y;
+  return ptx::exp2_approximate(x * 1.44269504088896341f);
 }
 __device__ __forceinline__ double exp_negative(double x) { return exp(x); }
 
@@ -97,7 +95,7 @@ template <class T, bool kDense>
 __global__ void __launch_bounds__(1024, 1) many_classes(const __grid_constant__ Rows<T> p, int kept) {
   using A = Acc<T>;
   constexpr int kSize = kPackSize<T>;
-  extern __shared__ uint4 kept_packs[];
+  uint4* kept_packs = ptx::dynamic_shared<uint4>();
   __shared__ Sum slots[kMaxWarps];
   __shared__ Moments<double> moment_slots[kMaxWarps];
   const CrossEntropyScales scales = read_scales(p, slots);

@@ -144,11 +144,12 @@ def _run(
         label_smoothing,
         z_loss,
     )
-    if rows.is_cpu:
-        return loss, _backend.cpu.cross_entropy_forward(*arguments)
+    kernels = _backend.native(rows)
+    if kernels is _backend.cpu:
+        return loss, kernels.cross_entropy_forward(*arguments)
     # What depends on the targets stays on the device.
-    scratch = torch.empty(_backend.cuda.cross_entropy_scratch, dtype=torch.float64, device=rows.device)
-    _backend.cuda.cross_entropy_forward(*arguments, scratch, _backend.check_at_once)
+    scratch = torch.empty(kernels.cross_entropy_scratch, dtype=torch.float64, device=rows.device)
+    kernels.cross_entropy_forward(*arguments, scratch, _backend.check_at_once)
     return loss, scratch
 
 

@@ -1,0 +1,28 @@
+#include "bindings/tensor_device.h"
+
+#include "bindings/cuda/cuda_call.h"
+#include "core/check.h"
+
+namespace py = pybind11;
+
+namespace fastnn {
+
+const char* const kKernelsOf = "CUDA";
+
+bool read_device(const dlpack::Device& from, TensorView& view) {
+  if (from.type == dlpack::kCuda) view.cuda_device = static_cast<int16_t>(from.id);
+  return from.type == dlpack::kCuda || from.type == dlpack::kCpu;
+}
+
+void before_reading() {}  // nothing here runs on threads of the CPU
+
+cudaStream_t current_stream(int device) {
+  static const dlpack::ExchangeApi* const api =
+      exchange_api(reinterpret_cast<PyTypeObject*>(py::module_::import("torch").attr("Tensor").ptr()));
+  check(api, "fastnn: this torch has no DLPack exchange interface");
+  void* stream = nullptr;
+  if (api->current_work_stream(dlpack::kCuda, device, &stream) != 0) throw py::error_already_set();
+  return static_cast<cudaStream_t>(stream);
+}
+
+}  // namespace fastnn

@@ -1,0 +1,20 @@
+#include "bindings/tensor_device.h"
+
+#include <pybind11/pybind11.h>
+
+namespace fastnn {
+
+const char* const kKernelsOf = "CPU";
+
+bool read_device(const dlpack::Device& from, TensorView&) { return from.type == dlpack::kCpu; }
+
+// OpenMP counts threads for each thread that opens regions, and torch hands its own setting on to a new
+// thread only when it first asks there.
+void before_reading() {
+  thread_local bool adopted = false;
+  if (adopted) return;
+  pybind11::module_::import("torch").attr("get_num_threads")();
+  adopted = true;
+}
+
+}  // namespace fastnn

@@ -1,0 +1,59 @@
+// What C++ has no words for: single instructions, dynamic shared memory, clusters. Everything else in the
+// kernels is C++ that other compilers take too: tests/cuda_emulator replaces this file, and only this one.
+#pragma once
+
+#include <cstdint>
+
+namespace fastnn::cuda::ptx {
+
+__device__ __forceinline__ float float_from_half(uint16_t bits) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(bits));
+  return wide;
+}
+
+// Rounded to nearest, ties to even; `low` goes to the lower half.
+__device__ __forceinline__ unsigned bfloat16_pair(float low, float high) {
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+__device__ __forceinline__ unsigned half_pair(float low, float high) {
+  unsigned pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// 2^x; subnormal results are 0.
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The dynamic shared memory of the block, aligned to 128 bytes.
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return reinterpret_cast<T*>(bytes);
+}
+
+// From sm_90 on. What the blocks of a cluster wrote before it, to shared memory also, all of them see after
+// it.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// Where block `rank` of the cluster has what this block has at p, an address in its dynamic shared memory.
+template <class T>
+__device__ __forceinline__ T* map_shared_rank(T* p, unsigned rank) {
+  uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(reinterpret_cast<uint64_t>(p)), "r"(rank));
+  return reinterpret_cast<T*>(there);
+}
+
+}  // namespace fastnn::cuda::ptx

@@ -1,0 +1,61 @@
+// Runs the threads of a kernel on one thread of the CPU, as fibers that are switched where they wait for each
+// other. In which order they run can be chosen: a kernel without a race gives the same bits in every order.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+
+#include "cuda_runtime_api.h"
+
+namespace cuda_emulator {
+
+enum class Order {
+  forward,
+  reverse,
+  warps,    // warps in random order, their lanes forward
+  threads,  // all threads in random order and in turns; in the other orders a warp runs until it must wait
+};
+// Of the blocks of a grid and the threads of a block, from the next launch on.
+void set_order(Order order, unsigned seed);
+
+// Kernels launched so far.
+long launches();
+
+// Ends the launch with an error; called by a running kernel.
+[[noreturn]] void fail(const char* message);
+
+// Waits for all threads of the block, of the cluster. A thread that has ended is missed: an error.
+void sync_block();
+void sync_cluster();
+
+int lane();       // in its warp, of the running thread
+size_t thread();  // its number among all that run at a time: those of a block, or of a cluster of blocks
+unsigned cluster_rank();
+// Dynamic shared memory of the running block, and of another block of its cluster. It holds NaN at first.
+unsigned char* dynamic_shared();
+unsigned char* dynamic_shared_of(unsigned rank);
+
+constexpr size_t kExchangeBytes = 128;  // that one lane may hand in
+// Waits for all lanes of the mask, which must have come to an exchange of the same name. `all` gets 32 times
+// `bytes`.
+void exchange_bytes(const char* name, unsigned mask, const void* mine, size_t bytes, void* all);
+
+// What every lane of the mask has handed in; what emulates an instruction of a whole warp starts here.
+template <class T>
+std::array<T, 32> exchange(const char* name, unsigned mask, const T& mine) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= kExchangeBytes);
+  std::array<T, 32> all;
+  exchange_bytes(name, mask, &mine, sizeof(T), all.data());
+  return all;
+}
+
+cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
+
+// Runs `body` once for each thread; `parameter_bytes` is the size of the kernel's parameters.
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, size_t parameter_bytes,
+                   const std::function<void()>& body);
+
+}  // namespace cuda_emulator
