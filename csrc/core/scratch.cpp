@@ -3,21 +3,15 @@
 #include <cstdlib>
 #include <new>
 
-#include "core/huge_pages.h"
-
 namespace fastnn {
 
 namespace {
 
 constexpr size_t kAlignment = 64;
 
-// What fills most of a huge page gets whole ones.
 void* allocate(size_t bytes) {
-  const size_t alignment = bytes > kHugePage / 2 ? kHugePage : kAlignment;
-  const size_t size = (bytes + alignment - 1) / alignment * alignment;
-  void* data = std::aligned_alloc(alignment, size ? size : alignment);
+  void* data = std::aligned_alloc(kAlignment, (bytes + kAlignment) / kAlignment * kAlignment);
   if (!data) throw std::bad_alloc();
-  prefer_huge_pages(data, size);
   return data;
 }
 
