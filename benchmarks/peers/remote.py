@@ -1,9 +1,14 @@
-"""A peer in a process of its own: started, asked and timed from here."""
+"""A peer in a process of its own: started, asked and timed from here.
+
+The process is stopped while nobody asks it anything: the threads of an idle library go on spinning for a while
+and would take a processor from whoever is measured next.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -55,6 +60,7 @@ class Worker:
     def _ask(self, name: str, *arguments: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.send_signal(signal.SIGCONT)
         try:
             pickle.dump((name, arguments), self._process.stdin)
             self._process.stdin.flush()
@@ -62,6 +68,7 @@ class Worker:
         except (EOFError, BrokenPipeError):
             code = self._process.wait()
             raise PeerError(f"its process ended with exit code {code}") from None
+        self._process.send_signal(signal.SIGSTOP)
         if not done:
             raise PeerError(value)
         return value

@@ -21,17 +21,12 @@ from typing import Any
 
 import numpy as np
 
-# A pool that has worked busy-waits before it sleeps, OpenBLAS's for 2^26 cycles. With more than one thread it
-# is given that time, lest it take a core from whoever is measured next.
-_SETTLE_SECONDS = 0.03
-
 
 class Host:
     """Holds one workload, calls it and times it."""
 
     def __init__(self, module: str, threads: int) -> None:
         peer = importlib.import_module(module)
-        self._settle = _SETTLE_SECONDS if threads > 1 else 0.0
         self._operations = peer.OPERATIONS
         self._run: Callable[[], Any] = lambda: ()
         self.greeting: tuple[str, list[str]] = (peer.setup(threads), sorted(self._operations))
@@ -49,13 +44,11 @@ class Host:
 
     def sample(self, repeats: int) -> tuple[float, float]:
         """Wall and CPU seconds of one call, means of `repeats`."""
-        time.sleep(self._settle)
         run, steps = self._run, range(repeats)
         cpu, wall = time.process_time(), time.perf_counter()
         for _ in steps:
             run()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        time.sleep(self._settle)
         return wall / repeats, cpu / repeats
 
 

@@ -8,18 +8,25 @@
 
 namespace fastnn {
 
-void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+namespace {
+
+constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+
+void advise([[maybe_unused]] uintptr_t begin, [[maybe_unused]] uintptr_t end) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const auto begin = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (begin + bytes) / kHugePage * kHugePage;
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = end / kHugePage * kHugePage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
+}  // namespace
+
 void prefer_huge_pages(std::initializer_list<const TensorView*> outputs) {
-  for (const TensorView* t : outputs)
-    if (t) prefer_huge_pages(t->data, static_cast<size_t>(t->numel() * dtype_size(t->dtype)));
+  for (const TensorView* t : outputs) {
+    if (!t) continue;
+    const auto begin = reinterpret_cast<uintptr_t>(t->data);
+    advise(begin, begin + static_cast<uintptr_t>(t->numel() * dtype_size(t->dtype)));
+  }
 }
 
 }  // namespace fastnn
