@@ -184,6 +184,13 @@ class Written(nn.Module):
         return self.fc2(torch.tanh(self.fc1(x)))
 
 
+def test_strided_targets() -> None:
+    x, wide = torch.randn(9, 20, dtype=torch.float64), torch.randn(18, 10, dtype=torch.float64)
+    compare(chain([20, 33, 5]), nn.MSELoss(), OPTIMIZERS["sgd"], [(x, wide[::2, 1:6])], TOLERANCE)
+    classes = torch.randint(5, (9, 3))
+    compare(chain([20, 33, 5]), nn.CrossEntropyLoss(), OPTIMIZERS["sgd"], [(x, classes[:, 1])], TOLERANCE)
+
+
 def test_strided_and_varying_batches() -> None:
     wide = torch.randn(40, 60, dtype=torch.float64)
     inputs = [wide[:9, :20], wide[::2, 5:45:2], wide.t()[:20, :20], wide[:, 1:21], wide[:1, :20]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -180,12 +182,91 @@ class Viewed(nn.Module):
         return self.fc2(F.relu(self.fc1(x.view(-1, 12))))
 
 
+class ViewedBySize(Viewed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x.view(x.size(0), -1))))
+
+
+class ViewedByShape(Viewed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x.reshape(x.shape[0], 12))))
+
+
+class ViewedByWholeSize(Viewed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x.view(x.size()[0], -1))))
+
+
+class ViewedByWidth(Viewed):
+    """Not one row a sample: the rows are as many as the input has columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x.reshape(x.shape[-1], -1))))
+
+
+class UsesSizes(Viewed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x.view(x.size(0), -1)))) * x.size(0)
+
+
+class Value(nn.Module):
+    """A critic, whose output has one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(12, 16, dtype=torch.float64)
+        self.fc2 = nn.Linear(16, 1, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x))).squeeze(-1)
+
+
+class ValueByFunction(Value):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(torch.squeeze(self.fc2(F.relu(self.fc1(x))), dim=1))
+
+
+class ValueOfNothing(Value):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x))).squeeze()
+
+
+@pytest.mark.parametrize("kind", [Value, ValueByFunction])
+def test_a_squeezed_output(kind: type[Value]) -> None:
+    batches = [(torch.randn(m, 12, dtype=torch.float64), torch.randn(m, dtype=torch.float64)) for m in (9, 1)]
+    compare(kind(), nn.MSELoss(), OPTIMIZERS["adam"], batches, TOLERANCE)
+    step = fastnn.TrainStep(model := kind(), nn.MSELoss(), OPTIMIZERS["sgd"](model.parameters()))
+    x, y = batches[0]
+    with pytest.warns(UserWarning, match="broadcasting"):  # torch's own
+        assert "another shape" in reason(step, x, y[:, None])
+    with torch.no_grad():
+        model.fc2 = nn.Linear(16, 2, dtype=torch.float64)
+    step = fastnn.TrainStep(model, nn.MSELoss(), OPTIMIZERS["sgd"](model.parameters()))
+    native(step, x, torch.randn(9, 2, dtype=torch.float64))  # squeeze does nothing there
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "why"),
+    [
+        (ValueOfNothing(), torch.randn(9, dtype=torch.float64), "squeeze"),
+        (ViewedByWidth(), torch.randn(12, 3, dtype=torch.float64), "one tensor from layer to layer"),
+        (UsesSizes(), torch.randn(9, 3, dtype=torch.float64), "one tensor from layer to layer"),
+    ],
+    ids=["squeeze", "width", "size"],
+)
+def test_what_no_chain_can_do_with_shapes(model: nn.Module, y: Tensor, why: str) -> None:
+    step = fastnn.TrainStep(model, nn.MSELoss(), OPTIMIZERS["sgd"](model.parameters()))
+    assert why in reason(step, torch.randn(len(y), 12, dtype=torch.float64), y)
+
+
 def test_a_view_as_rows() -> None:
     def images() -> Tensor:
         return torch.randn(9, 3, 4, dtype=torch.float64)
 
     batches = [(images(), classes_of(9, 3)) for _ in range(3)]
     compare(Viewed(), nn.CrossEntropyLoss(), OPTIMIZERS["adam"], batches, TOLERANCE)
+    for model in (ViewedBySize(), ViewedByShape(), ViewedByWholeSize()):
+        compare(model, nn.CrossEntropyLoss(), OPTIMIZERS["adam"], batches, TOLERANCE)
     step = fastnn.TrainStep(model := Viewed(), F.cross_entropy, OPTIMIZERS["sgd"](model.parameters()))
     several_rows_a_sample = torch.randn(9, 2, 12, dtype=torch.float64)
     assert "another batch size" in reason(step, several_rows_a_sample, classes_of(18, 3))
@@ -337,3 +418,20 @@ def test_layers_that_the_optimizer_lacks_keep_no_gradient() -> None:
     step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["adam"](model[2].parameters()))
     assert "does not have every parameter" in reason(step, x, y)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_target_that_requires_grad_gets_its_gradient() -> None:
+    x, y = torch.randn(7, 6, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
+    step = started(chain([6, 5]), nn.MSELoss(), OPTIMIZERS["sgd"], x, y)
+    assert "the target requires grad" in reason(step, x, y.requires_grad_())
+    assert y.grad is not None
+
+
+def test_a_model_that_holds_its_step_is_collected() -> None:
+    x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
+    model = chain([6, 8, 5])
+    model.step = started(model, nn.CrossEntropyLoss(), OPTIMIZERS["adam"], x, y, keep_grad=True)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

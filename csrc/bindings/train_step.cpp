@@ -11,6 +11,7 @@
 #include "bindings/activation_caster.h"
 #include "bindings/adam_step.h"
 #include "bindings/class_indices.h"
+#include "bindings/collectable.h"
 #include "bindings/optimizer_group.h"
 #include "bindings/registration.h"
 #include "bindings/sgd_step.h"
@@ -92,10 +93,11 @@ void check_plain(PyObject* param) {
 class TrainStep {
  public:
   TrainStep(std::vector<std::pair<py::dict, Activation>> layers, const std::string& optimizer, bool flatten,
-            std::optional<double> max_norm, bool keep_grad, double mean, double std,
+            bool squeeze, std::optional<double> max_norm, bool keep_grad, double mean, double std,
             py::function match_layout)
       : adam_(optimizer == "adam"),
         flatten_(flatten),
+        squeeze_(squeeze),
         max_norm_(max_norm),
         keep_grad_(keep_grad),
         byte_scale_(1 / (255 * std)),
@@ -108,14 +110,27 @@ class TrainStep {
   // The tensors that were written; or, with nothing written, a str that says why torch must do the step, or
   // None where the optimizer has no state yet. Raises IndexError for a class index that is out of range. One
   // call at a time: the caller sees to that.
-  py::object run(const py::list& groups, const py::dict& state, const Batch& batch) {
+  py::object run(const py::list& groups, const py::dict& state, Batch& batch) {
     return adam_ ? run_with<AdamStep>(groups, state, batch) : run_with<SgdStep>(groups, state, batch);
+  }
+
+  int traverse(visitproc visit, void* arg) const {
+    for (const Layer& layer : layers_) Py_VISIT(layer.parameters.ptr());
+    for (const Parameter& parameter : parameters_) Py_VISIT(parameter.gradient.ptr());
+    Py_VISIT(match_layout_.ptr());
+    return 0;
+  }
+  void clear() {
+    layers_.clear();
+    parameters_.clear();
+    match_layout_ = py::function();
   }
 
  private:
   void read_parameters() {
     static PyObject* const weight_key = interned("weight");
     static PyObject* const bias_key = interned("bias");
+    refuse_if(layers_.empty(), "the garbage collector has been here");
     parameters_.clear();
     for (const Layer& layer : layers_)
       for (PyObject* key : {weight_key, bias_key}) {
@@ -129,7 +144,7 @@ class TrainStep {
   }
 
   template <class GroupStep>
-  py::object run_with(const py::list& groups, const py::dict& state, const Batch& batch) {
+  py::object run_with(const py::list& groups, const py::dict& state, Batch& batch) {
     std::vector<GroupStep> steps;
     TrainStepArgs args{};
     CrossEntropyTotals totals{};
@@ -183,16 +198,21 @@ class TrainStep {
     args.input = x;
   }
 
-  void read_loss(const Batch& batch, TrainStepArgs& args) const {
+  void read_loss(Batch& batch, TrainStepArgs& args) const {
     const TensorView weight = read_plain(parameters_[parameters_.size() - 2].object);
     args.dtype = weight.dtype;
     refuse_if(args.dtype != DType::f32 && args.dtype != DType::f64,
               "the parameters are neither float32 nor float64");
     const int64_t m = args.input.shape[0], classes = weight.ndim == 2 ? weight.shape[0] : 0;
     refuse_if(classes == 0, "the last layer has no outputs");
+    const bool vector = squeeze_ && classes == 1;
     check_not_negated(batch.target.ptr());
-    const TensorView target = read_plain(batch.target.ptr());
-    refuse_if(!target.is_contiguous(), "the target is not contiguous");
+    TensorView target = read_plain(batch.target.ptr());
+    if (!target.is_contiguous()) {
+      static PyObject* const contiguous = interned("contiguous");
+      batch.target = owned(PyObject_CallMethodNoArgs(batch.target.ptr(), contiguous));
+      target = read_plain(batch.target.ptr());
+    }
     args.target = target.data;
     args.loss = batch.loss.data;
     check_dtype(kOp, "loss", batch.loss, args.dtype);
@@ -202,13 +222,17 @@ class TrainStep {
     refuse_if(loss.reduction == Reduction::none, "the loss is not reduced to one number");
     args.mean = loss.reduction == Reduction::mean;
     if (batch.loss_kind == "mse_loss") {
+      static PyObject* const requires_grad = interned("requires_grad");
       args.loss_kind = TrainStepLoss::mean_squared_error;
+      refuse_if(is_true(batch.target.ptr(), requires_grad), "the target requires grad");
       refuse_if(target.dtype != args.dtype, "the target has another dtype than the model");
-      refuse_if(target.ndim != 2 || target.shape[0] != m || target.shape[1] != classes,
-                "the target has another shape than the output");
+      refuse_if(
+          target.ndim != (vector ? 1 : 2) || target.shape[0] != m || (!vector && target.shape[1] != classes),
+          "the target has another shape than the output");
       return;
     }
     args.loss_kind = TrainStepLoss::cross_entropy;
+    refuse_if(vector, "the output has no classes");
     refuse_if(target.dtype != DType::i64 && target.dtype != DType::u8,
               "the target holds no class indices of int64 or uint8");
     refuse_if(target.ndim != 1 || target.shape[0] != m, "the target has another batch size than the input");
@@ -372,7 +396,8 @@ class TrainStep {
 
   std::vector<Layer> layers_;
   bool adam_;
-  bool flatten_;
+  bool flatten_;  // the input's dimensions behind the first are one
+  bool squeeze_;  // the output has no second dimension where that is 1
   std::optional<double> max_norm_;
   bool keep_grad_;
   double byte_scale_, byte_shift_;
@@ -389,16 +414,17 @@ class TrainStep {
 }  // namespace
 
 void register_train_step(py::module_& m) {
-  py::class_<TrainStep>(m, "TrainStep")
-      .def(py::init<std::vector<std::pair<py::dict, Activation>>, const std::string&, bool,
+  py::class_<TrainStep>(m, "TrainStep", collectable<TrainStep>())
+      .def(py::init<std::vector<std::pair<py::dict, Activation>>, const std::string&, bool, bool,
                     std::optional<double>, bool, double, double, py::function>())
       .def("run",
            [](TrainStep& step, const py::list& groups, const py::dict& state, py::object input,
               py::object target, const TensorView& loss, py::object class_weight, std::string loss_kind,
               int reduction, int64_t ignore_index, double label_smoothing, double z_loss) {
-             return step.run(groups, state,
-                             {std::move(input), std::move(target), std::move(class_weight), loss,
-                              std::move(loss_kind), reduction, ignore_index, label_smoothing, z_loss});
+             Batch batch = {
+                 std::move(input), std::move(target), std::move(class_weight), loss,  std::move(loss_kind),
+                 reduction,        ignore_index,      label_smoothing,         z_loss};
+             return step.run(groups, state, batch);
            });
 }
 

@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/collectable.h"
 #include "bindings/optimizer_group.h"
 #include "bindings/registration.h"
 
@@ -55,6 +56,24 @@ class Watch {
     return true;
   }
 
+  int traverse(visitproc visit, void* arg) const {
+    for (const auto* items : {&items_, &attributes_})
+      for (const Item& item : *items) {
+        Py_VISIT(item.holder.ptr());
+        Py_VISIT(item.value.ptr());
+      }
+    for (const Content& content : contents_) {
+      Py_VISIT(content.container.ptr());
+      for (const auto& [key, value] : content.entries) Py_VISIT(value.ptr());
+    }
+    for (const auto& [object, type] : types_) {
+      Py_VISIT(object.ptr());
+      Py_VISIT(type.ptr());
+    }
+    return 0;
+  }
+  void clear() { *this = Watch(); }
+
  private:
   struct Item {
     py::object holder, key, value;
@@ -84,7 +103,7 @@ class Watch {
 }  // namespace
 
 void register_watch(py::module_& m) {
-  py::class_<Watch>(m, "Watch")
+  py::class_<Watch>(m, "Watch", collectable<Watch>())
       .def(py::init<>())
       .def("item", &Watch::item)
       .def("absent", &Watch::absent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -51,11 +52,13 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
 
     Attributes:
         flatten: whether the input is flattened first, all its dimensions behind the first into one.
+        squeeze: whether the last dimension of the output is dropped where it is 1.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.flatten = False
+        self.squeeze = False
         self._modules: list[tuple[torch.nn.Module, type]] = []
         self._guards: list[Guard] = []
 
@@ -103,6 +106,8 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             raise Refusal(f"{name} does not take as many features as the layer before it gives")
         if any(p is q for p in module.parameters() for layer, _ in self for q in layer.parameters()):
             raise Refusal(f"{name} shares a parameter with another layer")
+        if self.squeeze:
+            raise Refusal(f"{name} comes behind a squeeze")
         self.append((module, activation))
 
     def _activation(self, activation: str, name: str) -> None:
@@ -139,14 +144,24 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         if seen.inputs != 1:
             raise Refusal(f"{name} takes {seen.inputs} tensors")
         node, *nodes = seen.graph.nodes
+        shapes: set[fx.Node] = set()
+        rows: set[fx.Node] = set()
         for following in nodes:
-            if following.all_input_nodes != [node] or following.args[:1] != (node,):
+            if _is_shape(following, node):
+                shapes.add(following)
+                continue
+            if _is_row_count(following, node, shapes):
+                rows.add(following)
+                continue
+            if set(following.all_input_nodes) - rows != {node} or following.args[:1] != (node,):
                 raise Refusal(f"{name} does not pass one tensor from layer to layer")
             node = following
             if node.op != "output":
-                self._node(node, seen.modules, name, path)
+                self._node(node, seen.modules, rows, name, path)
 
-    def _node(self, node: fx.Node, modules: dict[str, torch.nn.Module], name: str, path: str) -> None:
+    def _node(
+        self, node: fx.Node, modules: dict[str, torch.nn.Module], rows: set[fx.Node], name: str, path: str
+    ) -> None:
         activation = activation_of_node(node, modules)
         if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
             below = f"{path}.{node.target}" if path else str(node.target)
@@ -156,22 +171,44 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         elif node.target in (torch.flatten, "flatten"):
             given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
             self._flatten(given.get("start_dim", 0), given.get("end_dim", -1), f"flatten in {name}")
-        elif _is_view_as_rows(node):
+        elif _is_view_as_rows(node, rows):
             self._flatten(1, -1, f"{node.target} in {name}")
+        elif node.target in (torch.squeeze, "squeeze") and self:
+            dims = (*node.args[1:], *node.kwargs.values())
+            if self.squeeze or dims not in ((-1,), (1,)):
+                raise Refusal(f"squeeze in {name} drops more than the last dimension of the output")
+            self.squeeze = True
         else:
             called = getattr(node.target, "__name__", node.target)
             raise Refusal(f"{called} in {name} is no layer of a chain")
 
 
-def _is_view_as_rows(node: fx.Node) -> bool:
-    """Whether it is ``x.view(-1, K)``, which flattens each sample where a sample has K values.
+def _is_shape(node: fx.Node, tensor: fx.Node) -> bool:
+    """Whether it is ``tensor.shape`` or ``tensor.size()``."""
+    method = node.op == "call_method" and (node.target, node.args) == ("size", (tensor,)) and not node.kwargs
+    return method or (node.target is getattr and node.args == (tensor, "shape"))
 
-    Where it has not, the rows of the flattened input do not fit the layer that takes K.
+
+def _is_row_count(node: fx.Node, tensor: fx.Node, shapes: set[fx.Node]) -> bool:
+    """Whether it is ``tensor.size(0)``, or the first of one of `shapes`."""
+    if node.target is operator.getitem:
+        return node.args[0] in shapes and type(node.args[1]) is int and node.args[1] == 0
+    return node.op == "call_method" and (node.target, node.args) == ("size", (tensor, 0)) and not node.kwargs
+
+
+def _is_view_as_rows(node: fx.Node, rows: set[fx.Node]) -> bool:
+    """Whether it flattens each sample: ``x.view(-1, K)``, ``x.view(x.size(0), -1)`` or with K in the last.
+
+    Where a sample has not K values, the rows of the flattened input do not fit the layer that takes K.
     """
     if node.op != "call_method" or node.target not in ("view", "reshape") or node.kwargs:
         return False
-    rows, width = node.args[1:] if len(node.args) == 3 else (None, None)
-    return type(rows) is int and rows == -1 and type(width) is int and width > 0
+    height, width = node.args[1:] if len(node.args) == 3 else (None, None)
+    if not isinstance(width, int):
+        return False
+    if isinstance(height, fx.Node):
+        return height in rows and (width == -1 or width > 0)
+    return isinstance(height, int) and height == -1 and width > 0
 
 
 def linear_chain(model: torch.nn.Module) -> LinearChain | str:
@@ -180,17 +217,17 @@ def linear_chain(model: torch.nn.Module) -> LinearChain | str:
     A chain is ``Linear``, or several in turn, each with or without an activation (ReLU, sigmoid, tanh, either
     GELU, SiLU) behind it: a ``Sequential`` (nested ones and ``nn.MLP`` included), or a model whose own
     ``forward`` can be traced and passes its one input through such layers. ``Identity`` anywhere and
-    ``Flatten()`` or ``x.view(-1, K)`` in front are allowed. What is watched or replaced is no chain: hooks
-    (global ones too), a replaced ``forward``, a compiled module, a subclass of a layer, parameters that
-    layers share.
+    ``Flatten()``, ``x.view(-1, K)`` or ``x.view(x.size(0), -1)`` in front and ``squeeze(-1)`` behind are
+    allowed. What is watched or replaced is no chain: hooks (global ones too), a replaced ``forward``, a
+    compiled module, a subclass of a layer, parameters that layers share.
 
     Args:
         model: any module.
 
     Returns:
         A list of ``(linear module, activation)``, the activation one of None, ``"relu"``, ``"sigmoid"``,
-        ``"tanh"``, ``"gelu"``, ``"gelu_tanh"`` and ``"silu"``, with the attribute ``flatten`` and the method
-        ``holds``; or the reason as text.
+        ``"tanh"``, ``"gelu"``, ``"gelu_tanh"`` and ``"silu"``, with the attributes ``flatten`` and
+        ``squeeze`` and the method ``holds``; or the reason as text.
     """
     if not _mlp._names_known:
         return "this torch keeps hooks where fastnn does not find them"

@@ -53,6 +53,7 @@ class StepPlan:
             [(module._parameters, activation) for module, activation in chain],
             optimizer_name,
             chain.flatten,
+            chain.squeeze,
             step.max_norm,
             step.keep_grad,
             step.mean,

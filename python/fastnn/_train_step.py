@@ -97,8 +97,8 @@ class TrainStep:
     batch seen a second time, where
 
     - the model is a chain of ``Linear``, each with or without ReLU, sigmoid, tanh, GELU or SiLU behind it:
-      ``Sequential``, :class:`fastnn.nn.MLP`, or a ``forward`` that can be traced; ``Flatten()`` may come
-      first,
+      ``Sequential``, :class:`fastnn.nn.MLP`, or a ``forward`` that can be traced; ``Flatten()`` or
+      ``x.view(x.size(0), -1)`` may come first and ``squeeze(-1)`` last,
     - the loss is cross-entropy with class indices, or the mean squared error, reduced by mean or sum; as
       module or as function,
     - the optimizer is Adam, AdamW or SGD, fastnn's or torch's own, and has the parameters of the chain and
