@@ -124,9 +124,13 @@ def _check_tensor(index: int, a: Tensor, name: str, b: Tensor, tolerance: float)
 
 
 def _sample(call: Call, repeats: int, clock: Clock) -> tuple[float, float]:
-    """Wall and CPU seconds of one call, means of `repeats`."""
+    """Wall and CPU seconds of one call, means of `repeats`.
+
+    A call that is not timed comes first: the caches are its own then, and not those of who was measured before.
+    """
     if isinstance(call, RemoteCall):
         return call.sample(repeats)
+    call()
     cpu, wall = time.process_time(), clock()
     for _ in range(repeats):
         call()
@@ -136,7 +140,6 @@ def _sample(call: Call, repeats: int, clock: Clock) -> tuple[float, float]:
 
 def _repeats(call: Call, clock: Clock) -> int:
     """Calls for one sample; finding them warms the call up."""
-    call()
     repeats = 1
     while True:
         elapsed = _sample(call, repeats, clock)[0] * repeats

@@ -50,7 +50,7 @@ def test_rounds_alternate() -> None:
     machine = FakeMachine()
     calls = {"fastnn": machine.call("a", 1.0), "torch": machine.call("b", 1.0)}
     samples = runner.measure(calls, 3, machine.clock)
-    assert machine.diary == ["a", "a", "b", "b", *"ababab"]  # a warm-up and a calibration each, then rounds
+    assert machine.diary == ["a", "a", "b", "b", *"aabbaabbaabb"]  # calibrations, then rounds, each with a warm-up
     assert samples["torch"].seconds == (1.0, 1.0, 1.0)
     assert samples["torch"].repeats == 1
 
@@ -70,8 +70,8 @@ def test_quartiles() -> None:
 
 def test_speedup_is_the_median_of_the_ratios_within_rounds() -> None:
     machine = FakeMachine()
-    # A warm-up and a calibration, then three rounds.
-    ours, theirs = iter([1, 1, 1, 2, 4]), iter([1, 1, 4, 2, 6])
+    # A calibration, then three rounds, each behind a call that is not timed.
+    ours, theirs = iter([1, 1, 9, 1, 9, 2, 9, 4]), iter([1, 1, 9, 4, 9, 2, 9, 6])
 
     def timed(times: Any) -> Callable[[], Any]:
         def run() -> Any:
