@@ -1,4 +1,5 @@
 // Activations and their gradients for one value, or for one vector of values: the arithmetic of every device.
+// Include it through activation_vec.h or activation_scalar.h, which have the functions that it is made of.
 //
 // Values are those of torch's formulas, NaN and infinities included, save that gelu(inf) = inf. With the
 // bounds of vec_special.h the relative error is at most 2 eps for relu, sigmoid and tanh, 4 eps (1 + z^2) for
@@ -9,10 +10,6 @@
 #include "core/host_device.h"
 #include "ops/activation/activation.h"
 
-#if !defined(__CUDACC__)
-#include "core/vec_special.h"
-#endif
-
 namespace fastnn::FASTNN_ISA {
 
 // The type of one value of V.
@@ -20,16 +17,6 @@ template <class V>
 struct LaneOf {
   using type = V;
 };
-#if !defined(__CUDACC__)
-template <>
-struct LaneOf<Vec<float>> {
-  using type = float;
-};
-template <>
-struct LaneOf<Vec<double>> {
-  using type = double;
-};
-#endif
 
 // gelu_tanh(z) = z sigmoid(w) with w = z (kLinear + kCubic z^2), because (1 + tanh(u)) / 2 = sigmoid(2 u).
 template <class S>
@@ -99,7 +86,7 @@ struct ActivationTag {
 
 // Calls a generic lambda with the tag of an activation, so that what is inside is compiled for each.
 template <class Body>
-inline void dispatch_activation(Activation activation, const Body& body) {
+FASTNN_HOST_DEVICE void dispatch_activation(Activation activation, const Body& body) {
   switch (activation) {
     case Activation::none:
       return body(ActivationTag<Activation::none>{});

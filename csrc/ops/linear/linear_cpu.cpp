@@ -3,7 +3,7 @@
 #include "core/dtype_dispatch.h"
 #include "core/scratch.h"
 #include "gemm/gemm.h"
-#include "ops/activation/activation_math.h"
+#include "ops/activation/activation_vec.h"
 #include "ops/linear/gradient_pass.h"
 
 namespace fastnn::FASTNN_ISA {

@@ -6,7 +6,7 @@
 #include "core/scratch.h"
 #include "gemm/blocking.h"
 #include "gemm/operand.h"
-#include "ops/activation/activation_math.h"
+#include "ops/activation/activation_vec.h"
 #include "ops/train_step/train_step.h"
 
 namespace fastnn::FASTNN_ISA {

@@ -1,0 +1,18 @@
+// Activations of vectors, for the kernels of the CPU.
+#pragma once
+
+#include "core/vec_special.h"
+#include "ops/activation/activation_math.h"
+
+namespace fastnn::FASTNN_ISA {
+
+template <>
+struct LaneOf<Vec<float>> {
+  using type = float;
+};
+template <>
+struct LaneOf<Vec<double>> {
+  using type = double;
+};
+
+}  // namespace fastnn::FASTNN_ISA
