@@ -57,7 +57,7 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 
-file(GLOB cuda_kernel_sources CONFIGURE_DEPENDS csrc/core/cuda/*.cu csrc/ops/*/*.cu)
+file(GLOB cuda_kernel_sources CONFIGURE_DEPENDS csrc/core/cuda/*.cu csrc/gemm/cuda/*.cu csrc/ops/*/*.cu)
 add_library(cuda_kernels OBJECT ${cuda_kernel_sources})
 target_include_directories(cuda_kernels PRIVATE csrc)
 target_compile_definitions(cuda_kernels PRIVATE FASTNN_ISA=cuda)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _backend
+from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction
 
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
@@ -74,7 +75,11 @@ def _forward(
     flat = input if input.dim() == 2 else input.reshape(batch.numel(), input.shape[-1])
     output = flat.new_empty((flat.shape[0], out_features))
     z = torch.empty_like(output) if saving and activation in FROM_PREACTIVATION else None
-    _backend.cpu.linear_forward(flat, weight, bias, activation, output, z)
+    kernels = _backend.native(input)
+    if kernels is _backend.cpu:
+        kernels.linear_forward(flat, weight, bias, activation, output, z)
+    else:
+        _cuda_linear.forward(kernels, flat, weight, bias, activation, output, z)
     if input.dim() != 2:
         output = output.view(*batch, out_features)
         z = None if z is None else z.view(*batch, out_features)
@@ -117,7 +122,7 @@ class LinearFunction(NativeFunction):
         if grad_output is None:
             return None, None, None, None
         out_features = grad_output.shape[-1]
-        if not _backend.use_native_backward("linear_backward", grad_output, saved):
+        if not _backend.use_native_backward("linear_backward", grad_output, saved, cuda=True):
             grad = torch_activation_gradient(grad_output, saved, activation).reshape(batch, out_features)
             grad_input = (grad @ weight).view(ctx.input_shape) if wants_input else None
             grad_weight = grad.t() @ input.reshape(batch, in_features) if wants_weight else None
@@ -127,7 +132,7 @@ class LinearFunction(NativeFunction):
         grad_input = grad.new_empty((batch, in_features)) if wants_input else None
         grad_weight = grad.new_empty((out_features, in_features)) if wants_weight else None
         grad_bias = grad.new_empty(out_features) if wants_bias else None
-        _backend.cpu.linear_backward(
+        arguments = (
             grad,
             saved if flat or saved is None else saved.view(batch, out_features),
             activation,
@@ -137,6 +142,11 @@ class LinearFunction(NativeFunction):
             grad_weight,
             grad_bias,
         )
+        kernels = _backend.native(grad)
+        if kernels is _backend.cpu:
+            kernels.linear_backward(*arguments)
+        else:
+            _cuda_linear.backward(kernels, *arguments)
         if not flat and grad_input is not None:
             grad_input = grad_input.view(ctx.input_shape)
         return grad_input, grad_weight, grad_bias, None
@@ -184,7 +194,7 @@ def linear(
         RuntimeError: shapes or dtypes that do not fit together.
     """
     check_activation("linear", activation)
-    reason = _backend.torch_reason(input, weight, bias) or shape_reason(input, weight, bias)
+    reason = _backend.torch_reason(input, weight, bias, cuda=True) or shape_reason(input, weight, bias)
     if not _backend.decide("linear", reason):
         return torch_activation(F.linear(input, weight, bias), activation)
     if torch.is_grad_enabled() and (

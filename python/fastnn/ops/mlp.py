@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _backend
+from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction
 from fastnn.ops.linear import (
     FROM_PREACTIVATION,
@@ -50,7 +52,15 @@ def _forward(input: Tensor, layers: Sequence[Layer], saving: bool) -> tuple[Tens
             torch.empty_like(output) if activation in FROM_PREACTIVATION else None
             for output, activation in zip(outputs, activations, strict=True)
         ]
-    _backend.cpu.mlp_forward(flat, weights, biases, activations, outputs, preactivations)
+    kernels = _backend.native(flat)
+    if kernels is _backend.cpu:
+        kernels.mlp_forward(flat, weights, biases, activations, outputs, preactivations)
+    else:
+        below = flat
+        for i, layer in enumerate(layers):
+            z = preactivations[i] if preactivations else None
+            _cuda_linear.forward(kernels, below, *layer, outputs[i], z)
+            below = outputs[i]
     last = outputs[-1]
     return (last if input.dim() == 2 else last.view(*batch, last.shape[1])), outputs, preactivations
 
@@ -87,13 +97,15 @@ class MlpFunction(NativeFunction):
             rows = input.shape[:-1].numel()
             flat = input.reshape(rows, input.shape[-1])
             grad = grad_output.reshape(rows, grad_output.shape[-1])
-        if _backend.use_native_backward("mlp_backward", grad, flat, *outputs):
+        if _backend.use_native_backward("mlp_backward", grad, flat, *outputs, cuda=True):
             grad_input = grad.new_empty(flat.shape) if wants_input else None
             grads = [
                 torch.empty_like(parameter, memory_format=torch.contiguous_format) if want else None
                 for parameter, want in zip(parameters, wants, strict=True)
             ]
-            _backend.cpu.mlp_backward(
+            kernels = _backend.native(grad)
+            call = kernels.mlp_backward if kernels is _backend.cpu else partial(_cuda_backward, kernels)
+            call(
                 grad,
                 flat,
                 parameters[:depth],
@@ -114,6 +126,45 @@ class MlpFunction(NativeFunction):
         if grad_input is not None and grad_input.dim() != input.dim():
             grad_input = grad_input.view(input.shape)
         return grad_input, None, *grads
+
+
+def _cuda_backward(
+    kernels: Any,
+    grad: Tensor,
+    flat: Tensor,
+    weights: Sequence[Tensor],
+    outputs: Values,
+    preactivations: Values,
+    activations: Activations,
+    grad_input: Tensor | None,
+    grad_weights: Values,
+    grad_biases: Values,
+) -> None:
+    """Layer by layer; each product for dX has the gradient of the activation below in its epilogue."""
+    saved = [
+        preactivations[i] if activation in FROM_PREACTIVATION else outputs[i]
+        for i, activation in enumerate(activations)
+    ]
+    own, own_saved = activations[-1], None if activations[-1] is None else saved[-1]
+    # No layer below the lowest of which a gradient is wanted needs its gradient in z.
+    wanted = [
+        i for i, grads in enumerate(zip(grad_weights, grad_biases, strict=True)) if grads != (None, None)
+    ]
+    last = 0 if grad_input is not None else min(wanted, default=len(activations))
+    for i in reversed(range(last, len(activations))):
+        below = activations[i - 1] if i else None
+        grad_below = grad_input
+        if i > last:
+            grad_below = torch.empty(outputs[i - 1].shape, dtype=grad.dtype, device=grad.device)
+        _cuda_linear.backward(
+            kernels,
+            *(grad, own_saved, own, outputs[i - 1] if i else flat, weights[i]),
+            *(grad_below, grad_weights[i], grad_biases[i]),
+            *(saved[i - 1] if below is not None else None, below),
+        )
+        if grad_below is not None:
+            grad = grad_below
+        own = own_saved = None
 
 
 def _differentiable_values(flat: Tensor, layers: Sequence[Layer]) -> tuple[Values, Values]:
@@ -175,7 +226,7 @@ def mlp(input: Tensor, layers: Sequence[Layer]) -> Tensor:
         RuntimeError: shapes or dtypes that do not fit together.
     """
     parameters = [layer.weight for layer in layers] + [layer.bias for layer in layers]
-    reason = _backend.torch_reason(input, *parameters)
+    reason = _backend.torch_reason(input, *parameters, cuda=True)
     for weight, bias, activation in layers:
         check_activation("mlp", activation)
         reason = reason or shape_reason(input, weight, bias)

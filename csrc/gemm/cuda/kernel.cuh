@@ -1,0 +1,161 @@
+// What the kernels of matrix products have in common: the place of a block, its slices of the operands in
+// shared memory, and the way of its sums into the result.
+#pragma once
+
+#include "core/cuda/dtype.cuh"
+#include "core/cuda/launch.cuh"
+#include "core/cuda/pack.cuh"
+#include "core/cuda/ptx_matrix.cuh"
+#include "gemm/cuda/product.h"
+
+namespace fastnn::cuda {
+
+// A product as its kernels get it.
+struct Task {
+  Product product;
+  int64_t chunk;                       // of K, for each of the splits
+  int splits;                          // more than 1: sums go to `partials`, and sum_splits finishes them
+  void* partials;                      // (splits, batches, M, N) of the type of the sums
+  void* partial_row_sums;              // (splits, M) of the same
+  int row_tiles, column_tiles, tiles;  // of one batch
+  bool a_packs, b_packs, y_packs;      // whether 16 bytes can be copied at a time
+};
+
+// Which values a block computes from which part of K.
+struct Place {
+  int64_t batch, i, j;  // the first of its values
+  int64_t k, k_end;
+  int split;
+};
+
+// Blocks that run at the same time should share operands in L2: they take tiles in bands of kBand rows. With
+// one triangle only they go along its rows.
+template <int kTile>
+__device__ __forceinline__ Place place_of_block(const Task& task) {
+  constexpr int kBand = 8;
+  const Product& p = task.product;
+  const int tile = static_cast<int>(blockIdx.x % task.tiles);
+  const int rest = static_cast<int>(blockIdx.x / task.tiles);
+  int row, column;
+  if (p.symmetric) {
+    row = static_cast<int>((sqrtf(8.0f * static_cast<float>(tile) + 1.0f) - 1.0f) * 0.5f);
+    while (row * (row + 1) / 2 > tile) --row;
+    while ((row + 1) * (row + 2) / 2 <= tile) ++row;
+    column = tile - row * (row + 1) / 2;
+  } else {
+    const int band = tile / (kBand * task.column_tiles), within = tile % (kBand * task.column_tiles);
+    const int rows = min(kBand, task.row_tiles - band * kBand);
+    row = band * kBand + within % rows;
+    column = within / rows;
+  }
+  Place place;
+  place.split = rest % task.splits;
+  place.batch = rest / task.splits;
+  place.i = int64_t{row} * kTile;
+  place.j = int64_t{column} * kTile;
+  place.k = place.split * task.chunk;
+  place.k_end = min(place.k + task.chunk, p.k);
+  return place;
+}
+
+// Copies a slice of an operand to shared memory: kOuter lines of kInner elements, kPitch elements apart, of
+// which the first `outers` lines and `inners` elements exist; the rest becomes 0. With `packs` inner_stride
+// is 1 and all lines are aligned to 16 bytes. It has arrived after commit_copies, wait_copies and a barrier.
+template <class T, int kOuter, int kInner, int kPitch, int kThreads>
+__device__ __forceinline__ void load_slice(T* to, const T* from, int64_t outer_stride, int64_t inner_stride,
+                                           int outers, int inners, bool packs) {
+  constexpr int kPack = kPackSize<T>;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (packs) {
+    constexpr int kPacks = kInner / kPack;
+    static_assert(kOuter * kPacks % kThreads == 0 && kPitch % kPack == 0);
+#pragma unroll
+    for (int u = 0; u < kOuter * kPacks / kThreads; ++u) {
+      const int at = thread + u * kThreads, outer = at / kPacks, inner = at % kPacks * kPack;
+      const int valid = outer < outers ? max(0, min(kPack, inners - inner)) : 0;
+      const T* const source = valid > 0 ? from + outer * outer_stride + inner : from;
+      ptx::copy_async<kPackBytes>(to + outer * kPitch + inner, source, valid * static_cast<int>(sizeof(T)));
+    }
+    return;
+  }
+  // Neighbouring lanes go along whichever direction has neighbouring elements.
+  const bool along_outer = outer_stride == 1;
+#pragma unroll 4
+  for (int at = thread; at < kOuter * kInner; at += kThreads) {
+    const int outer = along_outer ? at % kOuter : at / kInner;
+    const int inner = along_outer ? at / kOuter : at % kInner;
+    const bool valid = outer < outers && inner < inners;
+    const T* const source = valid ? from + outer * outer_stride + inner * inner_stride : from;
+    T* const target = to + outer * kPitch + inner;
+    if constexpr (sizeof(T) >= 4)
+      ptx::copy_async<sizeof(T)>(target, source, valid ? static_cast<int>(sizeof(T)) : 0);
+    else
+      *target = valid ? *source : T{};
+  }
+}
+
+// min(left, most) of 64 bits as an int that is not negative.
+__device__ __forceinline__ int extent(int64_t left, int most) {
+  return left <= 0 ? 0 : left < most ? static_cast<int>(left) : most;
+}
+
+// A block's slice of an operand: kTile rows and kDepth of K. kAlongRows: lines of rows for each k, else of k
+// for each row. Lines are kPad elements longer than what they hold.
+template <class T, int kTile, int kDepth, bool kAlongRows, int kPad, int kThreads>
+struct Slice {
+  static constexpr int kInner = kAlongRows ? kTile : kDepth, kOuter = kAlongRows ? kDepth : kTile;
+  static constexpr int kPitch = kInner + kPad;
+  static constexpr int kSize = kOuter * kPitch;
+
+  // Rows from i and K from k on, of which `rows` and `depth` exist.
+  static __device__ __forceinline__ void load(T* to, const Matrix& matrix, int64_t batch, int64_t i,
+                                              int64_t k, int rows, int depth, bool packs) {
+    const T* const from =
+        static_cast<const T*>(matrix.data) + batch * matrix.batch + i * matrix.row + k * matrix.column;
+    if constexpr (kAlongRows)
+      load_slice<T, kOuter, kInner, kPitch, kThreads>(to, from, matrix.column, matrix.row, depth, rows,
+                                                      packs);
+    else
+      load_slice<T, kOuter, kInner, kPitch, kThreads>(to, from, matrix.row, matrix.column, rows, depth,
+                                                      packs);
+  }
+
+  static __device__ __forceinline__ T at(const T* slice, int row, int k) {
+    return slice[kAlongRows ? k * kPitch + row : row * kPitch + k];
+  }
+};
+
+// Runs `step(a, b)` on one pair of slices after the other, while the next kStages - 1 are on their way. The
+// memory holds kStages pairs; after the return it can be used for something else.
+template <class T, class A, class B, int kTile, int kDepth, int kStages, class Step>
+__device__ __forceinline__ void for_each_slice(const Task& task, const Place& place, T* memory,
+                                               const Step& step) {
+  constexpr int kSize = A::kSize + B::kSize;
+  const Product& p = task.product;
+  const int rows = extent(p.m - place.i, kTile), columns = extent(p.n - place.j, kTile);
+  const int64_t length = place.k_end - place.k;
+  const int steps = length > 0 ? static_cast<int>((length + kDepth - 1) / kDepth) : 0;
+  const auto load = [&](int s) {
+    if (s < steps) {
+      T* const to = memory + s % kStages * kSize;
+      const int64_t k = place.k + int64_t{s} * kDepth;
+      const int depth = extent(place.k_end - k, kDepth);
+      A::load(to, p.a, place.batch, place.i, k, rows, depth, task.a_packs);
+      B::load(to + A::kSize, p.b, place.batch, place.j, k, columns, depth, task.b_packs);
+    }
+    ptx::commit_copies();  // an empty group at the end, so that their count stays the same
+  };
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) load(s);
+  for (int s = 0; s < steps; ++s) {
+    ptx::wait_copies<kStages - 2>();
+    __syncthreads();  // slice s is there for all, and nobody reads s - 1 any more
+    load(s + kStages - 1);
+    const T* const slices = memory + s % kStages * kSize;
+    step(slices, slices + A::kSize);
+  }
+  ptx::wait_copies<0>();
+  __syncthreads();
+}
+
+}  // namespace fastnn::cuda

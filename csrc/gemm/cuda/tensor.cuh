@@ -1,0 +1,191 @@
+// Matrix products on the tensor cores: bfloat16 and float16, and float32 as tf32 numbers of 11 bits.
+//
+// One float32 as two tf32 numbers, x = big + small with an error of 2^-22 |x|, makes three products of
+// 22 bits of x y: big big + big small + small big, wrong by at most 3 * 2^-22 |x y| (6 eps, in the mean below
+// one). The tensor cores cut off what they add up, so that a long sum drifts; each 8 terms are therefore
+// summed there and added to the rest by ordinary additions.
+#pragma once
+
+#include "gemm/cuda/epilogue.cuh"
+
+namespace fastnn::cuda {
+
+enum class Mma : int { direct, tf32, tf32_3x };  // direct: 16-bit types
+
+// Warps of kWarpRows x kWarpColumns values. 64 x 32 take 6 matrix loads (ldmatrix.x4) to 16 products of
+// 16 x 8; a block has two rows of four, or two of two of half the height.
+template <int kTile>
+struct TensorShape {
+  static constexpr int kWarpRows = kTile / 2, kWarpColumns = 32;
+  static constexpr int kWarpsAcross = kTile / kWarpColumns;
+  static constexpr int kThreads = 2 * kWarpsAcross * kWarp;
+};
+
+template <class T, int kTile, bool kAAlongRows, bool kBAlongRows>
+struct TensorMemory {
+  static constexpr int kStages = 4;
+  static constexpr int kDepth = 64 / static_cast<int>(sizeof(T));  // two products of 32 bytes
+  // Eight lines begin in different banks of 16 bytes: their pitches are odd multiples of that. Scalar reads
+  // of tf32 along rows have lines 4 apart from each other's 8 banks: a pitch of 8 words more than a multiple
+  // of 32.
+  template <bool kAlongRows>
+  static constexpr int kPad = kAlongRows && sizeof(T) == 4 ? 8 : 16 / static_cast<int>(sizeof(T));
+  static constexpr int kThreads = TensorShape<kTile>::kThreads;
+  using A = Slice<T, kTile, kDepth, kAAlongRows, kPad<kAAlongRows>, kThreads>;
+  using B = Slice<T, kTile, kDepth, kBAlongRows, kPad<kBAlongRows>, kThreads>;
+  static constexpr int kOperands = kStages * (A::kSize + B::kSize) * static_cast<int>(sizeof(T));
+  static constexpr int kBytes = kOperands > Sums<T, kTile>::kBytes ? kOperands : Sums<T, kTile>::kBytes;
+};
+
+// 16 rows of A from `row` and 32 bytes of K from k on, as multiply_add takes them.
+template <class T, class Operand, bool kAlongRows>
+__device__ __forceinline__ void read_a(const T* slice, int row, int k, uint32_t (&words)[4]) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  if constexpr (!kAlongRows) {
+    constexpr int kHalf = kPackSize<T>;
+    ptx::load_matrices(words, slice + (row + lane % 16) * Operand::kPitch + k + lane / 16 * kHalf);
+  } else if constexpr (sizeof(T) == 2) {
+    ptx::load_transposed_matrices(
+        words, slice + (k + lane % 8 + lane / 16 * 8) * Operand::kPitch + row + lane / 8 % 2 * 8);
+  } else {
+    const T* const first = slice + (k + lane % 4) * Operand::kPitch + row + lane / 4;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) words[w] = __float_as_uint(first[w / 2 * 4 * Operand::kPitch + w % 2 * 8]);
+  }
+}
+
+// 16 columns of C, that is rows of B, as two factors of multiply_add.
+template <class T, class Operand, bool kAlongRows>
+__device__ __forceinline__ void read_b(const T* slice, int row, int k, uint32_t (&left)[2],
+                                       uint32_t (&right)[2]) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  uint32_t words[4];
+  if constexpr (!kAlongRows) {
+    constexpr int kHalf = kPackSize<T>;
+    ptx::load_matrices(words,
+                       slice + (row + lane % 8 + lane / 16 * 8) * Operand::kPitch + k + lane / 8 % 2 * kHalf);
+  } else if constexpr (sizeof(T) == 2) {
+    ptx::load_transposed_matrices(
+        words, slice + (k + lane % 8 + lane / 8 % 2 * 8) * Operand::kPitch + row + lane / 16 * 8);
+  } else {
+    const T* const first = slice + (k + lane % 4) * Operand::kPitch + row + lane / 4;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) words[w] = __float_as_uint(first[w % 2 * 4 * Operand::kPitch + w / 2 * 8]);
+  }
+  left[0] = words[0], left[1] = words[1], right[0] = words[2], right[1] = words[3];
+}
+
+// Makes tf32 numbers of float32 ones, and of what they leave over where that is wanted.
+template <int kWords>
+__device__ __forceinline__ void split_tf32(uint32_t (&words)[kWords], uint32_t (&rest)[kWords]) {
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) {
+    const float x = __uint_as_float(words[w]);
+    words[w] = ptx::round_to_tf32(x);
+    rest[w] = ptx::round_to_tf32(x - __uint_as_float(words[w]));
+  }
+}
+
+// The sum of one value in float32. NaN ends it at once, so that a network that has gone to NaN does not take
+// ages.
+inline __device__ float plain_sum(const Task& task, const Place& place, int64_t i, int64_t j) {
+  const Product& p = task.product;
+  const float* const a = static_cast<const float*>(p.a.data) + place.batch * p.a.batch + i * p.a.row;
+  const float* const b = static_cast<const float*>(p.b.data) + place.batch * p.b.batch + j * p.b.row;
+  float sum = 0;
+  for (int64_t k = place.k; k < place.k_end && sum == sum; ++k) sum += a[k * p.a.column] * b[k * p.b.column];
+  return sum;
+}
+
+// Infinite factors make NaN of the three products (infinity times a rest of 0), and so does one that rounds
+// to infinity: such values are computed again.
+template <int kTile, int kThreads>
+__device__ __forceinline__ void mend_tile(const Task& task, const Place& place, float* tile) {
+  const int rows = extent(task.product.m - place.i, kTile), columns = extent(task.product.n - place.j, kTile);
+#pragma unroll 1
+  for (int at = static_cast<int>(threadIdx.x); at < kTile * kTile; at += kThreads) {
+    const int row = at / kTile, column = at % kTile;
+    float& value = tile[row * Sums<float, kTile>::kPitch + column];
+    if (row < rows && column < columns && !isfinite(value))
+      value = plain_sum(task, place, place.i + row, place.j + column);
+  }
+}
+
+template <class T, int kTile, Mma kMma, bool kAAlongRows, bool kBAlongRows>
+__global__ void __launch_bounds__(TensorShape<kTile>::kThreads, kMma == Mma::tf32_3x ? 1 : 2)
+    tensor_product(const __grid_constant__ Task task) {
+  using Shape = TensorShape<kTile>;
+  using Memory = TensorMemory<T, kTile, kAAlongRows, kBAlongRows>;
+  using A = typename Memory::A;
+  using B = typename Memory::B;
+  constexpr int kRows = Shape::kWarpRows / 16, kColumns = Shape::kWarpColumns / 8;  // products of a warp
+  T* const memory = ptx::dynamic_shared<T>();
+  const Place place = place_of_block<kTile>(task);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int top = warp / Shape::kWarpsAcross * Shape::kWarpRows;
+  const int left = warp % Shape::kWarpsAcross * Shape::kWarpColumns;
+
+  float sums[kRows][kColumns][4] = {};
+  RowSum<T, A, kTile, Memory::kDepth> row_sum(task, place);
+  for_each_slice<T, A, B, kTile, Memory::kDepth, Memory::kStages>(
+      task, place, memory, [&](const T* a_slice, const T* b_slice) {
+#pragma unroll
+        for (int k = 0; k < Memory::kDepth; k += Memory::kDepth / 2) {
+          uint32_t a[kRows][4], b[kColumns][2];
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) read_a<T, A, kAAlongRows>(a_slice, top + r * 16, k, a[r]);
+#pragma unroll
+          for (int c = 0; c < kColumns; c += 2)
+            read_b<T, B, kBAlongRows>(b_slice, left + c * 8, k, b[c], b[c + 1]);
+          if constexpr (kMma == Mma::direct) {
+#pragma unroll
+            for (int r = 0; r < kRows; ++r)
+#pragma unroll
+              for (int c = 0; c < kColumns; ++c) ptx::multiply_add<T>(sums[r][c], a[r], b[c]);
+          } else {
+            uint32_t a_rest[kRows][4], b_rest[kColumns][2];
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) split_tf32(a[r], a_rest[r]);
+#pragma unroll
+            for (int c = 0; c < kColumns; ++c) split_tf32(b[c], b_rest[c]);
+#pragma unroll
+            for (int r = 0; r < kRows; ++r)
+#pragma unroll
+              for (int c = 0; c < kColumns; ++c) {
+                if constexpr (kMma == Mma::tf32) {
+                  ptx::multiply_add<float>(sums[r][c], a[r], b[c]);
+                } else {
+                  float part[4] = {};
+                  ptx::multiply_add<float>(part, a_rest[r], b[c]);
+                  ptx::multiply_add<float>(part, a[r], b_rest[c]);
+                  ptx::multiply_add<float>(part, a[r], b[c]);
+#pragma unroll
+                  for (int e = 0; e < 4; ++e) sums[r][c][e] += part[e];
+                }
+              }
+          }
+        }
+        row_sum.add(a_slice);
+      });
+
+  float* const tile = reinterpret_cast<float*>(memory);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = top + r * 16 + half * 8 + lane / 4, column = left + c * 8 + lane % 4 * 2;
+        const float2 pair = make_float2(sums[r][c][2 * half], sums[r][c][2 * half + 1]);
+        *reinterpret_cast<float2*>(tile + row * Sums<T, kTile>::kPitch + column) = pair;
+      }
+  __syncthreads();
+  if constexpr (kMma == Mma::tf32_3x) {
+    mend_tile<kTile, Shape::kThreads>(task, place, tile);
+    __syncthreads();
+  }
+  store_tile<T, kTile, Shape::kThreads>(task, place, tile);
+  row_sum.store(task, place);
+}
+
+}  // namespace fastnn::cuda
