@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _backend
+from fastnn._epoch import run_epoch
 from fastnn._step_plan import Loss, Refused, StepPlan, make_plan, make_state
 
 
@@ -202,6 +203,32 @@ class TrainStep:
                 outcome = loss
             _backend.decide("train_step", outcome)
             return self._eager(input, target)
+
+    def epoch(
+        self, images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor | None = None
+    ) -> Tensor:
+        """Take a step on each batch of a data set, as ``step(images[rows], labels[rows])`` in a loop does.
+
+        Args:
+            images: `(N, ...)`, the model's inputs, or uint8 images.
+            labels: `(N,)`, or `(N, ...)` where the loss takes such targets; on the device of `images`.
+            batch_size: images a step. The last batch is smaller where it does not divide N.
+            permutation: int64 `(N,)`, the order of the images, on their device; by default a new
+                ``torch.randperm(N)``. It is not looked at whether every image comes once.
+
+        Returns:
+            The loss of each step before its update, detached: `(ceil(N / batch_size),)`, on the device of
+            the loss.
+
+        Raises:
+            TypeError: an argument is of the wrong type, or `permutation` is not int64.
+            ValueError: there are no images, lengths or devices differ, or `batch_size` is not positive.
+            IndexError: a class index or an entry of `permutation` is out of range; the steps before have been
+                taken.
+            Whatever else model, loss and optimizer raise.
+        """
+        with self._lock:
+            return run_epoch(self, images, labels, batch_size, permutation)
 
     def _native(self, input: Tensor, target: Tensor) -> Tensor | str:
         """Take the step natively, or leave everything as it is and say why that cannot be."""
