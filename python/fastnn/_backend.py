@@ -251,13 +251,11 @@ def torch_reason(*tensors: Tensor | None, cuda: bool = False) -> str | None:
     return _cuda_reason(tensors) if on_cuda else None
 
 
-def use_native(op: str, *tensors: Tensor | None) -> bool:
-    """Whether the native kernel of `op` may run on these tensors; logs and records the decision."""
-    return decide(op, torch_reason(*tensors))
-
-
 def use_native_backward(op: str, *tensors: Tensor | None, cuda: bool = False) -> bool:
-    """`use_native` for a backward: where it is itself differentiated, torch's ops keep that exact."""
+    """Whether the native kernel of a backward may run; logs and records the decision.
+
+    Where the backward is itself differentiated, torch's ops keep that exact.
+    """
     reason = "create_graph is set" if torch.is_grad_enabled() else torch_reason(*tensors, cuda=cuda)
     return decide(op, reason)
 

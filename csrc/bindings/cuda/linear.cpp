@@ -2,8 +2,8 @@
 
 #include "bindings/activation_caster.h"
 #include "bindings/cuda/cuda_call.h"
+#include "bindings/cuda/product_call.h"
 #include "bindings/cuda/registration.h"
-#include "bindings/cuda/workspace.h"
 #include "bindings/linear_args.h"
 
 namespace fastnn::cuda {
@@ -13,20 +13,13 @@ namespace {
 constexpr const char* kOp = "linear";
 using Optional = std::optional<TensorView>;
 
-// As python/fastnn/_cuda_limits.py counts them.
-Float32 read_float32(int value) {
-  check<std::invalid_argument>(value >= 0 && value <= static_cast<int>(Float32::tf32_3x),
-                               "linear: float32 must be 0, 1 or 2, got ", value);
-  return static_cast<Float32>(value);
-}
-
 int64_t forward(const TensorView& x, const TensorView& weight, const Optional& bias, Activation activation,
                 const TensorView& y, const Optional& z, int float32, const Optional& workspace) {
   check_linear_forward(x, weight, pointer(bias), y, pointer(z));
   const CudaCall call(kOp, {&x, &weight, pointer(bias), &y, pointer(z), pointer(workspace)});
   const LinearForward args = {x, weight, pointer(bias), activation, y, pointer(z)};
   return with_workspace(kOp, pointer(workspace), [&](Workspace& memory) {
-    linear_forward(args, read_float32(float32), memory, call.stream());
+    linear_forward(args, read_float32(kOp, float32), memory, call.stream());
   });
 }
 
@@ -49,7 +42,7 @@ int64_t backward(const TensorView& dy, const Optional& saved, Activation activat
   const CudaCall call(kOp, {&dy, args.saved, args.x, args.weight, args.below_saved, args.dx, args.dw, args.db,
                             pointer(workspace)});
   return with_workspace(kOp, pointer(workspace), [&](Workspace& memory) {
-    linear_backward(args, read_float32(float32), memory, call.stream());
+    linear_backward(args, read_float32(kOp, float32), memory, call.stream());
   });
 }
 

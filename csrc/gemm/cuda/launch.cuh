@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kFinishThreads) sum_splits(const __grid_consta
   const auto sum = [&](const void* partials, int64_t first, int64_t stride) {
     const S* const from = static_cast<const S*>(partials) + first;
     S total = from[0];
-#pragma unroll 4
+#pragma unroll 16  // so many loads are under way at a time: few threads have long sums
     for (int s = 1; s < task.splits; ++s) total += from[s * stride];
     return total;
   };

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _backend, _cuda_limits
+from fastnn.ops._cuda_linear import with_workspace
 from fastnn.ops._function import NativeFunction
 
 
@@ -33,8 +34,19 @@ def _scale(features: Tensor, normalize: bool) -> float:
 def _forward(features: Tensor, normalize: bool) -> Tensor:
     batch, channels, _ = features.shape
     output = features.new_empty((batch, channels, channels))
-    _backend.cpu.gram_forward(features, _scale(features, normalize), output)
+    kernels = _backend.native(features)
+    arguments = (features, _scale(features, normalize), output)
+    if kernels is _backend.cpu:
+        kernels.gram_forward(*arguments)
+    else:
+        with_workspace(kernels.gram_forward, features, *arguments, _float32_method(features))
     return output
+
+
+def _float32_method(features: Tensor) -> int:
+    """How float32 is multiplied on CUDA, always by fastnn: torch would compute both triangles."""
+    _, channels, length = features.shape
+    return _cuda_limits.choose(features.dtype, channels, channels, length)[1]
 
 
 class GramFunction(NativeFunction):
@@ -50,10 +62,15 @@ class GramFunction(NativeFunction):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # noqa: D102
         (features,) = ctx.saved_tensors
         scale = _scale(features, ctx.normalize)
-        if not _backend.use_native_backward("gram_backward", grad_output, features):
+        if not _backend.use_native_backward("gram_backward", grad_output, features, cuda=True):
             return ((grad_output + grad_output.mT) @ features) * scale, None
         grad_input = torch.empty_like(features, memory_format=torch.contiguous_format)
-        _backend.cpu.gram_backward(grad_output, features, scale, grad_input)
+        kernels = _backend.native(features)
+        arguments = (grad_output, features, scale, grad_input)
+        if kernels is _backend.cpu:
+            kernels.gram_backward(*arguments)
+        else:
+            with_workspace(kernels.gram_backward, features, *arguments, _float32_method(features))
         return grad_input, None
 
 
@@ -78,7 +95,7 @@ def gram_matrix(input: Tensor, normalize: bool = False) -> Tensor:
         RuntimeError: an input of another number of dimensions.
     """
     features = _features("gram_matrix", input)
-    if not _backend.use_native("gram_matrix", features):
+    if not _backend.decide("gram_matrix", _backend.torch_reason(features, cuda=True)):
         # Scaled before the product: a float16 sum could overflow where its mean does not.
         scaled = features * _scale(features, normalize) if normalize else features
         output = torch.matmul(scaled, features.mT)
