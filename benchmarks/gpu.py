@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastnn
+from benchmarks import gpu_products
 from fastnn import functional
 
 Calls = dict[str, Callable[[], object]]
@@ -68,7 +69,7 @@ def cases() -> list[tuple[str, int, Calls]]:
         contenders = {"fastnn": functional.cross_entropy, "torch": F.cross_entropy, "compile": compiled}
         calls = {name: gradient_of(loss, logits, target) for name, loss in contenders.items()}
         found.append((f"cross_entropy {rows}x{classes} bf16, with gradient", 4 * rows * classes, calls))
-    return found
+    return found + gpu_products.cases()
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def main() -> None:
     bandwidth = copy_bandwidth()
     rows: list[dict[str, Any]] = []
     for name, bytes_moved, calls in cases():
-        decisions = fastnn.explain(calls["fastnn"]).decisions
+        decisions = fastnn.explain(next(iter(calls.values()))).decisions
         reasons = [d.reason for d in decisions if d.reason is not None]
         row: dict[str, Any] = {"case": name, "floor": bytes_moved / bandwidth, "not native": reasons}
         for contender, call in calls.items():
@@ -98,7 +99,7 @@ def main() -> None:
     output.write_text(json.dumps(report, indent=1))
     print(f"{report['device']}: copy {bandwidth / 1e12:.2f} TB/s; microseconds")
     for row in rows:
-        times = [f"{k} {row[k] * 1e6:.1f}" for k in ("floor", "fastnn", "torch", "compile") if row.get(k)]
+        times = [f"{k} {v * 1e6:.1f}" for k, v in row.items() if k not in ("case", "not native") and v]
         print(f"{row['case']:<45} {', '.join(times)} {row['not native'] or ''}")
 
 

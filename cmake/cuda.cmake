@@ -26,6 +26,7 @@ function(detect_gpus result)
     string(REPLACE "." "" found "${found}")
     string(REPLACE "\n" ";" found "${found}")
     list(REMOVE_DUPLICATES found)
+    list(FILTER found EXCLUDE REGEX "^[1-7].$")  # the kernels of matrix products need 80
     list(TRANSFORM found APPEND "-real")
     set(${result} "${found}" PARENT_SCOPE)
   endif()
