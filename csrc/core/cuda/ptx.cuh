@@ -1,5 +1,6 @@
 // What C++ has no words for: single instructions, dynamic shared memory, clusters. Everything else in the
-// kernels is C++ that other compilers take too: tests/cuda_emulator replaces this file, and only this one.
+// kernels is C++ that other compilers take too: tests/cuda_emulator replaces this file
+// and ptx_matrix.cuh, which matrix products need, and only these.
 #pragma once
 
 #include <cstdint>

@@ -179,6 +179,10 @@ def linear(
     SiLU from :math:`z = x W^\top + b`, which forward then stores too. 16-bit inputs are summed in float32,
     and the activation sees the sum before it is rounded.
 
+    On CUDA float32 keeps its accuracy (large products run on the tensor cores in three parts) unless
+    ``torch.backends.cuda.matmul`` allows TF32. Large products of the other dtypes are torch's; what is fused
+    to them sees a 16-bit result after it is rounded.
+
     Args:
         input: ``(*, K)``, any strides; float32, float64, bfloat16 or float16.
         weight: ``(N, K)``, dtype of ``input``.
