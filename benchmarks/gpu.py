@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastnn
+import fastnn.optim
 from benchmarks import gpu_products
 from fastnn import functional
 
@@ -55,6 +56,52 @@ def gradient_of(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, target: Ten
     return lambda: torch.autograd.grad(loss(x, target), x)
 
 
+def stepper(
+    make: Callable[..., torch.optim.Optimizer], sizes: list[int], graph: bool
+) -> Callable[[], object]:
+    """A call that takes one step with gradients that are there already, captured in a CUDA graph or not."""
+    parameters = [torch.nn.Parameter(torch.randn(n, device="cuda")) for n in sizes]
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer = make(parameters)
+    if not graph:
+        return optimizer.step
+    optimizer.step()  # makes the state
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        optimizer.step()
+
+    def replay(owner: object = (captured, optimizer)) -> None:  # the graph reads the optimizer's memory
+        captured.replay()
+
+    return replay
+
+
+def optimizer_cases() -> list[tuple[str, int, Calls]]:
+    """Steps alone; what is compulsory in float32: p, g and the state read, p and the state written."""
+    found: list[tuple[str, int, Calls]] = []
+    makers: tuple[tuple[str, dict[str, Any], int], ...] = (
+        ("Adam", {}, 28),
+        ("SGD", {"momentum": 0.9}, 20),
+        ("Adagrad", {}, 20),
+        ("RMSprop", {}, 20),
+    )
+    shapes = (("MLP 784-128-10", [100352, 128, 1280, 10]), ("10M in 100", [100_000] * 100), ("100M", [10**8]))
+    for name, options, bytes_a_parameter in makers:
+        ours = partial(getattr(fastnn.optim, name), **options)
+        theirs = partial(getattr(torch.optim, name), **options)
+        for shape, sizes in shapes:
+            calls: Calls = {"fastnn": stepper(ours, sizes, False), "torch": stepper(theirs, sizes, False)}
+            if name != "RMSprop":
+                calls["torch fused"] = stepper(partial(theirs, fused=True), sizes, False)
+            if name == "Adam":
+                fused = partial(theirs, fused=True, capturable=True)
+                calls["fastnn graph"] = stepper(partial(ours, capturable=True), sizes, True)
+                calls["torch fused graph"] = stepper(fused, sizes, True)
+            found.append((f"{name} {shape}", bytes_a_parameter * sum(sizes), calls))
+    return found
+
+
 def cases() -> list[tuple[str, int, Calls]]:
     """Name, bytes that must move, and one call for each contender."""
     found: list[tuple[str, int, Calls]] = []
@@ -69,7 +116,7 @@ def cases() -> list[tuple[str, int, Calls]]:
         contenders = {"fastnn": functional.cross_entropy, "torch": F.cross_entropy, "compile": compiled}
         calls = {name: gradient_of(loss, logits, target) for name, loss in contenders.items()}
         found.append((f"cross_entropy {rows}x{classes} bf16, with gradient", 4 * rows * classes, calls))
-    return found + gpu_products.cases()
+    return found + gpu_products.cases() + optimizer_cases()
 
 
 def main() -> None:

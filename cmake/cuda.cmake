@@ -68,7 +68,8 @@ target_compile_options(
 
 file(GLOB cuda_binding_sources CONFIGURE_DEPENDS csrc/bindings/cuda/*.cpp)
 pybind11_add_module(
-  _cuda MODULE ${cuda_binding_sources} csrc/bindings/tensor_caster.cpp csrc/core/check.cpp
+  _cuda MODULE ${cuda_binding_sources} csrc/bindings/optimizer_group.cpp
+  csrc/bindings/tensor_caster.cpp csrc/core/check.cpp
   $<TARGET_OBJECTS:cuda_kernels>)
 target_include_directories(_cuda PRIVATE csrc)
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>

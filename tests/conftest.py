@@ -7,35 +7,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cuda_emulation import ORDERS, CannotBuildError, Emulation, emulation
+from cuda_emulation import EMULATED, ORDERS, CannotBuildError, Emulation, emulation, place
 from fastnn import _backend
+from variants import runnable_isas, selected
 
 
-def runnable_isas() -> list[str]:
-    """Names of the CPU variants that this build has and this machine can run."""
-    if _backend.cpu is None:
-        return []
-    active, names = _backend.cpu.isa, []
-    for name in ("sse2", "neon", "generic", "avx2", "avx512", "avx512_bf16"):
-        try:
-            _backend.cpu.select_isa(name)
-        except ValueError:
-            continue
-        names.append(name)
-    _backend.cpu.select_isa(active)
-    return names
-
-
-@pytest.fixture(params=runnable_isas() or ["torch"])
+@pytest.fixture(params=runnable_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test once with each CPU variant."""
-    if _backend.cpu is None:
-        yield "torch"
-        return
-    active = _backend.cpu.isa
-    _backend.cpu.select_isa(request.param)
-    yield request.param
-    _backend.cpu.select_isa(active)
+    with selected(request.param):
+        yield request.param
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,31 +43,20 @@ def emulated_cuda(emulated: Emulation, monkeypatch: pytest.MonkeyPatch) -> Emula
     return emulated
 
 
-_EMULATED = ("emulated-reverse", "emulated-threads")  # the two orders that found every barrier left out
-_CUDA = [pytest.param("cuda", marks=pytest.mark.cuda), *_EMULATED]
-
-
-def _place(request: pytest.FixtureRequest) -> torch.device:
-    """Where tensors of a test with this parameter lie."""
-    kind, _, order = request.param.partition("-")
-    if kind != "emulated":
-        return torch.device(kind)
-    found: Emulation = request.getfixturevalue("emulated_cuda")
-    found.checks.set_order(order, dict(ORDERS)[order])
-    return torch.device("cpu")
+_CUDA = [pytest.param("cuda", marks=pytest.mark.cuda), *EMULATED]
 
 
 @pytest.fixture(params=_CUDA)
 def cuda_device(request: pytest.FixtureRequest) -> torch.device:
     """Run CUDA kernels on a GPU, where there is one, and emulated: in orders of threads that differ much, on
     tensors of the CPU."""
-    return _place(request)
+    return place(request)
 
 
 @pytest.fixture(params=["cpu", *_CUDA])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Run the test on the CPU, and as `cuda_device` does."""
-    return _place(request)
+    return place(request)
 
 
 @pytest.fixture(autouse=True)

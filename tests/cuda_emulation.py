@@ -12,11 +12,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import pytest
+import torch
+
 SOURCE = Path(__file__).parent / "cuda_emulator"
 BUILD = Path(__file__).parents[1] / "build" / "emulator"
 
 # In which order the threads of a kernel run: a kernel without a race gives the same bits in all of them.
 ORDERS = [("forward", 0), ("reverse", 0), ("warps", 1), ("threads", 2)]
+# Parameters of fixtures: the two orders that found every barrier that was left out of a kernel.
+EMULATED = ("emulated-reverse", "emulated-threads")
 
 
 class Emulation(NamedTuple):
@@ -75,3 +80,13 @@ def emulation() -> Emulation:
     """Build and import it; raises CannotBuildError where the machine lacks what that takes."""
     _build()
     return Emulation(_import("_cuda"), _import("emulator_checks"))
+
+
+def place(request: pytest.FixtureRequest) -> torch.device:
+    """Where tensors of a test with this parameter lie: "cpu", "cuda" or one of EMULATED, which it sets up."""
+    kind, _, order = request.param.partition("-")
+    if kind != "emulated":
+        return torch.device(kind)
+    found: Emulation = request.getfixturevalue("emulated_cuda")
+    found.checks.set_order(order, dict(ORDERS)[order])
+    return torch.device("cpu")

@@ -133,3 +133,13 @@ def test_cross_entropy_refuses_cpu_tensors_and_wrong_scratch() -> None:
     for module, more in ((_backend.cpu, ()), (built, (scratch, False))):
         with pytest.raises(ValueError, match="batch size 3"):
             _cross_entropy(module, x, torch.tensor([0, 1, 1]), *more)
+
+
+@needs_module
+def test_optimizers_leave_parameters_of_the_cpu_alone() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    answer = built.sgd_step(optimizer.param_groups[0], optimizer.state, lambda param, grad: grad)
+    assert answer == "devices are mixed"
+    assert torch.equal(p, torch.ones(3))

@@ -1,11 +1,9 @@
 // One step of Adam or AdamW on a parameter group.
 #pragma once
 
-#include <cmath>
-
 #include "bindings/optimizer_group.h"
-#include "bindings/registration.h"
-#include "core/cpu_dispatch.h"
+#include "bindings/tensor_device.h"
+#include "ops/adam/adam_scales.h"
 
 namespace fastnn {
 
@@ -14,6 +12,7 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
   AdamStep(const pybind11::dict& group, const pybind11::dict& state, const pybind11::function& match_layout)
       : OptimizerStep(group, state, match_layout) {
     static PyObject* const lr_key = interned("lr");
+    static PyObject* const fused_key = interned("fused");
     static PyObject* const betas_key = interned("betas");
     static PyObject* const eps_key = interned("eps");
     static PyObject* const weight_decay_key = interned("weight_decay");
@@ -23,8 +22,10 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
     static PyObject* const capturable_key = interned("capturable");
     static PyObject* const differentiable_key = interned("differentiable");
     static PyObject* const decoupled_key = interned("decoupled_weight_decay");
+    count_on_device(capturable_key);
+    if (kHasDevice) count_on_device(fused_key);  // on the CPU torch's fused counts there too
     PyObject* lr = option(lr_key);
-    lr_ = number(lr);
+    options_.lr = read_lr();
     const auto betas = pybind11::reinterpret_steal<pybind11::object>(
         PySequence_Fast(option(betas_key), "betas is no sequence"));
     if (!betas) throw pybind11::error_already_set();
@@ -34,17 +35,14 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
     options_.beta1 = number(beta1);
     options_.beta2 = number(beta2);
     options_.eps = number_option(eps_key);
-    const double weight_decay = number_option(weight_decay_key);
+    options_.weight_decay = number_option(weight_decay_key);
     options_.amsgrad = flag_option(amsgrad_key);
     options_.maximize = flag_option(maximize_key);
     // torch has its own errors for these.
     if (flag_option(foreach_key) && !(PyFloat_Check(lr) && PyFloat_Check(beta1) && PyFloat_Check(beta2)))
       throw NotCovered("foreach=True is asked for with a tensor for lr or betas");
-    refuse(capturable_key);
     refuse(differentiable_key);
-    const bool decoupled = flag_option(decoupled_key);
-    options_.l2 = decoupled ? 0 : weight_decay;
-    options_.decay = decoupled ? 1 - lr_ * weight_decay : 1;
+    options_.decoupled = flag_option(decoupled_key);
   }
 
  public:
@@ -59,28 +57,20 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
     tensor.state[0] = state_like(state, exp_avg_key, p);
     tensor.state[1] = state_like(state, exp_avg_sq_key, p);
     if (options_.amsgrad) tensor.state[2] = state_like(state, max_key, p);
-    correct_bias(next_step(state));
-    tensor.step_size = step_size_;
-    tensor.denom_scale = denom_scale_;
+    tensor.step = next_step(state, tensor);
+    if (tensor.step != corrected_step_) {  // parameters that are as far as the one before share its powers
+      corrected_step_ = tensor.step;
+      scales_ = FASTNN_ISA::adam_scales(options_, tensor.step);
+    }
+    tensor.step_size = scales_.step_size;
+    tensor.denom_scale = scales_.denom_scale;
   }
 
-  void update(AdamTensor* tensors, int64_t count) override {
-    // An element costs about eight simple operations: a square root and a division among them.
-    const ReleaseGil released(8 * elements());
-    cpu_kernels().adam.update(tensors, count, options_);
-  }
+  void update(AdamTensor* tensors, int64_t count) override;
 
-  // Parameters that are as far as the one before share its powers.
-  void correct_bias(double step) {
-    if (step == corrected_step_) return;
-    corrected_step_ = step;
-    step_size_ = lr_ / (1 - std::pow(options_.beta1, step));
-    denom_scale_ = 1 / std::sqrt(1 - std::pow(options_.beta2, step));
-  }
-
-  double lr_ = 0;
   AdamOptions options_{};
-  double corrected_step_ = std::nan(""), step_size_ = 0, denom_scale_ = 0;
+  double corrected_step_ = std::nan("");
+  FASTNN_ISA::AdamScales scales_{};
 };
 
 }  // namespace fastnn

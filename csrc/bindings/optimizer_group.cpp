@@ -1,9 +1,11 @@
 #include "bindings/optimizer_group.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "bindings/tensor_caster.h"
+#include "bindings/tensor_device.h"
 #include "core/check.h"
 
 namespace py = pybind11;
@@ -85,7 +87,13 @@ void check_not_negated(PyObject* tensor) {
 
 PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
 
+// Without waiting for a device.
 double number(PyObject* object) {
+  if (kHasDevice && !PyFloat_Check(object) && !PyLong_Check(object)) {
+    TensorView view;
+    if (read_tensor(object, view) && !host_can_read(view))
+      throw NotCovered("an option other than lr is a tensor on the device");
+  }
   const double value = PyFloat_AsDouble(object);
   if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
   return value;
@@ -104,6 +112,40 @@ bool OptimizerGroup::flag_option(PyObject* key) const {
 
 void OptimizerGroup::refuse(PyObject* key) const {
   if (flag_option(key)) throw NotCovered(concat(text(key), "=True is asked for"));
+}
+
+double OptimizerGroup::read_lr() {
+  static PyObject* const key = interned("lr");
+  PyObject* lr = option(key);
+  if (!kHasDevice || PyFloat_Check(lr)) return number(lr);
+  TensorView view;
+  if (!read_tensor(lr, view) || (host_can_read(view) && !device_steps_)) return number(lr);
+  if (view.numel() != 1 || (view.dtype != DType::f32 && view.dtype != DType::f64))
+    throw NotCovered("lr is a tensor, but not one number of float32 or float64");
+  scalars_.lr = view.data;
+  scalars_.lr_is_double = view.dtype == DType::f64;
+  scalar_views_.push_back(view);
+  return std::nan("");
+}
+
+void OptimizerGroup::count_on_device(PyObject* key) {
+  if (!kHasDevice) return refuse(key);
+  if (flag_option(key)) device_steps_ = true;
+}
+
+const float* OptimizerGroup::read_scalar(const py::object& object, const char* name) {
+  if (object.is_none()) return nullptr;
+  if (!kHasDevice) throw NotCovered("a GradScaler left the scaling to the optimizer");
+  const TensorView view = read_plain(object.ptr());
+  if (view.numel() != 1 || view.dtype != DType::f32)
+    throw NotCovered(concat(name, " is not one number of float32"));
+  scalar_views_.push_back(view);
+  return view.as<float>();
+}
+
+void OptimizerGroup::set_scaling(const py::object& grad_scale, const py::object& found_inf) {
+  scalars_.grad_scale = read_scalar(grad_scale, "grad_scale");
+  scalars_.found_inf = read_scalar(found_inf, "found_inf");
 }
 
 PyObject* OptimizerGroup::parameters() {
@@ -142,6 +184,10 @@ TensorView OptimizerGroup::read_param(PyObject* param, OptimizerTensor& tensor) 
   check_not_negated(param);
   if (!is_floating(p.dtype)) throw NotCovered(concat("no kernels for dtype ", dtype_name(p.dtype)));
   if (!is_dense(p)) throw NotCovered("a parameter does not fill one block of memory");
+  if (kHasDevice && p.cuda_device == TensorView::kNoCudaDevice) throw NotCovered("devices are mixed");
+  if (!any_parameter_) device_ = p.cuda_device;
+  if (p.cuda_device != device_) throw NotCovered("devices are mixed");
+  any_parameter_ = true;
   tensor.param = p.data;
   tensor.numel = p.numel();
   tensor.dtype = p.dtype;
@@ -156,12 +202,16 @@ void OptimizerGroup::read_gradient(PyObject* param, const TensorView& p, py::obj
   if (g.dtype != p.dtype)
     throw NotCovered(
         concat("a parameter of ", dtype_name(p.dtype), " has a gradient of ", dtype_name(g.dtype)));
+  if (g.cuda_device != p.cuda_device) throw NotCovered("a gradient is on another device than its parameter");
   if (!same_shape(g, p)) throw NotCovered("a gradient has another shape than its parameter");
   if (!same_layout(g, p)) {
+    if (scalars_.grad_scale)
+      throw NotCovered("a gradient to be unscaled has other strides than its parameter");
     grad = match_layout_(py::handle(param), grad);
     g = read_plain(grad.ptr());
   }
-  add_range(g, false);
+  if (scalars_.grad_scale) written_.append(grad);
+  add_range(g, scalars_.grad_scale != nullptr);
   gradients_.push_back(std::move(grad));
   tensor.grad = g.data;
 }
@@ -176,6 +226,8 @@ void OptimizerGroup::check_like(const TensorView& view, PyObject* key, const Ten
   if (view.dtype != param.dtype)
     throw NotCovered(concat("a parameter of ", dtype_name(param.dtype), " has ", text(key), " of ",
                             dtype_name(view.dtype)));
+  if (view.cuda_device != param.cuda_device)
+    throw NotCovered(concat(text(key), " is on another device than its parameter"));
   if (!same_layout(view, param))
     throw NotCovered(concat(text(key), " has other strides or another shape than its parameter"));
 }
@@ -194,20 +246,30 @@ void* OptimizerGroup::state_or_new(PyObject* param, PyObject* key, const TensorV
   is_new = !found || found == Py_None;
   if (!is_new) return state_like(state.ptr(), key, p);
 
+  // A GradScaler may skip the update that would fill it.
+  static PyObject* const zeros_like = torch_attribute("torch", "zeros_like");
   static PyObject* const empty_like = torch_attribute("torch", "empty_like");
-  py::object tensor = owned(PyObject_CallOneArg(empty_like, param));
+  py::object tensor = owned(PyObject_CallOneArg(scalars_.found_inf ? zeros_like : empty_like, param));
   const TensorView view = read_written(tensor.ptr());
   check_like(view, key, p);
   new_states_.push_back({std::move(state), py::reinterpret_borrow<py::object>(key), std::move(tensor)});
   return view.data;
 }
 
-double OptimizerGroup::next_step(PyObject* state) {
+double OptimizerGroup::next_step(PyObject* state, OptimizerTensor& tensor) {
   static PyObject* const key = interned("step");
   const TensorView step = read_written(entry(state, key));
   if (step.numel() != 1) throw NotCovered(concat("step has shape ", shape_string(step)));
   if (step.dtype != DType::f32 && step.dtype != DType::f64)
     throw NotCovered(concat("step has dtype ", dtype_name(step.dtype)));
+  if (device_steps_) {
+    if (step.dtype != DType::f32 || step.cuda_device != device_)
+      throw NotCovered("step is not a number of float32 on the device of its parameter");
+    tensor.device_step = step.as<float>();
+    return 0;
+  }
+  if (!host_can_read(step)) throw NotCovered("step is on the device, which capturable and fused are not");
+  if (scalars_.found_inf) throw NotCovered("a step that may be skipped is counted on the host");
   steps_.push_back(step);
   if (step.dtype == DType::f32) return *step.as<float>() + 1;
   return *step.as<double>() + 1;
@@ -215,6 +277,9 @@ double OptimizerGroup::next_step(PyObject* state) {
 
 // Elements are updated in no particular order, so no written memory may be reachable twice.
 void OptimizerGroup::check_disjoint() {
+  for (const TensorView& view : scalar_views_)
+    if (any_parameter_ && view.cuda_device != device_)
+      throw NotCovered("lr or the GradScaler's numbers are on another device");
   std::sort(ranges_.begin(), ranges_.end(),
             [](const MemoryRange& a, const MemoryRange& b) { return a.begin < b.begin; });
   const char* end_of_written = nullptr;

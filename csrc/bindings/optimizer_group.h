@@ -5,6 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -43,12 +44,20 @@ class OptimizerGroup {
   OptimizerGroup(const pybind11::dict& group, const pybind11::dict& state,
                  const pybind11::function& match_layout);
 
+  // What a GradScaler left to the optimizer: tensors on the device of the parameters, or None. After this the
+  // step writes the gradients too.
+  void set_scaling(const pybind11::object& grad_scale, const pybind11::object& found_inf);
+
  protected:
   PyObject* option(PyObject* key) const;
   double number_option(PyObject* key) const { return number(option(key)); }
   bool flag_option(PyObject* key) const;
   // Leaves a group to torch that has the option `key` set.
   void refuse(PyObject* key) const;
+  // The learning rate; where it is read on the device, NaN.
+  double read_lr();
+  // Steps are counted on the device where the option `key` is set: it is left to torch without one.
+  void count_on_device(PyObject* key);
 
   // The list of the parameters.
   PyObject* parameters();
@@ -64,8 +73,8 @@ class OptimizerGroup {
   void* state_like(PyObject* state, PyObject* key, const TensorView& param);
   // The same, but where the entry is missing or None it is made, to be filled by the first update.
   void* state_or_new(PyObject* param, PyObject* key, const TensorView& p, bool& is_new);
-  // The number of the step that is being taken.
-  double next_step(PyObject* state);
+  // The number of the step that is being taken; 0 where tensor.device_step counts it.
+  double next_step(PyObject* state, OptimizerTensor& tensor);
 
   // Throws where written memory is reachable twice.
   void check_disjoint();
@@ -79,6 +88,8 @@ class OptimizerGroup {
   void commit();
 
   int64_t elements() const { return elements_; }
+  int device() const { return device_; }  // of the parameters; of CUDA, or TensorView::kNoCudaDevice
+  const DeviceScalars& scalars() const { return scalars_; }
   const pybind11::list& written() const { return written_; }
 
  private:
@@ -94,11 +105,17 @@ class OptimizerGroup {
   void add_range(const TensorView& view, bool written);
   TensorView read_written(PyObject* object);
   void check_like(const TensorView& view, PyObject* key, const TensorView& param) const;
+  // A number of float32 on the device.
+  const float* read_scalar(const pybind11::object& object, const char* name);
 
   PyObject* group_;
   PyObject* state_;
   const pybind11::function& match_layout_;
   int64_t elements_ = 0;
+  int device_ = TensorView::kNoCudaDevice;
+  bool any_parameter_ = false, device_steps_ = false;
+  DeviceScalars scalars_ = {};
+  std::vector<TensorView> scalar_views_;  // of `scalars_`, whose device is checked at last
   std::vector<TensorView> steps_;
   std::vector<MemoryRange> ranges_;
   std::vector<pybind11::object> gradients_;  // alive until the kernel has read them
@@ -112,6 +129,7 @@ class OptimizerStep : protected OptimizerGroup {
  public:
   using OptimizerGroup::OptimizerGroup;
   virtual ~OptimizerStep() = default;
+  using OptimizerGroup::set_scaling;
 
   // For a caller that computes the gradients and calls the kernel itself: calls visit(param, view, tensor)
   // for every parameter of the group. check_disjoint() and commit() follow, then the update.
@@ -134,12 +152,11 @@ class OptimizerStep : protected OptimizerGroup {
   using OptimizerGroup::commit;
   using OptimizerGroup::written;
 
-  // The tensors that were written.
-  pybind11::list run() {
+  // Reads and checks all; nothing has been written when it throws.
+  void prepare() {
     PyObject* params = parameters();
     const Py_ssize_t count = PyList_GET_SIZE(params);
-    std::vector<Tensor> tensors;
-    tensors.reserve(static_cast<size_t>(count));
+    tensors_.reserve(static_cast<size_t>(count));
     for (Py_ssize_t i = 0; i < count; ++i) {
       PyObject* param = PyList_GET_ITEM(params, i);
       pybind11::object grad = gradient(param);
@@ -148,27 +165,38 @@ class OptimizerStep : protected OptimizerGroup {
       const TensorView p = read_param(param, tensor);
       read_gradient(param, p, std::move(grad), tensor);
       read_state(param, p, tensor);
-      tensors.push_back(tensor);
+      tensors_.push_back(tensor);
     }
     check_disjoint();
+  }
+
+  // Takes the step; returns the tensors that were written.
+  pybind11::list run() {
     commit();
-    update(tensors.data(), static_cast<int64_t>(tensors.size()));
+    update(tensors_.data(), static_cast<int64_t>(tensors_.size()));
     return written();
   }
 
  private:
   virtual void read_state(PyObject* param, const TensorView& p, Tensor& tensor) = 0;
+  // Each module defines it for each optimizer: csrc/bindings/<op>.cpp, csrc/bindings/cuda/optimizers.cpp.
   virtual void update(Tensor* tensors, int64_t count) = 0;
+
+  std::vector<Tensor> tensors_;
 };
 
 // The list of tensors that were written; or, with nothing written, a str that says why torch must do the
 // step, or None where a parameter has no state yet.
 template <class Step>
 pybind11::object optimizer_step(const pybind11::dict& group, const pybind11::dict& state,
-                                const pybind11::function& match_layout) {
+                                const pybind11::function& match_layout, const pybind11::object& grad_scale,
+                                const pybind11::object& found_inf) {
   namespace py = pybind11;
+  std::optional<Step> step;
   try {
-    return Step(group, state, match_layout).run();
+    step.emplace(group, state, match_layout);
+    step->set_scaling(grad_scale, found_inf);
+    step->prepare();
   } catch (const Uninitialized&) {
     return py::none();
   } catch (const py::error_already_set& error) {
@@ -177,6 +205,14 @@ pybind11::object optimizer_step(const pybind11::dict& group, const pybind11::dic
   } catch (const std::runtime_error& reason) {
     return py::str(reason.what());
   }
+  return step->run();
+}
+
+template <class Step>
+void def_optimizer_step(pybind11::module_& m, const char* name) {
+  namespace py = pybind11;
+  m.def(name, &optimizer_step<Step>, py::arg("group"), py::arg("state"), py::arg("match_layout"),
+        py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
 }
 
 }  // namespace fastnn

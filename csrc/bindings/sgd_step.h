@@ -2,8 +2,7 @@
 #pragma once
 
 #include "bindings/optimizer_group.h"
-#include "bindings/registration.h"
-#include "core/cpu_dispatch.h"
+#include "ops/sgd/sgd.h"
 
 namespace fastnn {
 
@@ -11,14 +10,13 @@ class SgdStep final : public OptimizerStep<SgdTensor> {
  public:
   SgdStep(const pybind11::dict& group, const pybind11::dict& state, const pybind11::function& match_layout)
       : OptimizerStep(group, state, match_layout) {
-    static PyObject* const lr_key = interned("lr");
     static PyObject* const momentum_key = interned("momentum");
     static PyObject* const dampening_key = interned("dampening");
     static PyObject* const weight_decay_key = interned("weight_decay");
     static PyObject* const nesterov_key = interned("nesterov");
     static PyObject* const maximize_key = interned("maximize");
     static PyObject* const differentiable_key = interned("differentiable");
-    options_.lr = number_option(lr_key);
+    options_.lr = read_lr();
     options_.momentum = number_option(momentum_key);
     options_.dampening = number_option(dampening_key);
     options_.l2 = number_option(weight_decay_key);
@@ -36,10 +34,7 @@ class SgdStep final : public OptimizerStep<SgdTensor> {
     if (options_.momentum != 0) tensor.state[0] = state_or_new(param, buffer_key, p, tensor.first);
   }
 
-  void update(SgdTensor* tensors, int64_t count) override {
-    const ReleaseGil released(2 * elements());
-    cpu_kernels().sgd.update(tensors, count, options_);
-  }
+  void update(SgdTensor* tensors, int64_t count) override;
 
   SgdOptions options_{};
 };

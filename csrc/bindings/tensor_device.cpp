@@ -5,8 +5,11 @@
 namespace fastnn {
 
 const char* const kKernelsOf = "CPU";
+const bool kHasDevice = false;
 
 bool read_device(const dlpack::Device& from, TensorView&) { return from.type == dlpack::kCpu; }
+
+bool host_can_read(const TensorView&) { return true; }
 
 // OpenMP counts threads for each thread that opens regions, and torch hands its own setting on to a new
 // thread only when it first asks there.

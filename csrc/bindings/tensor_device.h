@@ -12,6 +12,10 @@ extern const char* const kKernelsOf;  // "CPU" or "CUDA", for errors
 // Notes on which device the tensor is; false where kernels of this module cannot read it.
 bool read_device(const dlpack::Device& from, TensorView& view);
 
+// Whether kernels of this module run on a device of their own, and whether the host may read a tensor.
+extern const bool kHasDevice;
+bool host_can_read(const TensorView& view);
+
 // Called before a tensor is read.
 void before_reading();
 

@@ -6,11 +6,14 @@
 namespace fastnn {
 
 const char* const kKernelsOf = "emulated CUDA";
+const bool kHasDevice = true;
 
 bool read_device(const dlpack::Device& from, TensorView& view) {
   view.cuda_device = 0;
   return from.type == dlpack::kCpu;
 }
+
+bool host_can_read(const TensorView&) { return true; }
 
 void before_reading() {}
 

@@ -13,5 +13,6 @@ PYBIND11_MODULE(_cuda, m) {
   cuda::register_cross_entropy(m);
   cuda::register_gram(m);
   cuda::register_linear(m);
+  cuda::register_optimizers(m);
   cuda::register_relu(m);
 }

@@ -8,6 +8,7 @@ namespace fastnn::cuda {
 void register_cross_entropy(pybind11::module_& m);
 void register_gram(pybind11::module_& m);
 void register_linear(pybind11::module_& m);
+void register_optimizers(pybind11::module_& m);
 void register_relu(pybind11::module_& m);
 
 }  // namespace fastnn::cuda

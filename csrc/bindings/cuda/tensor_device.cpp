@@ -8,11 +8,14 @@ namespace py = pybind11;
 namespace fastnn {
 
 const char* const kKernelsOf = "CUDA";
+const bool kHasDevice = true;
 
 bool read_device(const dlpack::Device& from, TensorView& view) {
   if (from.type == dlpack::kCuda) view.cuda_device = static_cast<int16_t>(from.id);
   return from.type == dlpack::kCuda || from.type == dlpack::kCpu;
 }
+
+bool host_can_read(const TensorView& view) { return view.cuda_device == TensorView::kNoCudaDevice; }
 
 void before_reading() {}  // nothing here runs on threads of the CPU
 

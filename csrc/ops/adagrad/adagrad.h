@@ -11,10 +11,12 @@ namespace fastnn {
 
 // state: the sum of squares
 struct AdagradTensor : OptimizerTensor {
-  double step_size;  // lr / (1 + (t - 1) * lr_decay)
+  double step;  // t, where it is not counted on the device
 };
 
 struct AdagradOptions {
+  double lr;
+  double lr_decay;
   double eps;
   double l2;  // weight decay
   bool maximize;

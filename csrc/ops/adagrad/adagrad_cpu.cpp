@@ -6,16 +6,10 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-template <class S>
-AdagradConstants<S> constants(const AdagradTensor& t, const AdagradOptions& o) {
-  return {static_cast<S>(o.maximize ? -1 : 1), static_cast<S>(o.l2), static_cast<S>(o.eps),
-          static_cast<S>(-t.step_size)};
-}
-
 void adagrad_update_tensors(AdagradTensor* tensors, int64_t count, const AdagradOptions& options) {
   update_tensors(tensors, count, [&](auto tag, const AdagradTensor& t, int64_t begin, int64_t end) {
     using T = typename decltype(tag)::type;
-    const auto c = constants<Acc<T>>(t, options);
+    const auto c = adagrad_constants<Acc<T>>(options, t.step);
     update_range<T>(t, begin, end,
                     rule_of<1>([&](auto& p, auto g, auto* state)
                                    __attribute__((always_inline)) { adagrad_update(p, g, state[0], c); }));

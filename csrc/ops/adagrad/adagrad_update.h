@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/host_device.h"
+#include "ops/adagrad/adagrad.h"
 
 #if !defined(__CUDACC__)
 #include "core/simd.h"  // sqrt of a vector
@@ -18,6 +19,12 @@ struct AdagradConstants {
   S eps;
   S negative_step;  // -lr / (1 + (t - 1) * lr_decay)
 };
+
+template <class S>
+FASTNN_HOST_DEVICE AdagradConstants<S> adagrad_constants(const AdagradOptions& o, double step) {
+  return {static_cast<S>(o.maximize ? -1 : 1), static_cast<S>(o.l2), static_cast<S>(o.eps),
+          static_cast<S>(-(o.lr / (1 + (step - 1) * o.lr_decay)))};
+}
 
 // V is a scalar or a vector, S its scalar. The test of l2 keeps an infinite parameter from making a NaN of
 // 0 * inf.

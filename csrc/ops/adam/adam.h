@@ -1,7 +1,10 @@
 // Adam and AdamW, the update of many tensors at once. For every element, t steps having been taken:
-//   g    = grad_scale * grad, or its negative to maximize; g += weight_decay * p  (Adam), or p *= 1 - lr *
-//   weight_decay  (AdamW) m    = beta1 * m + (1 - beta1) * g v    = beta2 * v + (1 - beta2) * g * g d    = v,
-//   or under amsgrad the largest v so far p   -= lr / (1 - beta1^t) * m / (sqrt(d) / sqrt(1 - beta2^t) + eps)
+//   g    = grad_scale * grad, or its negative to maximize
+//   g   += weight_decay * p  (Adam), or p *= 1 - lr * weight_decay  (AdamW)
+//   m    = beta1 * m + (1 - beta1) * g
+//   v    = beta2 * v + (1 - beta2) * g * g
+//   d    = v, or under amsgrad the largest v so far
+//   p   -= lr / (1 - beta1^t) * m / (sqrt(d) / sqrt(1 - beta2^t) + eps)
 // 16-bit types are computed in float32 and rounded once, when they are stored.
 #pragma once
 
@@ -11,16 +14,18 @@ namespace fastnn {
 
 // state: m, v, and under amsgrad the largest v
 struct AdamTensor : OptimizerTensor {
+  double step;         // t, where it is not counted on the device
   double step_size;    // lr / (1 - beta1^t)
   double denom_scale;  // 1 / sqrt(1 - beta2^t)
 };
 
 struct AdamOptions {
+  double lr;
   double beta1;
   double beta2;
   double eps;
-  double l2;     // weight decay added to the gradient, or 0
-  double decay;  // factor of decoupled weight decay, or 1
+  double weight_decay;
+  bool decoupled;  // AdamW's weight decay
   double grad_scale = 1;
   bool maximize;
   bool amsgrad;

@@ -12,16 +12,7 @@ struct AdamRule {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
 
   AdamRule(const AdamTensor& t, const AdamOptions& o)
-      : constants{static_cast<S>(o.maximize ? -o.grad_scale : o.grad_scale),
-                  static_cast<S>(o.l2),
-                  static_cast<S>(o.decay),
-                  static_cast<S>(1 - o.beta1),
-                  static_cast<S>(o.beta1),
-                  static_cast<S>(o.beta2),
-                  static_cast<S>(1 - o.beta2),
-                  static_cast<S>(t.denom_scale),
-                  static_cast<S>(o.eps),
-                  static_cast<S>(-t.step_size)} {}
+      : constants(adam_constants<S>(o, t.step_size, t.denom_scale)) {}
 
   FASTNN_INLINE void operator()(Vec<S>& p, Vec<S> g, Vec<S>* state) const {
     adam_update<kAmsgrad>(p, g, state[0], state[1], state[2], constants);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/host_device.h"
+#include "ops/adam/adam.h"
 
 #if !defined(__CUDACC__)
 #include "core/simd.h"  // sqrt of a vector
@@ -24,6 +25,21 @@ struct AdamConstants {
   S eps;
   S negative_step;  // -lr / (1 - beta1^t)
 };
+
+template <class S>
+FASTNN_HOST_DEVICE AdamConstants<S> adam_constants(const AdamOptions& o, double step_size,
+                                                   double denom_scale) {
+  return {static_cast<S>(o.maximize ? -o.grad_scale : o.grad_scale),
+          static_cast<S>(o.decoupled ? 0 : o.weight_decay),
+          static_cast<S>(o.decoupled ? 1 - o.lr * o.weight_decay : 1),
+          static_cast<S>(1 - o.beta1),
+          static_cast<S>(o.beta1),
+          static_cast<S>(o.beta2),
+          static_cast<S>(1 - o.beta2),
+          static_cast<S>(denom_scale),
+          static_cast<S>(o.eps),
+          static_cast<S>(-step_size)};
+}
 
 // V is a scalar or a vector, S its scalar. `vmax` holds the largest v so far and is touched under amsgrad
 // only. A NaN or an infinity goes where torch's own formulas send it: hence the two forms of the

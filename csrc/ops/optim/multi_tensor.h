@@ -18,6 +18,16 @@ struct OptimizerTensor {
   int64_t numel;
   DType dtype;
   int64_t first_chunk;  // where the kernel notes how its work is cut
+  float* device_step;   // where the step is counted, if that is on a CUDA device; else null
+};
+
+// What a step on a CUDA device reads there, each null where there is no such thing: the host then waits for
+// nothing.
+struct DeviceScalars {
+  const void* lr;  // float or double
+  bool lr_is_double;
+  const float* grad_scale;  // the gradient is divided by it, and written back
+  const float* found_inf;   // unless it is 0, nothing is updated and no step counted
 };
 
 }  // namespace fastnn

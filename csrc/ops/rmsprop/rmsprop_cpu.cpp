@@ -6,20 +6,9 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-template <class S>
-RmspropConstants<S> constants(const RmspropOptions& o) {
-  return {static_cast<S>(o.maximize ? -1 : 1),
-          static_cast<S>(o.l2),
-          static_cast<S>(o.alpha),
-          static_cast<S>(1 - o.alpha),
-          static_cast<S>(o.eps),
-          static_cast<S>(o.momentum),
-          static_cast<S>(-o.lr)};
-}
-
 template <class T, bool kMomentum, bool kCentered>
 void update(const RmspropTensor& t, const RmspropOptions& options, int64_t begin, int64_t end) {
-  const auto c = constants<Acc<T>>(options);
+  const auto c = rmsprop_constants<Acc<T>>(options);
   update_range<T>(
       t, begin, end,
       rule_of<1 + kMomentum + kCentered>([&](auto& p, auto g, auto* state) __attribute__((always_inline)) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/host_device.h"
+#include "ops/rmsprop/rmsprop.h"
 
 #if !defined(__CUDACC__)
 #include "core/simd.h"  // sqrt of a vector
@@ -21,6 +22,17 @@ struct RmspropConstants {
   S momentum;
   S negative_lr;
 };
+
+template <class S>
+FASTNN_HOST_DEVICE RmspropConstants<S> rmsprop_constants(const RmspropOptions& o) {
+  return {static_cast<S>(o.maximize ? -1 : 1),
+          static_cast<S>(o.l2),
+          static_cast<S>(o.alpha),
+          static_cast<S>(1 - o.alpha),
+          static_cast<S>(o.eps),
+          static_cast<S>(o.momentum),
+          static_cast<S>(-o.lr)};
+}
 
 // V is a scalar or a vector, S its scalar. `buffer` is touched with momentum only, `mean` only where it is
 // centered. A NaN or an infinity goes where torch's own formulas send it: hence the two forms of the

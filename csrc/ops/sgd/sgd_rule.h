@@ -12,13 +12,7 @@ struct SgdRule {
   using S = Acc<T>;
   static constexpr int kStates = kBuffer == SgdBuffer::none ? 0 : 1;
 
-  explicit SgdRule(const SgdOptions& o)
-      : constants{static_cast<S>(o.maximize ? -o.grad_scale : o.grad_scale),
-                  static_cast<S>(o.l2),
-                  static_cast<S>(o.momentum),
-                  static_cast<S>(1 - o.dampening),
-                  static_cast<S>(-o.lr),
-                  o.nesterov} {}
+  explicit SgdRule(const SgdOptions& o) : constants(sgd_constants<S>(o)) {}
 
   FASTNN_INLINE void operator()(Vec<S>& p, Vec<S> g, Vec<S>* state) const {
     sgd_update<kBuffer>(p, g, state[0], constants);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/host_device.h"
+#include "ops/sgd/sgd.h"
 
 namespace fastnn::FASTNN_ISA {
 
@@ -16,6 +17,16 @@ struct SgdConstants {
   S negative_lr;
   bool nesterov;
 };
+
+template <class S>
+FASTNN_HOST_DEVICE SgdConstants<S> sgd_constants(const SgdOptions& o) {
+  return {static_cast<S>(o.maximize ? -o.grad_scale : o.grad_scale),
+          static_cast<S>(o.l2),
+          static_cast<S>(o.momentum),
+          static_cast<S>(1 - o.dampening),
+          static_cast<S>(-o.lr),
+          o.nesterov};
+}
 
 enum class SgdBuffer { none, first, running };
 

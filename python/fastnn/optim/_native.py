@@ -56,18 +56,26 @@ class NativeOptimizer(torch.optim.Optimizer):
 
     def _torch_reason(self) -> str | None:
         """Why torch must update every group, or None."""
-        attributes = self.__dict__
-        if attributes.get("grad_scale") is not None or attributes.get("found_inf") is not None:
-            return "a GradScaler left the scaling to the optimizer"
         return _backend.torch_reason()
 
     def _step_group(self, group: dict[str, Any]) -> str | None:
         """Update one group natively; if that cannot be, leave it as it is and say why."""
-        native_step = getattr(_backend.cpu, self._op + "_step")
-        written = native_step(group, self.state, _match_layout)
+        params = group["params"]
+        kernels = _backend.cpu
+        if params:
+            reason = None if params[0].is_cpu else _backend.torch_reason(params[0], cuda=True)
+            if reason is not None:
+                return reason
+            kernels = _backend.native(params[0])
+        attributes = self.__dict__
+        scaling = (attributes.get("grad_scale"), attributes.get("found_inf"))
+        if kernels is not _backend.cpu and _check_capture is not None and "capturable" in group:
+            _check_capture(self)
+        native_step = getattr(kernels, self._op + "_step")
+        written = native_step(group, self.state, _match_layout, *scaling)
         if written is None:
             self._gather(group)
-            written = native_step(group, self.state, _match_layout)
+            written = native_step(group, self.state, _match_layout, *scaling)
         if type(written) is list:
             increment_version(written)
             return None

@@ -24,10 +24,12 @@ class Adam(NativeOptimizer, torch.optim.Adam):
     far in the place of :math:`v`.
 
     All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
-    float16 tensors on the CPU, each with gradient and state of its own dtype, and share no memory. 16-bit
-    parameters are computed in float32. ``foreach`` and ``fused`` are kept for checkpoints and make no
-    difference then. Other groups, and ``capturable``, ``differentiable`` and the scale of a fused
-    ``GradScaler``, are left to torch.
+    float16 tensors on the CPU or all on one CUDA device, each with gradient and state of its own dtype, and
+    share no memory. 16-bit parameters are computed in float32. ``foreach`` and ``fused`` are kept for
+    checkpoints and make no difference on the CPU. On CUDA ``capturable`` and ``fused`` count the steps on the
+    device, where a learning rate that is a tensor and what a ``GradScaler`` leaves to a fused optimizer are
+    read too: nothing waits for the device. Other groups, ``differentiable``, and on the CPU ``capturable``
+    and the scale of a fused ``GradScaler``, are left to torch.
 
     State (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``) and state_dict are torch's and load both
     ways.

@@ -23,9 +23,10 @@ class RMSprop(NativeOptimizer, torch.optim.RMSprop):
     quotient.
 
     All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
-    float16 tensors on the CPU, each with gradient and state of its own dtype, and share no memory. 16-bit
-    parameters are computed in float32. ``foreach`` is kept for checkpoints and makes no difference then.
-    Other groups, ``capturable`` and ``differentiable`` are left to torch.
+    float16 tensors on the CPU or all on one CUDA device, each with gradient and state of its own dtype, and
+    share no memory. 16-bit parameters are computed in float32. ``foreach`` is kept for checkpoints and makes
+    no difference then. On CUDA ``capturable`` counts the steps on the device. Other groups,
+    ``differentiable``, and on the CPU ``capturable``, are left to torch.
 
     State (``step``, ``square_avg``, ``momentum_buffer``, ``grad_avg``) and state_dict are torch's and load
     both ways.

@@ -22,10 +22,12 @@ class SGD(NativeOptimizer, torch.optim.SGD):
     the place of :math:`b` in the second line, without momentum :math:`g` does.
 
     All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
-    float16 tensors on the CPU, each with gradient and state of its own dtype, and share no memory. 16-bit
-    parameters are computed in float32. ``foreach`` and ``fused`` are kept for checkpoints and make no
-    difference then. Other groups, sparse gradients, ``differentiable`` and the scale of a fused
-    ``GradScaler``, are left to torch.
+    float16 tensors on the CPU or all on one CUDA device, each with gradient and state of its own dtype, and
+    share no memory. 16-bit parameters are computed in float32. ``foreach`` and ``fused`` are kept for
+    checkpoints and make no difference on the CPU. On CUDA a learning rate that is a tensor there and what a
+    ``GradScaler`` leaves to a fused optimizer are read by the kernel: nothing waits for the device. Other
+    groups, sparse gradients, ``differentiable``, and on the CPU the scale of a fused ``GradScaler``, are left
+    to torch.
 
     State (``momentum_buffer``, with momentum only) and state_dict are torch's and load both ways.
 

@@ -2,6 +2,8 @@
 // finds in its own <cuda_runtime.h>. Instructions that pass values between threads go through scheduler.h.
 #pragma once
 
+#define __CUDACC__
+
 #include <math.h>  // exp, sqrt and so on, in all their overloads, in the global namespace
 
 #include <cstring>

@@ -1,0 +1,43 @@
+// One step of Adagrad on a parameter group.
+#pragma once
+
+#include "bindings/optimizer_group.h"
+#include "bindings/tensor_device.h"
+#include "ops/adagrad/adagrad.h"
+
+namespace fastnn {
+
+class AdagradStep final : public OptimizerStep<AdagradTensor> {
+ public:
+  AdagradStep(const pybind11::dict& group, const pybind11::dict& state,
+              const pybind11::function& match_layout)
+      : OptimizerStep(group, state, match_layout) {
+    static PyObject* const fused_key = interned("fused");
+    static PyObject* const lr_decay_key = interned("lr_decay");
+    static PyObject* const eps_key = interned("eps");
+    static PyObject* const weight_decay_key = interned("weight_decay");
+    static PyObject* const maximize_key = interned("maximize");
+    static PyObject* const differentiable_key = interned("differentiable");
+    if (kHasDevice) count_on_device(fused_key);  // on the CPU torch's fused counts there too
+    options_.lr = read_lr();
+    options_.lr_decay = number_option(lr_decay_key);
+    options_.eps = number_option(eps_key);
+    options_.l2 = number_option(weight_decay_key);
+    options_.maximize = flag_option(maximize_key);
+    refuse(differentiable_key);
+  }
+
+ private:
+  void read_state(PyObject* param, const TensorView& p, AdagradTensor& tensor) override {
+    static PyObject* const sum_key = interned("sum");
+    PyObject* state = state_of(param);
+    tensor.state[0] = state_like(state, sum_key, p);
+    tensor.step = next_step(state, tensor);
+  }
+
+  void update(AdagradTensor* tensors, int64_t count) override;
+
+  AdagradOptions options_{};
+};
+
+}  // namespace fastnn

@@ -1,0 +1,53 @@
+#include "ops/adam/adam_scales.h"
+#include "ops/adam/adam_update.h"
+#include "ops/optim/multi_tensor.cuh"
+#include "ops/optim/optimizers_cuda.h"
+
+namespace fastnn::cuda {
+
+namespace {
+
+constexpr const char* kOp = "adam";
+
+template <class S, bool kAmsgrad>
+struct AdamRule {
+  static constexpr int kStates = kAmsgrad ? 3 : 2;
+  struct Common {
+    AdamOptions options;
+    double step, step_size, denom_scale;  // where lr and step are the host's
+  };
+  using Constants = AdamConstants<S>;
+
+  __device__ __forceinline__ static Constants constants(const Common& common, const DeviceScalars& scalars,
+                                                        const float* step) {
+    if (!scalars.lr && !step) return adam_constants<S>(common.options, common.step_size, common.denom_scale);
+    AdamOptions options = common.options;
+    options.lr = read_lr(scalars, options.lr);
+    const AdamScales scales = adam_scales(options, step ? double{*step} : common.step);
+    return adam_constants<S>(options, scales.step_size, scales.denom_scale);
+  }
+  __device__ __forceinline__ static void update(S& p, S g, S* state, const Constants& c) {
+    fastnn::cuda::adam_update<kAmsgrad>(p, g, state[0], state[1], state[2], c);
+  }
+};
+
+}  // namespace
+
+void adam_update(const AdamTensor* tensors, int64_t count, const AdamOptions& options,
+                 const DeviceScalars& scalars, cudaStream_t stream) {
+  launch_steps<AdamRule<float, false>>(kOp, tensors, count, scalars, stream);
+  const auto alike = [](const AdamTensor& a, const AdamTensor& b) { return a.step == b.step; };
+  for_each_alike(tensors, count, alike, [&](const auto& set, const AdamTensor& t) {
+    dispatch_floating(t.dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      using S = Acc<T>;
+      const double step = t.step, size = t.step_size, scale = t.denom_scale;
+      if (options.amsgrad)
+        launch_update<T, AdamRule<S, true>>(kOp, set, {options, step, size, scale}, scalars, stream);
+      else
+        launch_update<T, AdamRule<S, false>>(kOp, set, {options, step, size, scale}, scalars, stream);
+    });
+  });
+}
+
+}  // namespace fastnn::cuda

@@ -1,0 +1,23 @@
+// The updates of all optimizers on CUDA: the formulas and rules of their own headers, on the current device,
+// in the order of `stream`. Where a tensor has a device_step, it is counted first.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "ops/adagrad/adagrad.h"
+#include "ops/adam/adam.h"
+#include "ops/rmsprop/rmsprop.h"
+#include "ops/sgd/sgd.h"
+
+namespace fastnn::cuda {
+
+void adagrad_update(const AdagradTensor* tensors, int64_t count, const AdagradOptions& options,
+                    const DeviceScalars& scalars, cudaStream_t stream);
+void adam_update(const AdamTensor* tensors, int64_t count, const AdamOptions& options,
+                 const DeviceScalars& scalars, cudaStream_t stream);
+void rmsprop_update(const RmspropTensor* tensors, int64_t count, const RmspropOptions& options,
+                    const DeviceScalars& scalars, cudaStream_t stream);
+void sgd_update(const SgdTensor* tensors, int64_t count, const SgdOptions& options,
+                const DeviceScalars& scalars, cudaStream_t stream);
+
+}  // namespace fastnn::cuda
