@@ -126,7 +126,8 @@ def _check_tensor(index: int, a: Tensor, name: str, b: Tensor, tolerance: float)
 def _sample(call: Call, repeats: int, clock: Clock) -> tuple[float, float]:
     """Wall and CPU seconds of one call, means of `repeats`.
 
-    A call that is not timed comes first: the caches are its own then, and not those of who was measured before.
+    A call that is not timed comes first: the caches are its own then, and not those of who was measured
+    before.
     """
     if isinstance(call, RemoteCall):
         return call.sample(repeats)
