@@ -25,4 +25,10 @@ float exp2_approximate(float x) {
   return std::fpclassify(y) == FP_SUBNORMAL ? 0 : y;
 }
 
+float sqrt_approximate(float x) { return std::sqrt(x); }
+
+float byte_above_2_23(unsigned word, int index) {
+  return 8388608.0f + static_cast<float>(word >> (8 * index) & 0xffu);
+}
+
 }  // namespace fastnn::cuda::ptx

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "bindings/cross_entropy_args.h"
+#include "bindings/cuda/bad_index.h"
 #include "bindings/cuda/cuda_call.h"
 #include "bindings/cuda/registration.h"
 #include "ops/cross_entropy/cross_entropy_cuda.h"
@@ -13,16 +14,6 @@ namespace fastnn::cuda {
 namespace {
 
 constexpr int64_t kScratchDoubles = sizeof(CrossEntropyScratch) / sizeof(double);
-
-// Raises what a kernel has found since it was asked last.
-void raise_bad_index() {
-  volatile BadIndex* bad = bad_index();
-  if (!bad->found) return;
-  std::atomic_thread_fence(std::memory_order_acquire);
-  const int64_t index = bad->index;
-  bad->found = 0;
-  throw std::out_of_range(concat("Target ", index, " is out of bounds."));
-}
 
 bool is_captured(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -47,9 +38,7 @@ void forward(const TensorView& x, const TensorView& target, const std::optional<
                       {&x, &target, pointer(weight), &loss, pointer(gradient), &scratch});
   raise_bad_index();
   cross_entropy_forward(args, memory, call.stream());
-  if (!check_at_once || is_captured(call.stream())) return;
-  check_cuda(cudaStreamSynchronize(call.stream()), cross_entropy_args::kOp);
-  raise_bad_index();
+  if (check_at_once) raise_bad_index_of(call.stream());
 }
 
 void scale_gradient(const TensorView& gradient, const TensorView& dy, const TensorView& scratch) {
@@ -61,6 +50,23 @@ void scale_gradient(const TensorView& gradient, const TensorView& dy, const Tens
 }
 
 }  // namespace
+
+void raise_bad_index() {
+  volatile BadIndex* bad = bad_index();
+  const int found = bad->found;
+  if (!found) return;
+  std::atomic_thread_fence(std::memory_order_acquire);
+  const int64_t index = bad->index;
+  bad->found = 0;
+  if (found == BadIndex::kTarget) throw std::out_of_range(concat("Target ", index, " is out of bounds."));
+  throw std::out_of_range(concat("index ", index, " is out of range of the data"));
+}
+
+void raise_bad_index_of(cudaStream_t stream) {
+  if (is_captured(stream)) return;
+  check_cuda(cudaStreamSynchronize(stream), cross_entropy_args::kOp);
+  raise_bad_index();
+}
 
 void register_cross_entropy(pybind11::module_& m) {
   m.attr("cross_entropy_scratch") = kScratchDoubles;  // elements of float64 that a call takes

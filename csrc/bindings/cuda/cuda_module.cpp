@@ -12,6 +12,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("why_unusable", &cuda::why_unusable);
   cuda::register_cross_entropy(m);
   cuda::register_gram(m);
+  cuda::register_epoch(m);
   cuda::register_linear(m);
   cuda::register_optimizers(m);
   cuda::register_relu(m);

@@ -7,6 +7,7 @@ namespace fastnn::cuda {
 
 void register_cross_entropy(pybind11::module_& m);
 void register_gram(pybind11::module_& m);
+void register_epoch(pybind11::module_& m);
 void register_linear(pybind11::module_& m);
 void register_optimizers(pybind11::module_& m);
 void register_relu(pybind11::module_& m);

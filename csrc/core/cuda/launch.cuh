@@ -29,6 +29,14 @@ struct Exactly {
   using type = T;
 };
 
+inline cudaLaunchAttribute cluster_of(unsigned blocks) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = blocks;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
 }  // namespace launch_detail
 
 // kernel<<<blocks, threads, shared_bytes, stream>>>(args...), the blocks in clusters of `cluster`; throws
@@ -38,10 +46,7 @@ template <class... Params>
 void launch_clusters(const char* op, void (*kernel)(Params...), unsigned cluster, dim3 blocks, dim3 threads,
                      size_t shared_bytes, cudaStream_t stream,
                      typename launch_detail::Exactly<Params>::type... args) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchAttribute attribute = launch_detail::cluster_of(cluster);
   cudaLaunchConfig_t config = {};
   config.gridDim = blocks;
   config.blockDim = threads;
@@ -50,6 +55,22 @@ void launch_clusters(const char* op, void (*kernel)(Params...), unsigned cluster
   config.attrs = &attribute;
   config.numAttrs = cluster > 1 ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, args...), op);
+}
+
+// How many such clusters the device runs at once.
+template <class... Params>
+int most_clusters(void (*kernel)(Params...), unsigned cluster, dim3 threads, size_t shared_bytes) {
+  cudaLaunchAttribute attribute = launch_detail::cluster_of(cluster);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = cluster;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  if (status != cudaSuccess) cudaGetLastError();  // a size that the device does not have
+  return status == cudaSuccess ? clusters : 0;
 }
 
 template <class... Params>

@@ -32,6 +32,21 @@ __device__ __forceinline__ float exp2_approximate(float x) {
   return y;
 }
 
+// With a relative error of up to 2^-23.
+__device__ __forceinline__ float sqrt_approximate(float x) {
+  float y;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// 2^23 + byte kIndex of a word, in one instruction: the byte becomes the low bits of the significand.
+template <int kIndex>
+__device__ __forceinline__ float byte_above_2_23(unsigned word) {
+  unsigned bits;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bits) : "r"(word), "r"(0x4b000000u), "n"(0x7650 | kIndex));
+  return __uint_as_float(bits);
+}
+
 // The dynamic shared memory of the block, aligned to 128 bytes.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kCountThreads) count_rows(const __grid_constan
     } else {
       p.bad->index = index;
       __threadfence_system();
-      *static_cast<volatile int*>(&p.bad->found) = 1;
+      *static_cast<volatile int*>(&p.bad->found) = BadIndex::kTarget;
     }
   }
   rows = sum_block(rows, slots);

@@ -23,8 +23,9 @@ struct CrossEntropyScratch {
 // A class index that was out of range, told by a kernel through memory that the host can read. Its row has
 // the loss NaN and gradients of NaN.
 struct BadIndex {
+  enum { kTarget = 1, kRow = 2 };  // kRow: no class, but the number of a row of the data
   long long index;
-  int found;
+  int found;  // one of these, or 0
 };
 // In memory of the host that every device can write to.
 BadIndex* bad_index();

@@ -185,6 +185,11 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, in
   return cuda_emulator::set_attribute(reinterpret_cast<const void*>(kernel), attribute, value);
 }
 
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel*, const cudaLaunchConfig_t*) {
+  return *clusters = 1, cudaSuccess;
+}
+
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
   size_t bytes = 0;

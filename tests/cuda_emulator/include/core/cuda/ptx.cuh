@@ -11,6 +11,13 @@ float float_from_half(uint16_t bits);
 unsigned bfloat16_pair(float low, float high);
 unsigned half_pair(float low, float high);
 float exp2_approximate(float x);
+float sqrt_approximate(float x);
+
+float byte_above_2_23(unsigned word, int index);
+template <int kIndex>
+float byte_above_2_23(unsigned word) {
+  return byte_above_2_23(word, kIndex);
+}
 
 template <class T>
 T* dynamic_shared() {

@@ -1,0 +1,14 @@
+// What kernels have found in indices that the host never read.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace fastnn::cuda {
+
+// Raises what a kernel has found since this was asked last.
+void raise_bad_index();
+
+// The same for what runs on the stream now; waits for it, unless it is being captured.
+void raise_bad_index_of(cudaStream_t stream);
+
+}  // namespace fastnn::cuda

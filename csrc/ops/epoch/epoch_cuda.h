@@ -1,0 +1,65 @@
+// An epoch of training steps in one launch, for a network with one hidden layer that fits on the chip.
+//
+//   x = byte * scale + shift          (batch, K), of the images that the permutation names next
+//   h = relu(x W1^T + b1)             W1 (H, K), b1 (H)
+//   z = h W2^T + b2                   W2 (C, H), b2 (C)
+//   loss = mean over the rows whose label is not ignore_index of logsumexp(z) - z[label]
+// and Adam's update (ops/adam/adam.h, without amsgrad) of W1, b1, W2 and b2. Everything is float32 and
+// contiguous. A batch without a row that counts has the loss NaN and gradients of 0. Where a label or an
+// entry of the permutation is out of range nothing is updated and all losses are NaN; see bad_index() of
+// ops/cross_entropy/cross_entropy_cuda.h.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace fastnn::cuda {
+
+constexpr int kEpochParameters = 4;  // W1, b1, W2, b2
+
+struct EpochShape {
+  int64_t features, hidden, classes;  // K, H, C
+  int64_t batch;                      // rows of all batches but the last
+};
+
+struct EpochParameter {
+  float *value, *m, *v;
+  float* step;         // updates before the epoch, on the device; advanced. Or null:
+  double step_before;  // the same
+};
+
+struct EpochArgs {
+  EpochShape shape;
+  int64_t count;          // of images
+  const uint8_t* images;  // (count, K)
+  const int64_t* labels;  // (count)
+  const int64_t* order;   // (count)
+  float scale, shift;
+  int64_t ignore_index;
+  EpochParameter parameters[kEpochParameters];
+  double lr, beta1, beta2, eps, weight_decay;
+  bool decoupled;  // AdamW's weight decay
+  float* losses;   // (steps)
+};
+
+inline int64_t epoch_steps(const EpochArgs& args) {
+  return (args.count + args.shape.batch - 1) / args.shape.batch;
+}
+
+// Device memory that the caller makes, for one call: what was found in the indices, and behind it what each
+// step's updates multiply with (AdamConstants<float> of each parameter).
+constexpr size_t kEpochHead = 16, kEpochStepBytes = 160;
+inline size_t epoch_scratch_bytes(int64_t steps) {
+  return kEpochHead + static_cast<size_t>(steps) * kEpochStepBytes;
+}
+
+// Why the current device cannot run it, or "". `cluster` blocks share the hidden units; 0 chooses.
+std::string why_no_epoch(const EpochShape& shape, int cluster);
+
+// Throws std::runtime_error where why_no_epoch() has a reason. `scratch` is aligned to 16 bytes.
+void train_epoch(const EpochArgs& args, int cluster, void* scratch, cudaStream_t stream);
+
+}  // namespace fastnn::cuda
