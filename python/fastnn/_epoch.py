@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastnn import _backend
+from fastnn._epoch_kernel import train_on_chip
+
 if TYPE_CHECKING:
     from fastnn._train_step import TrainStep
 
@@ -18,11 +21,27 @@ def run_epoch(
     _check(images, labels, batch_size, permutation)
     if permutation is None:
         permutation = torch.randperm(len(images), device=images.device)
-    losses = [
+    if _has_kernels(images):
+        reason = _backend.torch_reason()
+        losses = train_on_chip(step, images, labels, batch_size, permutation) if reason is None else reason
+        if not isinstance(losses, str):
+            _backend.decide("train_epoch", None)
+            return losses
+        _backend.decide("train_epoch", losses)
+    return torch.stack(_loop(step, images, labels, batch_size, permutation))
+
+
+def _has_kernels(images: Tensor) -> bool:
+    return images.is_cuda
+
+
+def _loop(
+    step: TrainStep, images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor
+) -> list[Tensor]:
+    return [
         step(images.index_select(0, rows), labels.index_select(0, rows))
         for rows in permutation.split(batch_size)
     ]
-    return torch.stack(losses)
 
 
 def _check(images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor | None) -> None:

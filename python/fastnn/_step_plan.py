@@ -45,6 +45,7 @@ class StepPlan:
 
     Attributes:
         native: the compiled module's part, which reads and checks the tensors of each call.
+        chain: the layers.
         last: the parameters of the last layer, whose dtype the loss has.
     """
 
@@ -63,7 +64,7 @@ class StepPlan:
         self.last = chain[-1][0]._parameters
         self._loss_name = loss_name
         self._loss_module = step.loss if isinstance(step.loss, torch.nn.Module) else None
-        self._chain = chain
+        self.chain = chain
         self._watch = _backend.cpu.Watch()
         watch_globals(self._watch)
         self._watches_all = watch_chain(self._watch, chain)
@@ -73,7 +74,7 @@ class StepPlan:
 
     def holds(self) -> bool:
         """Whether model, loss and optimizer still are what they were, and nobody watches them."""
-        return self._watch.unchanged() and (self._watches_all or self._chain.holds())
+        return self._watch.unchanged() and (self._watches_all or self.chain.holds())
 
     def loss_options(self) -> LossOptions | str:
         """The options of the loss as they are now, or why they are not covered."""
@@ -154,6 +155,11 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
         return StepPlan(step, chain, loss_name, optimizer_name)
     except Refusal as refusal:
         return str(refusal)
+
+
+def uses_adam(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is Adam or AdamW, and not a class of somebody's own."""
+    return _OPTIMIZERS.get(type(optimizer)) == "adam"
 
 
 def _loss_function(loss: Loss) -> str | None:

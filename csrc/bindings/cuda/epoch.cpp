@@ -95,12 +95,12 @@ void train(const TensorView& images, const TensorView& labels, const TensorView&
   args.scale = static_cast<float>(scale);
   args.shift = static_cast<float>(shift);
   args.ignore_index = ignore_index;
-  args.lr = lr;
-  args.beta1 = beta1;
-  args.beta2 = beta2;
-  args.eps = eps;
-  args.weight_decay = weight_decay;
-  args.decoupled = decoupled;
+  args.adam.lr = lr;
+  args.adam.beta1 = beta1;
+  args.adam.beta2 = beta2;
+  args.adam.eps = eps;
+  args.adam.weight_decay = weight_decay;
+  args.adam.decoupled = decoupled;
   args.losses = losses.as<float>();
 
   const CudaCall call(kOp, {&images, &labels, &order, &losses, &scratch});

@@ -15,6 +15,7 @@
 // Half of all cycles are FMAs: the way to fewer is the tensor cores, where bytes are exact as bfloat16.
 #include <stdexcept>
 
+#include "ops/adam/adam_scales.h"
 #include "ops/cross_entropy/cross_entropy_cuda.h"
 #include "ops/epoch/phases.cuh"
 #include "ops/epoch/update.cuh"
@@ -28,20 +29,6 @@ constexpr int kPrepareThreads = 256;
 constexpr int kMostClasses = kWarp;                                                // a lane each
 constexpr int64_t kMostFeatures = 1 << 16, kMostHidden = 1024, kMostBatch = 1024;  // offsets fit 32 bits
 constexpr int kFewestUnits = kTile;  // of a block, below which tiles are not full
-
-__device__ AdamConstants<float> adam_constants_at(const EpochArgs& args, double step) {
-  const auto to_float = [](double x) { return static_cast<float>(x); };
-  return {1.0f,
-          to_float(args.decoupled ? 0 : args.weight_decay),
-          to_float(args.decoupled ? 1 - args.lr * args.weight_decay : 1),
-          to_float(1 - args.beta1),
-          to_float(args.beta1),
-          to_float(args.beta2),
-          to_float(1 - args.beta2),
-          to_float(1 / sqrt(1 - pow(args.beta2, step))),
-          to_float(args.eps),
-          to_float(-args.lr / (1 - pow(args.beta1, step)))};
-}
 
 // Looks at all indices, before anything is updated, and computes the constants of all steps.
 __global__ void __launch_bounds__(kPrepareThreads)
@@ -63,7 +50,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
     const int parameter = static_cast<int>(i % kEpochParameters);
     const EpochParameter& of = args.parameters[parameter];
     const double before = of.step ? double{*of.step} : of.step_before;
-    p.constants[step][parameter] = adam_constants_at(args, before + static_cast<double>(step) + 1);
+    const AdamScales scales = adam_scales(args.adam, before + static_cast<double>(step) + 1);
+    p.constants[step][parameter] = adam_constants<float>(args.adam, scales.step_size, scales.denom_scale);
   }
 }
 

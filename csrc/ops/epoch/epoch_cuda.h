@@ -16,6 +16,8 @@
 #include <cstdint>
 #include <string>
 
+#include "ops/adam/adam.h"
+
 namespace fastnn::cuda {
 
 constexpr int kEpochParameters = 4;  // W1, b1, W2, b2
@@ -40,9 +42,8 @@ struct EpochArgs {
   float scale, shift;
   int64_t ignore_index;
   EpochParameter parameters[kEpochParameters];
-  double lr, beta1, beta2, eps, weight_decay;
-  bool decoupled;  // AdamW's weight decay
-  float* losses;   // (steps)
+  AdamOptions adam;
+  float* losses;  // (steps)
 };
 
 inline int64_t epoch_steps(const EpochArgs& args) {

@@ -1,0 +1,149 @@
+"""The CUDA kernel that takes all steps of an epoch: where it may run, and the call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fastnn import _backend
+from fastnn._purity import Refusal
+from fastnn._step_plan import StepPlan, make_state, uses_adam
+from fastnn.ops.cross_entropy import REDUCTIONS
+
+if TYPE_CHECKING:
+    from fastnn._train_step import TrainStep
+
+
+def train_on_chip(
+    step: TrainStep, images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor
+) -> Tensor | str:
+    """The losses of the epoch; or, with everything left as it is, why the kernel cannot run."""
+    plan = step._find_plan()
+    if not isinstance(plan, StepPlan):
+        return plan.reason
+    batch = min(batch_size, len(images))
+    try:
+        params = _parameters(plan)
+        _check_step(step, plan)
+        _check_data(plan, params, images, labels)
+        kernels = _backend.native(images)
+        _refuse_if(reason := kernels.why_no_epoch(params[0], params[2], batch, 0), reason)
+        states = _states(step.optimizer, params)
+    except Refusal as refusal:
+        return str(refusal)
+
+    # What the kernel takes of a parameter: value, m, v, the count of steps where that is on the device, and
+    # what it was where it is not.
+    given: list[tuple[Any, ...]] = []
+    for p, state in zip(params, states, strict=True):
+        count = state["step"]
+        on_device = count.device == images.device
+        moments = state["exp_avg"], state["exp_avg_sq"]
+        given.append((p, *moments, count if on_device else None, 0.0 if on_device else float(count)))
+    steps = -(-len(images) // batch)
+    losses = params[0].new_empty(steps)
+    scratch = images.new_empty(kernels.epoch_scratch_bytes(steps))
+    group = step.optimizer.param_groups[0]
+    ignore_index = plan.loss_options()[3]
+    step._drop_gradients()
+    kernels.train_epoch(
+        *(images.view(len(images), -1), labels, permutation.contiguous(), batch),
+        *(1 / (255 * step.std), -step.mean / step.std, ignore_index, given),
+        *(group["lr"], *group["betas"], group["eps"], group["weight_decay"], _is_decoupled(step.optimizer)),
+        *(losses, scratch, 0, _backend.check_at_once),
+    )
+    for values in given:
+        increment_version([t for t in values[:4] if t is not None])
+    for state in states:
+        if state["step"].device != images.device:
+            state["step"].add_(steps)
+    step.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+    return losses
+
+
+def _refuse_if(condition: object, why: str) -> None:
+    if condition:
+        raise Refusal(why)
+
+
+def _parameters(plan: StepPlan) -> list[Tensor]:
+    """W1, b1, W2 and b2."""
+    activations = [activation for _, activation in plan.chain]
+    fits = activations == ["relu", None] and not plan.chain.squeeze
+    _refuse_if(not fits, "the model is not two linear layers with ReLU between them")
+    params = [module._parameters.get(name) for module, _ in plan.chain for name in ("weight", "bias")]
+    _refuse_if(any(p is None for p in params), "a layer has no bias")
+    return [p for p in params if p is not None]
+
+
+def _check_step(step: TrainStep, plan: StepPlan) -> None:
+    _refuse_if(step.max_norm is not None, "max_norm is set")
+    _refuse_if(step.keep_grad, "keep_grad is set")
+    _refuse_if(
+        torch.is_inference_mode_enabled() or torch.is_anomaly_enabled(),
+        "inference mode or anomaly detection is on",
+    )
+    options = plan.loss_options()
+    if isinstance(options, str):
+        raise Refusal(options)
+    weight, loss, reduction, _, *more = options
+    plain = weight is None and reduction == REDUCTIONS["mean"] and not any(more)
+    _refuse_if(loss != "cross_entropy" or not plain, "the loss is not the plain mean of cross-entropy")
+    optimizer = step.optimizer
+    _refuse_if(not uses_adam(optimizer), f"no epoch kernel for {type(optimizer).__name__}")
+    groups = optimizer.param_groups
+    _refuse_if(len(groups) != 1, "there are several parameter groups")
+    for flag in ("amsgrad", "maximize", "differentiable"):
+        _refuse_if(groups[0][flag], f"{flag} is set")
+    numbers = (groups[0]["lr"], *groups[0]["betas"])
+    _refuse_if(any(isinstance(number, Tensor) for number in numbers), "lr or betas is a tensor")
+
+
+def _check_data(plan: StepPlan, params: list[Tensor], images: Tensor, labels: Tensor) -> None:
+    reason = _backend.torch_reason(*params, cuda=True)
+    if reason is not None:
+        raise Refusal(reason)
+    for p in params:
+        _refuse_if(p.dtype is not torch.float32, f"parameters are {p.dtype}, not float32")
+        _refuse_if(not p.is_contiguous(), "a parameter is not contiguous")
+        _refuse_if(not p.requires_grad, "a parameter is frozen")
+        hooks = p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None)
+        _refuse_if(any(h is not None for h in hooks), "a parameter has a hook")
+        _refuse_if(p.device != images.device, "devices are mixed")
+    _refuse_if(images.dtype is not torch.uint8, f"the images are {images.dtype}, not uint8")
+    _refuse_if(images.dim() != 2 and not plan.chain.flatten, "the images are no matrix")
+    _refuse_if(images[0].numel() != params[0].shape[1], "the images have not as many features as the model")
+    plain = labels.dtype is torch.int64 and labels.dim() == 1
+    _refuse_if(not plain, "the labels are no vector of int64")
+    contiguous = images.is_contiguous() and labels.is_contiguous()
+    _refuse_if(not contiguous, "images or labels are not contiguous")
+
+
+def _states(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[dict[str, Any]]:
+    """What Adam keeps of each parameter, made where there is none."""
+    own = optimizer.param_groups[0]["params"]
+    same = len(own) == len(params) and {id(p) for p in own} == {id(p) for p in params}
+    _refuse_if(not same, "the optimizer has other parameters than the model")
+    if not all(optimizer.state.get(p) for p in params):
+        make_state(optimizer)
+    states = [optimizer.state[p] for p in params]
+    tensors = list(params)
+    for p, state in zip(params, states, strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            t = state[key]
+            alike = t.shape == p.shape and t.dtype is p.dtype and t.device == p.device and t.is_contiguous()
+            _refuse_if(not alike, f"{key} is not like its parameter")
+            tensors.append(t)
+        count = state["step"]
+        _refuse_if(not isinstance(count, Tensor) or count.dtype is not torch.float32, "step is no float32")
+    _refuse_if(len({t.data_ptr() for t in tensors}) != len(tensors), "parameters or states share memory")
+    return states
+
+
+def _is_decoupled(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the weight decay is AdamW's."""
+    decoupled = optimizer.param_groups[0].get("decoupled_weight_decay")
+    return isinstance(optimizer, torch.optim.AdamW) if decoupled is None else bool(decoupled)
