@@ -102,6 +102,21 @@ def optimizer_cases() -> list[tuple[str, int, Calls]]:
     return found
 
 
+def epoch_cases() -> list[tuple[str, int, Calls]]:
+    """An epoch of 784-128-10 over 60,000 images, of which nothing but their bytes must move."""
+    images = torch.randint(256, (60000, 784), dtype=torch.uint8, device="cuda")
+    labels = torch.randint(10, (60000,), device="cuda")
+    order = torch.randperm(60000, device="cuda")
+    found: list[tuple[str, int, Calls]] = []
+    for batch in (64, 128):
+        layers = torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
+        model = torch.nn.Sequential(*layers).cuda()
+        step = fastnn.TrainStep(model, F.cross_entropy, fastnn.optim.Adam(model.parameters()))
+        calls: Calls = {"fastnn": partial(step.epoch, images, labels, batch, order)}
+        found.append((f"epoch of 784-128-10, batch {batch}", images.numel(), calls))
+    return found
+
+
 def cases() -> list[tuple[str, int, Calls]]:
     """Name, bytes that must move, and one call for each contender."""
     found: list[tuple[str, int, Calls]] = []
@@ -116,7 +131,7 @@ def cases() -> list[tuple[str, int, Calls]]:
         contenders = {"fastnn": functional.cross_entropy, "torch": F.cross_entropy, "compile": compiled}
         calls = {name: gradient_of(loss, logits, target) for name, loss in contenders.items()}
         found.append((f"cross_entropy {rows}x{classes} bf16, with gradient", 4 * rows * classes, calls))
-    return found + gpu_products.cases() + optimizer_cases()
+    return found + gpu_products.cases() + optimizer_cases() + epoch_cases()
 
 
 def main() -> None:
