@@ -74,6 +74,26 @@ int64_t gradient(const TensorView& dy, const Optional& saved, Activation activat
   });
 }
 
+int64_t add_gradients(const TensorView& dy, const TensorView& x, const TensorView& dw, const Optional& db,
+                      int float32, const Optional& workspace) {
+  check_floating(kOp, "grad_output", dy);
+  check_ndim(kOp, "grad_output", dy, 2);
+  check_ndim(kOp, "input", x, 2);
+  check_matrix(kOp, "input", x, dy.dtype, dy.shape[0], x.shape[1]);
+  check(x.shape[1] > 0, kOp, ": input has no columns");  // no block would sum dY
+  const DType sums = dy.dtype == DType::f64 ? DType::f64 : DType::f32;
+  check_matrix(kOp, "grad_weight", dw, sums, dy.shape[1], x.shape[1]);
+  check_contiguous(kOp, "grad_weight", dw);
+  if (db) {
+    check_vector(kOp, "grad_bias", *db, sums, dy.shape[1]);
+    check_contiguous(kOp, "grad_bias", *db);
+  }
+  const CudaCall call(kOp, {&dy, &x, &dw, pointer(db), pointer(workspace)});
+  return with_workspace(kOp, pointer(workspace), [&](Workspace& memory) {
+    linear_add_gradients(dy, x, dw, pointer(db), read_float32(kOp, float32), memory, call.stream());
+  });
+}
+
 }  // namespace
 
 void register_linear(pybind11::module_& m) {
@@ -81,6 +101,7 @@ void register_linear(pybind11::module_& m) {
   m.def("linear_backward", &backward);
   m.def("linear_finish", &finish);
   m.def("linear_gradient", &gradient);
+  m.def("linear_add_gradients", &add_gradients);
 }
 
 }  // namespace fastnn::cuda

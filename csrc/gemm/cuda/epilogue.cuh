@@ -49,6 +49,20 @@ __device__ __forceinline__ void load_values(const T* from, Acc<T> (&v)[kCount]) 
     unpack(load_pack(from), v);
 }
 
+// The same number of values of the type of sums, added to what is there.
+template <int kCount, class S>
+__device__ __forceinline__ void add_values(S* to, const S (&v)[kCount]) {
+  constexpr int kStep = kCount == 1 ? 1 : kPackSize<S>;
+#pragma unroll
+  for (int first = 0; first < kCount; first += kStep) {
+    S there[kStep];
+    load_values<kStep>(to + first, there);
+#pragma unroll
+    for (int e = 0; e < kStep; ++e) there[e] += v[first + e];
+    store_values<kStep>(to + first, there);
+  }
+}
+
 // Stores what becomes of the sums v of row i from column j on.
 template <class T, int kCount>
 __device__ __forceinline__ void finish_values(const Epilogue& out, int64_t m, int64_t n, int64_t batch,
@@ -58,6 +72,7 @@ __device__ __forceinline__ void finish_values(const Epilogue& out, int64_t m, in
   const S scale = static_cast<S>(out.scale);
 #pragma unroll
   for (int e = 0; e < kCount; ++e) v[e] *= scale;
+  if (out.add) return add_values<kCount>(static_cast<S*>(out.y) + at, v);
   if (out.bias) {
     const T* const bias = static_cast<const T*>(out.bias) + j * out.bias_stride;
 #pragma unroll
@@ -74,6 +89,14 @@ __device__ __forceinline__ void finish_values(const Epilogue& out, int64_t m, in
     for (int e = 0; e < kCount; ++e) v[e] = activated(out.activation, v[e]);
   }
   store_values<kCount>(static_cast<T*>(out.y) + at, v);
+}
+
+template <class T>
+__device__ __forceinline__ void finish_row_sum(const Product& p, int64_t i, Acc<T> sum) {
+  if (p.out.add)
+    static_cast<Acc<T>*>(p.row_sums)[i] += sum;
+  else
+    static_cast<T*>(p.row_sums)[i] = from_acc<T>(sum);
 }
 
 // Rows of the sums of a tile, kTile by kTile, in shared memory.
@@ -155,7 +178,7 @@ struct RowSum {
     if (task.splits > 1)
       static_cast<Acc<T>*>(task.partial_row_sums)[place.split * task.product.m + i] = sum;
     else
-      static_cast<T*>(task.product.row_sums)[i] = from_acc<T>(sum);
+      finish_row_sum<T>(task.product, i, sum);
   }
 };
 

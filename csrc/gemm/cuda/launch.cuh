@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kFinishThreads) sum_splits(const __grid_consta
     S v[1] = {sum(task.partials, mirrored ? batch * size + j * p.n + i : at, values)};
     finish_values<T, 1>(p.out, p.m, p.n, batch, i, j, v);
   } else if (p.row_sums && at - values < p.m) {
-    static_cast<T*>(p.row_sums)[at - values] = from_acc<T>(sum(task.partial_row_sums, at - values, p.m));
+    finish_row_sum<T>(p, at - values, sum(task.partial_row_sums, at - values, p.m));
   }
 }
 

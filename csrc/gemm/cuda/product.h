@@ -18,15 +18,17 @@ struct Matrix {
   Matrix transposed() const { return {data, column, row, batch}; }
 };
 
-// v = scale C + bias, which goes to z; y = act(v), or y = v act'(saved) where `saved` is given.
+// v = scale C + bias, which goes to z; y = act(v), or y = v act'(saved) where `saved` is given; or, with
+// `add`, y += scale C.
 struct Epilogue {
-  void* y = nullptr;           // (batches, M, N) contiguous
+  void* y = nullptr;           // (batches, M, N) contiguous; with `add` of the type of the sums
   void* z = nullptr;           // the same, or null
   const void* bias = nullptr;  // (N), or null
   int64_t bias_stride = 0;
   Matrix saved = {};  // (M, N)
   Activation activation = Activation::none;
   double scale = 1;
+  bool add = false;
 };
 
 // How products of float32 are computed: by multiply-adds in float32, on the tensor cores with factors that
@@ -38,7 +40,7 @@ struct Product {
   int64_t m = 0, n = 0, k = 0, batches = 1;
   Matrix a, b;
   Epilogue out;
-  void* row_sums = nullptr;  // (M): of A, or null; for one batch
+  void* row_sums = nullptr;  // (M): of A, or null; for one batch; as y with `add`
   bool symmetric = false;    // B is A and the epilogue only scales: one triangle is computed and mirrored
 };
 

@@ -87,6 +87,17 @@ void linear_gradient(const TensorView& dy, const TensorView* saved, Activation a
   });
 }
 
+void linear_add_gradients(const TensorView& dy, const TensorView& x, const TensorView& dw,
+                          const TensorView* db, Float32 float32, Workspace& workspace, cudaStream_t stream) {
+  Product p;
+  p.m = dy.shape[1], p.n = x.shape[1], p.k = dy.shape[0];
+  p.a = matrix_of(dy).transposed(), p.b = matrix_of(x).transposed();
+  p.out.y = dw.data;
+  p.out.add = true;
+  if (db) p.row_sums = db->data;
+  run_product(kOp, dy.dtype, float32, p, workspace, stream);
+}
+
 void linear_backward(const LinearGradients& args, Float32 float32, Workspace& workspace,
                      cudaStream_t stream) {
   const int64_t m = args.dy.shape[0], n = args.dy.shape[1];

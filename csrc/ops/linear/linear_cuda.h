@@ -20,6 +20,10 @@ struct LinearForward {
 void linear_forward(const LinearForward& args, Float32 float32, Workspace& workspace, cudaStream_t stream);
 void linear_backward(const LinearGradients& args, Float32 float32, Workspace& workspace, cudaStream_t stream);
 
+// dW += dY^T x, and db += the sum of the rows of dY where it is given. Both have the type of the sums.
+void linear_add_gradients(const TensorView& dy, const TensorView& x, const TensorView& dw,
+                          const TensorView* db, Float32 float32, Workspace& workspace, cudaStream_t stream);
+
 // What is left of forward where another library has put x W^T into y: adds the bias, keeps z, activates.
 void linear_finish(const TensorView& y, const TensorView* bias, Activation activation, const TensorView* z,
                    cudaStream_t stream);
