@@ -41,6 +41,47 @@ void forward(const TensorView& x, const TensorView& target, const std::optional<
   if (check_at_once) raise_bad_index_of(call.stream());
 }
 
+// Elements `begin` to `begin + count` of a contiguous vector.
+TensorView part_of(const TensorView& vector, int64_t begin, int64_t count) {
+  TensorView part = vector;
+  part.data = vector.as<char>() + begin * dtype_size(vector.dtype);
+  part.shape[0] = count;
+  return part;
+}
+
+// The rows of a batch from `begin` on, whose logits x are; `target` and, where each row has one, `loss` are
+// those of the batch. Chunks come in their order.
+void chunk(const TensorView& x, int64_t begin, const TensorView& target,
+           const std::optional<TensorView>& weight, const TensorView& loss,
+           const std::optional<TensorView>& gradient, int64_t ignore_index, int reduction,
+           double label_smoothing, double z_loss, const TensorView& scratch, bool check_at_once) {
+  constexpr const char* kOp = cross_entropy_args::kOp;
+  check_ndim(kOp, "input", x, 2);
+  check_ndim(kOp, "target", target, 1);
+  check_contiguous(kOp, "target", target);
+  const int64_t rows = x.shape[0], all = target.shape[0];
+  check(begin >= 0 && begin <= all - rows, kOp, ": ", rows, " rows from ", begin, " on of a batch of ", all);
+  const bool rowwise = static_cast<Reduction>(reduction) == Reduction::none;
+  if (rowwise) {
+    check_vector(kOp, "loss", loss, x.dtype, all);
+    check_contiguous(kOp, "loss", loss);
+  }
+  const CrossEntropyArgs args = cross_entropy_args::read_forward(
+      x, part_of(target, begin, rows), pointer(weight), rowwise ? part_of(loss, begin, rows) : loss,
+      pointer(gradient), ignore_index, reduction, label_smoothing, z_loss);
+  CrossEntropyArgs batch = args;
+  batch.target = target.data;
+  batch.outer = all;
+  CrossEntropyScratch* memory = read_scratch(scratch);
+  const CudaCall call(kOp, {&x, &target, pointer(weight), &loss, pointer(gradient), &scratch});
+  const bool first = begin == 0;
+  if (first) raise_bad_index();
+  cross_entropy_chunk(args, batch, first, memory, call.stream());
+  if (!first || !check_at_once || is_captured(call.stream())) return;
+  check_cuda(cudaStreamSynchronize(call.stream()), kOp);
+  raise_bad_index();
+}
+
 void scale_gradient(const TensorView& gradient, const TensorView& dy, const TensorView& scratch) {
   CrossEntropyArgs args = {};
   const bool scalar = cross_entropy_args::read_scaling(gradient, dy, args);
@@ -71,6 +112,7 @@ void raise_bad_index_of(cudaStream_t stream) {
 void register_cross_entropy(pybind11::module_& m) {
   m.attr("cross_entropy_scratch") = kScratchDoubles;  // elements of float64 that a call takes
   m.def("cross_entropy_forward", &forward);
+  m.def("cross_entropy_chunk", &chunk);
   m.def("cross_entropy_scale_gradient", &scale_gradient);
 }
 

@@ -48,7 +48,9 @@ __global__ void __launch_bounds__(kCountThreads) count_rows(const __grid_constan
   if (threadIdx.x != 0) return;
   p.scratch->rows[blockIdx.x] = rows;
   p.scratch->weight[blockIdx.x] = weight;
-  if (blockIdx.x == 0) p.scratch->counter = 0;
+  if (blockIdx.x != 0) return;
+  p.scratch->counter = 0;
+  p.scratch->loss_so_far = p.scratch->square_so_far = 0;
 }
 
 template <class T>
@@ -98,9 +100,12 @@ void launch_many(const Rows<T>& p, cudaStream_t stream) {
 }
 
 template <class T>
-void forward(const CrossEntropyArgs& args, CrossEntropyScratch* scratch, cudaStream_t stream) {
-  const Rows<T> p = describe<T>(args, scratch);
-  launch(kOp, count_rows<T>, p.count_blocks, kCountThreads, 0, stream, p);
+void run_chunk(const CrossEntropyArgs& args, const CrossEntropyArgs& batch, bool first,
+               CrossEntropyScratch* scratch, cudaStream_t stream) {
+  const Rows<T> all = describe<T>(batch, scratch);
+  if (first) launch(kOp, count_rows<T>, all.count_blocks, kCountThreads, 0, stream, all);
+  Rows<T> p = describe<T>(args, scratch);
+  p.count_blocks = all.count_blocks;
   if (args.inner > 1)
     launch_few<T, 1>(p, stream);
   else if (args.classes <= kEighthClasses)
@@ -191,8 +196,14 @@ BadIndex* bad_index() {
 }
 
 void cross_entropy_forward(const CrossEntropyArgs& args, CrossEntropyScratch* scratch, cudaStream_t stream) {
-  dispatch_floating(args.dtype,
-                    [&](auto tag) { forward<typename decltype(tag)::type>(args, scratch, stream); });
+  cross_entropy_chunk(args, args, true, scratch, stream);
+}
+
+void cross_entropy_chunk(const CrossEntropyArgs& chunk, const CrossEntropyArgs& batch, bool first,
+                         CrossEntropyScratch* scratch, cudaStream_t stream) {
+  dispatch_floating(chunk.dtype, [&](auto tag) {
+    run_chunk<typename decltype(tag)::type>(chunk, batch, first, scratch, stream);
+  });
 }
 
 void cross_entropy_scale_gradient(const CrossEntropyArgs& args, const void* dy, bool scalar,

@@ -14,8 +14,9 @@ constexpr int kCrossEntropyBlocks =
 
 // Of one call, in device memory. A later scale_gradient reads `late`.
 struct CrossEntropyScratch {
-  double late;       // what the gradient must still be multiplied with
-  unsigned counter;  // of blocks that are through
+  double late;                        // what the gradient must still be multiplied with
+  unsigned counter;                   // of blocks that are through
+  double loss_so_far, square_so_far;  // of the chunks before
   double rows[kCountBlocks], weight[kCountBlocks];
   double loss[kCrossEntropyBlocks], square[kCrossEntropyBlocks];
 };
@@ -32,6 +33,11 @@ BadIndex* bad_index();
 
 // `args.totals` is not used; `args.loss` is required.
 void cross_entropy_forward(const CrossEntropyArgs& args, CrossEntropyScratch* scratch, cudaStream_t stream);
+// The same for the rows of `batch` in chunks, in their order: with the first the targets of the whole batch
+// are counted, and a loss that is not one for each row is that of the chunks so far. `batch` differs from a
+// chunk in `outer` and `target`.
+void cross_entropy_chunk(const CrossEntropyArgs& chunk, const CrossEntropyArgs& batch, bool first,
+                         CrossEntropyScratch* scratch, cudaStream_t stream);
 // gradient *= scratch->late * dy, as in CrossEntropyKernels.
 void cross_entropy_scale_gradient(const CrossEntropyArgs& args, const void* dy, bool scalar,
                                   const CrossEntropyScratch* scratch, cudaStream_t stream);

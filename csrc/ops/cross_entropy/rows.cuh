@@ -107,6 +107,11 @@ __device__ void finish_loss(const Rows<T>& p, LossSums sums, const CrossEntropyS
   all.square = sum_block(all.square, slots);
   weight = sum_block(weight, slots);
   if (threadIdx.x != 0) return;
+  p.scratch->counter = 0;  // for the next chunk
+  all.loss += p.scratch->loss_so_far;
+  all.square += p.scratch->square_so_far;
+  p.scratch->loss_so_far = all.loss;
+  p.scratch->square_so_far = all.square;
   double total = p.args.reduction == Reduction::mean ? all.loss / weight : all.loss;
   if (p.args.z_loss != 0) total += p.args.z_loss * all.square * scales.square;
   *static_cast<T*>(p.args.loss) = from_acc<T>(static_cast<Acc<T>>(total));
