@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from linear_cross_entropy_cases import CHUNK, CLASSES, FEATURES, FEW, check, example, gradients
 from reference import DTYPES, layouts
 from torch import Tensor
 
@@ -19,11 +20,6 @@ from fastnn import functional as FF
 from fastnn.ops import linear_cross_entropy as module
 from fastnn.ops.linear_cross_entropy import linear_cross_entropy_torch
 
-CHUNK = 8
-CLASSES = 67  # more than lie along the lanes of a vector, and no multiple of them
-FEATURES = 13
-FEW = 5
-
 native_only = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
 
 
@@ -31,67 +27,6 @@ native_only = pytest.mark.skipif(_backend.cpu is None, reason="needs the compile
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_BYTES", 0)
     monkeypatch.setattr(module, "MIN_CHUNK_ROWS", CHUNK)
-
-
-def example(rows: int, classes: int, dtype: torch.dtype, bias: bool = True) -> dict[str, Any]:
-    return {
-        "input": torch.randn(rows, FEATURES).to(dtype),
-        "linear_weight": (torch.randn(classes, FEATURES) / 2).to(dtype),
-        "target": torch.randint(classes, (rows,)),
-        "linear_bias": torch.randn(classes).to(dtype) if bias else None,
-    }
-
-
-def gradients(f: Any, tensors: dict[str, Any], grad: Tensor | None, options: dict[str, Any]) -> list[Any]:
-    """Loss, then the gradients of input, weight and bias."""
-    leaves = {
-        k: t.detach().requires_grad_() if t is not None and t.is_floating_point() else t
-        for k, t in tensors.items()
-    }
-    loss = f(**leaves, **options)
-    wanted = [t for t in leaves.values() if t is not None and t.requires_grad]
-    grad = torch.ones_like(loss) if grad is None else grad.to(loss.dtype)
-    return [loss.detach(), *torch.autograd.grad(loss, wanted, grad)]
-
-
-def check(tensors: dict[str, Any], **options: Any) -> None:
-    """Compare natively computed loss and gradients with torch's in float64.
-
-    Logits (sums of K products), their exponentials and gradients are rounded to the dtype, with an error of a
-    few eps of the logits' magnitude for each row; products of the gradients add up over rows and classes as
-    the sum of the magnitudes. 16-bit dtypes: that eps dominates; the float32 sums are below it.
-    """
-    dtype = tensors["input"].dtype
-    rowwise = options.get("reduction") == "none"
-    grad = torch.rand(tensors["target"].shape) + 0.5 if rowwise else torch.tensor(1.5)
-    grad = grad.to(dtype)
-    decisions: list[_backend.Decision] = []
-    with _backend.recording(decisions.append):
-        actual = gradients(FF.linear_cross_entropy, tensors, grad, options)
-    if _backend.cpu is not None:
-        assert {d.reason for d in decisions} == {None}
-    wide = {k: t.double() if t is not None and t.is_floating_point() else t for k, t in tensors.items()}
-    wide_options = {k: v.double() if isinstance(v, Tensor) else v for k, v in options.items()}
-    expected = gradients(linear_cross_entropy_torch, wide, grad, wide_options)
-    eps = torch.finfo(dtype).eps
-    x, w = wide["input"], wide["linear_weight"]
-    logit = 1 + float((x.abs() @ w.abs().t()).amax()) + (0 if wide["linear_bias"] is None else 4)
-    # Of a row's gradient: terms of at most 2 w_y, moved by the relative error of its exponentials.
-    rows = max(len(x), 1)
-    per_row = grad.abs().max().item() * 2 * 2 / (rows if options.get("reduction", "mean") == "mean" else 1)
-    limits = [
-        logit * 4 * (rows if options.get("reduction") == "sum" else 1),
-        per_row * logit * float(w.abs().sum(0).max()),
-        per_row * logit * float(x.abs().sum(0).max()),
-        per_row * logit * rows,
-    ]
-    for a, e, limit in zip(actual, expected, limits, strict=False):
-        assert a.dtype == dtype
-        assert a.shape == e.shape
-        torch.testing.assert_close(a.double(), e, rtol=2 * eps, atol=eps * limit / 4, equal_nan=True)
-    with torch.no_grad():
-        loss = FF.linear_cross_entropy(**tensors, **options)
-    assert torch.equal(loss, actual[0]) or bool(loss.isnan().all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 
+import linear_cross_entropy_cases
 import pytest
 import test_gram
 import test_linear
-import test_linear_cross_entropy
 import torch
 from reference import assert_close_sum, layouts
 from torch import Tensor
@@ -124,4 +124,4 @@ def test_gram_matches_float64(pairs: str) -> None:
 
 def test_linear_cross_entropy_matches_float64(pairs: str) -> None:
     # Its sums stay in float32 and are added up over chunks of rows.
-    test_linear_cross_entropy.check(test_linear_cross_entropy.example(37, 67, BF16))
+    linear_cross_entropy_cases.check(linear_cross_entropy_cases.example(37, 67, BF16))

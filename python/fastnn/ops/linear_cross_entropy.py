@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _backend
+from fastnn.ops import _cuda_linear_cross_entropy
 from fastnn.ops._function import NativeFunction
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy_reason, cross_entropy_torch
 
@@ -76,13 +77,13 @@ class LinearCrossEntropyFunction(NativeFunction):
         ctx.options = options
         rowwise = options["reduction"] == "none"
         wanted = (False,) * 3 if rowwise else ctx.needs_input_grad[:3]
-        loss, gradients = _run(input, linear_weight, linear_bias, target, weight, options, wanted)
+        loss, gradients, ctx.scale = _run(input, linear_weight, linear_bias, target, weight, options, wanted)
         ctx.gradients = None if rowwise else gradients
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        native = _backend.use_native_backward("linear_cross_entropy_backward", grad_output)
+        native = _backend.use_native_backward("linear_cross_entropy_backward", grad_output, cuda=True)
         gradients, ctx.gradients = ctx.gradients, None
         rowwise = ctx.options["reduction"] == "none"
         if torch.is_grad_enabled() or (rowwise and not native):
@@ -90,12 +91,18 @@ class LinearCrossEntropyFunction(NativeFunction):
         input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
         if gradients is None:
             wanted, factors = ctx.needs_input_grad[:3], grad_output.contiguous() if rowwise else None
-            _, gradients = _run(
+            _, gradients, ctx.scale = _run(
                 input, linear_weight, linear_bias, target, weight, ctx.options, wanted, factors
             )
         if not rowwise:
             if not native:
-                gradients = [None if g is None else g * grad_output for g in gradients]
+                factor = grad_output if ctx.scale is None else grad_output * ctx.scale[0]
+                gradients = [None if g is None else g * factor for g in gradients]
+            elif ctx.scale is not None:
+                kernels = _backend.native(grad_output)
+                for g in gradients:
+                    if g is not None:
+                        kernels.cross_entropy_scale_gradient(g, grad_output.to(g.dtype), ctx.scale)
             elif grad_output.item() != 1:
                 gradients = [None if g is None else g.mul_(grad_output) for g in gradients]
         return (*(None if g is None else g.to(input.dtype) for g in gradients), None, None, None)
@@ -124,34 +131,40 @@ def _run(
     options: dict[str, Any],
     wanted: tuple[bool, ...],
     grad_output: Tensor | None = None,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the loss and the wanted gradients of input, linear_weight and linear_bias.
+) -> tuple[Tensor, list[Tensor | None], Tensor | None]:
+    """Return the loss, the wanted gradients of input, linear_weight and linear_bias, and on CUDA what holds,
+    as its first element, a factor that they still lack.
 
     Gradients are in the type that sums: float32 for 16-bit types, so that neither the chunks nor a factor
     that backward still brings are rounded or flushed to zero in 16 bits.
     """
     loss = input.new_empty(target.shape if options["reduction"] == "none" else ())
+    target, weight = target.contiguous(), None if weight is None else weight.contiguous()
+    numbers = (
+        options["ignore_index"],
+        REDUCTIONS[options["reduction"]],
+        options["label_smoothing"],
+        options["z_loss"],
+    )
+    rows = chunk_rows(linear_weight.shape[0], input.dtype)
+    kernels = _backend.native(input)
+    if kernels is not _backend.cpu:
+        gradients, scale = _cuda_linear_cross_entropy.run(
+            kernels,
+            *(input, linear_weight, linear_bias, target, weight, loss, grad_output, wanted, numbers),
+            _cuda_linear_cross_entropy.whole_tiles(rows),
+            _backend.check_at_once,
+        )
+        return loss, gradients, scale
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     gradients = [
         torch.empty(t.shape, dtype=dtype, device=t.device) if t is not None and needed else None
         for t, needed in zip((input, linear_weight, linear_bias), wanted, strict=True)
     ]
-    _backend.cpu.linear_cross_entropy(
-        input,
-        linear_weight,
-        linear_bias,
-        target.contiguous(),
-        None if weight is None else weight.contiguous(),
-        loss,
-        grad_output,
-        *gradients,
-        options["ignore_index"],
-        REDUCTIONS[options["reduction"]],
-        options["label_smoothing"],
-        options["z_loss"],
-        chunk_rows(linear_weight.shape[0], input.dtype),
+    kernels.linear_cross_entropy(
+        input, linear_weight, linear_bias, target, weight, loss, grad_output, *gradients, *numbers, rows
     )
-    return loss, gradients
+    return loss, gradients, None
 
 
 def _check_shapes(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
@@ -199,11 +212,17 @@ def _torch_reason(
         return "class probabilities"
     if linear_weight.numel() == 0:
         return f"linear_weight of shape {tuple(linear_weight.shape)}"
-    reason = _backend.torch_reason(input, linear_weight, linear_bias, weight)
+    reason = _backend.torch_reason(input, linear_weight, linear_bias, weight, cuda=True)
     if reason is not None:
         return reason
     return cross_entropy_reason(
-        input, target, weight, options["ignore_index"], options["reduction"], options["label_smoothing"]
+        input,
+        target,
+        weight,
+        options["ignore_index"],
+        options["reduction"],
+        options["label_smoothing"],
+        cuda=True,
     )
 
 
@@ -232,7 +251,9 @@ def linear_cross_entropy(
 
     is added in the same pass, so that backward only multiplies by ``grad_output``. Reduction ``"none"`` and a
     second backward compute the logits again in backward. 16-bit types sum gradients in float32, which are
-    kept until backward and take twice the memory of the gradients themselves.
+    kept until backward and take twice the memory of the gradients themselves; on CUDA those of weight and
+    bias, while that of the input is rounded as each chunk writes it. On CUDA chunks are multiples of 128 rows
+    where they can be, and nothing waits for the device.
 
     Args:
         input: ``(K)``, ``(N, K)`` or ``(*, K)`` (torch: at most two dimensions), any strides; float32,
@@ -253,7 +274,8 @@ def linear_cross_entropy(
         Scalar; with ``"none"`` one loss a row, of the shape of the class indices.
 
     Raises:
-        IndexError: an index is neither in [0, C) nor ``ignore_index``.
+        IndexError: an index is neither in [0, C) nor ``ignore_index``. On CUDA the loss is NaN then, and the
+            next call raises, or with FASTNN_CHECK=1 in the environment this one, which waits for the device.
         ValueError: the batch sizes of ``input`` and ``target`` differ; an unknown ``reduction``.
         RuntimeError: other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1];
             ``ignore_index`` together with class probabilities.
