@@ -20,6 +20,7 @@ Case = tuple[str, int, Calls]  # name, bytes that must move, one call for each c
 
 LAYERS = ((64, 128, 784), (128, 512, 784), (512, 1024, 1024), (4096, 4096, 4096))  # M, N, K
 GRAMS = ((1, 64, 50176), (1, 512, 784), (16, 256, 3136))  # B, C, L
+CLASSIFIERS = ((1024, 768, 32000), (8192, 2048, 32000))  # N, K, C
 CUBES = (256, 512, 1024, 2048, 4096)
 
 
@@ -67,6 +68,28 @@ def _grams() -> list[Case]:
     return found
 
 
+def _torch_classifier(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(x, weight), target)
+
+
+def _classifiers() -> list[Case]:
+    found: list[Case] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for n, k, classes in CLASSIFIERS:
+            leaves = _leaves(dtype, (n, k), (classes, k))
+            target = torch.randint(classes, (n,), device="cuda")
+            dy = torch.ones((), device="cuda", dtype=dtype)
+            contenders: dict[str, Op] = {
+                "fastnn": partial(functional.linear_cross_entropy, target=target),
+                "torch": partial(_torch_classifier, target=target),
+            }
+            calls = {name: _with_gradients(op, leaves, dy) for name, op in contenders.items()}
+            # x and W are read twice, dX and dW are written; nothing says that logits need be.
+            moved = 3 * (n + classes) * k * dtype.itemsize
+            found.append((f"linear_cross_entropy {n}x{k}x{classes} {dtype}, with gradients", moved, calls))
+    return found
+
+
 def _sweep() -> list[Case]:
     """A layer's forward with each of the choices that `_cuda_limits.choose` has."""
     choices = {"plain": (False, _cuda_limits.PLAIN), "torch product": (True, _cuda_limits.PLAIN)}
@@ -92,5 +115,5 @@ def _sweep() -> list[Case]:
 
 
 def cases() -> list[Case]:
-    """Layers and Gram matrices against torch's, then the sweep."""
-    return _layers() + _grams() + _sweep()
+    """Layers, Gram matrices and classifiers against torch's, then the sweep."""
+    return _layers() + _grams() + _classifiers() + _sweep()
