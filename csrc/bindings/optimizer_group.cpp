@@ -29,19 +29,6 @@ PyObject* entry(PyObject* dict, PyObject* key) {
   return found;
 }
 
-// Whether the elements fill one block of memory, in any order of the dimensions.
-bool is_dense(const TensorView& t) {
-  if (t.is_contiguous()) return true;
-  int64_t expected = 1;
-  for (int filled = 0; filled < t.ndim; ++filled) {
-    int d = 0;
-    while (d < t.ndim && (t.shape[d] == 1 || t.strides[d] != expected)) ++d;
-    if (d == t.ndim) break;
-    expected *= t.shape[d];
-  }
-  return expected == t.numel();
-}
-
 bool same_layout(const TensorView& a, const TensorView& b) {
   if (a.ndim != b.ndim) return false;
   for (int d = 0; d < a.ndim; ++d)
@@ -83,6 +70,18 @@ void check_not_negated(PyObject* tensor) {
   static PyObject* const is_neg = interned("is_neg");
   if (owned(PyObject_CallMethodNoArgs(tensor, is_neg)).ptr() != Py_False)
     throw NotCovered("the tensor is a lazily negated view");
+}
+
+bool is_dense(const TensorView& t) {
+  if (t.is_contiguous()) return true;
+  int64_t expected = 1;
+  for (int filled = 0; filled < t.ndim; ++filled) {
+    int d = 0;
+    while (d < t.ndim && (t.shape[d] == 1 || t.strides[d] != expected)) ++d;
+    if (d == t.ndim) break;
+    expected *= t.shape[d];
+  }
+  return expected == t.numel();
 }
 
 PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
@@ -164,18 +163,10 @@ py::object OptimizerGroup::gradient(PyObject* param) {
   return owned(PyObject_GetAttr(param, key));
 }
 
-void OptimizerGroup::add_range(const TensorView& view, bool written) {
-  if (view.numel() == 0) return;
-  int64_t last = 0;  // element; plain tensors have no negative strides
-  for (int d = 0; d < view.ndim; ++d) last += (view.shape[d] - 1) * view.strides[d];
-  const auto* begin = view.as<const char>();
-  ranges_.push_back({begin, begin + (last + 1) * dtype_size(view.dtype), written});
-}
-
 TensorView OptimizerGroup::read_written(PyObject* object) {
   const TensorView view = read_plain(object);
   written_.append(py::handle(object));
-  add_range(view, true);
+  ranges_.add(view, true);
   return view;
 }
 
@@ -211,7 +202,7 @@ void OptimizerGroup::read_gradient(PyObject* param, const TensorView& p, py::obj
     g = read_plain(grad.ptr());
   }
   if (scalars_.grad_scale) written_.append(grad);
-  add_range(g, scalars_.grad_scale != nullptr);
+  ranges_.add(g, scalars_.grad_scale != nullptr);
   gradients_.push_back(std::move(grad));
   tensor.grad = g.data;
 }
@@ -280,16 +271,7 @@ void OptimizerGroup::check_disjoint() {
   for (const TensorView& view : scalar_views_)
     if (any_parameter_ && view.cuda_device != device_)
       throw NotCovered("lr or the GradScaler's numbers are on another device");
-  std::sort(ranges_.begin(), ranges_.end(),
-            [](const MemoryRange& a, const MemoryRange& b) { return a.begin < b.begin; });
-  const char* end_of_written = nullptr;
-  const char* end_of_any = nullptr;
-  for (const MemoryRange& range : ranges_) {
-    if (range.begin < (range.written ? end_of_any : end_of_written))
-      throw NotCovered("parameters, gradients or states share memory");
-    end_of_any = std::max(end_of_any, range.end);
-    if (range.written) end_of_written = std::max(end_of_written, range.end);
-  }
+  if (!ranges_.disjoint()) throw NotCovered("parameters, gradients or states share memory");
 }
 
 void OptimizerGroup::commit() {

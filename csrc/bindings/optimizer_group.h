@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/memory_ranges.h"
 #include "core/tensor_view.h"
 #include "ops/optim/multi_tensor.h"
 
@@ -36,6 +37,9 @@ pybind11::object owned(PyObject* object);
 // A tensor whose memory kernels may touch: no subclass, no lazily negated view. Throws NotCovered.
 TensorView read_plain(PyObject* object);
 void check_not_negated(PyObject* tensor);
+
+// Whether the elements fill one block of memory, in any order of the dimensions.
+bool is_dense(const TensorView& t);
 
 // What the steps of all optimizers share, whatever the update.
 class OptimizerGroup {
@@ -79,11 +83,9 @@ class OptimizerGroup {
   // Throws where written memory is reachable twice.
   void check_disjoint();
   // Memory that the step touches besides.
-  void also_reads(const TensorView& view) { add_range(view, false); }
-  void also_writes(const TensorView& view) { add_range(view, true); }
-  void also_touches(const OptimizerGroup& other) {
-    ranges_.insert(ranges_.end(), other.ranges_.begin(), other.ranges_.end());
-  }
+  void also_reads(const TensorView& view) { ranges_.add(view, false); }
+  void also_writes(const TensorView& view) { ranges_.add(view, true); }
+  void also_touches(const OptimizerGroup& other) { ranges_.add(other.ranges_); }
   // Counts the steps and keeps the new states: the update follows.
   void commit();
 
@@ -93,16 +95,10 @@ class OptimizerGroup {
   const pybind11::list& written() const { return written_; }
 
  private:
-  struct MemoryRange {
-    const char* begin;
-    const char* end;
-    bool written;
-  };
   struct NewState {
     pybind11::object state, key, tensor;
   };
 
-  void add_range(const TensorView& view, bool written);
   TensorView read_written(PyObject* object);
   void check_like(const TensorView& view, PyObject* key, const TensorView& param) const;
   // A number of float32 on the device.
@@ -117,7 +113,7 @@ class OptimizerGroup {
   DeviceScalars scalars_ = {};
   std::vector<TensorView> scalar_views_;  // of `scalars_`, whose device is checked at last
   std::vector<TensorView> steps_;
-  std::vector<MemoryRange> ranges_;
+  MemoryRanges ranges_;
   std::vector<pybind11::object> gradients_;  // alive until the kernel has read them
   std::vector<NewState> new_states_;
   pybind11::list written_;
