@@ -72,6 +72,34 @@ __device__ __forceinline__ void write_lanes(T* p, bool whole, int first, int las
     if (e >= first && e < last) p[e] = from_acc<T>(from[e]);
 }
 
+// The tensor of this block: the last that does not begin behind it.
+template <class Launch>
+__device__ __forceinline__ const typename Launch::Tensor& tensor_of_block(const Launch& launch) {
+  int low = 0, high = launch.count;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (launch.tensors[middle].first_block <= blockIdx.x ? low : high) = middle;
+  }
+  return launch.tensors[low];
+}
+
+// Calls body(i, whole, first, last) for the packs of this block that this thread has: i is the offset of a
+// pack in the tensor, and its elements [first, last) are to be worked on. A whole pack is aligned.
+template <class T, class Tensor, class Body>
+__device__ __forceinline__ void for_each_pack(const Tensor& t, int64_t chunk, const Body& body) {
+  constexpr int kSize = kPackSize<T>;
+  // Offsets count from the last boundary before the tensor, so that whole packs are aligned.
+  const bool aligned = t.shift != kScattered;
+  const int shift = aligned ? t.shift : 0;
+  const int64_t begin = (blockIdx.x - t.first_block) * chunk - shift;
+  const int64_t end = begin + chunk < t.numel ? begin + chunk : t.numel;
+  for (int64_t i = begin + int64_t{threadIdx.x} * kSize; i < end; i += kUpdateThreads * kSize) {
+    const int first = i < 0 ? static_cast<int>(-i) : 0;
+    const int last = end - i < kSize ? static_cast<int>(end - i) : kSize;
+    body(i, aligned && first == 0 && last == kSize, first, last);
+  }
+}
+
 // Whole packs and parts of them go through one copy of the rule: in two copies the compiler might contract
 // products and sums differently, and the bits of an element would depend on its neighbours.
 template <class T, class Rule>
@@ -82,30 +110,16 @@ __global__ void __launch_bounds__(kUpdateThreads)
   const DeviceScalars& scalars = launch.scalars;
   if (scalars.found_inf && *scalars.found_inf != 0) return;
 
-  int low = 0, high = launch.count;  // the tensor of this block is the last that does not begin behind it
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (launch.tensors[middle].first_block <= blockIdx.x ? low : high) = middle;
-  }
-  const auto& t = launch.tensors[low];
-
+  const auto& t = tensor_of_block(launch);
   __shared__ typename Rule::Constants shared;
   if (threadIdx.x == 0) shared = Rule::constants(launch.common, scalars, t.step);
   __syncthreads();
   const typename Rule::Constants constants = shared;
   const S grad_scale = scalars.grad_scale ? static_cast<S>(*scalars.grad_scale) : S(1);
 
-  // Offsets count from the last boundary before the tensor, so that whole packs are aligned.
-  const bool aligned = t.shift != kScattered;
-  const int shift = aligned ? t.shift : 0;
-  const int64_t begin = (blockIdx.x - t.first_block) * launch.chunk - shift;
-  const int64_t end = begin + launch.chunk < t.numel ? begin + launch.chunk : t.numel;
   T* const param = static_cast<T*>(t.param);
   T* const grad = static_cast<T*>(t.grad);
-  for (int64_t i = begin + int64_t{threadIdx.x} * kSize; i < end; i += kUpdateThreads * kSize) {
-    const int first = i < 0 ? static_cast<int>(-i) : 0;
-    const int last = end - i < kSize ? static_cast<int>(end - i) : kSize;
-    const bool whole = aligned && first == 0 && last == kSize;
+  for_each_pack<T>(t, launch.chunk, [&](int64_t i, bool whole, int first, int last) {
     S p[kSize], g[kSize], state[kMaxStates][kSize] = {};
     read_lanes(param + i, whole, first, last, p);
     read_lanes(grad + i, whole, first, last, g);
@@ -130,7 +144,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
       write_lanes(static_cast<T*>(t.state[k]) + i, whole, first, last, state[k]);
-  }
+  });
 }
 
 struct StepLaunch {
@@ -168,14 +182,14 @@ int shift_of(const OptimizerTensor& t) {
   return equal ? static_cast<int>(offset(t.param) / sizeof(T)) : kScattered;
 }
 
-// Updates tensors of one dtype that have `common` in common, in as few launches as their addresses fit.
-template <class T, class Rule>
-void launch_update(const char* op, const std::vector<const OptimizerTensor*>& tensors,
-                   const typename Rule::Common& common, const DeviceScalars& scalars, cudaStream_t stream) {
+// Calls start(launch, blocks) for tensors of one dtype that have `common` in common, as seldom as their
+// addresses fit the parameters of a kernel; `wanted` is how many blocks a launch should have.
+template <class T, class Rule, class Start>
+void for_each_launch(const char* op, const std::vector<const OptimizerTensor*>& tensors, int64_t wanted,
+                     const typename Rule::Common& common, const DeviceScalars& scalars, const Start& start) {
   using Launch = UpdateLaunch<Rule>;
   static_assert(sizeof(Launch) <= kParameterBytes);
   constexpr int64_t kPass = kUpdateThreads * kPackSize<T>;
-  const int64_t wanted = int64_t{device_limits().multiprocessors} * kChunksPerMultiprocessor;
   for (size_t next = 0; next < tensors.size();) {
     Launch update = {};
     update.common = common;
@@ -199,8 +213,17 @@ void launch_update(const char* op, const std::vector<const OptimizerTensor*>& te
       t.first_block = grid_blocks(blocks, op);
       blocks += ceil_div(t.numel + (t.shift == kScattered ? 0 : t.shift), update.chunk);
     }
-    launch(op, update_tensors<T, Rule>, grid_blocks(blocks, op), kUpdateThreads, 0, stream, update);
+    start(update, grid_blocks(blocks, op));
   }
+}
+
+template <class T, class Rule>
+void launch_update(const char* op, const std::vector<const OptimizerTensor*>& tensors,
+                   const typename Rule::Common& common, const DeviceScalars& scalars, cudaStream_t stream) {
+  const int64_t wanted = int64_t{device_limits().multiprocessors} * kChunksPerMultiprocessor;
+  for_each_launch<T, Rule>(op, tensors, wanted, common, scalars, [&](const auto& update, unsigned blocks) {
+    launch(op, update_tensors<T, Rule>, blocks, kUpdateThreads, 0, stream, update);
+  });
 }
 
 // Calls update(tensors, one of them) for every set of them that has one dtype and is alike otherwise; empty
