@@ -21,6 +21,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("emulate_pairs", &emulate_pairs);  // for tests: until the next select_isa, and when no kernel runs
   register_adagrad(m);
   register_adam(m);
+  register_clip(m);
   register_cross_entropy(m);
   register_gram(m);
   register_linear(m);

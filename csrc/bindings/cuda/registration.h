@@ -5,6 +5,7 @@
 
 namespace fastnn::cuda {
 
+void register_clip(pybind11::module_& m);
 void register_cross_entropy(pybind11::module_& m);
 void register_gram(pybind11::module_& m);
 void register_epoch(pybind11::module_& m);

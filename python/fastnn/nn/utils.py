@@ -1,0 +1,91 @@
+"""What training loops take from :mod:`torch.nn.utils`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fastnn import _backend
+
+__all__ = ["clip_grad_norm_"]
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    r"""Scale gradients down, in place, where their global norm exceeds a bound.
+
+    .. math:: g \leftarrow g \cdot \min\!\left(1, \frac{\text{max\_norm}}{\lVert g \rVert + 10^{-6}}\right)
+
+    with :math:`g` all gradients as one vector. Drop-in for :func:`torch.nn.utils.clip_grad_norm_`, whose
+    arguments, defaults and result it has.
+
+    One native call where the norm is of type 2 and all gradients are of one dtype (float32, float64, bfloat16
+    or float16), each fills one block of memory, none shares it, and all are on the CPU or on one CUDA device.
+    The squares are summed in float64, so that no square overflows or vanishes in float32, and always in the
+    same order. Where nothing exceeds the bound, the gradients are not written to. On CUDA the factor is
+    computed and read on the device: nothing waits for it, unless ``error_if_nonfinite`` is set. Anything else
+    is left to torch.
+
+    Args:
+        parameters: a tensor, or tensors, whose ``grad`` is clipped; those without one are skipped.
+        max_norm: the bound.
+        norm_type: the type of the p-norm, ``inf`` for the largest absolute value.
+        error_if_nonfinite: raise an error where the norm is NaN or infinite, and change no gradient. Without
+            it an infinite norm makes zeros of finite gradients and NaN of infinite ones, a norm that is NaN
+            makes all of them NaN.
+        foreach: as in torch; makes no difference where the native call is made.
+
+    Returns:
+        The norm before clipping, a tensor without dimensions on the device of the gradients and of their
+        dtype.
+
+    Raises:
+        RuntimeError: the norm is not finite, and ``error_if_nonfinite`` is set.
+
+    Source: Pascanu et al., `On the Difficulty of Training Recurrent Neural Networks
+    <https://proceedings.mlr.press/v28/pascanu13.html>`_.
+    """
+    listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    grads = [grad for p in listed if (grad := p.grad) is not None]
+    norm = _clip_natively(grads, max_norm, norm_type, error_if_nonfinite)
+    if _backend.decide("clip_grad_norm", None if isinstance(norm, Tensor) else norm):
+        assert isinstance(norm, Tensor)
+        return norm
+    return torch.nn.utils.clip_grad_norm_(
+        listed or parameters,  # torch warns of an empty generator
+        max_norm,
+        norm_type,
+        error_if_nonfinite,
+        foreach,
+    )
+
+
+def _clip_natively(
+    grads: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool
+) -> Tensor | str:
+    """The norm; or, with nothing changed, why torch must clip."""
+    if float(norm_type) != 2:
+        return f"the norm is of type {norm_type}"
+    if not grads:
+        return "there is no gradient"
+    first = grads[0]
+    # The native call itself checks what it is given, on the CPU all of it.
+    reason = _backend.torch_reason() if first.is_cpu else _backend.torch_reason(first, cuda=True)
+    if reason is not None:
+        return reason
+    kernels = _backend.native(first)
+    norm: Tensor | str = kernels.clip_grad_norm(grads, float(max_norm), error_if_nonfinite)
+    if isinstance(norm, str):
+        return norm
+    if error_if_nonfinite and kernels is not _backend.cpu and not norm.isfinite():
+        return "the norm is not finite"
+    increment_version(grads)
+    return norm
