@@ -37,8 +37,13 @@ ALL_OFF, ALL_ON = (0.0, 0.0, False), (0.2, 0.01, True)  # smoothing, z-loss, whe
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_options(reduction: str, dtype: torch.dtype, cuda_device: torch.device) -> None:
     crossed = list(itertools.product(*zip(ALL_OFF, ALL_ON, strict=True)))
-    # Kernels for other numbers of classes differ within a row only.
-    for classes, cases in ((FEW, [ALL_OFF, ALL_ON]), (CLASSES, crossed), (MANY, [ALL_ON])):
+    ends = [ALL_OFF, ALL_ON]
+    # Kernels for other numbers of classes and other dtypes differ within a row only.
+    for classes, cases in (
+        (FEW, ends),
+        (CLASSES, crossed if dtype == torch.float32 else ends),
+        (MANY, [ALL_ON]),
+    ):
         for smoothing, z_loss, weighted in cases:
             weight = (torch.rand(classes) + 0.5).to(dtype) if weighted else None
             tensors = example(CHUNK + 3, classes, dtype, bias=z_loss == 0)
@@ -48,7 +53,7 @@ def test_options(reduction: str, dtype: torch.dtype, cuda_device: torch.device) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, CHUNK, CHUNK + 1, 4 * CHUNK - 1])
+@pytest.mark.parametrize("rows", [1, CHUNK + 1, 4 * CHUNK - 1])
 def test_chunk_boundaries(rows: int, dtype: torch.dtype, cuda_device: torch.device) -> None:
     for reduction in ("mean", "none"):
         check(example(rows, CLASSES, dtype), cuda_device, reduction=reduction, z_loss=0.01)
