@@ -151,6 +151,11 @@ def test_a_removed_hook_lets_it_run_natively_again() -> None:
         step(x, y)
     native(step, x, y)
     assert len(calls) == 1
+    for register in ("register_hook", "register_post_accumulate_grad_hook"):
+        hook = getattr(step.model[0].weight, register)(lambda *_: None)
+        assert reason(step, x, y) == "a parameter has a hook"
+        hook.remove()
+        native(step, x, y)
 
 
 def test_a_replaced_parameter_is_seen() -> None:

@@ -77,6 +77,12 @@ bool is_true(PyObject* object, PyObject* attribute) {
   return owned(PyObject_GetAttr(object, attribute)).ptr() == Py_True;
 }
 
+// None, or what is left when the last hook has been removed.
+bool has_hooks(PyObject* object, PyObject* attribute) {
+  const py::object hooks = owned(PyObject_GetAttr(object, attribute));
+  return !hooks.is_none() && py::len(hooks) > 0;
+}
+
 bool is_none(PyObject* object, PyObject* attribute) {
   return owned(PyObject_GetAttr(object, attribute)).ptr() == Py_None;
 }
@@ -87,7 +93,7 @@ void check_plain(PyObject* param) {
   static PyObject* const hooks = interned("_backward_hooks");
   static PyObject* const later_hooks = interned("_post_accumulate_grad_hooks");
   refuse_if(!is_true(param, requires_grad), "a parameter of the chain is frozen");
-  refuse_if(!is_none(param, hooks) || !is_none(param, later_hooks), "a parameter has a hook");
+  refuse_if(has_hooks(param, hooks) || has_hooks(param, later_hooks), "a parameter has a hook");
 }
 
 class TrainStep {

@@ -27,14 +27,14 @@ struct ThreadGrid {
 };
 
 // The grid whose largest rectangle is smallest; among equals the one with most columns, since each row of
-// rectangles reads all of B. A triangle is cut into two bands of rows a thread, of which each gets a short
-// and a long one.
+// rectangles reads all of B. No rectangle is empty. A triangle is cut into two bands of rows a thread, of
+// which each gets a short and a long one.
 inline ThreadGrid thread_grid(int64_t threads, int64_t row_tiles, int64_t panels, Region region) {
   if (region == Region::lower_triangle) return {threads > 1 ? min(2 * threads, row_tiles) : 1, 1};
   ThreadGrid best;
   int64_t least = row_tiles * panels;
-  for (int64_t columns = threads; columns >= 1; --columns) {
-    const int64_t rows = threads / columns;
+  for (int64_t columns = min(threads, panels); columns >= 1; --columns) {
+    const int64_t rows = min(threads / columns, row_tiles);
     const int64_t largest = ceil_div(row_tiles, rows) * ceil_div(panels, columns);
     if (largest < least) {
       least = largest;

@@ -106,9 +106,10 @@ class TrainStep:
       no other,
     - input, parameters and gradients are float32 or float64 tensors on the CPU.
 
-    Anything else the same object runs eagerly, and :func:`fastnn.explain` says why. Whether the native call
-    is possible is looked at in every call, so hooks, frozen layers or replaced parameters are respected
-    (after an obstacle in the model is gone it may take some tens of calls until that is noticed).
+    Anything else the same object runs eagerly, and ``fastnn.explain(step, x, y)``, which takes a step, says
+    why. Whether the native call is possible is looked at in every call, so hooks, frozen layers or replaced
+    parameters are respected (after an obstacle in the model is gone it may take some tens of calls until that
+    is noticed).
     Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too.
 
     The arguments are attributes and may be changed between calls. Calls from several threads wait for each

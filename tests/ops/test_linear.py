@@ -224,6 +224,25 @@ def test_same_bits_for_every_thread_count(isa: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("threads", [3, 4, 5, 8, 16])
+def test_more_threads_than_tiles(threads: int) -> None:
+    """However few tiles a product has, each thread gets some or none at all; sums of integers are exact."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for rows in (1, 3, 5, 6, 7, 11):
+            for panels in (1, 2, 3, 4, 5):
+                m, n = 8 * rows - 1, 48 * panels - 5
+                k = threads * 2**17 // (m * n) + 1  # enough work for all of them
+                dy, x = torch.randint(-2, 3, (k, m)).float(), torch.randint(-2, 3, (k, n)).float()
+                weight = torch.zeros(m, n, requires_grad=True)
+                (dw,) = torch.autograd.grad(FF.linear(x, weight), weight, dy)
+                assert torch.equal(dw, dy.t() @ x)
+                assert torch.equal(FF.linear(x.t().contiguous(), dy.t().contiguous()), x.t() @ dy)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_backward_twice_and_expanded_gradient() -> None:
     x, w = torch.randn(6, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
     y = FF.linear(x, w, None, "relu")
