@@ -111,7 +111,7 @@ def _check_data(plan: StepPlan, params: list[Tensor], images: Tensor, labels: Te
         _refuse_if(not p.is_contiguous(), "a parameter is not contiguous")
         _refuse_if(not p.requires_grad, "a parameter is frozen")
         hooks = p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None)
-        _refuse_if(any(h is not None for h in hooks), "a parameter has a hook")
+        _refuse_if(any(hooks), "a parameter has a hook")  # empty where the last one was removed
         _refuse_if(p.device != images.device, "devices are mixed")
     _refuse_if(images.dtype is not torch.uint8, f"the images are {images.dtype}, not uint8")
     _refuse_if(images.dim() != 2 and not plan.chain.flatten, "the images are no matrix")
