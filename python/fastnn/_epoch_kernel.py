@@ -48,7 +48,7 @@ def train_on_chip(
     scratch = images.new_empty(kernels.epoch_scratch_bytes(steps))
     group = step.optimizer.param_groups[0]
     ignore_index = plan.loss_options()[3]
-    step._drop_gradients()
+    step._drop_gradients(list(step.model.parameters()))
     kernels.train_epoch(
         *(images.view(len(images), -1), labels, permutation.contiguous(), batch),
         *(1 / (255 * step.std), -step.mean / step.std, ignore_index, given),

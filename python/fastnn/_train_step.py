@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.autograd.graph import increment_version
 from fastnn import _backend
 from fastnn._epoch import run_epoch
 from fastnn._step_plan import Loss, Refused, StepPlan, make_plan, make_state
+from fastnn.nn.utils import clip_grad_norm_
 
 
 def _check_model(model: object) -> None:
@@ -247,7 +248,7 @@ class TrainStep:
             super().__setattr__("_plan", plan)
         return plan
 
-    def _native(self, input: Tensor, target: Tensor) -> Tensor | str:
+    def _native(self, input: Any, target: Tensor) -> Tensor | str:
         """Take the step natively, or leave everything as it is and say why that cannot be."""
         plan = self._find_plan()
         if isinstance(plan, Refused):
@@ -262,6 +263,8 @@ class TrainStep:
         weight = plan.last.get("weight")
         if weight is None:
             return "the last layer has no weight"
+        if not isinstance(input, Tensor):
+            return f"the input is a {type(input).__name__}, not a tensor"
         loss: Tensor = weight.new_empty(())
         optimizer = self.optimizer
         written = plan.native.run(optimizer.param_groups, optimizer.state, input, target, loss, *options)
@@ -275,23 +278,27 @@ class TrainStep:
         return "the optimizer has no state" if written is None else str(written).splitlines()[0]
 
     def _eager(self, input: Tensor, target: Tensor) -> Tensor:
-        self._drop_gradients()
+        params = list(self.model.parameters())
+        self._drop_gradients(params)
         with torch.enable_grad():
             loss = self.loss(self.model(self._normalised(input)), target)
             loss.backward()
         if self.max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+            clip_grad_norm_(params, self.max_norm)
         self.optimizer.step()
         if not self.keep_grad:
-            self._drop_gradients()
+            self._drop_gradients(params)
         return loss.detach()
 
-    def _drop_gradients(self) -> None:
-        self.model.zero_grad(set_to_none=True)
-        self.optimizer.zero_grad(set_to_none=True)
+    def _drop_gradients(self, params: Sequence[Tensor]) -> None:
+        """Those of `params`, the model's, and of whatever else the optimizer updates."""
+        for listed in (params, *(group["params"] for group in self.optimizer.param_groups)):
+            for p in listed:
+                if p.grad is not None:
+                    p.grad = None
 
-    def _normalised(self, input: Tensor) -> Tensor:
-        if input.dtype is not torch.uint8:
+    def _normalised(self, input: Any) -> Any:
+        if not isinstance(input, Tensor) or input.dtype is not torch.uint8:
             return input
         dtype = next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
         return input.to(dtype).mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
