@@ -211,12 +211,15 @@ class TrainStep:
     ) -> Tensor:
         """Take a step on each batch of a data set, as ``step(images[rows], labels[rows])`` in a loop does.
 
-        On a CUDA device of compute capability 9.0 one launch takes all steps, weights and the optimizer's
-        state staying on the chip meanwhile, where they fit: for ``Linear``, ReLU, ``Linear`` up to about
-        784-128-10 with biases in float32, plain mean cross-entropy over at most 32 classes, contiguous uint8
-        images, int64 labels, and Adam or AdamW with one group, a number as lr and no amsgrad; without
-        `max_norm` and `keep_grad`. It gives the same results, bit by bit, in every run. Anything else is the
-        loop, and :func:`fastnn.explain` says why. The learning rate is that of the start of the epoch.
+        The learning rate is that of the start of the epoch: a schedule that changes it within one needs the
+        loop. For images in the order they have, give ``torch.arange(N)`` as `permutation`.
+
+        On a CUDA device of compute capability 9.0 one launch takes all steps (tested on an emulator, not yet
+        on a GPU), weights and the optimizer's state staying on the chip meanwhile, where they fit: for
+        ``Linear``, ReLU, ``Linear`` up to about 784-128-10 with biases in float32, plain mean cross-entropy
+        over at most 32 classes, contiguous uint8 images, int64 labels, and Adam or AdamW with one group, a
+        number as lr and no amsgrad; without `max_norm` and `keep_grad`. It gives the same results, bit by
+        bit, in every run. Anything else is the loop, and :func:`fastnn.explain` says why.
 
         Args:
             images: `(N, ...)`, the model's inputs, or uint8 images.

@@ -6,17 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from cuda_emulation import EMULATED, place
-from variants import runnable_isas, selected
+from cuda_emulation import EVERY_KERNEL, kernels_of
 
 
-@pytest.fixture(params=[*runnable_isas(), *EMULATED])
+@pytest.fixture(params=EVERY_KERNEL)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test once with each CPU variant, and with the CUDA kernels in orders of threads that differ
-    much."""
-    if request.param in EMULATED:
-        place(request)
-        yield request.param
-    else:
-        with selected(request.param):
-            yield request.param
+    """Each CPU variant, and the CUDA kernels in orders of threads that differ much."""
+    with kernels_of(request) as name:
+        yield name
