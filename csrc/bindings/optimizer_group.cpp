@@ -154,7 +154,7 @@ PyObject* OptimizerGroup::parameters() {
   const auto count = static_cast<size_t>(PyList_GET_SIZE(params));
   steps_.reserve(count);
   gradients_.reserve(count);
-  ranges_.reserve((3 + kMaxStates) * count);
+  ranges_.reserve((4 + kMaxStates) * count);
   return params;
 }
 
@@ -182,6 +182,7 @@ TensorView OptimizerGroup::read_param(PyObject* param, OptimizerTensor& tensor) 
   tensor.param = p.data;
   tensor.numel = p.numel();
   tensor.dtype = p.dtype;
+  tensor.float_state = state_dtype(p) != p.dtype;
   elements_ += p.numel();
   return p;
 }
@@ -213,8 +214,22 @@ PyObject* OptimizerGroup::state_of(PyObject* param) const {
   return state;
 }
 
+DType OptimizerGroup::state_dtype(const TensorView& param) const {
+  return float_state_ && dtype_size(param.dtype) == 2 ? DType::f32 : param.dtype;
+}
+
+void OptimizerGroup::read_master(PyObject* param, const TensorView& p, OptimizerTensor& tensor) {
+  static PyObject* const key = interned("master_param");
+  if (!masters_ || !tensor.float_state) return;
+  PyObject* state = state_of(param);
+  if (!find(state, key)) throw Uninitialized();
+  tensor.master = static_cast<float*>(state_like(state, key, p));
+}
+
 void OptimizerGroup::check_like(const TensorView& view, PyObject* key, const TensorView& param) const {
-  if (view.dtype != param.dtype)
+  const DType wanted = state_dtype(param);
+  if (view.dtype != wanted && view.dtype == param.dtype) throw Uninitialized();
+  if (view.dtype != wanted)
     throw NotCovered(concat("a parameter of ", dtype_name(param.dtype), " has ", text(key), " of ",
                             dtype_name(view.dtype)));
   if (view.cuda_device != param.cuda_device)
@@ -240,7 +255,11 @@ void* OptimizerGroup::state_or_new(PyObject* param, PyObject* key, const TensorV
   // A GradScaler may skip the update that would fill it.
   static PyObject* const zeros_like = torch_attribute("torch", "zeros_like");
   static PyObject* const empty_like = torch_attribute("torch", "empty_like");
-  py::object tensor = owned(PyObject_CallOneArg(scalars_.found_inf ? zeros_like : empty_like, param));
+  static PyObject* const float32 = torch_attribute("torch", "float32");
+  const py::handle make = scalars_.found_inf ? zeros_like : empty_like;
+  py::object tensor = state_dtype(p) == p.dtype
+                          ? make(py::handle(param))
+                          : make(py::handle(param), py::arg("dtype") = py::handle(float32));
   const TensorView view = read_written(tensor.ptr());
   check_like(view, key, p);
   new_states_.push_back({std::move(state), py::reinterpret_borrow<py::object>(key), std::move(tensor)});

@@ -21,7 +21,7 @@ struct NotCovered : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A parameter has no state yet.
+// A parameter has no state yet, or not in the type that it shall have.
 struct Uninitialized {};
 
 // Keys and names, kept for the life of the process.
@@ -52,6 +52,12 @@ class OptimizerGroup {
   // step writes the gradients too.
   void set_scaling(const pybind11::object& grad_scale, const pybind11::object& found_inf);
 
+  // For 16-bit parameters: state of float32, and beside it float32 masters of the parameters.
+  void set_precision(bool float_state, bool masters) {
+    float_state_ = float_state;
+    masters_ = masters;
+  }
+
  protected:
   PyObject* option(PyObject* key) const;
   double number_option(PyObject* key) const { return number(option(key)); }
@@ -73,7 +79,11 @@ class OptimizerGroup {
 
   // The state of a parameter; throws Uninitialized where it has none.
   PyObject* state_of(PyObject* param) const;
-  // An entry of the state with the dtype and the memory order of its parameter.
+  // The dtype that the state of a parameter has.
+  DType state_dtype(const TensorView& param) const;
+  // The float32 copy of a 16-bit parameter, where there shall be one.
+  void read_master(PyObject* param, const TensorView& p, OptimizerTensor& tensor);
+  // An entry of the state with `state_dtype` and the memory order of its parameter.
   void* state_like(PyObject* state, PyObject* key, const TensorView& param);
   // The same, but where the entry is missing or None it is made, to be filled by the first update.
   void* state_or_new(PyObject* param, PyObject* key, const TensorView& p, bool& is_new);
@@ -109,7 +119,7 @@ class OptimizerGroup {
   const pybind11::function& match_layout_;
   int64_t elements_ = 0;
   int device_ = TensorView::kNoCudaDevice;
-  bool any_parameter_ = false, device_steps_ = false;
+  bool any_parameter_ = false, device_steps_ = false, float_state_ = false, masters_ = false;
   DeviceScalars scalars_ = {};
   std::vector<TensorView> scalar_views_;  // of `scalars_`, whose device is checked at last
   std::vector<TensorView> steps_;
@@ -125,6 +135,7 @@ class OptimizerStep : protected OptimizerGroup {
  public:
   using OptimizerGroup::OptimizerGroup;
   virtual ~OptimizerStep() = default;
+  using OptimizerGroup::set_precision;
   using OptimizerGroup::set_scaling;
 
   // For a caller that computes the gradients and calls the kernel itself: calls visit(param, view, tensor)
@@ -161,6 +172,7 @@ class OptimizerStep : protected OptimizerGroup {
       const TensorView p = read_param(param, tensor);
       read_gradient(param, p, std::move(grad), tensor);
       read_state(param, p, tensor);
+      read_master(param, p, tensor);
       tensors_.push_back(tensor);
     }
     check_disjoint();
@@ -186,12 +198,13 @@ class OptimizerStep : protected OptimizerGroup {
 template <class Step>
 pybind11::object optimizer_step(const pybind11::dict& group, const pybind11::dict& state,
                                 const pybind11::function& match_layout, const pybind11::object& grad_scale,
-                                const pybind11::object& found_inf) {
+                                const pybind11::object& found_inf, bool float_state, bool masters) {
   namespace py = pybind11;
   std::optional<Step> step;
   try {
     step.emplace(group, state, match_layout);
     step->set_scaling(grad_scale, found_inf);
+    step->set_precision(float_state, masters);
     step->prepare();
   } catch (const Uninitialized&) {
     return py::none();
@@ -208,7 +221,8 @@ template <class Step>
 void def_optimizer_step(pybind11::module_& m, const char* name) {
   namespace py = pybind11;
   m.def(name, &optimizer_step<Step>, py::arg("group"), py::arg("state"), py::arg("match_layout"),
-        py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none());
+        py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none(), py::arg("float_state") = false,
+        py::arg("masters") = false);
 }
 
 }  // namespace fastnn

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/host_device.h"
+#include "core/product.h"
 #include "ops/adagrad/adagrad.h"
 
 #if !defined(__CUDACC__)
@@ -30,7 +31,7 @@ FASTNN_HOST_DEVICE AdagradConstants<S> adagrad_constants(const AdagradOptions& o
 // 0 * inf.
 template <class V, class S>
 FASTNN_HOST_DEVICE void adagrad_update(V& p, V g, V& sum, const AdagradConstants<S>& c) {
-  g = g * c.grad_sign;
+  g = product(g, c.grad_sign);
   if (c.l2 != 0) g = g + p * c.l2;
   sum = sum + g * g;
   p = p + g * c.negative_step / (sqrt(sum) + c.eps);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/host_device.h"
+#include "core/product.h"
 #include "ops/adam/adam.h"
 
 #if !defined(__CUDACC__)
@@ -46,12 +47,12 @@ FASTNN_HOST_DEVICE AdamConstants<S> adam_constants(const AdamOptions& o, double 
 // interpolation, the test of l2 (0 * inf is NaN) and a maximum that keeps the NaN of either side.
 template <bool kAmsgrad, class V, class S>
 FASTNN_HOST_DEVICE void adam_update(V& p, V g, V& m, V& v, V& vmax, const AdamConstants<S>& c) {
-  g = g * c.grad_scale;
-  p = p * c.decay;
+  g = product(g, c.grad_scale);
+  p = product(p, c.decay);
   if (c.l2 != 0) g = g + p * c.l2;
   const V change = g - m;
   m = c.one_minus_beta1 < S(0.5) ? m + change * c.one_minus_beta1 : g - change * c.beta1;
-  v = v * c.beta2 + g * c.one_minus_beta2 * g;
+  v = v * c.beta2 + product(g * c.one_minus_beta2, g);
   if (kAmsgrad) vmax = ((vmax < v) | (v != v)) ? v : vmax;
   const V denom = sqrt(kAmsgrad ? vmax : v) * c.denom_scale + c.eps;
   p = p + m * c.negative_step / denom;

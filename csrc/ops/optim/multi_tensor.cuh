@@ -11,6 +11,7 @@
 #include "core/cuda/launch.cuh"
 #include "core/cuda/pack.cuh"
 #include "core/dtype_dispatch.h"
+#include "ops/optim/master.h"
 #include "ops/optim/multi_tensor.h"
 
 namespace fastnn::cuda {
@@ -23,12 +24,12 @@ constexpr int kUpdateThreads = 256;
 // GPU.
 constexpr int64_t kChunksPerMultiprocessor = 16;
 
-// As a kernel has it: kStates of what OptimizerTensor has.
-template <int kStates>
+// As a kernel has it: what OptimizerTensor has of states, and of a master behind them.
+template <int kArrays>
 struct LaunchTensor {
   void* param;
   void* grad;
-  void* state[kStates > 0 ? kStates : 1];
+  void* state[kArrays > 0 ? kArrays : 1];
   int64_t numel;
   const float* step;
   unsigned first_block;
@@ -39,9 +40,9 @@ constexpr int kScattered = -1;
 // The parameters of a kernel: 4 KB is what every device and CUDA 12 take.
 constexpr size_t kParameterBytes = 4096;
 
-template <class Rule>
+template <class Rule, bool kMayHaveMaster = false>
 struct UpdateLaunch {
-  using Tensor = LaunchTensor<Rule::kStates>;
+  using Tensor = LaunchTensor<Rule::kStates + kMayHaveMaster>;
   static constexpr int kMost = static_cast<int>(
       (kParameterBytes - sizeof(typename Rule::Common) - sizeof(DeviceScalars) - 24) / sizeof(Tensor));
   typename Rule::Common common;
@@ -57,18 +58,26 @@ __device__ __forceinline__ double read_lr(const DeviceScalars& scalars, double o
                               : double{*static_cast<const float*>(scalars.lr)};
 }
 
-// A pack at p, or of its elements those from `first` to before `last`.
-template <class T>
+// kSize elements at p, in packs; or of them those from `first` to before `last`.
+template <class T, int kSize = kPackSize<T>>
 __device__ __forceinline__ void read_lanes(const T* p, bool whole, int first, int last, Acc<T>* to) {
-  if (whole) return unpack(load_pack(p), to);
+  if (whole) {
 #pragma unroll
-  for (int e = 0; e < kPackSize<T>; ++e) to[e] = e >= first && e < last ? to_acc(p[e]) : Acc<T>(0);
+    for (int e = 0; e < kSize; e += kPackSize<T>) unpack(load_pack(p + e), to + e);
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < kSize; ++e) to[e] = e >= first && e < last ? to_acc(p[e]) : Acc<T>(0);
 }
-template <class T>
+template <class T, int kSize = kPackSize<T>>
 __device__ __forceinline__ void write_lanes(T* p, bool whole, int first, int last, const Acc<T>* from) {
-  if (whole) return store_pack(p, pack<T>(from));
+  if (whole) {
 #pragma unroll
-  for (int e = 0; e < kPackSize<T>; ++e)
+    for (int e = 0; e < kSize; e += kPackSize<T>) store_pack(p + e, pack<T>(from + e));
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < kSize; ++e)
     if (e >= first && e < last) p[e] = from_acc<T>(from[e]);
 }
 
@@ -100,11 +109,14 @@ __device__ __forceinline__ void for_each_pack(const Tensor& t, int64_t chunk, co
   }
 }
 
+template <class T, class State>
+constexpr bool may_have_master = sizeof(T) < sizeof(State);
+
 // Whole packs and parts of them go through one copy of the rule: in two copies the compiler might contract
 // products and sums differently, and the bits of an element would depend on its neighbours.
-template <class T, class Rule>
+template <class T, class State, class Rule>
 __global__ void __launch_bounds__(kUpdateThreads)
-    update_tensors(const __grid_constant__ UpdateLaunch<Rule> launch) {
+    update_tensors(const __grid_constant__ UpdateLaunch<Rule, may_have_master<T, State>> launch) {
   using S = Acc<T>;
   constexpr int kSize = kPackSize<T>, kStates = Rule::kStates;
   const DeviceScalars& scalars = launch.scalars;
@@ -119,13 +131,22 @@ __global__ void __launch_bounds__(kUpdateThreads)
 
   T* const param = static_cast<T*>(t.param);
   T* const grad = static_cast<T*>(t.grad);
+  S* master = nullptr;
+  if constexpr (may_have_master<T, State>) master = static_cast<S*>(t.state[kStates]);
   for_each_pack<T>(t, launch.chunk, [&](int64_t i, bool whole, int first, int last) {
     S p[kSize], g[kSize], state[kMaxStates][kSize] = {};
     read_lanes(param + i, whole, first, last, p);
     read_lanes(grad + i, whole, first, last, g);
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
-      read_lanes(static_cast<const T*>(t.state[k]) + i, whole, first, last, state[k]);
+      read_lanes<State, kSize>(static_cast<const State*>(t.state[k]) + i, whole, first, last, state[k]);
+    if (master) {
+      S masters[kSize];
+      read_lanes<S, kSize>(master + i, whole, first, last, masters);
+#pragma unroll
+      for (int e = 0; e < kSize; ++e)
+        p[e] = fastnn::cuda::current_master(masters[e], to_acc(from_acc<T>(masters[e])), p[e]);
+    }
     if (scalars.grad_scale) {
 #pragma unroll
       for (int e = 0; e < kSize; ++e) g[e] /= grad_scale;
@@ -141,9 +162,10 @@ __global__ void __launch_bounds__(kUpdateThreads)
       for (int k = 0; k < kStates; ++k) state[k][e] = states[k];
     }
     write_lanes(param + i, whole, first, last, p);
+    if (master) write_lanes<S, kSize>(master + i, whole, first, last, p);
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
-      write_lanes(static_cast<T*>(t.state[k]) + i, whole, first, last, state[k]);
+      write_lanes<State, kSize>(static_cast<State*>(t.state[k]) + i, whole, first, last, state[k]);
   });
 }
 
@@ -174,20 +196,23 @@ void launch_steps(const char* op, const Tensor* tensors, int64_t count, const De
   }
 }
 
-template <class T, int kStates>
+template <class T, class State, int kStates>
 int shift_of(const OptimizerTensor& t) {
   const auto offset = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes; };
+  const uintptr_t shift = offset(t.param) / sizeof(T), of_state = shift * sizeof(State) % kPackBytes;
   bool equal = offset(t.grad) == offset(t.param);
-  for (int k = 0; k < kStates; ++k) equal = equal && offset(t.state[k]) == offset(t.param);
-  return equal ? static_cast<int>(offset(t.param) / sizeof(T)) : kScattered;
+  for (int k = 0; k < kStates; ++k) equal = equal && offset(t.state[k]) == of_state;
+  if (t.master) equal = equal && offset(t.master) == of_state;
+  return equal ? static_cast<int>(shift) : kScattered;
 }
 
-// Calls start(launch, blocks) for tensors of one dtype that have `common` in common, as seldom as their
-// addresses fit the parameters of a kernel; `wanted` is how many blocks a launch should have.
-template <class T, class Rule, class Start>
+// Calls start(launch, blocks) for tensors of one dtype, with state stored as State, that have `common` in
+// common, as seldom as their addresses fit the parameters of a kernel; `wanted` is how many blocks a launch
+// should have.
+template <class T, class State, class Rule, class Start>
 void for_each_launch(const char* op, const std::vector<const OptimizerTensor*>& tensors, int64_t wanted,
                      const typename Rule::Common& common, const DeviceScalars& scalars, const Start& start) {
-  using Launch = UpdateLaunch<Rule>;
+  using Launch = UpdateLaunch<Rule, may_have_master<T, State>>;
   static_assert(sizeof(Launch) <= kParameterBytes);
   constexpr int64_t kPass = kUpdateThreads * kPackSize<T>;
   for (size_t next = 0; next < tensors.size();) {
@@ -201,9 +226,10 @@ void for_each_launch(const char* op, const std::vector<const OptimizerTensor*>& 
       to.param = t.param;
       to.grad = const_cast<void*>(t.grad);  // written under grad_scale, as the caller has declared
       for (int k = 0; k < Rule::kStates; ++k) to.state[k] = t.state[k];
+      if constexpr (may_have_master<T, State>) to.state[Rule::kStates] = t.master;
       to.numel = t.numel;
       to.step = t.device_step;
-      to.shift = shift_of<T, Rule::kStates>(t);
+      to.shift = shift_of<T, State, Rule::kStates>(t);
       elements += t.numel;
     }
     update.chunk = ceil_div(ceil_div(elements, wanted), kPass) * kPass;
@@ -217,17 +243,28 @@ void for_each_launch(const char* op, const std::vector<const OptimizerTensor*>& 
   }
 }
 
+template <class T, class State, class Rule>
+void launch_stored(const char* op, const std::vector<const OptimizerTensor*>& tensors,
+                   const typename Rule::Common& common, const DeviceScalars& scalars, cudaStream_t stream) {
+  const int64_t wanted = int64_t{device_limits().multiprocessors} * kChunksPerMultiprocessor;
+  const auto start = [&](const auto& update, unsigned blocks) {
+    launch(op, update_tensors<T, State, Rule>, blocks, kUpdateThreads, 0, stream, update);
+  };
+  for_each_launch<T, State, Rule>(op, tensors, wanted, common, scalars, start);
+}
+
+// For tensors that for_each_alike found alike.
 template <class T, class Rule>
 void launch_update(const char* op, const std::vector<const OptimizerTensor*>& tensors,
                    const typename Rule::Common& common, const DeviceScalars& scalars, cudaStream_t stream) {
-  const int64_t wanted = int64_t{device_limits().multiprocessors} * kChunksPerMultiprocessor;
-  for_each_launch<T, Rule>(op, tensors, wanted, common, scalars, [&](const auto& update, unsigned blocks) {
-    launch(op, update_tensors<T, Rule>, blocks, kUpdateThreads, 0, stream, update);
-  });
+  if constexpr (sizeof(T) == 2)
+    if (tensors.front()->float_state)
+      return launch_stored<T, float, Rule>(op, tensors, common, scalars, stream);
+  launch_stored<T, T, Rule>(op, tensors, common, scalars, stream);
 }
 
-// Calls update(tensors, one of them) for every set of them that has one dtype and is alike otherwise; empty
-// ones are left out.
+// Calls update(tensors, one of them) for every set of them that has one dtype, of parameter and of state, and
+// is alike otherwise; empty ones are left out.
 template <class Tensor, class Alike, class Update>
 void for_each_alike(const Tensor* tensors, int64_t count, const Alike& alike, const Update& update) {
   std::vector<bool> done(static_cast<size_t>(count));
@@ -237,7 +274,8 @@ void for_each_alike(const Tensor* tensors, int64_t count, const Alike& alike, co
     set.clear();
     for (int64_t j = i; j < count; ++j) {
       const auto at = static_cast<size_t>(j);
-      if (done[at] || tensors[j].dtype != tensors[i].dtype || !alike(tensors[i], tensors[j])) continue;
+      if (done[at] || tensors[j].dtype != tensors[i].dtype) continue;
+      if (tensors[j].float_state != tensors[i].float_state || !alike(tensors[i], tensors[j])) continue;
       done[at] = true;
       if (tensors[j].numel > 0) set.push_back(&tensors[j]);
     }

@@ -4,6 +4,7 @@
 #include "core/dtype_dispatch.h"
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "ops/optim/master.h"
 #include "ops/optim/multi_tensor.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -16,21 +17,38 @@ constexpr int64_t kElementsPerThread = 4096;
 // chunk takes about a microsecond, long against what it costs to find the next one.
 constexpr int64_t kChunk = 1024;
 
-// Updates the `lanes` elements from offset i on with gradient g. A rule has kStates and is called as rule(p,
-// g, state), where p and the first kStates of `state` are read before and written after.
-template <class T, class Rule>
-FASTNN_INLINE void update_vector(const OptimizerTensor& t, int64_t i, int lanes, Vec<Acc<T>> g,
-                                 const Rule& rule) {
+template <class T>
+FASTNN_INLINE Vec<Acc<T>> load_lanes(const T* p, int lanes) {
+  return lanes == kLanes<Acc<T>> ? load(p) : load_partial(p, lanes);
+}
+
+template <class T>
+FASTNN_INLINE Vec<Acc<T>> rounded_to(Vec<Acc<T>> x) {
+  T stored[kLanes<Acc<T>>];
+  store(stored, x);
+  return load(stored);
+}
+
+// Updates the `lanes` elements from offset i on, whose state is stored as State. A rule has kStates and is
+// called as rule(p, g, state), where p and the first kStates of `state` are read before and written after.
+template <class T, class State, class Rule>
+FASTNN_INLINE void update_vector(const OptimizerTensor& t, int64_t i, int lanes, const Rule& rule) {
   using S = Acc<T>;
-  const auto read = [&](const void* from) __attribute__((always_inline)) {
-    const T* const at = static_cast<const T*>(from) + i;
-    return lanes == kLanes<S> ? load(at) : load_partial(at, lanes);
-  };
-  Vec<S> p = read(t.param), state[kMaxStates] = {};
-  for (int k = 0; k < Rule::kStates; ++k) state[k] = read(t.state[k]);
+  constexpr bool kMayHaveMaster = sizeof(T) < sizeof(State);
+  Vec<S> p = load_lanes(static_cast<const T*>(t.param) + i, lanes), state[kMaxStates] = {};
+  if constexpr (kMayHaveMaster)
+    if (t.master) {
+      const Vec<S> master = load_lanes(t.master + i, lanes);
+      p = current_master(master, rounded_to<T>(master), p);
+    }
+  const Vec<S> g = load_lanes(static_cast<const T*>(t.grad) + i, lanes);
+  for (int k = 0; k < Rule::kStates; ++k)
+    state[k] = load_lanes(static_cast<const State*>(t.state[k]) + i, lanes);
   rule(p, g, state);
   store_lanes(static_cast<T*>(t.param) + i, p, lanes);
-  for (int k = 0; k < Rule::kStates; ++k) store_lanes(static_cast<T*>(t.state[k]) + i, state[k], lanes);
+  if constexpr (kMayHaveMaster)
+    if (t.master) store_lanes(t.master + i, p, lanes);
+  for (int k = 0; k < Rule::kStates; ++k) store_lanes(static_cast<State*>(t.state[k]) + i, state[k], lanes);
 }
 
 // The rule that calls a lambda.
@@ -50,14 +68,18 @@ FASTNN_INLINE LambdaRule<kCount, Update> rule_of(const Update& update) {
 
 // Whole vectors and the rest go through one copy of the rule: in two copies the compiler may contract
 // products and sums differently, and the bits of an element would depend on where its range ends.
+template <class T, class State, class Rule>
+FASTNN_INLINE void update_vectors(const OptimizerTensor& t, int64_t begin, int64_t end, const Rule& rule) {
+  constexpr int64_t kStep = kLanes<Acc<T>>;
+  for (int64_t i = begin; i < end; i += kStep)
+    update_vector<T, State>(t, i, static_cast<int>(end - i < kStep ? end - i : kStep), rule);
+}
+
 template <class T, class Rule>
 FASTNN_INLINE void update_range(const OptimizerTensor& t, int64_t begin, int64_t end, const Rule& rule) {
-  constexpr int64_t kStep = kLanes<Acc<T>>;
-  const T* const g = static_cast<const T*>(t.grad);
-  for (int64_t i = begin; i < end; i += kStep) {
-    const int lanes = static_cast<int>(end - i < kStep ? end - i : kStep);
-    update_vector<T>(t, i, lanes, lanes == kStep ? load(g + i) : load_partial(g + i, lanes), rule);
-  }
+  if constexpr (sizeof(T) == 2)
+    if (t.float_state) return update_vectors<T, float>(t, begin, end, rule);
+  update_vectors<T, T>(t, begin, end, rule);
 }
 
 // The tensor that a chunk belongs to: the last one that does not begin behind it.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/host_device.h"
+#include "core/product.h"
 #include "ops/rmsprop/rmsprop.h"
 
 #if !defined(__CUDACC__)
@@ -40,9 +41,9 @@ FASTNN_HOST_DEVICE RmspropConstants<S> rmsprop_constants(const RmspropOptions& o
 template <bool kMomentum, bool kCentered, class V, class S>
 FASTNN_HOST_DEVICE void rmsprop_update(V& p, V g, V& square, V& buffer, V& mean,
                                        const RmspropConstants<S>& c) {
-  g = g * c.grad_sign;
+  g = product(g, c.grad_sign);
   if (c.l2 != 0) g = g + p * c.l2;
-  square = square * c.alpha + g * c.one_minus_alpha * g;
+  square = square * c.alpha + product(g * c.one_minus_alpha, g);
   V variance = square;
   if (kCentered) {
     const V change = g - mean;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/host_device.h"
+#include "core/product.h"
 #include "ops/sgd/sgd.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -34,10 +35,10 @@ enum class SgdBuffer { none, first, running };
 // momentum. The test of l2 keeps an infinite parameter from making a NaN of 0 * inf.
 template <SgdBuffer kBuffer, class V, class S>
 FASTNN_HOST_DEVICE void sgd_update(V& p, V g, V& buffer, const SgdConstants<S>& c) {
-  g = g * c.grad_scale;
+  g = product(g, c.grad_scale);
   if (c.l2 != 0) g = g + p * c.l2;
   if (kBuffer != SgdBuffer::none) {
-    buffer = kBuffer == SgdBuffer::first ? g : buffer * c.momentum + g * c.undampened;
+    buffer = kBuffer == SgdBuffer::first ? g : buffer * c.momentum + product(g, c.undampened);
     g = c.nesterov ? g + buffer * c.momentum : buffer;
   }
   p = p + g * c.negative_lr;

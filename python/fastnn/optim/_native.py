@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _backend
+from fastnn.optim._float32 import Float32State
 from fastnn.optim._hooks import hooked_when_needed
 
 # torch's check that a step which is captured into a CUDA graph may be; its name changed after torch 2.10. A
@@ -27,7 +28,7 @@ def _match_layout(param: Tensor, grad: Tensor) -> Tensor:
         return torch.empty_like(param).copy_(grad)
 
 
-class NativeOptimizer(torch.optim.Optimizer):
+class NativeOptimizer(Float32State):
     """Comes before one of torch's optimizers among the bases and replaces its ``step``."""
 
     _op: ClassVar[str]  # its name among decisions; `<op>_step` is the native function
@@ -72,10 +73,11 @@ class NativeOptimizer(torch.optim.Optimizer):
         if kernels is not _backend.cpu and _check_capture is not None and "capturable" in group:
             _check_capture(self)
         native_step = getattr(kernels, self._op + "_step")
-        written = native_step(group, self.state, _match_layout, *scaling)
+        arguments = (group, self.state, _match_layout, *scaling, self.state_dtype is not None)
+        written = native_step(*arguments, self.master_weights)
         if written is None:
             self._gather(group)
-            written = native_step(group, self.state, _match_layout, *scaling)
+            written = native_step(*arguments, self.master_weights)
         if type(written) is list:
             increment_version(written)
             return None
@@ -87,18 +89,15 @@ class NativeOptimizer(torch.optim.Optimizer):
         Makes the state where there is none.
         """
         lists: list[list[Any]] = [[] for _ in range(self._lists)]
-        found = self._init_group(group, *lists)  # type: ignore[attr-defined]  # of torch's optimizer
+        found = self._init_group(group, *lists)
         return lists, found
 
     def _step_group_with_torch(self, group: dict[str, Any]) -> None:
         if _check_capture is not None and "capturable" in group:
             _check_capture(self)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            self._torch_update(group, *self._gather(group))
-
-    def _torch_update(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
-        """Call torch's own function for the group."""
-        raise NotImplementedError
+            update = self._torch_update if self.state_dtype is None else self._update_in_float32
+            update(group, *self._gather(group))
 
     def _scaling(self) -> dict[str, Any]:
         """What a GradScaler left for torch's fused functions."""

@@ -23,10 +23,10 @@ class RMSprop(NativeOptimizer, torch.optim.RMSprop):
     quotient.
 
     All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
-    float16 tensors on the CPU or all on one CUDA device, each with gradient and state of its own dtype, and
-    share no memory. 16-bit parameters are computed in float32. ``foreach`` is kept for checkpoints and makes
-    no difference then. On CUDA ``capturable`` counts the steps on the device. Other groups,
-    ``differentiable``, and on the CPU ``capturable``, are left to torch.
+    float16 tensors on the CPU or all on one CUDA device, each with gradient and state of its own dtype (a
+    16-bit one's state may be float32), and share no memory. 16-bit parameters are computed in float32.
+    ``foreach`` is kept for checkpoints and makes no difference then. On CUDA ``capturable`` counts the steps
+    on the device. Other groups, ``differentiable``, and on the CPU ``capturable``, are left to torch.
 
     State (``step``, ``square_avg``, ``momentum_buffer``, ``grad_avg``) and state_dict are torch's and load
     both ways.
@@ -40,9 +40,13 @@ class RMSprop(NativeOptimizer, torch.optim.RMSprop):
         momentum: what is kept of the buffer from step to step.
         centered: divide by the root of the variance in the place of the second moment.
         capturable, foreach, maximize, differentiable: as in torch.
+        state_dtype: of the state of bfloat16 and float16 parameters: None, theirs, or ``torch.float32``.
+        master_weights: keep a float32 copy of bfloat16 and float16 parameters and update that, so that small
+            updates are not lost; the state is float32 then. See :mod:`fastnn.optim`.
 
     Raises:
         ValueError: an option out of its range.
+        TypeError: ``state_dtype`` is no dtype.
         RuntimeError: a sparse gradient.
 
     Source: Hinton, `Neural Networks for Machine Learning, lecture 6

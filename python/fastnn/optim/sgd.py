@@ -22,12 +22,12 @@ class SGD(NativeOptimizer, torch.optim.SGD):
     the place of :math:`b` in the second line, without momentum :math:`g` does.
 
     All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
-    float16 tensors on the CPU or all on one CUDA device, each with gradient and state of its own dtype, and
-    share no memory. 16-bit parameters are computed in float32. ``foreach`` and ``fused`` are kept for
-    checkpoints and make no difference on the CPU. On CUDA a learning rate that is a tensor there and what a
-    ``GradScaler`` leaves to a fused optimizer are read by the kernel: nothing waits for the device. Other
-    groups, sparse gradients, ``differentiable``, and on the CPU the scale of a fused ``GradScaler``, are left
-    to torch.
+    float16 tensors on the CPU or all on one CUDA device, each with gradient and state of its own dtype (a
+    16-bit one's state may be float32), and share no memory. 16-bit parameters are computed in float32.
+    ``foreach`` and ``fused`` are kept for checkpoints and make no difference on the CPU. On CUDA a learning
+    rate that is a tensor there and what a ``GradScaler`` leaves to a fused optimizer are read by the kernel:
+    nothing waits for the device. Other groups, sparse gradients, ``differentiable``, and on the CPU the scale
+    of a fused ``GradScaler``, are left to torch.
 
     State (``momentum_buffer``, with momentum only) and state_dict are torch's and load both ways.
 
@@ -39,9 +39,13 @@ class SGD(NativeOptimizer, torch.optim.SGD):
         weight_decay: L2 penalty.
         nesterov: look ahead by one step of momentum.
         maximize, foreach, differentiable, fused: as in torch.
+        state_dtype: of the state of bfloat16 and float16 parameters: None, theirs, or ``torch.float32``.
+        master_weights: keep a float32 copy of bfloat16 and float16 parameters and update that, so that small
+            updates are not lost; the state is float32 then. See :mod:`fastnn.optim`.
 
     Raises:
         ValueError: an option out of its range.
+        TypeError: ``state_dtype`` is no dtype.
 
     Source: Sutskever et al., `On the Importance of Initialization and Momentum in Deep Learning
     <https://proceedings.mlr.press/v28/sutskever13.html>`_.
@@ -68,5 +72,6 @@ class SGD(NativeOptimizer, torch.optim.SGD):
             **self._scaling(),
         )
         if group["momentum"] != 0:
-            for param, buffer in zip(params, buffers, strict=True):
+            updated = (param for param in group["params"] if param.grad is not None)
+            for param, buffer in zip(updated, buffers, strict=True):
                 self.state[param]["momentum_buffer"] = buffer
