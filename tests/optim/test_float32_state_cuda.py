@@ -89,6 +89,11 @@ def test_steps_counted_on_the_device(name: str, cuda_device: torch.device) -> No
         assert_follows_float32(mine, params, theirs, others)
 
 
+def snapshot(optimizer: Any, param: Any) -> dict[str, Tensor]:
+    now = {"param": param, "grad": param.grad, **optimizer.state.get(param, {})}
+    return {key: value.detach().clone() for key, value in now.items()}
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "momentum", "adagrad"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_what_a_grad_scaler_leaves_to_the_optimizer(
@@ -105,18 +110,17 @@ def test_what_a_grad_scaler_leaves_to_the_optimizer(
         set_gradients(params, others)
         if found:  # to be left as it is
             params[0].grad[3] = others[0].grad[3] = float("inf")
-        old = [t.detach().clone() for p in params for t in (p, p.grad, *mine.state.get(p, {}).values())]
+        old = [snapshot(mine, p) for p in params]
         for optimizer in (mine, theirs):
             optimizer.grad_scale, optimizer.found_inf = scale, torch.full((1,), found, device=cuda_device)
             step_natively(optimizer)
         for p, q in zip(params, others, strict=True):  # unscaled in place, as by torch's fused optimizers
             assert_same([p.grad], [q.grad.to(dtype)])
-        new = [t for p in params for t in (p, p.grad, *mine.state[p].values())]
-        if found and len(new) == len(old):
-            assert_same(new, old)
-        elif found:  # the first one: state was made, and nothing else happened
-            assert_same(params, [old[i] for i in (0, 2, 4)])
-            assert_same(masters(mine, params), [old[i].float() for i in (0, 2, 4)])
+        for p, before in zip(params, old, strict=True):
+            after = snapshot(mine, p)
+            assert torch.equal(after["master_param"].to(dtype), after["param"])
+            if found:  # but in the first step, where state is made
+                assert_same([after[key] for key in before], list(before.values()))
         assert_follows_float32(mine, params, theirs, others)
 
 

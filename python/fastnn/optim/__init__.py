@@ -16,8 +16,8 @@ Parameters of 16 bits
     with masters; 6, 8 and 12 with SGD's momentum.
 
     A parameter that is changed between steps, be it by ``load_state_dict`` of its model, is noticed: an
-    element that is not its master rounded becomes the new master. Elements that are set to what they were keep
-    theirs, so that model and optimizer are loaded in either order.
+    element that is not its master rounded becomes the new master. Elements that are set to what they were
+    keep theirs, so that model and optimizer are loaded in either order.
 
     The options belong to the optimizer and are not in its checkpoints, which pass both ways between
     optimizers with and without them, torch's too. Float32 state and masters come back as they were saved;
