@@ -74,8 +74,15 @@ def test_blocks_of_a_cluster_see_each_others_memory(checks: Any) -> None:
     for order in ORDERS:
         checks.set_order(*order)
         out = torch.empty(8, 32)
-        checks.sum_cluster(out.data_ptr())
+        checks.sum_cluster(out.data_ptr(), True)
         assert torch.equal(out, want[:, None].expand(8, 32))
+
+
+def test_a_block_that_has_ended_has_no_memory(checks: Any) -> None:
+    for order in ORDERS:
+        checks.set_order(*order)
+        with pytest.raises(RuntimeError, match="whose shared memory is looked at has ended"):
+            checks.sum_cluster(torch.empty(8, 32).data_ptr(), False)
 
 
 @pytest.mark.parametrize(

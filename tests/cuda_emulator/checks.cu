@@ -63,14 +63,15 @@ __global__ void index_array(int index, float* out) {
   out[0] = values[index];
 }
 
-// Each block adds what all blocks of its cluster have.
-__global__ void sum_cluster(float* out) {
+// Each block adds what all blocks of its cluster have. Block 1 may end before the others have read it.
+__global__ void sum_cluster(float* out, bool wait) {
   float* shared = ptx::dynamic_shared<float>();
   shared[threadIdx.x] = static_cast<float>(blockIdx.x);
   ptx::cluster_sync();
+  if (!wait && ptx::cluster_rank() == 1) return;
   float sum = 0;
   for (unsigned rank = 0; rank < 4; ++rank) sum += ptx::map_shared_rank(shared, rank)[threadIdx.x];
-  ptx::cluster_sync();
+  if (wait) ptx::cluster_sync();
   out[blockIdx.x * blockDim.x + threadIdx.x] = sum + static_cast<float>(ptx::cluster_rank());
 }
 
@@ -94,6 +95,11 @@ PYBIND11_MODULE(emulator_checks, m) {
     throw std::invalid_argument("no order " + name);
   });
   m.def("launches", &cuda_emulator::launches);
+  m.def("last_launch", [] {
+    const auto [clusters, blocks, threads, shared_bytes] = cuda_emulator::last_launch();
+    return py::make_tuple(clusters, blocks, threads, shared_bytes);
+  });
+  m.def("put_tensors_on", &cuda_emulator::put_tensors_on);
   m.def("reverse_block", [](uintptr_t values, uintptr_t out, unsigned n, bool wait) {
     launch("check", reverse_block, 1, n, n * sizeof(float), nullptr, at(values), at(out), wait);
   });
@@ -109,8 +115,9 @@ PYBIND11_MODULE(emulator_checks, m) {
   });
   m.def("index_array",
         [](int index, uintptr_t out) { launch("check", index_array, 1, 1, 0, nullptr, index, at(out)); });
-  m.def("sum_cluster",
-        [](uintptr_t out) { launch_clusters("check", sum_cluster, 4, 8, 32, 128, nullptr, at(out)); });
+  m.def("sum_cluster", [](uintptr_t out, bool wait) {
+    launch_clusters("check", sum_cluster, 4, 8, 32, 128, nullptr, at(out), wait);
+  });
   m.def("large_parameters", [] { launch("check", take, 1, 1, 0, nullptr, Large{}); });
   m.def("shape", [](unsigned blocks, unsigned threads, size_t shared_bytes, unsigned cluster) {
     launch_clusters("check", nothing, cluster, blocks, threads, shared_bytes, nullptr);

@@ -7,7 +7,13 @@
 
 namespace cuda_emulator {
 
-constexpr int kMostShared = 227 * 1024;  // bytes of one block, as on an H100
+// What a device has.
+struct Device {
+  int multiprocessors, capability_major;
+  int shared_bytes;  // of one block
+};
+// The current one.
+const Device& device();
 
 // Keeps the error for cudaGetLastError and its words for cudaGetErrorString; returns it.
 cudaError_t set_error(cudaError_t error, const std::string& words);

@@ -1,21 +1,32 @@
-// The host's side: one device, number 0, whose memory is the CPU's.
+// The host's side: devices whose memory is the CPU's.
 #include <cstdlib>
 #include <cstring>
 #include <string>
 
 #include "cuda_runtime_api.h"
 #include "errors.h"
+#include "scheduler.h"
 
 namespace {
 
 cudaError_t last_error = cudaSuccess;
 std::string last_words;
 
-constexpr int kMultiprocessors = 16;  // so few that loops over a grid go round in small tests
+// Like an H100, with so few multiprocessors that loops over a grid go round in small tests; with so little
+// shared memory that short rows exceed it; the same without clusters.
+constexpr cuda_emulator::Device kDevices[] = {{16, 9, 227 * 1024}, {4, 9, 16 * 1024}, {4, 8, 16 * 1024}};
+constexpr int kDeviceCount = sizeof(kDevices) / sizeof(kDevices[0]);
+int current_device = 0, holder_of_tensors = 0;
 
 }  // namespace
 
 namespace cuda_emulator {
+
+const Device& device() { return kDevices[current_device]; }
+
+void put_tensors_on(int device) { holder_of_tensors = device; }
+
+int device_of_tensors() { return holder_of_tensors; }
 
 cudaError_t set_error(cudaError_t error, const std::string& words) {
   last_words = words;
@@ -32,21 +43,23 @@ cudaError_t cudaGetLastError() {
 const char* cudaGetErrorString(cudaError_t) { return last_words.c_str(); }
 const char* cudaGetErrorName(cudaError_t) { return "emulated"; }
 
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : cuda_emulator::set_error(cudaErrorInvalidDevice, "invalid device");
+  if (device < 0 || device >= kDeviceCount)
+    return cuda_emulator::set_error(cudaErrorInvalidDevice, "invalid device");
+  return current_device = device, cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
-      return *value = kMultiprocessors, cudaSuccess;
+      return *value = kDevices[device].multiprocessors, cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
-      return *value = 9, cudaSuccess;
+      return *value = kDevices[device].capability_major, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
       return *value = 0, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      return *value = cuda_emulator::kMostShared, cudaSuccess;
+      return *value = kDevices[device].shared_bytes, cudaSuccess;
   }
   return cuda_emulator::set_error(cudaErrorInvalidValue, "unknown attribute");
 }

@@ -61,7 +61,9 @@ struct Thread {
 struct Block {
   uint3 index;
   unsigned rank;
-  unsigned waiting = 0;  // at the barrier
+  unsigned waiting = 0;                // at the barrier
+  unsigned ended = 0;                  // threads
+  bool any = false, last_any = false;  // what they brought; what those of the last barrier brought
   std::vector<Thread> threads;
   std::vector<std::vector<std::unique_ptr<Meeting>>> meetings;  // of each warp
   unsigned char* shared;
@@ -70,6 +72,7 @@ struct Block {
 Order order = Order::forward;
 unsigned seed = 0;
 long launch_count = 0;
+LaunchShape last = {};
 std::map<const void*, std::map<cudaFuncAttribute, int>> attributes;
 
 std::mutex one_launch;
@@ -129,6 +132,7 @@ void resume(Thread& t) {
       start(current->fiber);
   }
   if (current->state == State::ended) {
+    ++current->block->ended;
     free_fibers.push_back(current->fiber);
     current->fiber = nullptr;
   }
@@ -249,6 +253,13 @@ int attribute_of(const void* kernel, cudaFuncAttribute attribute, int otherwise)
   return found->second.at(attribute);
 }
 
+unsigned cluster_of(const cudaLaunchConfig_t& config) {
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < config.numAttrs; ++i)
+    if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) cluster = config.attrs[i].val.clusterDim.x;
+  return cluster;
+}
+
 std::string why_invalid(const cudaLaunchConfig_t& config, const void* kernel, size_t parameter_bytes,
                         unsigned cluster) {
   const dim3 &grid = config.gridDim, &block = config.blockDim;
@@ -257,14 +268,15 @@ std::string why_invalid(const cudaLaunchConfig_t& config, const void* kernel, si
     return "a block of " + std::to_string(threads) + " threads";
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return "an empty grid";
   if (grid.x > INT32_MAX || grid.y > UINT16_MAX || grid.z > UINT16_MAX) return "the grid is too large";
-  const auto allowed = static_cast<size_t>(
-      attribute_of(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kSharedByDefault)));
+  const auto allowed = static_cast<size_t>(std::min(
+      device().shared_bytes,
+      attribute_of(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kSharedByDefault))));
   if (config.dynamicSmemBytes > allowed)
     return std::to_string(config.dynamicSmemBytes) + " bytes of dynamic shared memory, allowed are " +
            std::to_string(allowed);
   if (parameter_bytes > kMostParameterBytes) return std::to_string(parameter_bytes) + " bytes of parameters";
-  const int allowed_cluster =
-      attribute_of(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 0) ? 16 : 8;
+  const bool large = attribute_of(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 0) != 0;
+  const int allowed_cluster = device().capability_major < 9 ? 1 : large ? 16 : 8;
   if (cluster == 0 || cluster > static_cast<unsigned>(allowed_cluster) || grid.x % cluster != 0)
     return "clusters of " + std::to_string(cluster) + " blocks in a grid of " + std::to_string(grid.x);
   return "";
@@ -285,7 +297,8 @@ void place_blocks(const dim3& grid, uint64_t first, unsigned cluster, std::vecto
     block.index = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
                    static_cast<unsigned>(i / grid.x / grid.y)};
     block.rank = rank;
-    block.waiting = 0;
+    block.waiting = block.ended = 0;
+    block.any = false;
     block.shared = base + rank * room;
     block.meetings.resize((threads + kWarp - 1) / kWarp);
     for (auto& of_warp : block.meetings) of_warp.clear();
@@ -307,6 +320,8 @@ void set_order(Order new_order, unsigned new_seed) {
 
 long launches() { return launch_count; }
 
+LaunchShape last_launch() { return last; }
+
 void fail(const char* message) {
   if (!current) {
     std::fprintf(stderr, "CUDA emulator, outside a kernel: %s\n", message);
@@ -316,10 +331,17 @@ void fail(const char* message) {
   _longjmp(scheduler_at, 1);
 }
 
-void sync_block() {
+bool sync_block(bool mine) {
   Block& block = *current->block;
-  if (++block.waiting < block.threads.size()) return wait_for("__syncthreads");
-  wake(block);
+  block.any |= mine;
+  if (++block.waiting < block.threads.size()) {
+    wait_for("__syncthreads");
+  } else {
+    block.last_any = block.any;
+    block.any = false;
+    wake(block);
+  }
+  return block.last_any;
 }
 
 void sync_cluster() {
@@ -338,6 +360,8 @@ unsigned char* dynamic_shared() { return current->block->shared; }
 
 unsigned char* dynamic_shared_of(unsigned rank) {
   if (rank >= blocks.size()) fail("there is no block of this rank in the cluster");
+  if (blocks[rank].ended == blocks[rank].threads.size())
+    fail("a block of the cluster whose shared memory is looked at has ended");
   return blocks[rank].shared;
 }
 
@@ -378,22 +402,26 @@ void exchange_bytes(const char* name, unsigned mask, const void* mine, size_t by
 }
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
-  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize && (value < 0 || value > kMostShared))
+  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize &&
+      (value < 0 || value > device().shared_bytes))
     return set_error(cudaErrorInvalidValue, "invalid argument");
   attributes[kernel][attribute] = value;
   return cudaSuccess;
 }
 
+int active_clusters(const cudaLaunchConfig_t& config, const void* kernel) {
+  return why_invalid(config, kernel, 0, cluster_of(config)).empty() ? 1 : 0;
+}
+
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, size_t parameter_bytes,
                    const std::function<void()>& body) {
   const std::lock_guard<std::mutex> lock(one_launch);
-  unsigned cluster = 1;
-  for (unsigned i = 0; i < config.numAttrs; ++i)
-    if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) cluster = config.attrs[i].val.clusterDim.x;
+  const unsigned cluster = cluster_of(config);
   const std::string invalid = why_invalid(config, kernel, parameter_bytes, cluster);
   if (!invalid.empty()) return set_error(cudaErrorInvalidConfiguration, "invalid configuration: " + invalid);
 
   ++launch_count;
+  last = {config.gridDim.x / cluster, cluster, config.blockDim.x, config.dynamicSmemBytes};
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   kernel_body = &body;

@@ -1,7 +1,8 @@
-// In place of csrc/bindings/cuda/tensor_device.cpp: tensors of the CPU are on device 0.
+// In place of csrc/bindings/cuda/tensor_device.cpp: tensors of the CPU are on an emulated device.
 #include "bindings/tensor_device.h"
 
 #include "bindings/cuda/cuda_call.h"
+#include "scheduler.h"
 
 namespace fastnn {
 
@@ -9,7 +10,7 @@ const char* const kKernelsOf = "emulated CUDA";
 const bool kHasDevice = true;
 
 bool read_device(const dlpack::Device& from, TensorView& view) {
-  view.cuda_device = 0;
+  view.cuda_device = cuda_emulator::device_of_tensors();
   return from.type == dlpack::kCpu;
 }
 

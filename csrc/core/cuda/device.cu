@@ -3,6 +3,8 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "core/cuda/launch.cuh"
+
 namespace fastnn::cuda {
 
 namespace {
@@ -10,6 +12,24 @@ namespace {
 __global__ void probe() {}
 
 constexpr int kMaxDevices = 64;
+
+int ask(cudaDeviceAttr attribute, int device) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "fastnn");
+  return value;
+}
+
+int largest_cluster(const DeviceLimits& limits) {
+  constexpr int kPortable = 8, kThreads = 1024;  // a cluster that every device with clusters may have
+  if (limits.capability_major < 9) return 1;
+  check_cuda(cudaFuncSetAttribute(probe, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
+             "fastnn");
+  int blocks = kPortable;
+  while (blocks > 1 && most_clusters(probe, static_cast<unsigned>(blocks), kThreads,
+                                     static_cast<size_t>(limits.shared_bytes)) == 0)
+    blocks /= 2;
+  return blocks;
+}
 
 }  // namespace
 
@@ -40,10 +60,10 @@ const DeviceLimits& device_limits() {
   if (device >= kMaxDevices) throw std::runtime_error("fastnn: device " + std::to_string(device));
   std::call_once(asked[device], [device] {
     DeviceLimits& found = limits[device];
-    check_cuda(cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, device),
-               "fastnn");
-    check_cuda(cudaDeviceGetAttribute(&found.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-               "fastnn");
+    found.multiprocessors = ask(cudaDevAttrMultiProcessorCount, device);
+    found.shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    found.capability_major = ask(cudaDevAttrComputeCapabilityMajor, device);
+    found.cluster_blocks = largest_cluster(found);
   });
   return limits[device];
 }

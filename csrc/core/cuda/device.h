@@ -25,7 +25,11 @@ class DeviceGuard {
 // What launches are sized by.
 struct DeviceLimits {
   int multiprocessors;
-  int shared_bytes;  // that one block may ask for
+  int shared_bytes;      // that one block may ask for
+  int capability_major;  // the 9 of compute capability 9.0
+  // Of a cluster whose blocks have all shared memory of a multiprocessor each: 8, or less where the device
+  // has no room for that; 1 where it has no clusters.
+  int cluster_blocks;
 };
 
 // Of the current device; asked of the driver once.

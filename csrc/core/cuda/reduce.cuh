@@ -43,16 +43,14 @@ __device__ __forceinline__ double sum_block(double value, Sum* slots) {
   return reduce_block(Sum{value}, slots, [](Sum a, Sum b) { return add(a, b); }).value;
 }
 
-// True in the block that comes last of all: it sees what every other block wrote to device memory before its
-// call. `counter` is 0 at the start of the launch.
-__device__ __forceinline__ bool is_last_block(unsigned* counter) {
-  __shared__ bool last;
+// True in the last of `blocks` blocks that call it: it sees what every other one wrote to device memory
+// before its call. `counter` is 0 at the start of the launch.
+__device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks) {
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(counter, 1u) == gridDim.x - 1;
-  __syncthreads();
+  const int last = __syncthreads_or(threadIdx.x == 0 && atomicAdd(counter, 1u) == blocks - 1);
   __threadfence();
-  return last;
+  return last != 0;
 }
 
 }  // namespace fastnn::cuda

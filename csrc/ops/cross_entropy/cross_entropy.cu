@@ -4,7 +4,7 @@
 #include "core/cuda/elementwise.cuh"
 #include "core/dtype_dispatch.h"
 #include "ops/cross_entropy/few_classes.cuh"
-#include "ops/cross_entropy/many_classes.cuh"
+#include "ops/cross_entropy/many_classes_launch.cuh"
 
 namespace fastnn::cuda {
 
@@ -12,7 +12,8 @@ namespace {
 
 constexpr const char* kOp = "cross_entropy";
 
-// From here on a row has a block of its own: 512 classes are one to four loads for each of 128 threads.
+// From here on a row has a block of its own, or several: 512 classes are one to four loads for each of 128
+// threads.
 constexpr int64_t kManyClasses = 512;
 // Up to here eight lanes have a row, so that a row of ten classes leaves few of them idle.
 constexpr int64_t kEighthClasses = 64;
@@ -76,29 +77,6 @@ void launch_few(const Rows<T>& p, cudaStream_t stream) {
   launch(kOp, few_classes<T, kGroup>, blocks, kFewThreads, 0, stream, p);
 }
 
-template <class T, bool kDense>
-void launch_many(const Rows<T>& p, cudaStream_t stream) {
-  const int64_t rows = p.args.outer, packs = p.args.classes / kPackSize<T>;
-  // Four packs a thread, as many loads as it has in flight; blocks of 512 threads share a multiprocessor by
-  // threes or fours, so that one loads while another computes. A row of more than a third of shared memory
-  // has it nearly alone, and takes all threads there are.
-  int threads = 128;
-  while (threads < 512 && packs > threads * 4) threads *= 2;
-  int64_t kept = 0;
-  if (p.args.gradient) {
-    constexpr int kStatic = 2048;  // what the kernel itself has of shared memory, rounded up
-    const int64_t room = (device_limits().shared_bytes - kStatic) / kPackBytes;
-    kept = packs < room ? packs : room;
-    if (kept * 3 > room) threads = 1024;
-    check_cuda(cudaFuncSetAttribute(many_classes<T, kDense>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(room * kPackBytes)),
-               kOp);
-  }
-  const auto blocks = static_cast<unsigned>(rows < kCrossEntropyBlocks ? rows : kCrossEntropyBlocks);
-  launch(kOp, many_classes<T, kDense>, blocks, threads, static_cast<size_t>(kept) * kPackBytes, stream, p,
-         static_cast<int>(kept));
-}
-
 template <class T>
 void run_chunk(const CrossEntropyArgs& args, const CrossEntropyArgs& batch, bool first,
                CrossEntropyScratch* scratch, cudaStream_t stream) {
@@ -113,9 +91,9 @@ void run_chunk(const CrossEntropyArgs& args, const CrossEntropyArgs& batch, bool
   else if (args.classes < kManyClasses || args.classes > kMostClasses)
     launch_few<T, kWarp>(p, stream);
   else if (p.dense)
-    launch_many<T, true>(p, stream);
+    launch_many<T, true>(kOp, p, stream);
   else
-    launch_many<T, false>(p, stream);
+    launch_many<T, false>(kOp, p, stream);
 }
 
 // gradient *= late * dy for one dy; without a pass over the gradient where that is 1, as after

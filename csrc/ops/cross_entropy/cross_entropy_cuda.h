@@ -9,8 +9,8 @@
 namespace fastnn::cuda {
 
 constexpr int kCountBlocks = 128;  // at most, that look at the targets
-constexpr int kCrossEntropyBlocks =
-    2048;  // at most, that compute rows: a few times what an H100 runs at once
+// At most, that compute rows, a cluster counting as one: a few times what an H100 runs at once.
+constexpr int kCrossEntropyBlocks = 2048;
 
 // Of one call, in device memory. A later scale_gradient reads `late`.
 struct CrossEntropyScratch {

@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kFewThreads, 3) few_classes(const __grid_const
       gradient[offset + k * inner] = from_acc<T>(g);
     }
   }
-  finish_loss(p, sums, scales, slots);
+  finish_loss(p, sums, scales, slots, blockIdx.x, gridDim.x);
 }
 
 }  // namespace

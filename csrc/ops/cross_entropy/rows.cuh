@@ -86,19 +86,21 @@ __device__ __forceinline__ void finish_row(const Rows<T>& p, int64_t row, double
   }
 }
 
-// Adds up the rows of all blocks, in the order of the blocks, and writes the loss.
+// Adds up the rows of all blocks, in the order of the blocks, and writes the loss. Called by `blocks` blocks,
+// of which this is the one with the number `block`.
 template <class T>
-__device__ void finish_loss(const Rows<T>& p, LossSums sums, const CrossEntropyScales& scales, Sum* slots) {
+__device__ void finish_loss(const Rows<T>& p, LossSums sums, const CrossEntropyScales& scales, Sum* slots,
+                            unsigned block, unsigned blocks) {
   if (p.args.reduction == Reduction::none) return;
   const double loss = sum_block(sums.loss, slots), square = sum_block(sums.square, slots);
   if (threadIdx.x == 0) {
-    p.scratch->loss[blockIdx.x] = loss;
-    p.scratch->square[blockIdx.x] = square;
+    p.scratch->loss[block] = loss;
+    p.scratch->square[block] = square;
   }
-  if (!is_last_block(&p.scratch->counter)) return;
+  if (!is_last_block(&p.scratch->counter, blocks)) return;
   LossSums all;
   double weight = 0;
-  for (unsigned i = threadIdx.x; i < gridDim.x; i += blockDim.x) {
+  for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x) {
     all.loss += __ldcg(&p.scratch->loss[i]);  // what other blocks wrote is in the second cache
     all.square += __ldcg(&p.scratch->square[i]);
   }

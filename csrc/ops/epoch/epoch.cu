@@ -106,13 +106,6 @@ __global__ void __launch_bounds__(kEpochThreads, 1) train_steps(const __grid_con
 #endif
 }
 
-int capability_major() {
-  int device = 0, major = 0;
-  check_cuda(cudaGetDevice(&device), kOp);
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), kOp);
-  return major;
-}
-
 void allow(const EpochLayout& layout) {
   check_cuda(cudaFuncSetAttribute(train_steps, cudaFuncAttributeMaxDynamicSharedMemorySize, layout.total),
              kOp);
@@ -140,7 +133,7 @@ EpochLayout choose_layout(const EpochShape& shape, int cluster) {
 }
 
 std::string why_no_shape(const EpochShape& shape) {
-  if (capability_major() < 9) return "the device has no clusters of blocks (compute capability 9.0)";
+  if (device_limits().capability_major < 9) return "the device has no clusters of blocks (compute capability 9.0)";
   if (shape.classes > kMostClasses) return "more than 32 classes";
   if (shape.features > kMostFeatures || shape.hidden > kMostHidden || shape.batch > kMostBatch)
     return "the network or the batch is too large";

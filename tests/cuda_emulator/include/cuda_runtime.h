@@ -136,6 +136,7 @@ T atomicCAS(T* p, std::common_type_t<T> expected, std::common_type_t<T> value) {
 }
 
 inline void __syncthreads() { cuda_emulator::sync_block(); }
+inline int __syncthreads_or(int predicate) { return cuda_emulator::sync_block(predicate != 0); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_emulator::exchange("__syncwarp", mask, 0); }
 
 template <class T>
@@ -186,8 +187,9 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, in
 }
 
 template <class Kernel>
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel*, const cudaLaunchConfig_t*) {
-  return *clusters = 1, cudaSuccess;
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel* kernel, const cudaLaunchConfig_t* config) {
+  *clusters = cuda_emulator::active_clusters(*config, reinterpret_cast<const void*>(kernel));
+  return cudaSuccess;
 }
 
 template <class... Params, class... Args>

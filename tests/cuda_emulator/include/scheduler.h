@@ -21,14 +21,24 @@ enum class Order {
 // Of the blocks of a grid and the threads of a block, from the next launch on.
 void set_order(Order order, unsigned seed);
 
-// Kernels launched so far.
+// Kernels launched so far, and how the last one was.
+struct LaunchShape {
+  unsigned clusters, blocks, threads;  // in the x dimension; blocks of a cluster, threads of a block
+  size_t shared_bytes;
+};
 long launches();
+LaunchShape last_launch();
+
+// Which of the devices of runtime.cpp tensors of the CPU lie on.
+void put_tensors_on(int device);
+int device_of_tensors();
 
 // Ends the launch with an error; called by a running kernel.
 [[noreturn]] void fail(const char* message);
 
-// Waits for all threads of the block, of the cluster. A thread that has ended is missed: an error.
-void sync_block();
+// Waits for all threads of the block, of the cluster. A thread that has ended is missed: an error. That of
+// the block returns whether any thread brought true.
+bool sync_block(bool mine = false);
 void sync_cluster();
 
 int lane();       // in its warp, of the running thread
@@ -53,6 +63,9 @@ std::array<T, 32> exchange(const char* name, unsigned mask, const T& mine) {
 }
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
+
+// How many clusters of such a launch run at a time: 0 where it is invalid.
+int active_clusters(const cudaLaunchConfig_t& config, const void* kernel);
 
 // Runs `body` once for each thread; `parameter_bytes` is the size of the kernel's parameters.
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, size_t parameter_bytes,

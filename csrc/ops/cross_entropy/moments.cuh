@@ -1,0 +1,78 @@
+// Maximum and sums of a row's logits, gathered by many threads and put together: by a warp, a block, a
+// cluster.
+#pragma once
+
+#include "core/cuda/ptx.cuh"
+#include "core/cuda/reduce.cuh"
+
+namespace fastnn::cuda {
+
+namespace {
+
+// exp of a number that is not above 0, in two instructions. x log2(e) is rounded once, so the relative error
+// is about 1e-7 (1 + |x|): no more than 1e-7 of the largest term, which is 1. Subnormal results are 0.
+__device__ __forceinline__ float exp_negative(float x) {
+  return ptx::exp2_approximate(x * 1.44269504088896341f);
+}
+__device__ __forceinline__ double exp_negative(double x) { return exp(x); }
+
+// Maximum so far, and the sums relative to it: total of exp(x - largest), pulls of q, distance of
+// q (largest - x). The last two are 0 unless kDense: rows that have a q in every class.
+template <class V, bool kDense>
+struct Moments {
+  V largest, total, pulls, distance;
+
+  __device__ __forceinline__ static Moments of_nothing() { return {-V(INFINITY), 0, 0, 0}; }
+
+  // What is subtracted from x: until something above -inf has come, exp(-inf - 0) = 0 rather than
+  // exp(-inf + inf) = NaN.
+  __device__ __forceinline__ static V pivot(V largest) { return largest == -V(INFINITY) ? V(0) : largest; }
+
+  // The same sums, relative to a maximum that is not smaller.
+  __device__ __forceinline__ void raise(V to) {
+    if (!(largest < to)) return;
+    total *= exp_negative(largest - to);
+    if constexpr (kDense) distance += pulls * (to - pivot(largest));
+    largest = to;
+  }
+};
+
+// Combines those of the 32 lanes of a warp; all lanes get the same bits. The maximum goes first, so that each
+// lane takes one exponential; merging two at a time would take five of them here, and as many as there are
+// warps where a block puts its warps together, one after the other and in float64.
+template <class V, bool kDense>
+__device__ __forceinline__ Moments<double, kDense> combine_lanes(Moments<V, kDense> mine) {
+  V largest = mine.largest;
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const V other = __shfl_xor_sync(0xffffffffu, largest, step);
+    largest = largest < other ? other : largest;
+  }
+  mine.raise(largest);
+  const auto sum = [](V value) {
+    return reduce_group<kWarp>(Sum{value}, [](Sum a, Sum b) { return add(a, b); }).value;
+  };
+  Moments<double, kDense> all = {largest, sum(mine.total), 0, 0};
+  if constexpr (kDense) {
+    all.pulls = sum(mine.pulls);
+    all.distance = sum(mine.distance);
+  }
+  return all;
+}
+
+// The same for all threads of a block. `slots` is shared memory of kMaxWarps values that nobody else uses
+// meanwhile.
+template <class V, bool kDense>
+__device__ __forceinline__ Moments<double, kDense> combine_block(const Moments<V, kDense>& mine,
+                                                                 Moments<double, kDense>* slots) {
+  const Moments<double, kDense> of_warp = combine_lanes(mine);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
+  __syncthreads();  // those of the last row may still be read
+  if (lane == 0) slots[warp] = of_warp;
+  __syncthreads();
+  return combine_lanes(lane < warps ? slots[lane] : Moments<double, kDense>::of_nothing());
+}
+
+}  // namespace
+
+}  // namespace fastnn::cuda
