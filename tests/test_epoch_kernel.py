@@ -161,3 +161,66 @@ def test_data_left_to_the_loop(device: str) -> None:
     assert "no vector of int64" in decided(a_step(device), images, labels.to(torch.uint8), 8, order)[0]
     with fastnn.disabled():
         assert decided(a_step(device), images, labels, 8, order)[0] == "fastnn is disabled"
+
+
+def counts(step: fastnn.TrainStep) -> list[float]:
+    return [float(state["step"]) for state in step.optimizer.state.values()]
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _by_another_op(step: fastnn.TrainStep, images: Tensor, labels: Tensor, order: Tensor) -> None:
+    fastnn.functional.cross_entropy(torch.randn(2, 5, device=images.device), labels[:2])
+
+
+def _by_the_next_epoch(step: fastnn.TrainStep, images: Tensor, labels: Tensor, order: Tensor) -> None:
+    step.epoch(images, labels, 8, order)
+
+
+@pytest.mark.parametrize("told", [_by_another_op, _by_the_next_epoch])
+def test_steps_of_a_bad_epoch_are_not_counted(told: Callable[..., None], device: str) -> None:
+    images, labels, order = data(device)
+    bad = labels.clone()
+    bad[20] = 5
+    step = a_step(device)
+    step.epoch(images, labels, 8, order)
+    twin = copy.deepcopy(step)
+    assert step.epoch(images, bad, 8, order).isnan().all()
+    wait(device)
+    with pytest.raises(IndexError, match=r"Target 5 is out of bounds\."):
+        told(step, images, labels, order)
+    assert counts(step) == [3] * 4
+    assert all(
+        torch.equal(p, q) for p, q in zip(step.model.parameters(), twin.model.parameters(), strict=True)
+    )
+    assert torch.equal(step.epoch(images, labels, 8, order), twin.epoch(images, labels, 8, order))
+    assert counts(step) == counts(twin) == [6] * 4
+
+
+def test_steps_of_a_bad_epoch_told_at_once(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    images, labels, order = data(device)
+    step = a_step(device)
+    step.epoch(images, labels, 8, order)
+    monkeypatch.setattr(_backend, "check_at_once", True)
+    order[3] = 23
+    with pytest.raises(IndexError, match="index 23 is out of range of the data"):
+        step.epoch(images, labels, 8, order)
+    assert counts(step) == [3] * 4
+
+
+def test_counts_loaded_after_a_bad_epoch_stay(device: str) -> None:
+    images, labels, order = data(device)
+    step = a_step(device)
+    step.epoch(images, labels, 8, order)
+    saved = copy.deepcopy(step.optimizer.state_dict())
+    step.epoch(images, labels + 5, 8, order)
+    step.optimizer.load_state_dict(saved)
+    wait(device)
+    with pytest.raises(IndexError, match="is out of bounds"):
+        step.epoch(images, labels, 8, order)
+    assert counts(step) == [3] * 4
+    step.epoch(images, labels, 8, order)
+    assert counts(step) == [6] * 4

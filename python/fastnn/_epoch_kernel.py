@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ from fastnn.ops.cross_entropy import REDUCTIONS
 
 if TYPE_CHECKING:
     from fastnn._train_step import TrainStep
+
+
+class _NotTaken(NamedTuple):
+    """Steps that the host counted and the device left out: an index of their epoch was out of range."""
+
+    counts: list[Tensor]  # on the host, that include them
+    steps: Tensor  # int64, one element, on the device: the kernel adds them up
+
+
+_not_taken: weakref.WeakKeyDictionary[torch.optim.Optimizer, _NotTaken] = weakref.WeakKeyDictionary()
 
 
 def train_on_chip(
@@ -46,6 +57,9 @@ def train_on_chip(
     steps = -(-len(images) // batch)
     losses = params[0].new_empty(steps)
     scratch = images.new_empty(kernels.epoch_scratch_bytes(steps))
+    counts = [state["step"] for state in states if state["step"].device != images.device]
+    not_taken = _not_taken_of(step.optimizer, counts, images.device) if counts else None
+    kernels.on_bad_index(_take_back)
     group = step.optimizer.param_groups[0]
     ignore_index = plan.loss_options()[3]
     step._drop_gradients(list(step.model.parameters()))
@@ -53,15 +67,38 @@ def train_on_chip(
         *(images.view(len(images), -1), labels, permutation.contiguous(), batch),
         *(1 / (255 * step.std), -step.mean / step.std, ignore_index, given),
         *(group["lr"], *group["betas"], group["eps"], group["weight_decay"], _is_decoupled(step.optimizer)),
-        *(losses, scratch, 0, _backend.check_at_once),
+        *(not_taken, losses, scratch, 0),
     )
     for values in given:
         increment_version([t for t in values[:4] if t is not None])
-    for state in states:
-        if state["step"].device != images.device:
-            state["step"].add_(steps)
+    for count in counts:
+        count.add_(steps)
     step.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+    if _backend.check_at_once:
+        kernels.raise_bad_index(images)
     return losses
+
+
+def _not_taken_of(optimizer: torch.optim.Optimizer, counts: list[Tensor], device: torch.device) -> Tensor:
+    """Where the kernel counts the steps that it leaves out, as long as the optimizer has these counts."""
+    known = _not_taken.get(optimizer)
+    if known and known.steps.device == device and [id(t) for t in known.counts] == [id(t) for t in counts]:
+        return known.steps
+    _not_taken[optimizer] = _NotTaken(counts, torch.zeros(1, dtype=torch.int64, device=device))
+    return _not_taken[optimizer].steps
+
+
+def _take_back() -> None:
+    """Subtract from the counts what was not taken; called when an index is about to be raised."""
+    for counts, not_taken in list(_not_taken.values()):
+        if not_taken.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                continue  # one must not wait then; it is kept for the next error
+            torch.cuda.synchronize(not_taken.device)
+        steps = int(not_taken)
+        for count in counts if steps else []:
+            count.sub_(steps)
+        not_taken.zero_()
 
 
 def _refuse_if(condition: object, why: str) -> None:

@@ -237,7 +237,8 @@ class TrainStep:
             ValueError: there are no images, lengths or devices differ, or `batch_size` is not positive.
             IndexError: a class index or an entry of `permutation` is out of range; the steps before have been
                 taken. Where one launch takes all steps, none is then: the losses are NaN, and it is a later
-                call that raises, or under ``FASTNN_CHECK=1`` this one.
+                call of a fastnn function that raises, or under ``FASTNN_CHECK=1`` this one. Step counts that
+                the optimizer keeps on the host include the epoch until the error is raised.
             Whatever else model, loss and optimizer raise.
         """
         with self._lock:

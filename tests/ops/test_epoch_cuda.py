@@ -111,7 +111,7 @@ def run(
     cluster: int = 0,
     ignore_index: int = -100,
     device_steps: bool = False,
-    check_at_once: bool = False,
+    not_taken: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Losses, then values, m and v, then the counts of steps."""
     cuda, device = kernels
@@ -129,7 +129,7 @@ def run(
     cuda.train_epoch(
         *(images, labels, order, batch, 1 / (255 * STD), -MEAN / STD, ignore_index, parameters),
         *(o["lr"], *o["betas"], o["eps"], o["weight_decay"], o["decoupled"]),
-        *(losses, scratch, cluster, check_at_once),
+        *(not_taken, losses, scratch, cluster),
     )
     return losses.cpu(), [t.cpu() for tensors in moved for t in tensors], [t.cpu() for t in steps]
 
@@ -227,8 +227,9 @@ def test_bad_indices_change_nothing(name: str, value: int, words: str, kernels: 
     problem = a_problem()
     good = problem._replace(labels=problem.labels.clone(), order=problem.order.clone())
     getattr(problem, name)[30] = value
+    run(kernels, problem, 8)
     with pytest.raises(IndexError, match=words):
-        run(kernels, problem, 8, check_at_once=True)
+        kernels.cuda.raise_bad_index(torch.empty(1, device=kernels.device))
     losses, tensors, _ = run(kernels, problem, 8)
     assert losses.isnan().all()
     for t, before in zip(tensors, [*problem.values, *problem.m, *problem.v], strict=True):
@@ -238,6 +239,24 @@ def test_bad_indices_change_nothing(name: str, value: int, words: str, kernels: 
     with pytest.raises(IndexError, match=words):
         run(kernels, good, 8)
     check(kernels, good, 8)
+
+
+def test_steps_that_were_not_taken(kernels: Kernels) -> None:
+    """The device counts them, and the next epoch is that of the steps that were."""
+    problem = a_problem(steps_before=3)
+    bad = problem._replace(labels=problem.labels.clone())
+    bad.labels[30] = 5
+    not_taken = torch.zeros(1, dtype=torch.int64, device=kernels.device)
+    run(kernels, bad, 8, not_taken=not_taken)
+    assert not_taken.item() == 5
+    with pytest.raises(IndexError, match="Target 5"):
+        kernels.cuda.raise_bad_index(not_taken)
+    counted = run(kernels, problem._replace(steps_before=8), 8, not_taken=not_taken)
+    expected = run(kernels, problem, 8)
+    assert all(
+        torch.equal(a, b) for a, b in zip([counted[0], *counted[1]], [expected[0], *expected[1]], strict=True)
+    )
+    assert not_taken.item() == 5
 
 
 def test_what_does_not_fit(kernels: Kernels) -> None:

@@ -5,7 +5,8 @@
 
 namespace fastnn::cuda {
 
-// Raises what a kernel has found since this was asked last.
+// Raises what a kernel has found since this was asked last; before it does, it calls what Python gave to
+// on_bad_index().
 void raise_bad_index();
 
 // The same for what runs on the stream now; waits for it, unless it is being captured.

@@ -62,7 +62,8 @@ std::string why_not(const TensorView& w1, const TensorView& w2, int64_t batch, i
 void train(const TensorView& images, const TensorView& labels, const TensorView& order, int64_t batch,
            double scale, double shift, int64_t ignore_index, const std::vector<pybind11::tuple>& parameters,
            double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled,
-           const TensorView& losses, const TensorView& scratch, int cluster, bool check_at_once) {
+           const std::optional<TensorView>& not_taken, const TensorView& losses, const TensorView& scratch,
+           int cluster) {
   check(parameters.size() == kEpochParameters, kOp, ": expected 4 parameters");
   std::vector<State> states;
   for (const pybind11::tuple& parameter : parameters) states.push_back(read_state(parameter));
@@ -82,6 +83,7 @@ void train(const TensorView& images, const TensorView& labels, const TensorView&
   args.parameters[1] = read_parameter("b1", states[1], hidden, 0);
   args.parameters[2] = read_parameter("W2", states[2], classes, hidden);
   args.parameters[3] = read_parameter("b2", states[3], classes, 0);
+  if (not_taken) check_vector(kOp, "not_taken", *not_taken, DType::i64, 1);
   check_vector(kOp, "losses", losses, DType::f32, epoch_steps(args));
   check_contiguous(kOp, "losses", losses);
   check_vector(kOp, "scratch", scratch, DType::u8,
@@ -101,13 +103,13 @@ void train(const TensorView& images, const TensorView& labels, const TensorView&
   args.adam.eps = eps;
   args.adam.weight_decay = weight_decay;
   args.adam.decoupled = decoupled;
+  args.not_taken = not_taken ? not_taken->as<int64_t>() : nullptr;
   args.losses = losses.as<float>();
 
-  const CudaCall call(kOp, {&images, &labels, &order, &losses, &scratch});
+  const CudaCall call(kOp, {&images, &labels, &order, pointer(not_taken), &losses, &scratch});
   for (const State& s : states) common_device(kOp, {&images, &s.value, &s.m, &s.v, pointer(s.step)});
   raise_bad_index();
   train_epoch(args, cluster, scratch.data, call.stream());
-  if (check_at_once) raise_bad_index_of(call.stream());
 }
 
 }  // namespace

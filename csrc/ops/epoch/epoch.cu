@@ -49,7 +49,9 @@ __global__ void __launch_bounds__(kPrepareThreads)
     const int64_t step = i / kEpochParameters;
     const int parameter = static_cast<int>(i % kEpochParameters);
     const EpochParameter& of = args.parameters[parameter];
-    const double before = of.step ? double{*of.step} : of.step_before;
+    const double before = of.step          ? double{*of.step}
+                          : args.not_taken ? of.step_before - static_cast<double>(*args.not_taken)
+                                           : of.step_before;
     const AdamScales scales = adam_scales(args.adam, before + static_cast<double>(step) + 1);
     p.constants[step][parameter] = adam_constants<float>(args.adam, scales.step_size, scales.denom_scale);
   }
@@ -59,8 +61,9 @@ __global__ void __launch_bounds__(kEpochThreads, 1) train_steps(const __grid_con
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // clusters; the host asks for such a device
   const EpochBlock block(p);
   if (*p.bad) {
-    if (block.rank == 0)
-      for (int i = threadIdx.x; i < p.steps; i += kEpochThreads) p.args.losses[i] = NAN;
+    if (block.rank != 0) return;
+    for (int i = threadIdx.x; i < p.steps; i += kEpochThreads) p.args.losses[i] = NAN;
+    if (threadIdx.x == 0 && p.args.not_taken) *p.args.not_taken += p.steps;
     return;
   }
   load_parameters(block);
@@ -133,7 +136,8 @@ EpochLayout choose_layout(const EpochShape& shape, int cluster) {
 }
 
 std::string why_no_shape(const EpochShape& shape) {
-  if (device_limits().capability_major < 9) return "the device has no clusters of blocks (compute capability 9.0)";
+  if (device_limits().capability_major < 9)
+    return "the device has no clusters of blocks (compute capability 9.0)";
   if (shape.classes > kMostClasses) return "more than 32 classes";
   if (shape.features > kMostFeatures || shape.hidden > kMostHidden || shape.batch > kMostBatch)
     return "the network or the batch is too large";

@@ -29,8 +29,9 @@ struct EpochShape {
 
 struct EpochParameter {
   float *value, *m, *v;
-  float* step;         // updates before the epoch, on the device; advanced. Or null:
-  double step_before;  // the same
+  float* step;  // updates before the epoch, on the device; advanced. Or null:
+  double
+      step_before;  // the same, as the host counts it: with the steps of earlier epochs that were not taken
 };
 
 struct EpochArgs {
@@ -43,6 +44,9 @@ struct EpochArgs {
   int64_t ignore_index;
   EpochParameter parameters[kEpochParameters];
   AdamOptions adam;
+  // How many of the steps in step_before were not taken, because an index of their epoch was out of range;
+  // where one of this epoch is, its steps are added. Or null where no step_before is used.
+  int64_t* not_taken;
   float* losses;  // (steps)
 };
 
