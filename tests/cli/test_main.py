@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -92,3 +93,18 @@ print([name for name in ("matplotlib", "sklearn", "tensorboard", "safetensors") 
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "--batch-size" in result.stdout
     assert result.stdout.endswith("[]\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of Unix")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["info"], ["bench", "--list"]])
+def test_a_closed_pipe_ends_it_quietly(arguments: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "fastnn", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,8 +18,21 @@ _COMMANDS = ("train", "bench", "info")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``fastnn`` with `arguments` (None: those of the process) and return the exit code.
 
-    0: done. 1: an error the user can mend. 2: bad options. 130: interrupted by Ctrl-C.
+    0: done. 1: an error the user can mend. 2: bad options. 130: interrupted by Ctrl-C. 141: nobody reads the
+    output any more, as in ``fastnn info | head -1``; the code of a process that a broken pipe ends.
     """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # short output fails here, and not only when the interpreter ends
+    except BrokenPipeError:
+        # What is still in the buffer goes nowhere, rather than into an error when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="fastnn", description="Fused neural-network training for PyTorch.", allow_abbrev=False
     )
