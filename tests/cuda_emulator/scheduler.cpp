@@ -208,15 +208,23 @@ bool run_threads_of(const unsigned* sequence, size_t count) {
   return any;
 }
 
-// A warp runs as far as it can before another one does, so that it overtakes whoever does not make it wait.
-// Only threads in random order take turns.
+// A warp runs as far as it can before another one does, and in the orders that take one block after the other
+// so does a block of a cluster: they overtake whoever does not make them wait. Threads in random order take
+// turns.
 void run_blocks(const std::vector<unsigned>& sequence) {
-  const size_t together = order == Order::threads ? sequence.size() : kWarp;
+  const size_t all = sequence.size();
+  const size_t together = order == Order::threads ? all : kWarp;
+  const size_t ahead = order == Order::threads || order == Order::warps ? all : blocks[0].threads.size();
   for (bool progress = true; progress;) {
     progress = false;
-    for (size_t first = 0; first < sequence.size(); first += together)
-      if (run_threads_of(&sequence[first], std::min(together, sequence.size() - first))) progress = true;
-    if (!failure.empty()) return;
+    for (size_t begin = 0; begin < all; begin += ahead)
+      for (bool in_block = true; in_block;) {
+        in_block = false;
+        for (size_t first = begin; first < begin + ahead; first += together)
+          if (run_threads_of(&sequence[first], std::min(together, begin + ahead - first)))
+            progress = in_block = true;
+        if (!failure.empty()) return;
+      }
   }
   for (const Block& block : blocks)
     for (const Thread& t : block.threads)

@@ -92,6 +92,20 @@ def test_alignment(dtype: torch.dtype, before: int, small: Emulation) -> None:
     check_cross_entropy(x, torch.randint(classes, (ROWS,)), CPU, slice(before, None))
 
 
+def test_several_rows_of_a_cluster(small: Emulation) -> None:
+    """At most 8 blocks a multiprocessor are launched: 4 clusters of 8, which have 3 rows each."""
+    x = torch.randn(12, classes_of(4 * KEPT + 1, torch.float32), requires_grad=True)
+    target = torch.randint(x.shape[1], (12,))
+    target[5] = -100
+    loss = functional.cross_entropy(x, target)
+    assert small.checks.last_launch()[:2] == (4, 8)
+    wide = x.detach().double().requires_grad_()
+    want = F.cross_entropy(wide, target)
+    torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=0)
+    gradients = (torch.autograd.grad(one, t)[0].double() for one, t in ((loss, x), (want, wide)))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient_over_the_logits(smoothing: float, small: Emulation) -> None:
     """Each row's target is in another block's part, which reads it before it is overwritten."""

@@ -13,6 +13,11 @@ namespace {
 // block's shared memory, each about 200 cycles, cost 0.25 us once, however many blocks there are.
 constexpr int64_t kShortestPart = 1024;
 
+// Blocks of clusters that a multiprocessor gets one after the other: where clusters share rows, a block's
+// part fills it. Each of them begins with about 2 us of sums over the targets, in which nothing else runs, so
+// they should be few and take several rows; but so many that the last of them do not run alone for long.
+constexpr int kClusterBlocks = 8;
+
 struct RowLayout {
   int cluster;  // blocks that share a row
   int threads;  // of each
@@ -58,7 +63,10 @@ void launch_many(const char* op, const Rows<T>& p, cudaStream_t stream) {
   const RowLayout layout =
       lay_out_rows(rows, p.args.classes / kPackSize<T>, p.args.gradient != nullptr, room);
   const size_t shared_bytes = kHead + static_cast<size_t>(layout.kept) * kPackBytes;
-  const auto teams = static_cast<unsigned>(rows < kCrossEntropyBlocks ? rows : kCrossEntropyBlocks);
+  const int64_t teams_at_most =
+      layout.cluster == 1 ? kCrossEntropyBlocks
+                          : int64_t{device_limits().multiprocessors} * kClusterBlocks / layout.cluster;
+  const auto teams = static_cast<unsigned>(min(rows, min(teams_at_most, int64_t{kCrossEntropyBlocks})));
   if (layout.cluster == 1) {
     allow_shared(many_classes<T, kDense>, op);
     launch(op, many_classes<T, kDense>, teams, layout.threads, shared_bytes, stream, p, layout.kept);
