@@ -10,6 +10,7 @@ import json
 import statistics
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,77 @@ def epoch_cases() -> list[tuple[str, int, Calls]]:
     return found
 
 
+def captured_by_hand(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> Callable[[], object]:
+    """A call that copies a batch and replays torch's own step, captured as torch's documentation advises."""
+    batch, classes = x.clone(), y.clone()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch), classes).backward()
+        optimizer.step()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    optimizer.zero_grad()
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay() -> None:
+        batch.copy_(x)
+        classes.copy_(y)
+        graph.replay()
+
+    return replay
+
+
+def eager_step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> Callable[[], object]:
+    """A call that takes a step with torch."""
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def step_cases() -> list[tuple[str, int, Calls]]:
+    """Training steps; what is compulsory: parameters and Adam's state read and written, the batch read."""
+    found: list[tuple[str, int, Calls]] = []
+    for sizes, batch in (([784, 128, 10], 64), ([784, 1024, 1024, 10], 512)):
+        x = torch.randn(batch, sizes[0], device="cuda")
+        y = torch.randint(sizes[-1], (batch,), device="cuda")
+
+        def network(linear: type[torch.nn.Linear], sizes: list[int] = sizes) -> torch.nn.Sequential:
+            layers = [m for k, n in pairwise(sizes) for m in (linear(k, n), torch.nn.ReLU())]
+            return torch.nn.Sequential(*layers[:-1]).cuda()
+
+        ours, plain, by_hand = network(fastnn.nn.Linear), network(torch.nn.Linear), network(torch.nn.Linear)
+        step = fastnn.TrainStep(ours, fastnn.functional.cross_entropy, fastnn.optim.Adam(ours.parameters()))
+        for _ in range(3):  # the third captures
+            step(x, y)
+        fused = partial(torch.optim.Adam, fused=True)
+        calls: Calls = {
+            "fastnn": partial(step, x, y),
+            "torch fused": eager_step(plain, fused(plain.parameters()), x, y),
+            "torch fused graph": captured_by_hand(
+                by_hand, fused(by_hand.parameters(), capturable=True), x, y
+            ),
+        }
+        compulsory = 24 * sum(p.numel() for p in ours.parameters()) + 4 * x.numel()
+        found.append((f"step {'-'.join(map(str, sizes))}, batch {batch}", compulsory, calls))
+    return found
+
+
 def cases() -> list[tuple[str, int, Calls]]:
     """Name, bytes that must move, and one call for each contender."""
     found: list[tuple[str, int, Calls]] = []
@@ -131,7 +203,7 @@ def cases() -> list[tuple[str, int, Calls]]:
         contenders = {"fastnn": functional.cross_entropy, "torch": F.cross_entropy, "compile": compiled}
         calls = {name: gradient_of(loss, logits, target) for name, loss in contenders.items()}
         found.append((f"cross_entropy {rows}x{classes} bf16, with gradient", 4 * rows * classes, calls))
-    return found + gpu_products.cases() + optimizer_cases() + epoch_cases()
+    return found + gpu_products.cases() + optimizer_cases() + step_cases() + epoch_cases()
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from cuda_emulation import EMULATED, ORDERS, CannotBuildError, Emulation, emulation, place
 from fastnn import _backend
+from step_graphs import Graphs, set_up
 from variants import runnable_isas, selected
 
 
@@ -57,6 +58,12 @@ def cuda_device(request: pytest.FixtureRequest) -> torch.device:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Run the test on the CPU, and as `cuda_device` does."""
     return place(request)
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda), "recorded"])
+def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Graphs:
+    """Capture training steps in CUDA graphs, where there is a GPU, and in what stands in for them."""
+    return set_up(request, monkeypatch)
 
 
 @pytest.fixture(autouse=True)

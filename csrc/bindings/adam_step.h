@@ -9,6 +9,7 @@ namespace fastnn {
 
 class AdamStep final : public OptimizerStep<AdamTensor> {
  public:
+  static constexpr int64_t kNumbers = 5;
   AdamStep(const pybind11::dict& group, const pybind11::dict& state, const pybind11::function& match_layout)
       : OptimizerStep(group, state, match_layout) {
     static PyObject* const lr_key = interned("lr");

@@ -147,6 +147,16 @@ void OptimizerGroup::set_scaling(const py::object& grad_scale, const py::object&
   scalars_.found_inf = read_scalar(found_inf, "found_inf");
 }
 
+void OptimizerGroup::set_numbers(const py::object& object, int64_t count) {
+  if (object.is_none()) return;
+  if (!kHasDevice || count == 0) throw NotCovered("this optimizer reads no options on the device");
+  const TensorView view = read_plain(object.ptr());
+  if (view.numel() != count || view.dtype != DType::f64 || !view.is_contiguous())
+    throw NotCovered(concat("numbers is no row of ", count, " float64"));
+  scalar_views_.push_back(view);
+  scalars_.numbers = view.as<double>();
+}
+
 PyObject* OptimizerGroup::parameters() {
   static PyObject* const key = interned("params");
   PyObject* params = option(key);

@@ -58,6 +58,10 @@ class OptimizerGroup {
     masters_ = masters;
   }
 
+  // DeviceScalars::numbers: a tensor of `count` float64, or None. A step that a CUDA graph has captured reads
+  // there what the group says at each replay.
+  void set_numbers(const pybind11::object& numbers, int64_t count);
+
  protected:
   PyObject* option(PyObject* key) const;
   double number_option(PyObject* key) const { return number(option(key)); }
@@ -135,8 +139,10 @@ class OptimizerStep : protected OptimizerGroup {
  public:
   using OptimizerGroup::OptimizerGroup;
   virtual ~OptimizerStep() = default;
+  using OptimizerGroup::set_numbers;
   using OptimizerGroup::set_precision;
   using OptimizerGroup::set_scaling;
+  static constexpr int64_t kNumbers = 0;  // of DeviceScalars::numbers; 0 where the kernel reads none
 
   // For a caller that computes the gradients and calls the kernel itself: calls visit(param, view, tensor)
   // for every parameter of the group. check_disjoint() and commit() follow, then the update.
@@ -198,13 +204,15 @@ class OptimizerStep : protected OptimizerGroup {
 template <class Step>
 pybind11::object optimizer_step(const pybind11::dict& group, const pybind11::dict& state,
                                 const pybind11::function& match_layout, const pybind11::object& grad_scale,
-                                const pybind11::object& found_inf, bool float_state, bool masters) {
+                                const pybind11::object& found_inf, bool float_state, bool masters,
+                                const pybind11::object& numbers) {
   namespace py = pybind11;
   std::optional<Step> step;
   try {
     step.emplace(group, state, match_layout);
     step->set_scaling(grad_scale, found_inf);
     step->set_precision(float_state, masters);
+    step->set_numbers(numbers, Step::kNumbers);
     step->prepare();
   } catch (const Uninitialized&) {
     return py::none();
@@ -222,7 +230,7 @@ void def_optimizer_step(pybind11::module_& m, const char* name) {
   namespace py = pybind11;
   m.def(name, &optimizer_step<Step>, py::arg("group"), py::arg("state"), py::arg("match_layout"),
         py::arg("grad_scale") = py::none(), py::arg("found_inf") = py::none(), py::arg("float_state") = false,
-        py::arg("masters") = false);
+        py::arg("masters") = false, py::arg("numbers") = py::none());
 }
 
 }  // namespace fastnn

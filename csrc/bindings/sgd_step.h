@@ -8,6 +8,7 @@ namespace fastnn {
 
 class SgdStep final : public OptimizerStep<SgdTensor> {
  public:
+  static constexpr int64_t kNumbers = 4;
   SgdStep(const pybind11::dict& group, const pybind11::dict& state, const pybind11::function& match_layout)
       : OptimizerStep(group, state, match_layout) {
     static PyObject* const momentum_key = interned("momentum");

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastnn import _backend, nn, optim
 from fastnn._chain import LinearChain, linear_chain
 from fastnn._purity import Refusal
+from fastnn._step_graph import StepGraphs
 from fastnn._watch import watch_chain, watch_globals, watch_module, watch_optimizer
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy
 from fastnn.optim._native import _match_layout
@@ -46,7 +47,10 @@ class StepPlan:
     Attributes:
         native: the compiled module's part, which reads and checks the tensors of each call.
         chain: the layers.
-        last: the parameters of the last layer, whose dtype the loss has.
+        tables: the parameters of each layer, by their names in it.
+        last: those of the last layer, whose dtype the loss has.
+        optimizer_name: that of its update among the native ones.
+        graphs: of CUDA, that have captured the step.
     """
 
     def __init__(self, step: TrainStep, chain: LinearChain, loss_name: str, optimizer_name: str) -> None:
@@ -61,7 +65,10 @@ class StepPlan:
             step.std,
             _match_layout,
         )
-        self.last = chain[-1][0]._parameters
+        self.tables = [module._parameters for module, _ in chain]
+        self.last = self.tables[-1]
+        self.optimizer_name = optimizer_name
+        self.graphs = StepGraphs()
         self._loss_name = loss_name
         self._loss_module = step.loss if isinstance(step.loss, torch.nn.Module) else None
         self.chain = chain

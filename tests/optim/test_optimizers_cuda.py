@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cuda_emulation import Emulation
 from fastnn import _backend, optim
+from fastnn.optim._native import _match_layout
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
 
@@ -135,6 +136,50 @@ def test_what_a_grad_scaler_leaves_to_the_optimizer(name: str, cuda_device: torc
     assert_close(params, others, 5)
     if name in ON_DEVICE:
         assert [float(mine.state[p]["step"]) for p in params] == [3.0] * 3
+
+
+# The options that a kernel reads on the device where it is given them there.
+NUMBERS: dict[str, tuple[str, ...]] = {
+    "adam": ("lr", "betas", "eps", "weight_decay"),
+    "momentum": ("lr", "momentum", "dampening", "weight_decay"),
+}
+
+
+def numbers_of(group: dict[str, Any], name: str) -> list[float]:
+    listed = [group[key] for key in NUMBERS[name]]
+    return [n for value in listed for n in (value if isinstance(value, tuple) else (value,))]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_options_that_are_read_on_the_device(name: str, cuda_device: torch.device) -> None:
+    ours, reference, options = OPTIONS[name]
+    params = parameters([300, 5], cuda_device)
+    others = twins(params)
+    counts_there = {"capturable": True} if name == "adam" else {}
+    mine = ours(params, lr=0.01, **options, **counts_there)
+    theirs = reference(others, lr=0.01, **options)
+    call = getattr(_backend.native(params[0]), {"adam": "adam_step", "momentum": "sgd_step"}[name])
+    group, row = mine.param_groups[0], torch.empty(5 if name == "adam" else 4, dtype=torch.float64)
+    said = {"lr": 0.5, "eps": 0.25, "weight_decay": 0.125, "betas": (0.5, 0.75)}
+    said |= {"momentum": 0.5, "dampening": 0.0}  # Nesterov's wants no dampening
+    for step in range(4):
+        set_gradients(params, others)
+        if step == 0:
+            step_natively(mine)  # makes the state
+        else:
+            theirs.param_groups[0].update({key: said[key] for key in NUMBERS[name]})
+            row.copy_(torch.tensor(numbers_of(theirs.param_groups[0], name), dtype=torch.float64))
+            on_device = row.to(cuda_device)
+            assert type(call(group, mine.state, _match_layout, None, None, False, False, on_device)) is list
+        theirs.step()
+    assert_close(params, others, 4)
+    assert "no row of" in call(group, mine.state, _match_layout, None, None, False, False, on_device[1:])
+    assert "no row of" in call(group, mine.state, _match_layout, None, None, False, False, on_device.float())
+    other = optim.RMSprop(params)
+    why = _backend.native(params[0]).rmsprop_step(
+        *(other.param_groups[0], other.state, _match_layout, None, None, False, False, on_device)
+    )
+    assert "reads no options on the device" in why
 
 
 def as_misaligned(t: Tensor, other: Tensor) -> Tensor:

@@ -20,8 +20,16 @@ struct AdamRule {
 
   __device__ __forceinline__ static Constants constants(const Common& common, const DeviceScalars& scalars,
                                                         const float* step) {
-    if (!scalars.lr && !step) return adam_constants<S>(common.options, common.step_size, common.denom_scale);
+    if (!scalars.lr && !scalars.numbers && !step)
+      return adam_constants<S>(common.options, common.step_size, common.denom_scale);
     AdamOptions options = common.options;
+    if (const double* numbers = scalars.numbers) {
+      options.lr = numbers[0];
+      options.beta1 = numbers[1];
+      options.beta2 = numbers[2];
+      options.eps = numbers[3];
+      options.weight_decay = numbers[4];
+    }
     options.lr = read_lr(scalars, options.lr);
     const AdamScales scales = adam_scales(options, step ? double{*step} : common.step);
     return adam_constants<S>(options, scales.step_size, scales.denom_scale);

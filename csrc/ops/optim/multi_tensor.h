@@ -32,6 +32,8 @@ struct DeviceScalars {
   bool lr_is_double;
   const float* grad_scale;  // the gradient is divided by it, and written back
   const float* found_inf;   // unless it is 0, nothing is updated and no step counted
+  const double* numbers;    // the first members of the optimizer's options, read in their place; `lr` above
+                            // comes before the one among them
 };
 
 }  // namespace fastnn

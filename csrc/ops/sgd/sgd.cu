@@ -17,6 +17,12 @@ struct SgdRule {
   __device__ __forceinline__ static Constants constants(const Common& common, const DeviceScalars& scalars,
                                                         const float*) {
     SgdOptions options = common;
+    if (const double* numbers = scalars.numbers) {
+      options.lr = numbers[0];
+      options.momentum = numbers[1];
+      options.dampening = numbers[2];
+      options.l2 = numbers[3];
+    }
     options.lr = read_lr(scalars, options.lr);
     return sgd_constants<S>(options);
   }

@@ -1,0 +1,302 @@
+"""What a captured training step must notice between calls, refuse or run eagerly."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastnn
+from fastnn import _backend, _cuda_graph, _step_graph
+from step_graphs import Batch, Graphs, Pair, adam, classes, reason
+from train_steps import OPTIMIZERS, Optimizer, chain
+
+pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+
+
+def test_states_are_saved_and_loaded_between_calls(graphs: Graphs) -> None:
+    pair = Pair(graphs, make=lambda p: adam(p, amsgrad=True))
+    pair.capture(classes(7))
+    saved = [copy.deepcopy(o.state_dict()) for o in (pair.optimizer, pair.theirs)]
+    weights = copy.deepcopy(pair.twin.state_dict())
+    for _ in range(3):
+        pair.replay(classes(7))
+    for model in (pair.model, pair.twin):  # written in place
+        model.load_state_dict(weights)
+    pair.replay(classes(7))
+    for model, optimizer, state in zip(
+        (pair.model, pair.twin), (pair.optimizer, pair.theirs), saved, strict=True
+    ):
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+    pair.again(classes(7))
+    assert float(pair.optimizer.state[pair.model[0].weight]["step"]) > 3
+
+
+def test_a_state_that_is_set_between_calls(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+
+    def set_step(optimizer: torch.optim.Optimizer) -> None:
+        for state in optimizer.state.values():
+            state["step"].fill_(100)
+            state["exp_avg"].mul_(0.5)
+
+    pair.both(set_step)
+    pair.replay(classes(7))
+
+    def replace(optimizer: torch.optim.Optimizer) -> None:
+        for state in optimizer.state.values():
+            state["exp_avg_sq"] = state["exp_avg_sq"] * 2
+
+    pair.both(replace)
+    pair.again(classes(7))
+    pair.both(lambda optimizer: optimizer.state.clear())
+    pair.again(classes(7))
+
+
+def test_memory_that_is_replaced(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    for model in (pair.model, pair.twin):
+        model[0].weight.data = model[0].weight.data * 2
+    pair.again(classes(7))
+    for optimizer in (pair.optimizer, pair.theirs):
+        state = next(iter(optimizer.state.values()))
+        state["exp_avg"].data = state["exp_avg"].data * 2
+    pair.again(classes(7))
+
+
+def test_a_layer_that_is_frozen(graphs: Graphs) -> None:
+    pair = Pair(graphs, chain([20, 9, 8, 5]), max_norm=0.05)
+    for model in (pair.model, pair.twin):
+        model[0].requires_grad_(False)
+    pair.capture(classes(7))
+    pair.replay(classes(7))
+    for model in (pair.model, pair.twin):
+        model[0].requires_grad_(True)
+        model[2].bias.requires_grad_(False)
+    pair.again(classes(7))
+    pair.replay(classes(7))
+
+
+def test_a_replaced_parameter(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    value = torch.randn(33, dtype=torch.float64)
+    for model in (pair.model, pair.twin):
+        model[0].bias = nn.Parameter(value.to(model[0].weight.device))  # which no optimizer updates
+    pair.again(classes(7))
+
+
+def test_other_settings_of_the_step(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    pair.step.max_norm = pair.max_norm = 0.01
+    pair.again(classes(7))
+    pair.step.keep_grad = True
+    pair.again(classes(7))
+    pair.step.loss.label_smoothing = pair.loss.label_smoothing = 0.1
+    pair.again(classes(7))
+
+
+def test_counts_of_kinds_are_bounded(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    for size in range(1, 100):
+        pair.take(classes(size))
+    assert len(pair.step._plan.graphs._seen) <= 64
+    assert graphs.captures == 0
+
+
+def _module_hook(pair: Pair) -> Any:
+    return pair.model[1].register_forward_hook(lambda *_: None)
+
+
+def _parameter_hook(pair: Pair) -> Any:
+    return pair.model[0].weight.register_hook(lambda g: g)
+
+
+def _accumulation_hook(pair: Pair) -> Any:
+    return pair.model[0].weight.register_post_accumulate_grad_hook(lambda _: None)
+
+
+def _optimizer_hook(pair: Pair) -> Any:
+    return pair.optimizer.register_step_pre_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("add", [_module_hook, _parameter_hook, _accumulation_hook, _optimizer_hook])
+def test_a_hook_that_comes_later(add: Callable[[Pair], Any], graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    hook = add(pair)
+    assert "hook" in str(pair.take(classes(7)))
+    hook.remove()
+    for _ in range(12):
+        pair.take(classes(7))
+    pair.replay(classes(7))
+
+
+def test_a_class_out_of_range(graphs: Graphs) -> None:
+    pair = Pair(graphs, loss=fastnn.nn.CrossEntropyLoss())
+    pair.capture(classes(7))
+    x, y = (t.to(graphs.device) for t in classes(7))
+    assert pair.step(x, y.clone().fill_(5)).isnan()
+    if graphs.device == "cuda":
+        torch.cuda.synchronize()
+    weight, steps = pair.model[0].weight.clone(), float(next(iter(pair.optimizer.state.values()))["step"])
+    with pytest.raises(IndexError, match="Target 5 is out of bounds"):
+        pair.step(x, y)
+    torch.testing.assert_close(pair.model[0].weight, weight, rtol=0, atol=0, equal_nan=True)
+    assert float(next(iter(pair.optimizer.state.values()))["step"]) == steps
+    assert reason(pair.step, x, y) is None
+
+
+def test_a_class_out_of_range_before_the_capture(graphs: Graphs) -> None:
+    pair = Pair(graphs, loss=fastnn.nn.CrossEntropyLoss())
+    x, y = (t.to(graphs.device) for t in classes(7))
+    for _ in range(_step_graph.CAPTURE_AFTER - 1):
+        pair.step(x, y)
+    pair.step(x, y.clone().fill_(5))
+    with pytest.raises(IndexError, match="Target 5 is out of bounds"):
+        pair.step(x, y)
+    assert graphs.captures == 1
+    assert reason(pair.step, x, y) is None
+
+
+def test_at_once_under_the_check(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(graphs, loss=fastnn.nn.CrossEntropyLoss())
+    pair.capture(classes(7))
+    monkeypatch.setattr(_backend, "check_at_once", True)
+    assert pair.take(classes(7)) == "FASTNN_CHECK is set"
+    x, y = (t.to(graphs.device) for t in classes(7))
+    with pytest.raises(IndexError, match="Target 5 is out of bounds"):
+        pair.step(x, y.fill_(5))
+
+
+def test_a_capture_that_fails(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(device: Any, rehearse: Callable[[], object], settled: Any, body: Any) -> Any:
+        rehearse()
+        raise RuntimeError("CUDA error: no graphs today\nand more of it")
+
+    monkeypatch.setattr(_cuda_graph, "capture", fails)
+    pair = Pair(graphs, max_norm=0.05)
+    for _ in range(_step_graph.CAPTURE_AFTER):
+        pair.take(classes(7))
+    assert pair.take(classes(7)) == "it cannot be captured: CUDA error: no graphs today"
+    monkeypatch.setattr(_cuda_graph, "capture", None)  # is not tried again
+    assert pair.take(classes(7)) == "it cannot be captured: CUDA error: no graphs today"
+
+
+def test_a_graph_of_the_users_is_left_alone(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    monkeypatch.setattr(_cuda_graph, "is_capturing", lambda _: True)
+    assert pair.take(classes(7)) == "a CUDA graph is being captured already"
+
+
+def test_another_stream(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    monkeypatch.setattr(_cuda_graph, "current_stream", lambda _: "another stream")
+    pair.again(classes(7))
+
+
+@pytest.mark.parametrize(
+    ("batch", "why"),
+    [
+        (
+            (torch.randn(7, 20, dtype=torch.float64, requires_grad=True), torch.zeros(7).long()),
+            "requires grad",
+        ),
+        ((nn.Parameter(torch.randn(7, 20).double(), False), torch.zeros(7).long()), "not a plain tensor"),
+    ],
+)
+def test_batches_that_run_eagerly(batch: Batch, why: str, graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    x, y = batch
+    x = x.detach().to(graphs.device).requires_grad_(x.requires_grad)
+    x = x if type(batch[0]) is Tensor else nn.Parameter(x, False)
+    for _ in range(4):
+        assert why in str(reason(pair.step, x, y.to(graphs.device)))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda p: torch.optim.RMSprop(p, lr=0.01), "no native update for RMSprop"),
+        (lambda p: fastnn.optim.Adagrad(p, lr=0.01), "no native update for Adagrad"),
+    ],
+)
+def test_optimizers_that_run_eagerly(make: Optimizer, why: str, graphs: Graphs) -> None:
+    pair = Pair(graphs, make=make)
+    x, y = (t.to(graphs.device) for t in classes(7))
+    for _ in range(4):
+        assert why in str(reason(pair.step, x, y))
+
+
+def test_a_state_that_the_kernels_do_not_take(graphs: Graphs) -> None:
+    pair = Pair(graphs, make=OPTIMIZERS["sgd-momentum"])
+    pair.take(classes(7))
+
+    def narrow(optimizer: torch.optim.Optimizer) -> None:
+        state = next(iter(optimizer.state.values()))
+        state["momentum_buffer"] = state["momentum_buffer"].float()
+
+    pair.both(narrow)
+    x, y = (t.to(graphs.device) for t in classes(7))
+    whys = [str(reason(pair.step, x, y)) for _ in range(6)]
+    assert "has momentum_buffer of float32" in whys[-1]
+    assert graphs.captures == 1
+
+
+def test_copies_and_pickles(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    x, y = (t.to(graphs.device) for t in classes(7))
+    for other in (copy.deepcopy(pair.step), pickle.loads(pickle.dumps(pair.step))):
+        before = [p.clone() for p in pair.model.parameters()]
+        for _ in range(4):
+            other(x, y)
+        assert all(torch.equal(p, q) for p, q in zip(pair.model.parameters(), before, strict=True))
+    pair.replay(classes(7))
+    assert graphs.captures == 3
+
+
+def test_a_step_is_freed(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.model.step = pair.step
+    pair.capture(classes(7))
+    gone = weakref.ref(pair.model), weakref.ref(pair.model[0].weight)
+    del pair
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_a_step_that_nothing_else_holds_is_freed_at_once(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    held = weakref.ref(pair.step._plan.graphs)
+    gc.collect()
+    gc.disable()
+    try:
+        del pair.step
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_switched_off(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    with fastnn.disabled():
+        assert pair.take(classes(7)) == "fastnn is disabled"
+    with torch.no_grad():
+        x, y = (t.to(graphs.device) for t in classes(7))
+        assert not pair.step(x, y).requires_grad
