@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fastnn
 from fastnn import _backend, _step_graph
-from step_graphs import ALL_OPTIMIZERS, Batch, Graphs, Pair, adam, classes, close
+from step_graphs import ALL_OPTIMIZERS, Batch, Graphs, Pair, adam, classes, close, reason
 from train_steps import OPTIMIZERS, Optimizer, chain, eager_step
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
@@ -252,3 +252,25 @@ def test_an_output_that_is_stale_is_noticed(graphs: Graphs) -> None:
     pair.step(x, y)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.backward()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_replay_waits_for_nothing_and_takes_no_memory(index: int) -> None:
+    if index >= torch.cuda.device_count():
+        pytest.skip("needs a second GPU")
+    graphs = Graphs(f"cuda:{index}")
+    pair = Pair(graphs, max_norm=0.05)
+    while pair.take(classes(13)) is not None:
+        pass
+    x, y = (t.to(graphs.device) for t in classes(13))
+    pair.step(x, y)
+    before = torch.cuda.memory_allocated(index)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            assert reason(pair.step, x, y) is None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_allocated(index) == before
+    assert torch.cuda.current_device() == 0

@@ -116,7 +116,8 @@ class _Group:
     ) -> None:
         self.own = own
         self.params = [p for p in own["params"] if id(p) in trained]
-        self._ids = [*map(id, own["params"])]  # their list is watched, and holds them
+        self._all = list(own["params"])  # kept, so that no other parameter gets the id of one
+        self._ids = [*map(id, self._all)]
         self._has_momentum = bool(own.get("momentum"))
         self._lr = own["lr"] if isinstance(own["lr"], Tensor) and own["lr"].device == device else None
         if self._lr is not None and self._lr.numel() != 1:
