@@ -5,6 +5,7 @@ On a GPU the graphs are real; elsewhere tests/recorded_graph.py stands in for th
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -252,6 +253,25 @@ def test_an_output_that_is_stale_is_noticed(graphs: Graphs) -> None:
     pair.step(x, y)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.backward()
+
+
+@pytest.mark.parametrize("options", [{}, {"state_dtype": torch.float32}, {"master_weights": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_16_bits(dtype: torch.dtype, options: dict[str, Any], graphs: Graphs) -> None:
+    model = chain([20, 33, 5], dtype=dtype).to(graphs.device)
+    optimizer = fastnn.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3, **options)
+    step = fastnn.TrainStep(model, fastnn.nn.CrossEntropyLoss(), optimizer, max_norm=1.0)
+    twin = copy.deepcopy(step)
+    whys = []
+    for _ in range(5):
+        x, y = (t.to(graphs.device) for t in classes(7))
+        whys.append(reason(step, x.to(dtype), y))
+        twin._eager(x.to(dtype), y)
+        for p, q in zip(model.parameters(), twin.model.parameters(), strict=True):
+            torch.testing.assert_close(p, q)
+            for key, value in twin.optimizer.state[q].items():
+                torch.testing.assert_close(optimizer.state[p][key], value)
+    assert whys[2:] == [None] * 3
 
 
 @pytest.mark.cuda
