@@ -25,9 +25,10 @@ constexpr int kTileVectors = 2;
 template <class A>
 constexpr int kTileColumns = kTileVectors * kLanes<A>;
 
-// Depth of one pass over K. A panel of B (depth x tile columns, 72 to 96 KB) is read from L2 once for each
-// row tile.
-constexpr int64_t kMaxDepth = 512;
+// Depth of one pass over K: sums leave the registers once for K up to here (measured: 5% faster than 512 at
+// K = 784 and 1024). A panel of B (depth x tile columns, up to 192 KB) is read from L2 once for each row
+// tile.
+constexpr int64_t kMaxDepth = 1024;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -6,16 +6,17 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// (depth, a, a_row, a_column, b, b_row, tile, tile_stride, accumulate):
+// (depth, a, a_row, a_column, b, b_row, packed, tile, tile_stride, accumulate):
 //   tile[i * tile_stride + j] (+)= sum over p < depth of a[i * a_row + p * a_column] * b[p * b_row + j].
+// A kernel that packs also leaves the rows of b one behind the other at `packed`, for the tiles to come.
 // The order of the sum is that of p, whatever the tile's shape and the operands' strides: a value does not
 // depend on how the product was cut.
 template <class A>
-using Microkernel = void (*)(int64_t, const A*, int64_t, int64_t, const A*, int64_t, A*, int64_t, bool);
+using Microkernel = void (*)(int64_t, const A*, int64_t, int64_t, const A*, int64_t, A*, A*, int64_t, bool);
 
 // The kernel for a tile of rows x vectors: 1 <= rows <= kTileRows, 1 <= vectors <= kTileVectors. For float
 // and double.
 template <class A>
-Microkernel<A> microkernel_for(int rows, int vectors);
+Microkernel<A> microkernel_for(int rows, int vectors, bool packs);
 
 }  // namespace fastnn::FASTNN_ISA

@@ -12,9 +12,9 @@ constexpr int64_t kPrefetchedDepth = 64;
 // Steps along K by which B, which streams from L2, is asked for ahead: some 100 cycles.
 constexpr int64_t kStepsAhead = 8;
 
-template <int Rows, int Vectors, class A>
+template <bool Packs, int Rows, int Vectors, class A>
 void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t b_row,
-                 A* tile, int64_t tile_stride, bool accumulate) {
+                 [[maybe_unused]] A* packed, A* tile, int64_t tile_stride, bool accumulate) {
   constexpr int kL = kLanes<A>;
   Vec<A> sums[Rows][Vectors] = {};
   if (depth >= kPrefetchedDepth)
@@ -29,6 +29,11 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
     Vec<A> bs[Vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) bs[j] = load(b + j * kL);
+    if constexpr (Packs) {
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; ++j) store(packed + j * kL, bs[j]);
+      packed += Vectors * kL;
+    }
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) __builtin_prefetch(b + kStepsAhead * b_row + j * kL);
 #pragma GCC unroll 8
@@ -52,21 +57,22 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
     }
 }
 
-template <class A, int... Index>
+template <bool Packs, class A, int... Index>
 Microkernel<A> find(int rows, int vectors, std::integer_sequence<int, Index...>) {
   static constexpr Microkernel<A> kTable[] = {
-      microkernel<Index / kTileVectors + 1, Index % kTileVectors + 1, A>...};
+      microkernel<Packs, Index / kTileVectors + 1, Index % kTileVectors + 1, A>...};
   return kTable[(rows - 1) * kTileVectors + vectors - 1];
 }
 
 }  // namespace
 
 template <class A>
-Microkernel<A> microkernel_for(int rows, int vectors) {
-  return find<A>(rows, vectors, std::make_integer_sequence<int, kTileRows * kTileVectors>{});
+Microkernel<A> microkernel_for(int rows, int vectors, bool packs) {
+  constexpr auto kShapes = std::make_integer_sequence<int, kTileRows * kTileVectors>{};
+  return packs ? find<true, A>(rows, vectors, kShapes) : find<false, A>(rows, vectors, kShapes);
 }
 
-template Microkernel<float> microkernel_for<float>(int, int);
-template Microkernel<double> microkernel_for<double>(int, int);
+template Microkernel<float> microkernel_for<float>(int, int, bool);
+template Microkernel<double> microkernel_for<double>(int, int, bool);
 
 }  // namespace fastnn::FASTNN_ISA

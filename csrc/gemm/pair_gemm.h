@@ -10,12 +10,16 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// Bytes of the block of A that is swept by one panel of B: with the panel (kMaxDepth pairs x kTileColumns, up
-// to 96 KB) it fills half of an L2 of 1 MB.
+// Pairs along K of one pass.
+constexpr int64_t kPairMaxDepth = 512;
+
+// Bytes of the block of A that is swept by one panel of B: with the panel (kPairMaxDepth pairs x
+// kTileColumns, up to 96 KB) it fills half of an L2 of 1 MB.
 constexpr int64_t kPairBlockBytes = int64_t{384} << 10;
 
-// Rows and columns of C that are worked on at a time. They bound the packed copies to rows x kMaxDepth and
-// columns x kMaxDepth pairs (4 and 3 MB), and the sums that wait between passes to rows x columns (12 MB).
+// Rows and columns of C that are worked on at a time. They bound the packed copies to rows x kPairMaxDepth
+// and columns x kPairMaxDepth pairs (4 and 3 MB), and the sums that wait between passes to rows x columns (12
+// MB).
 constexpr int64_t kPairRows = 2048;
 constexpr int64_t kPairColumns = 1536;
 
@@ -37,7 +41,7 @@ class PairGemm {
         epilogue_(epilogue),
         tiles_(m, ceil_div(m, kTileRows)),
         panels_(ceil_div(n, kL), ceil_div(n, kTileColumns<float>)),
-        passes_(ceil_div(k, 2), k > 0 ? ceil_div(ceil_div(k, 2), kMaxDepth) : 1) {}
+        passes_(ceil_div(k, 2), k > 0 ? ceil_div(ceil_div(k, 2), kPairMaxDepth) : 1) {}
 
   void run() {
     const EvenParts rows(tiles_.count, ceil_div(tiles_.count, kPairRows / kTileRows));
@@ -184,7 +188,7 @@ class PairGemm {
   const Epilogue epilogue_;
   const EvenParts tiles_;   // rows of C, of at most kTileRows
   const EvenParts panels_;  // columns of C in vectors, of at most kTileVectors
-  const EvenParts passes_;  // pairs along K, of at most kMaxDepth
+  const EvenParts passes_;  // pairs along K, of at most kPairMaxDepth
 };
 
 }  // namespace fastnn::FASTNN_ISA

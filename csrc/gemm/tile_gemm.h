@@ -1,6 +1,6 @@
 // The packed form of the matrix product, blocked as in BLIS (Van Zee and van de Geijn, "BLIS: A Framework for
-// Rapidly Instantiating BLAS Functionality", 2015): a block of A stays in L2 while the panels of B pass by,
-// each read once for every row tile of the block.
+// Rapidly Instantiating BLAS Functionality", 2015) with the operands' parts exchanged: a block of B stays in
+// L2 while the row tiles of A pass by, each multiplied by all panels of the block.
 #pragma once
 
 #include "core/scratch.h"
@@ -10,14 +10,25 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// Bytes of the block of A that is swept by each panel of B. With a panel, its source and the lines of C that
-// pass by (100 KB each) it stays within an L2 of 1 MB. L3 is the bottleneck of a large product, at 3 to 8
-// bytes a cycle on a shared machine, so each thread packs block after block and panel after panel into the
-// same two buffers, which never leave its L2. A panel is packed again for each block, at 4% of the sweep's
-// time.
-constexpr int64_t kBlockBytes = int64_t{512} << 10;
+// Bytes of the block of B that every row tile of A is multiplied by. It takes its part of an L2 of 1 MB and
+// is packed once. What a large product waits for is L3, at 3 to 8 bytes a cycle on a shared machine: A then
+// passes by in long rows, which the hardware prefetcher hides behind the sums, and most often need not be
+// packed. The other way round (a block of A in L2, panels of B packed again for each) B's packing, which
+// nothing hides, took up to a fifth of the time.
+constexpr int64_t kBlockBytes = int64_t{640} << 10;
 
-// Columns of C that are worked on at a time. They bound the sums that wait between passes.
+// A panel of B that stays in L1 while all row tiles pass by, and how much of A may pass by for each panel:
+// then one panel at a time is better than a block (measured at depth 128: 2 to 4%).
+constexpr int64_t kFewBytes = int64_t{24} << 10;
+constexpr int64_t kRereadBytes = int64_t{256} << 10;
+
+// Bytes that the first TLB and L1 take well, rows of B and what lies between them (measured at 8 row tiles:
+// at 48 KB reading in place is 4% faster than packing, at 96 KB level, at 392 KB 8% slower).
+constexpr int64_t kFewPages = int64_t{64} << 10;
+
+// Rows and columns of C that are worked on at a time. They bound the packed copy of A to rows x kMaxDepth
+// (4 MB) and the sums that wait between passes to rows x columns (6 MB).
+constexpr int64_t kMaxRows = 1024;
 constexpr int64_t kMaxColumns = 1536;
 
 template <class T, class Epilogue>
@@ -41,22 +52,29 @@ class TileGemm {
 
   void run() const {
     const ThreadGrid grid = thread_grid(worthwhile_threads(work_), tiles_.count, panels_.count, region_);
-    for_each_rectangle(
-        grid, tiles_.count, panels_.count, [&](int64_t top, int64_t bottom, int64_t left, int64_t right) {
-          const int64_t longest = passes_.begin(1);
-          const int64_t tiles = kBlockBytes / (longest * kTileRows * kSize + 1);
-          const EvenParts rows(bottom - top, ceil_div(bottom - top, tiles > 1 ? tiles : 1));
-          const EvenParts columns(right - left, ceil_div(right - left, kMaxColumns / kTileColumns<A>));
-          for (int64_t c = 0; c < columns.count; ++c)
-            for (int64_t r = 0; r < rows.count; ++r)
-              Block(*this, top + rows.begin(r), top + rows.begin(r + 1), left + columns.begin(c),
-                    left + columns.begin(c + 1))
-                  .run();
-        });
+    for_each_rectangle(grid, tiles_.count, panels_.count,
+                       [&](int64_t top, int64_t bottom, int64_t left, int64_t right) {
+                         const EvenParts rows(bottom - top, ceil_div(bottom - top, kMaxRows / kTileRows));
+                         const EvenParts columns(right - left, ceil_div(right - left, kMostPanels));
+                         for (int64_t r = 0; r < rows.count; ++r)
+                           for (int64_t c = 0; c < columns.count; ++c)
+                             Block(*this, top + rows.begin(r), top + rows.begin(r + 1),
+                                   left + columns.begin(c), left + columns.begin(c + 1))
+                                 .run();
+                       });
   }
 
  private:
   static constexpr int64_t kSize = sizeof(A);
+  static constexpr int64_t kMostPanels = kMaxColumns / kTileColumns<A>;
+
+  // Columns of B where the micro-kernel reads them.
+  struct Panel {
+    const A* values;
+    int64_t row_stride;
+    A* packed;               // where its first row tile is to leave a packed copy, or null
+    int64_t column, padded;  // the first of them, and how many: whole vectors
+  };
 
   // The row tiles [top, bottom) of the panels [left, right), on one thread.
   class Block {
@@ -79,25 +97,34 @@ class TileGemm {
         k_ = g_.passes_.begin(pass_);
         depth_ = g_.passes_.begin(pass_ + 1) - k_;
         place_a();
-        for (int64_t panel = left_; panel < right_; ++panel) {
-          const int64_t column = g_.panels_.begin(panel) * kL;
-          if (g_.region_ == Region::lower_triangle && column >= first_row_ + rows_) break;
-          sweep(column, g_.panels_.begin(panel + 1) * kL - column);
-        }
+        const int64_t panel_bytes = depth_ * kTileColumns<A> * kSize + 1;
+        const bool one_by_one = panel_bytes <= kFewBytes && rows_ * depth_ * kSize <= kRereadBytes;
+        const int64_t fitting = one_by_one ? 1 : kBlockBytes / panel_bytes;
+        const int64_t count = needed_panels();
+        if (count == 0) return;
+        const EvenParts blocks(count, ceil_div(count, fitting > 1 ? fitting : 1));
+        for (int64_t i = 0; i < blocks.count; ++i)
+          sweep(left_ + blocks.begin(i), left_ + blocks.begin(i + 1));
       }
     }
 
    private:
-    // Packs the block of A, or finds it good where it lies. In place the micro-kernel needs values of the
-    // computing type and a layout whose rows do not fall on the same cache sets (a stride that is a multiple
-    // of 2 KB leaves the kTileRows streams two sets or fewer in L1).
+    // Those of [left, right) that are not all above the diagonal where only the triangle is wanted.
+    int64_t needed_panels() const {
+      int64_t count = right_ - left_;
+      if (g_.region_ == Region::lower_triangle)
+        while (count > 0 && g_.panels_.begin(left_ + count - 1) * kL >= first_row_ + rows_) --count;
+      return count;
+    }
+
+    // Packs A, or finds it good where it lies: the micro-kernel reads any strides, but of rows that are not
+    // contiguous it uses a part of each cache line only, and where they lie a multiple of 2 KB apart the
+    // lines fall on the same sets of L1.
     void place_a() {
       const Operand<T> a = g_.a_.at(first_row_, k_);
-      const bool aliased = a.column_stride == 1 && a.row_stride * static_cast<int64_t>(sizeof(T)) % 2048 == 0;
-      const bool reused = right_ - left_ > 2;
-      const bool packs = sizeof(T) != sizeof(A) || (reused && (aliased || a.column_stride > 1));
-      if (!packs) {
-        block_a_ = reinterpret_cast<const A*>(a.data);
+      if (sizeof(T) == sizeof(A) &&
+          (a.column_stride <= 1 || (right_ - left_ <= 2 && a.column_stride * kSize % 2048 != 0))) {
+        a_ = reinterpret_cast<const A*>(a.data);
         tile_step_ = a_row_ = a.row_stride;
         a_column_ = a.column_stride;
         by_columns_ = false;
@@ -106,49 +133,67 @@ class TileGemm {
       const TileLayout<T> layout(a, depth_);
       A* const packed = static_cast<A*>(thread_scratch(Scratch::pack_a, rows_ * layout.row_length * kSize));
       pack_tiles(a, layout, g_.tiles_, top_, bottom_, depth_, packed);
-      block_a_ = packed;
+      a_ = packed;
       tile_step_ = layout.row_length;
       a_row_ = layout.row_stride();
       a_column_ = 1;
       by_columns_ = !layout.by_rows;
     }
 
-    // A panel of B whose rows are contiguous can be read where it lies. Packing it pays once its rows are
-    // read often and do not stay in L1 by themselves.
-    bool b_in_place(int64_t column, int64_t padded) const {
-      return sizeof(T) == sizeof(A) && g_.b_.column_stride == 1 && column + padded <= g_.n_ &&
-             (bottom_ - top_ <= 8 || depth_ <= 128);
+    // Whether a panel of B need not be packed: few row tiles read it, or all of B lies within a few pages.
+    // (Further apart, each row of a panel costs a miss in the first TLB, for each row tile.)
+    bool b_in_place() const { return bottom_ - top_ <= 2 || depth_ * g_.b_.row_stride * kSize <= kFewPages; }
+
+    // Packs the panels [left, right) of B, or finds them good where they lie. A panel whose rows are
+    // contiguous is packed by the kernel of its first row tile, at the price of the stores alone.
+    void place_b(int64_t left, int64_t right, Panel* panels) const {
+      const int64_t first = g_.panels_.begin(left), vectors = g_.panels_.begin(right) - first;
+      for (int64_t p = left; p < right; ++p, ++panels) {
+        const int64_t column = g_.panels_.begin(p) * kL, padded = g_.panels_.begin(p + 1) * kL - column;
+        const Operand<T> from = g_.b_.at(k_, column);
+        const bool readable = sizeof(T) == sizeof(A) && from.column_stride == 1 && column + padded <= g_.n_;
+        if (readable)
+          *panels = {reinterpret_cast<const A*>(from.data), from.row_stride, nullptr, column, padded};
+        if (readable && b_in_place()) continue;
+        A* const block = static_cast<A*>(thread_scratch(Scratch::pack_b, depth_ * vectors * kL * kSize));
+        A* const packed = block + depth_ * (column - first * kL);
+        if (readable) {
+          panels->packed = packed;
+        } else {
+          pack_panel(from.transposed(), min(padded, g_.n_ - column), depth_, packed, padded);
+          *panels = {packed, padded, nullptr, column, padded};
+        }
+      }
     }
 
-    // One panel over all row tiles.
-    void sweep(int64_t column, int64_t padded) const {
-      const int vectors = static_cast<int>(padded / kL);
-      const bool whole = column + padded <= g_.n_, last_pass = pass_ == g_.passes_.count - 1;
-      const Operand<T> from = g_.b_.at(k_, column);
-      const A* b = reinterpret_cast<const A*>(from.data);
-      int64_t b_row = from.row_stride;
-      if (!b_in_place(column, padded)) {
-        A* const packed = static_cast<A*>(thread_scratch(Scratch::pack_b, depth_ * padded * kSize));
-        pack_panel(from.transposed(), min(padded, g_.n_ - column), depth_, packed, padded);
-        b = packed;
-        b_row = padded;
-      }
-      alignas(64) A one_tile[kTileRows * kTileColumns<A>];
-      for (int64_t t = top_, i = first_row_; t < bottom_; ++t) {
-        const int64_t height = g_.tiles_.begin(t + 1) - i;
-        if (g_.region_ == Region::full || column < i + height) {
-          A* const direct = whole ? g_.epilogue_.direct(i, column) : nullptr;
-          A* const tile =
-              direct  ? direct
-              : sums_ ? sums_ + (i - first_row_) * vectors_ * kL + height * (column - first_vector_ * kL)
-                      : one_tile;
-          microkernel_for<A>(static_cast<int>(height), vectors)(
-              depth_, block_a_ + (i - first_row_) * tile_step_, a_row_, by_columns_ ? height : a_column_, b,
-              b_row, tile, direct ? g_.n_ : padded, pass_ > 0);
-          if (!direct && last_pass) finish(i, height, column, padded, tile);
+    // All row tiles times the panels [left, right).
+    void sweep(int64_t left, int64_t right) const {
+      Panel panels[kMostPanels];
+      place_b(left, right, panels);
+      for (int64_t t = top_; t < bottom_; ++t) {
+        const int64_t i = g_.tiles_.begin(t), height = g_.tiles_.begin(t + 1) - i;
+        for (Panel* panel = panels; panel < panels + (right - left); ++panel) {
+          if (g_.region_ == Region::lower_triangle && panel->column >= i + height) break;
+          multiply(i, height, *panel);
+          if (panel->packed) *panel = {panel->packed, panel->padded, nullptr, panel->column, panel->padded};
         }
-        i += height;
       }
+    }
+
+    // The row tile that begins at row i times a panel.
+    void multiply(int64_t i, int64_t height, const Panel& panel) const {
+      const int64_t column = panel.column, padded = panel.padded;
+      alignas(64) A one_tile[kTileRows * kTileColumns<A>];
+      A* const direct = column + padded <= g_.n_ ? g_.epilogue_.direct(i, column) : nullptr;
+      A* const tile = direct ? direct
+                      : sums_
+                          ? sums_ + (i - first_row_) * vectors_ * kL + height * (column - first_vector_ * kL)
+                          : one_tile;
+      const auto kernel =
+          microkernel_for<A>(static_cast<int>(height), static_cast<int>(padded / kL), panel.packed);
+      kernel(depth_, a_ + (i - first_row_) * tile_step_, a_row_, by_columns_ ? height : a_column_,
+             panel.values, panel.row_stride, panel.packed, tile, direct ? g_.n_ : padded, pass_ > 0);
+      if (!direct && pass_ == g_.passes_.count - 1) finish(i, height, column, padded, tile);
     }
 
     void finish(int64_t i, int64_t height, int64_t column, int64_t padded, const A* tile) const {
@@ -163,7 +208,7 @@ class TileGemm {
     const int64_t first_row_, rows_;
     const int64_t first_vector_, vectors_;
     int64_t pass_ = 0, k_ = 0, depth_ = 0;
-    const A* block_a_ = nullptr;
+    const A* a_ = nullptr;
     int64_t tile_step_ = 0;  // values of A from one row to the next, as tiles are concerned
     int64_t a_row_ = 0;
     int64_t a_column_ = 0;

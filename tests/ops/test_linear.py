@@ -13,7 +13,8 @@ import fastnn.functional as FF
 from fastnn import _backend
 from fastnn.ops.linear import ACTIVATIONS, torch_activation, torch_activation_gradient
 
-# Around one register tile (8 x 48, 6 x 16, 6 x 8), one vector, one pass along K (512), and degenerate ones.
+# Around one register tile (8 x 48, 6 x 16, 6 x 8), one vector, one pass along K (1024), more rows (1024) and
+# columns (1536) than are worked on at a time, columns of A that lie a multiple of 2 KB apart, and degenerate ones.
 SHAPES = [
     (1, 1, 1),
     (2, 3, 5),
@@ -22,9 +23,11 @@ SHAPES = [
     (9, 49, 33),
     (13, 17, 31),
     (64, 10, 128),
-    (33, 100, 511),
-    (17, 47, 513),
-    (70, 145, 1100),
+    (33, 100, 1023),
+    (17, 47, 1025),
+    (70, 145, 2100),
+    (1040, 1600, 40),
+    (19, 512, 90),
     (1, 64, 300),
     (200, 1, 64),
     (0, 4, 3),
