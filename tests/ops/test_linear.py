@@ -14,7 +14,7 @@ from fastnn import _backend
 from fastnn.ops.linear import ACTIVATIONS, torch_activation, torch_activation_gradient
 
 # Around one register tile (8 x 48, 6 x 16, 6 x 8), one vector, one pass along K (1024), more rows (1024) and
-# columns (1536) than are worked on at a time, columns of A that lie a multiple of 2 KB apart, and degenerate ones.
+# columns (1536) than are worked on at a time, columns of A a multiple of 2 KB apart, and degenerate ones.
 SHAPES = [
     (1, 1, 1),
     (2, 3, 5),

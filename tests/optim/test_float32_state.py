@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from typing import Any
 
@@ -341,6 +342,22 @@ def test_what_is_written_is_seen_by_autograd(isa: str) -> None:
     versions = [t._version for t in written]
     step_natively(optimizer)
     assert all(t._version > version for t, version in zip(written, versions, strict=True))
+
+
+@pytest.mark.parametrize("cls", [optim.Adam, optim.AdamW, optim.SGD, optim.Adagrad, optim.RMSprop])
+def test_the_signature_is_torchs_and_two_more(cls: Any) -> None:
+    ours = inspect.signature(cls).parameters
+    theirs = inspect.signature(getattr(torch.optim, cls.__name__)).parameters
+    assert [*ours] == [*theirs, "state_dtype", "master_weights"]
+    assert all(ours[name].default == theirs[name].default for name in theirs)
+
+
+def test_the_signature_of_a_users_subclass_is_its_own() -> None:
+    class Mine(fastnn.optim.Adam):
+        def __init__(self, params: Any, warm_up: int) -> None:
+            super().__init__(params, lr=1.0 / warm_up)
+
+    assert [*inspect.signature(Mine).parameters] == ["params", "warm_up"]
 
 
 @pytest.mark.parametrize("cls", [optim.Adam, optim.AdamW, optim.SGD, optim.Adagrad, optim.RMSprop])

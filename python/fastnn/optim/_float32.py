@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,19 @@ class Float32State(torch.optim.Optimizer):
 
     state_dtype: torch.dtype | None = None
     master_weights: bool = False
+    __signature__: ClassVar[inspect.Signature | None]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Show torch's arguments, whatever this torch has, and the two that are added."""
+        super().__init_subclass__(**options)
+        cls.__signature__ = None  # not to be inherited
+        if cls.__init__ is not Float32State.__init__:  # a user's own
+            return
+        bases = cls.__mro__[cls.__mro__.index(Float32State) + 1 :]
+        theirs = inspect.signature(bases[0])
+        own = inspect.signature(Float32State.__init__).parameters
+        added = [own["state_dtype"], own["master_weights"]]
+        cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *added])
 
     def __init__(
         self,
