@@ -305,3 +305,21 @@ def test_steps_inside_torch_compile() -> None:
         compiled()
         theirs.step()
     assert_close(model, twin)
+
+
+def test_zero_grad_is_torchs() -> None:
+    param = torch.nn.Parameter(torch.ones(3))
+    unused = torch.nn.Parameter(torch.ones(2))
+    optimizer = optim.Adam([param, unused])
+    param.grad = kept = torch.ones(3)
+    optimizer.zero_grad(set_to_none=False)
+    assert param.grad is kept
+    assert not kept.any()
+    optimizer.zero_grad()
+    assert param.grad is None
+    assert unused.grad is None
+    with torch.autograd.profiler.profile() as profile:
+        param.grad = torch.ones(3)
+        optimizer.zero_grad()
+    assert param.grad is None
+    assert "Optimizer.zero_grad#Adam.zero_grad" in {event.name for event in profile.function_events}

@@ -22,6 +22,11 @@ _names_known = None not in (
 )
 
 
+def is_profiling() -> bool:
+    """Whether a profiler runs, or cannot be seen."""
+    return bool(getattr(profiler, "_is_profiler_enabled", True))
+
+
 def hooked_when_needed(step: Step) -> Step:
     """Wrap an optimizer's ``step`` as torch does, but skip the wrapping while it would have no effect.
 
@@ -35,7 +40,7 @@ def hooked_when_needed(step: Step) -> Step:
     @functools.wraps(step)
     def wrapper(self: Any, closure: Callable[[], Any] | None = None) -> Any:
         if (
-            profiler._is_profiler_enabled
+            is_profiling()
             or self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or _global_pre_hooks
