@@ -30,10 +30,11 @@ build() {
 }
 
 sanitize() {
-  local tool selection='test_relu and (9- or 1023-) or class_counts and (-65 or -513) or strided or test_shapes and shape9 or several_kinds'
+  local tool tests
+  mapfile -t tests <benchmarks/gpu_sanitize.txt
   for tool in memcheck racecheck; do
     compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
-      "$python" -m pytest -q -x -m cuda -k "$selection" tests/ops/test_devices.py tests/ops/test_*_cuda.py tests/test_step_graph.py || return 1
+      "$python" -m pytest -q -x -m cuda "${tests[@]}" || return 1
   done
 }
 
