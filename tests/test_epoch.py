@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,11 @@ def test_targets_of_any_shape() -> None:
     model = chain([6, 4], dtype=torch.float32)
     step = fastnn.TrainStep(model, nn.MSELoss(), OPTIMIZERS["sgd"](model.parameters()))
     assert step.epoch(torch.randn(10, 6), torch.randn(10, 4), 4).shape == (3,)
+
+
+def test_a_batch_size_of_numpy() -> None:
+    images, labels = data()
+    assert len(a_step().epoch(images, labels, np.int64(5))) == 5  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from operator import index
+from typing import TYPE_CHECKING, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ def run_epoch(
 ) -> Tensor:
     """What `TrainStep.epoch` does, the arguments not yet checked."""
     _check(images, labels, batch_size, permutation)
+    batch_size = index(batch_size)
     if permutation is None:
         permutation = torch.randperm(len(images), device=images.device)
     if _has_kernels(images):
@@ -63,7 +65,7 @@ def _check(images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor 
             )
     if len(images) == 0:
         raise ValueError("TrainStep.epoch: there are no images")
-    if type(batch_size) is not int:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, SupportsIndex):
         raise TypeError(f"TrainStep.epoch: batch_size must be an int, got {type(batch_size).__name__}")
     if batch_size < 1:
         raise ValueError(f"TrainStep.epoch: batch_size must be at least 1, got {batch_size}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -53,14 +54,16 @@ def _check_keep_grad(keep_grad: object) -> None:
         raise TypeError(f"TrainStep: keep_grad must be a bool, got {type(keep_grad).__name__}")
 
 
-def _check_mean(mean: object) -> None:
+def _check_mean(mean: Any) -> None:
     _check_number("mean", mean)
+    if not math.isfinite(mean):
+        raise ValueError(f"TrainStep: mean must be finite, got {mean}")
 
 
-def _check_std(std: object) -> None:
+def _check_std(std: Any) -> None:
     _check_number("std", std)
-    if std == 0:
-        raise ValueError("TrainStep: std must not be 0")
+    if std == 0 or not math.isfinite(std):
+        raise ValueError(f"TrainStep: std must be finite and not 0, got {std}")
 
 
 _CHECKS: dict[str, Callable[[Any], None]] = {
@@ -111,7 +114,8 @@ class TrainStep:
     why. Whether the native call is possible is looked at in every call, so hooks, frozen layers or replaced
     parameters are respected (after an obstacle in the model is gone it may take some tens of calls until that
     is noticed).
-    Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too.
+    Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too, not
+    under ``torch.inference_mode()``.
 
     On a CUDA device the same models, losses and optimizers, in float32, float64, bfloat16 or float16, have
     their step captured in a CUDA graph (tested on an emulator, not yet on a GPU): the first two calls with a
@@ -136,15 +140,16 @@ class TrainStep:
         optimizer: of the model's parameters.
         max_norm: clips the gradients to this norm over all of them, as
             :func:`torch.nn.utils.clip_grad_norm_` does; None leaves them as they are.
-        keep_grad: whether the parameters' ``.grad`` holds the (clipped) gradients after the call. Otherwise
-            it is None.
+        keep_grad: whether the parameters' ``.grad`` holds the (clipped) gradients after the call, in
+            tensors that the next call may write over: clone what is to be kept. Otherwise it is None.
         mean: of images given as uint8, which become :math:`(x / 255 - \text{mean}) / \text{std}` in the dtype
             of the model's parameters.
         std: see `mean`.
 
     Raises:
         TypeError: `model` is no module or `optimizer` no optimizer.
-        ValueError: `max_norm` is negative, `std` is 0, or `optimizer` has no parameter of `model`.
+        ValueError: `max_norm` is negative, `mean` or `std` not finite, `std` 0, or `optimizer` has no
+            parameter of `model`.
     """
 
     _plan: StepPlan | Refused | None

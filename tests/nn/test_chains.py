@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -63,6 +64,15 @@ def test_keys_and_activation() -> None:
     for sizes in ([], [3]):
         with pytest.raises(ValueError, match="at least an input and an output size"):
             nn.MLP(sizes)
+    for bad in ([True, 3], [3.0, 2], "32", ["3", 2]):
+        with pytest.raises(TypeError, match="MLP: sizes must be a list of ints, got"):
+            nn.MLP(bad)  # type: ignore[arg-type]
+
+
+def test_sizes_of_numpy() -> None:
+    model = nn.MLP([np.array((3, 4)).prod(), np.int64(5), 2])
+    assert [type(layer.in_features) for layer in model if isinstance(layer, nn.Linear)] == [int, int]
+    assert model(torch.randn(3, 12)).shape == (3, 2)
 
 
 def test_fuses_runs_of_layers() -> None:

@@ -293,20 +293,6 @@ def test_grad_scaler_with_fused() -> None:
     assert_close(*models)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.compile's own
-def test_steps_inside_torch_compile() -> None:
-    model, twin = network(), network()
-    mine, theirs = optim.Adam(model.parameters(), lr=0.1), torch.optim.Adam(twin.parameters(), lr=0.1)
-    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-        p.grad = torch.randn_like(p)
-        q.grad = p.grad.clone()
-    compiled = torch.compile(lambda: mine.step(), backend="eager")
-    for _ in range(2):
-        compiled()
-        theirs.step()
-    assert_close(model, twin)
-
-
 def test_zero_grad_is_torchs() -> None:
     param = torch.nn.Parameter(torch.ones(3))
     unused = torch.nn.Parameter(torch.ones(2))

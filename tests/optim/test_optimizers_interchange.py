@@ -238,6 +238,24 @@ def test_step_hooks_and_profiler(cls: Any, reference: Any) -> None:
     assert f"Optimizer.step#{cls.__name__}.step" in {event.name for event in profile.events()}
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad", "RMSprop"])
+@pytest.mark.parametrize("extra", [{}, {"state_dtype": torch.float32}, {"master_weights": True}], ids=str)
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+def test_steps_inside_torch_compile(name: str, extra: Options) -> None:
+    torch.compiler.reset()
+    model, twin = network(), network()
+    mine = getattr(optim, name)(model.parameters(), lr=0.1, **extra)
+    theirs = getattr(torch.optim, name)(twin.parameters(), lr=0.1)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    compiled = torch.compile(lambda: mine.step(), backend="eager")
+    for _ in range(2):
+        compiled()
+        theirs.step()
+    assert_close(model, twin)
+
+
 BAD: list[Options] = [
     {"lr": -1.0},
     {"eps": -1.0},

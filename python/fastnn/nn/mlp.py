@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, overload
+from operator import index
+from typing import Any, SupportsIndex, overload
 
 import torch
 from torch import Tensor
@@ -140,8 +141,9 @@ class MLP(Sequential):
             raise TypeError(f"MLP: sizes must be a list of ints, got {given!r}")
         sizes = list(sizes)
         check_activation("MLP", activation)
-        if not all(isinstance(size, int) for size in sizes):
+        if any(isinstance(size, bool) or not isinstance(size, SupportsIndex) for size in sizes):
             raise TypeError(f"MLP: sizes must be a list of ints, got {sizes}")
+        sizes = [index(size) for size in sizes]
         if len(sizes) < 2:
             raise ValueError(f"MLP: sizes must name at least an input and an output size, got {sizes}")
         layers: list[torch.nn.Module] = []

@@ -87,7 +87,7 @@ class NativeOptimizer(Float32State):
             kernels = _backend.native(params[0])
         attributes = self.__dict__
         scaling = (attributes.get("grad_scale"), attributes.get("found_inf"))
-        if kernels is not _backend.cpu and _check_capture is not None and "capturable" in group:
+        if kernels is not _backend.cpu and _check_capture is not None and "capturable" in self.defaults:
             _check_capture(self)
         native_step = getattr(kernels, self._op + "_step")
         arguments = (group, self.state, _match_layout, *scaling, self.state_dtype is not None)
@@ -110,7 +110,7 @@ class NativeOptimizer(Float32State):
         return lists, found
 
     def _step_group_with_torch(self, group: dict[str, Any]) -> None:
-        if _check_capture is not None and "capturable" in group:
+        if _check_capture is not None and "capturable" in self.defaults:
             _check_capture(self)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             update = self._torch_update if self.state_dtype is None else self._update_in_float32
