@@ -34,7 +34,7 @@ from .cases.step import EAGER, torch_mlp
 
 SEEDS = 5
 TARGET = 0.98
-_HIDDEN, _BATCH, _EPOCHS, _RATE = 128, 128, 5, 5e-3
+HIDDEN, BATCH, EPOCHS, _RATE = 128, 128, 5, 5e-3
 # An evaluation each 25 steps tells the time to an accuracy within about one hundredth of the run.
 _TURN = 25
 
@@ -75,7 +75,7 @@ def _eager(
 
 
 def _contestants(data: Dataset, images: Tensor, normalised: Tensor, seed: int) -> dict[str, Contestant]:
-    widths = [data.inputs, _HIDDEN, data.classes]
+    widths = [data.inputs, HIDDEN, data.classes]
     torch.manual_seed(seed)
     initial = torch_mlp(widths).state_dict()
 
@@ -100,7 +100,7 @@ def _contestants(data: Dataset, images: Tensor, normalised: Tensor, seed: int) -
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
+def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
     parameters = list(model.parameters())
     for w, b in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
         x = F.relu(F.linear(x, w, b))
@@ -114,12 +114,12 @@ def race(data: Dataset, seed: int) -> dict[str, Contestant]:
     test = torch.from_numpy(data.test_images).float().sub_(data.mean).div_(data.std)
     answers = torch.from_numpy(data.test_labels)
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(images), generator=generator).split(_BATCH) for _ in range(_EPOCHS)]
+    orders = [torch.randperm(len(images), generator=generator).split(BATCH) for _ in range(EPOCHS)]
     batches = list(itertools.chain.from_iterable(orders))
     normalised = images.float().sub_(data.mean).div_(data.std)
     contestants = _contestants(data, images, normalised, seed)
     for each in contestants.values():
-        each.accuracy.append(_accuracy(each.model, test, answers))
+        each.accuracy.append(accuracy(each.model, test, answers))
     turns = list(contestants.values())
     for start in range(0, len(batches), _TURN):
         for each in turns:
@@ -131,12 +131,12 @@ def race(data: Dataset, seed: int) -> dict[str, Contestant]:
                 rows = batches[number]
                 each.step(each.images.index_select(0, rows), labels.index_select(0, rows))
             each.seconds.append(each.seconds[-1] + time.perf_counter() - began)
-            each.accuracy.append(_accuracy(each.model, test, answers))
+            each.accuracy.append(accuracy(each.model, test, answers))
         turns.reverse()
     return contestants
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def median_time(values: Sequence[float | None]) -> float | None:
     """A run that never got there counts as one without end."""
     median = statistics.median(float("inf") if value is None else value for value in values)
     return None if median == float("inf") else median
@@ -154,14 +154,14 @@ def measure(settings: dict[str, Any], *, quick: bool = False) -> dict[str, Any] 
     if data.name != "mnist":
         return None
     data = data.first(len(data.train_images) // 10 if quick else None)
-    race(data.first(_BATCH), 0)  # what is paid once is paid here
+    race(data.first(BATCH), 0)  # what is paid once is paid here
     races = [race(data, seed) for seed in range(settings["rounds"])]
     sides = {}
     for name in races[0]:
         runs = [each[name] for each in races]
         sides[name] = {
             "to_target": [run.seconds_to(TARGET) for run in runs],
-            "median_to_target": _median([run.seconds_to(TARGET) for run in runs]),
+            "median_to_target": median_time([run.seconds_to(TARGET) for run in runs]),
             "median_seconds": statistics.median(run.seconds[-1] for run in runs),
             "median_accuracy": statistics.median(run.accuracy[-1] for run in runs),
             "curves": [{"seconds": run.seconds, "accuracy": run.accuracy} for run in runs],
@@ -171,9 +171,9 @@ def measure(settings: dict[str, Any], *, quick: bool = False) -> dict[str, Any] 
         "machine": machine.describe(),
         "versions": machine.versions(),
         "settings": settings,
-        "network": [data.inputs, _HIDDEN, data.classes],
-        "batch": _BATCH,
-        "epochs": _EPOCHS,
+        "network": [data.inputs, HIDDEN, data.classes],
+        "batch": BATCH,
+        "epochs": EPOCHS,
         "highest_rate": _RATE,
         "target": TARGET,
         "sides": sides,

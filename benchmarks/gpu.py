@@ -1,5 +1,6 @@
 """Times CUDA ops against torch eager and torch.compile on the GPU: a JSON file and a short table.
 
+The most telling cases come first; those for which no time is left are named as such.
 Floors are bytes over the bandwidth of a device-to-device copy that is measured here (read plus written).
 """
 
@@ -8,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastnn
+import fastnn.nn
 import fastnn.optim
-from benchmarks import gpu_products
+from benchmarks import gpu_accuracy, gpu_products
 from fastnn import functional
 
 Calls = dict[str, Callable[[], object]]
@@ -103,6 +106,61 @@ def optimizer_cases() -> list[tuple[str, int, Calls]]:
     return found
 
 
+def master_cases() -> list[tuple[str, int, Calls]]:
+    """Adam on bfloat16 with float32 masters: 2 bytes read of p and g, 2 written, and 12 of m, v, master both ways.
+
+    Torch keeps masters as parameters of their own: the gradients are cast to them and they are cast back.
+    """
+    sizes = [100_000] * 100
+    halves = [torch.nn.Parameter(torch.randn(n, device="cuda").bfloat16()) for n in sizes]
+    for half in halves:
+        half.grad = torch.randn_like(half)
+    ours = fastnn.optim.Adam(halves, master_weights=True)
+    masters = [torch.nn.Parameter(half.detach().float()) for half in halves]
+    copies = [half.detach().clone() for half in halves]
+    gradients = [half.grad for half in halves if half.grad is not None]
+    for wide in masters:
+        wide.grad = torch.empty_like(wide)
+    wide_gradients = [wide.grad for wide in masters if wide.grad is not None]
+    theirs = torch.optim.Adam(masters, fused=True)
+
+    def torch_step() -> None:
+        torch._foreach_copy_(wide_gradients, gradients)
+        theirs.step()
+        torch._foreach_copy_(copies, [wide.detach() for wide in masters])
+
+    calls: Calls = {"fastnn": ours.step, "torch fused": torch_step}
+    return [("Adam 10M in 100, bf16 with masters", 30 * sum(sizes), calls)]
+
+
+def clip_cases() -> list[tuple[str, int, Calls]]:
+    """Clipping by the norm; gradients are read for it, then read and written, since the bound is below it."""
+    found: list[tuple[str, int, Calls]] = []
+    for name, sizes in (("MLP 784-128-10", [100352, 128, 1280, 10]), ("10M in 100", [100_000] * 100)):
+        calls: Calls = {}
+        for side, clip in (
+            ("fastnn", fastnn.nn.utils.clip_grad_norm_),
+            ("torch", torch.nn.utils.clip_grad_norm_),
+        ):
+            parameters = [torch.nn.Parameter(torch.zeros(n, device="cuda")) for n in sizes]
+            for parameter in parameters:
+                parameter.grad = torch.randn_like(parameter)
+            calls[side] = lowering(partial(clip, parameters), sum(sizes) ** 0.5)
+        found.append((f"clip_grad_norm_ {name}", 12 * sum(sizes), calls))
+    return found
+
+
+def lowering(call: Callable[[float], object], bound: float) -> Callable[[], object]:
+    """Calls with a bound that each lowers a little, so that all of them have to scale."""
+
+    def lower() -> object:
+        nonlocal bound
+        bound *= 0.999
+        return call(bound)
+
+    return lower
+
+
 def epoch_cases() -> list[tuple[str, int, Calls]]:
     """An epoch of 784-128-10 over 60,000 images, of which nothing but their bytes must move."""
     images = torch.randint(256, (60000, 784), dtype=torch.uint8, device="cuda")
@@ -172,7 +230,8 @@ def step_cases() -> list[tuple[str, int, Calls]]:
             layers = [m for k, n in pairwise(sizes) for m in (linear(k, n), torch.nn.ReLU())]
             return torch.nn.Sequential(*layers[:-1]).cuda()
 
-        ours, plain, by_hand = network(fastnn.nn.Linear), network(torch.nn.Linear), network(torch.nn.Linear)
+        ours = network(fastnn.nn.Linear)
+        plain, by_hand, compiled = (network(torch.nn.Linear) for _ in range(3))
         step = fastnn.TrainStep(ours, fastnn.functional.cross_entropy, fastnn.optim.Adam(ours.parameters()))
         for _ in range(3):  # the third captures
             step(x, y)
@@ -180,6 +239,7 @@ def step_cases() -> list[tuple[str, int, Calls]]:
         calls: Calls = {
             "fastnn": partial(step, x, y),
             "torch fused": eager_step(plain, fused(plain.parameters()), x, y),
+            "compile": eager_step(torch.compile(compiled), fused(compiled.parameters()), x, y),
             "torch fused graph": captured_by_hand(
                 by_hand, fused(by_hand.parameters(), capturable=True), x, y
             ),
@@ -189,12 +249,13 @@ def step_cases() -> list[tuple[str, int, Calls]]:
     return found
 
 
-def cases() -> list[tuple[str, int, Calls]]:
-    """Name, bytes that must move, and one call for each contender."""
+def elementwise_cases() -> list[tuple[str, int, Calls]]:
+    """ReLU and cross-entropy."""
     found: list[tuple[str, int, Calls]] = []
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(1 << 27, device="cuda").to(dtype)
         calls: Calls = {"fastnn": partial(functional.relu, x), "torch": partial(F.relu, x)}
+        calls["compile"] = partial(torch.compile(F.relu), x)
         found.append((f"relu 128M {dtype}", 2 * x.numel() * x.element_size(), calls))
     for rows, classes in ((64, 10), (65536, 10), (32768, 1024), (4096, 32000), (1024, 131072)):
         logits = torch.randn(rows, classes, device="cuda").bfloat16().requires_grad_()
@@ -203,38 +264,71 @@ def cases() -> list[tuple[str, int, Calls]]:
         contenders = {"fastnn": functional.cross_entropy, "torch": F.cross_entropy, "compile": compiled}
         calls = {name: gradient_of(loss, logits, target) for name, loss in contenders.items()}
         found.append((f"cross_entropy {rows}x{classes} bf16, with gradient", 4 * rows * classes, calls))
-    return found + gpu_products.cases() + optimizer_cases() + step_cases() + epoch_cases()
+    return found
+
+
+def cases() -> Iterator[tuple[str, int, Calls]]:
+    """Name, bytes that must move, and one call for each contender; made as they are asked for."""
+    groups = (
+        epoch_cases,
+        step_cases,
+        elementwise_cases,
+        optimizer_cases,
+        master_cases,
+        clip_cases,
+        gpu_products.cases,
+    )
+    for group in groups:
+        yield from group()
+
+
+def measured(name: str, bytes_moved: int, calls: Calls, bandwidth: float) -> dict[str, Any]:
+    """The seconds of each contender, and why ours, if so, did not run natively."""
+    decisions = fastnn.explain(next(iter(calls.values()))).decisions
+    reasons = [d.reason for d in decisions if d.reason is not None]
+    row: dict[str, Any] = {"case": name, "floor": bytes_moved / bandwidth, "not native": reasons}
+    for contender, call in calls.items():
+        try:
+            row[contender] = seconds(call)
+        except Exception as error:  # a contender that fails must not cost the others' figures
+            row[contender] = None
+            print(f"{name}, {contender}: {error}")
+    return row
 
 
 def main() -> None:
-    """Run all cases."""
+    """Run all cases for which there is time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    output = parser.parse_args().output
+    parser.add_argument("--seconds", type=float, default=600.0, help="no case is begun after these")
+    given = parser.parse_args()
+    end = time.monotonic() + given.seconds
     bandwidth = copy_bandwidth()
+    mnist = gpu_accuracy.measure(torch.device("cuda"), seconds=given.seconds / 4)
     rows: list[dict[str, Any]] = []
-    for name, bytes_moved, calls in cases():
-        decisions = fastnn.explain(next(iter(calls.values()))).decisions
-        reasons = [d.reason for d in decisions if d.reason is not None]
-        row: dict[str, Any] = {"case": name, "floor": bytes_moved / bandwidth, "not native": reasons}
-        for contender, call in calls.items():
-            try:
-                row[contender] = seconds(call)
-            except Exception as error:  # a contender that fails must not cost the others' figures
-                row[contender] = None
-                print(f"{name}, {contender}: {error}")
-        rows.append(row)
+    left_out: list[str] = []
     report = {
         "device": torch.cuda.get_device_name(),
         "copy bandwidth": bandwidth,
         "info": fastnn.info().as_dict(),
+        "MNIST": mnist,
         "seconds": rows,
+        "no time left": left_out,
     }
-    output.write_text(json.dumps(report, indent=1))
+    for name, bytes_moved, calls in cases():
+        if time.monotonic() > end:
+            left_out.append(name)
+            continue
+        rows.append(measured(name, bytes_moved, calls, bandwidth))
+        given.output.write_text(json.dumps(report, indent=1))  # what is measured outlives what comes after
+    given.output.write_text(json.dumps(report, indent=1))
     print(f"{report['device']}: copy {bandwidth / 1e12:.2f} TB/s; microseconds")
     for row in rows:
         times = [f"{k} {v * 1e6:.1f}" for k, v in row.items() if k not in ("case", "not native") and v]
         print(f"{row['case']:<45} {', '.join(times)} {row['not native'] or ''}")
+    if left_out:
+        print(f"no time left for {len(left_out)}: {'; '.join(left_out)}")
+    print(mnist if isinstance(mnist, str) else gpu_accuracy.to_text(mnist))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
-# Builds fastnn on a machine with a GPU, tests it there and measures it: gpu_check.sh [build|test|sanitize|bench]...
+# Builds fastnn on a machine with a GPU, tests it there and measures it: gpu_check.sh [build|test|sanitize|probe|bench]...
 # Without arguments all of them, each within its share of eight minutes. Needs no network; torch with CUDA, CMake, ninja,
-# pybind11, scikit-build-core and pytest must be installed. Writes to $OUT, by default build/gpu.
+# pybind11, scikit-build-core and pytest must be installed. MNIST is taken from $FASTNN_DATA_DIR, where there is one.
+# Writes to $OUT, by default build/gpu.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-build/gpu}
 mkdir -p "$out"
+export FASTNN_MIRRORS=${FASTNN_MIRRORS-}
 export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 failed=()
 
-# stage <name> <seconds> <command...>: runs it with a limit, keeps its output, notes a failure.
+# stage <name> <lines> <seconds> <command...>: runs it with a limit, keeps its output, shows the last lines, notes a
+# failure.
 stage() {
-  local name=$1 limit=$2 start=$SECONDS
-  shift 2
+  local name=$1 lines=$2 limit=$3 start=$SECONDS
+  shift 3
   echo "== $name"
-  timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n 15
+  timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n "$lines"
   local status=${PIPESTATUS[0]}
   [ "$status" -eq 0 ] || failed+=("$name (exit $status)")
   echo "-- $name: $((SECONDS - start)) s"
@@ -38,14 +41,21 @@ sanitize() {
   done
 }
 
-for name in "${@:-build test sanitize bench}"; do
+probe() {
+  nvcc -arch=sm_90 -std=c++17 -O3 -I csrc benchmarks/cluster_probe.cu -o "$out/cluster_probe" &&
+    "$out/cluster_probe" >"$out/cluster_probe.txt" && tail -n 1 "$out/cluster_probe.txt" >"$out/cluster_probe.json" &&
+    head -n -1 "$out/cluster_probe.txt"
+}
+
+for name in "${@:-build test sanitize probe bench}"; do
   for one in $name; do
     case $one in
-      build) export -f build; export python; stage build 200 bash -c build ;;
-      test) stage test 100 "$python" -m pytest -q -m cuda --maxfail=20 tests ;;
-      sanitize) export -f sanitize; export python; stage sanitize 100 bash -c sanitize ;;
-      bench) stage bench 80 "$python" -m benchmarks.gpu --output "$out/gpu.json" ;;
-      *) echo "unknown stage $one: expected build, test, sanitize or bench" >&2; exit 2 ;;
+      build) export -f build; export python; stage build 15 180 bash -c build ;;
+      test) stage test 15 90 "$python" -m pytest -q -m cuda --maxfail=20 tests ;;
+      sanitize) export -f sanitize; export python; stage sanitize 15 90 bash -c sanitize ;;
+      probe) export -f probe; export out; stage probe 15 20 bash -c probe ;;
+      bench) stage bench 200 100 "$python" -m benchmarks.gpu --seconds 90 --output "$out/gpu.json" ;;
+      *) echo "unknown stage $one: expected build, test, sanitize, probe or bench" >&2; exit 2 ;;
     esac
   done
 done

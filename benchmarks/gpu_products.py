@@ -47,7 +47,11 @@ def _layers() -> list[Case]:
             leaves = _leaves(dtype, (m, k), (n, k), (n,))
             dy = torch.randn(m, n, device="cuda").to(dtype)
             ours = partial(functional.linear, activation="relu")
-            contenders: dict[str, Op] = {"fastnn": ours, "torch": _torch_layer}
+            contenders: dict[str, Op] = {
+                "fastnn": ours,
+                "torch": _torch_layer,
+                "compile": torch.compile(_torch_layer),
+            }
             calls = {name: _with_gradients(op, leaves, dy) for name, op in contenders.items()}
             # x, W and dY are read twice, y is written and read, dX and dW are written.
             moved = (3 * m * k + 3 * n * k + 4 * m * n) * dtype.itemsize

@@ -262,5 +262,5 @@ def test_no_time_to_accuracy_without_mnist(
 
 def test_an_accuracy_that_is_never_reached() -> None:
     accuracy = bench.load_benchmarks("accuracy")
-    assert accuracy._median([1.0, None, 3.0]) == 3.0
-    assert accuracy._median([1.0, None, None]) is None
+    assert accuracy.median_time([1.0, None, 3.0]) == 3.0
+    assert accuracy.median_time([1.0, None, None]) is None
