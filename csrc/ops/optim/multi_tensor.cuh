@@ -1,4 +1,5 @@
-// Runs an update rule over the elements of many tensors in one launch: what all optimizers share on CUDA.
+// Runs an update rule over the elements of many tensors, as many a launch as its parameters hold
+// (UpdateLaunch, some 55 to 80): what all optimizers share on CUDA.
 //
 // A rule has kStates tensors of state, a type Common of numbers that come with the launch, a type Constants
 // and
