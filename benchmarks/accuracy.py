@@ -34,7 +34,7 @@ from .cases.step import EAGER, torch_mlp
 
 SEEDS = 5
 TARGET = 0.98
-HIDDEN, BATCH, EPOCHS, _RATE = 128, 128, 5, 5e-3
+HIDDEN, BATCH, _EPOCHS, _RATE = 128, 128, 5, 5e-3
 # An evaluation each 25 steps tells the time to an accuracy within about one hundredth of the run.
 _TURN = 25
 
@@ -114,7 +114,7 @@ def race(data: Dataset, seed: int) -> dict[str, Contestant]:
     test = torch.from_numpy(data.test_images).float().sub_(data.mean).div_(data.std)
     answers = torch.from_numpy(data.test_labels)
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(images), generator=generator).split(BATCH) for _ in range(EPOCHS)]
+    orders = [torch.randperm(len(images), generator=generator).split(BATCH) for _ in range(_EPOCHS)]
     batches = list(itertools.chain.from_iterable(orders))
     normalised = images.float().sub_(data.mean).div_(data.std)
     contestants = _contestants(data, images, normalised, seed)
@@ -173,7 +173,7 @@ def measure(settings: dict[str, Any], *, quick: bool = False) -> dict[str, Any] 
         "settings": settings,
         "network": [data.inputs, HIDDEN, data.classes],
         "batch": BATCH,
-        "epochs": EPOCHS,
+        "epochs": _EPOCHS,
         "highest_rate": _RATE,
         "target": TARGET,
         "sides": sides,

@@ -54,7 +54,7 @@ for name in "${@:-build test sanitize probe bench}"; do
       test) stage test 15 90 "$python" -m pytest -q -m cuda --maxfail=20 tests ;;
       sanitize) export -f sanitize; export python; stage sanitize 15 90 bash -c sanitize ;;
       probe) export -f probe; export out; stage probe 15 20 bash -c probe ;;
-      bench) stage bench 200 100 "$python" -m benchmarks.gpu --seconds 90 --output "$out/gpu.json" ;;
+      bench) stage bench 200 100 "$python" -m benchmarks.gpu --seconds 80 --output "$out/gpu.json" ;;
       *) echo "unknown stage $one: expected build, test, sanitize, probe or bench" >&2; exit 2 ;;
     esac
   done
