@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-build/gpu}
 mkdir -p "$out"
-export FASTNN_MIRRORS=${FASTNN_MIRRORS-}
+export FASTNN_MIRRORS=${FASTNN_MIRRORS-} PATH=$PATH:/usr/local/cuda/bin
 export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 failed=()
 
