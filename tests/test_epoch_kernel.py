@@ -167,6 +167,19 @@ def counts(step: fastnn.TrainStep) -> list[float]:
     return [float(state["step"]) for state in step.optimizer.state.values()]
 
 
+@pytest.mark.parametrize("where", [2, 3])  # of tests/cuda_emulator/runtime.cpp
+def test_left_to_the_loop_without_clusters(where: int, device: str, emulated: Emulation) -> None:
+    if device == "cuda":
+        pytest.skip("of emulated devices")
+    step = a_step(device)
+    emulated.checks.put_tensors_on(where)
+    try:
+        why, _ = decided(step, *data(device)[:2], 8)
+    finally:
+        emulated.checks.put_tensors_on(0)
+    assert "has no clusters of blocks" in str(why)
+
+
 def wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()

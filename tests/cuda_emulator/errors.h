@@ -11,6 +11,7 @@ namespace cuda_emulator {
 struct Device {
   int multiprocessors, capability_major;
   int shared_bytes;  // of one block
+  int ptx_version;   // that kernels have been compiled for, as cudaFuncAttributes has it
 };
 // The current one.
 const Device& device();

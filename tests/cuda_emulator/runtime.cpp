@@ -13,8 +13,10 @@ cudaError_t last_error = cudaSuccess;
 std::string last_words;
 
 // Like an H100, with so few multiprocessors that loops over a grid go round in small tests; with so little
-// shared memory that short rows exceed it; the same without clusters.
-constexpr cuda_emulator::Device kDevices[] = {{16, 9, 227 * 1024}, {4, 9, 16 * 1024}, {4, 8, 16 * 1024}};
+// shared memory that short rows exceed it; the same without clusters; the same with them, but with kernels
+// that were compiled for a device without.
+constexpr cuda_emulator::Device kDevices[] = {
+    {16, 9, 227 * 1024, 90}, {4, 9, 16 * 1024, 90}, {4, 8, 16 * 1024, 80}, {4, 9, 16 * 1024, 80}};
 constexpr int kDeviceCount = sizeof(kDevices) / sizeof(kDevices[0]);
 int current_device = 0, holder_of_tensors = 0;
 
@@ -23,6 +25,8 @@ int current_device = 0, holder_of_tensors = 0;
 namespace cuda_emulator {
 
 const Device& device() { return kDevices[current_device]; }
+
+int ptx_version() { return device().ptx_version; }
 
 void put_tensors_on(int device) { holder_of_tensors = device; }
 

@@ -18,8 +18,9 @@ from fastnn import _backend, functional
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
 
-# The emulated devices (tests/cuda_emulator/runtime.cpp): a block keeps 940 packs of 16 bytes on the last two.
-LARGE, SMALL, WITHOUT_CLUSTERS = range(3)
+# The emulated devices (tests/cuda_emulator/runtime.cpp): on all but the first a block keeps 940 packs of 16
+# bytes.
+LARGE, SMALL, WITHOUT_CLUSTERS, COMPILED_FOR_ANOTHER = range(4)
 KEPT = 940
 CPU = torch.device("cpu")
 # Packs of a row that a block has alone, and that 2, 4 and 8 share; the last are more than those can keep.
@@ -221,9 +222,10 @@ def test_few_rows_get_more_blocks(rows: int, packs: int, cluster: int, emulated_
     assert emulated_cuda.checks.last_launch()[:2] == (rows, cluster)
 
 
+@pytest.mark.parametrize("device", [WITHOUT_CLUSTERS, COMPILED_FOR_ANOTHER])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_without_clusters_the_rest_is_read_twice(dtype: torch.dtype, small: Emulation) -> None:
-    small.checks.put_tensors_on(WITHOUT_CLUSTERS)
+def test_without_clusters_the_rest_is_read_twice(dtype: torch.dtype, device: int, small: Emulation) -> None:
+    small.checks.put_tensors_on(device)
     x = torch.randn(3, classes_of(3 * KEPT, dtype, 1)).to(dtype)
     target = torch.randint(x.shape[1], (3,))
     assert cluster_of(small, x, target) == 1

@@ -19,6 +19,15 @@ int ask(cudaDeviceAttr attribute, int device) {
   return value;
 }
 
+// The major capability that kernels have been compiled for, where that is less than the device's: code for 8
+// runs on 9 too, and does there what is under its `#if __CUDA_ARCH__`.
+int usable_capability(int device) {
+  cudaFuncAttributes attributes;
+  check_cuda(cudaFuncGetAttributes(&attributes, probe), "fastnn");
+  const int compiled = attributes.ptxVersion / 10, present = ask(cudaDevAttrComputeCapabilityMajor, device);
+  return compiled < present ? compiled : present;
+}
+
 int largest_cluster(const DeviceLimits& limits) {
   constexpr int kPortable = 8, kThreads = 1024;  // a cluster that every device with clusters may have
   if (limits.capability_major < 9) return 1;
@@ -62,7 +71,7 @@ const DeviceLimits& device_limits() {
     DeviceLimits& found = limits[device];
     found.multiprocessors = ask(cudaDevAttrMultiProcessorCount, device);
     found.shared_bytes = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    found.capability_major = ask(cudaDevAttrComputeCapabilityMajor, device);
+    found.capability_major = usable_capability(device);
     found.cluster_blocks = largest_cluster(found);
   });
   return limits[device];

@@ -25,8 +25,10 @@ class DeviceGuard {
 // What launches are sized by.
 struct DeviceLimits {
   int multiprocessors;
-  int shared_bytes;      // that one block may ask for
-  int capability_major;  // the 9 of compute capability 9.0
+  int shared_bytes;  // that one block may ask for
+  // The 9 of compute capability 9.0; less where kernels have been compiled for an older device only, and lack
+  // what takes a newer one.
+  int capability_major;
   // Of a cluster whose blocks have all shared memory of a multiprocessor each: 8, or less where the device
   // has no room for that; 1 where it has no clusters.
   int cluster_blocks;

@@ -137,7 +137,8 @@ EpochLayout choose_layout(const EpochShape& shape, int cluster) {
 
 std::string why_no_shape(const EpochShape& shape) {
   if (device_limits().capability_major < 9)
-    return "the device has no clusters of blocks (compute capability 9.0)";
+    return "the device, or what kernels were compiled for, has no clusters of blocks (compute capability "
+           "9.0)";
   if (shape.classes > kMostClasses) return "more than 32 classes";
   if (shape.features > kMostFeatures || shape.hidden > kMostHidden || shape.batch > kMostBatch)
     return "the network or the batch is too large";

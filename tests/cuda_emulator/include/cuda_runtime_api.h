@@ -41,6 +41,7 @@ constexpr unsigned cudaHostAllocPortable = 1, cudaHostAllocMapped = 2;
 struct cudaFuncAttributes {
   size_t sharedSizeBytes;
   int maxThreadsPerBlock;
+  int ptxVersion;
 };
 
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };

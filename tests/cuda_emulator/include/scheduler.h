@@ -33,6 +33,9 @@ LaunchShape last_launch();
 void put_tensors_on(int device);
 int device_of_tensors();
 
+// That the kernels have been compiled for on the current device, as cudaFuncAttributes has it.
+int ptx_version();
+
 // Ends the launch with an error; called by a running kernel.
 [[noreturn]] void fail(const char* message);
 
