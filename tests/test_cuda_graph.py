@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -22,17 +23,25 @@ class FakeCuda:
         self.calls: list[str] = []
         self.current = "the user's"
         self.at_device = "cuda:0"
-        self.fails_at: str | None = None
+        self.fails_at: set[str] = set()
         self._made = iter(("side", "fresh"))
         for name in ("device", "stream", "current_stream", "synchronize", "graph"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        for name, call in (
+            ("_cuda_clearCublasWorkspaces", lambda: self.note("clear")),
+            ("_cuda_endAllocateToPool", lambda index, pool: self.note(f"leave the {pool} of {index}")),
+        ):
+            monkeypatch.setattr(torch._C, name, call, raising=False)
+        for name, empty in (("_streams", {}), ("_failed", {}), ("_failed_graphs", [])):
+            monkeypatch.setattr(_cuda_graph, name, empty)
         monkeypatch.setattr(torch.cuda, "Stream", lambda _: FakeStream(self, next(self._made)))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: FakeGraph(self))
 
     def note(self, call: str) -> None:
         self.calls.append(f"{call} on {self.current} of {self.at_device}")
-        if self.fails_at == call:
-            raise RuntimeError(call)
+        if call in self.fails_at:
+            raise RuntimeError(f"{call} fails\nand more of it")
 
     @contextlib.contextmanager
     def device(self, device: torch.device) -> Iterator[None]:
@@ -57,7 +66,8 @@ class FakeCuda:
         self.note("synchronize")
 
     @contextlib.contextmanager
-    def graph(self, graph: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+    def graph(self, graph: Any, pool: str, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert pool == "pool"
         assert capture_error_mode == "thread_local"
         assert not gc.isenabled()
         self.current = stream.name
@@ -108,19 +118,42 @@ def test_the_order(cuda: FakeCuda) -> None:
         "rehearse on side of cuda:1",
         "synchronize on the user's of cuda:1",
         "settled on the user's of cuda:1",
+        "clear on the user's of cuda:1",
         "begin on fresh of cuda:1",
         "body on fresh of cuda:1",
         "end on fresh of cuda:1",
+        "clear on the user's of cuda:1",
         "replay on the user's of cuda:1",
     ]
     assert gc.isenabled()
+    capture(cuda)  # on the same streams
+    assert _cuda_graph.why_failed(DEVICE) is None
 
 
 @pytest.mark.parametrize("fails_at", ["rehearse", "synchronize", "settled", "begin", "body", "end"])
 def test_what_a_failure_leaves(cuda: FakeCuda, fails_at: str) -> None:
-    cuda.fails_at = fails_at
+    cuda.fails_at = {fails_at}
     with pytest.raises(RuntimeError, match=fails_at):
         capture(cuda)
     assert (cuda.current, cuda.at_device) == ("the user's", "cuda:0")
     assert gc.isenabled()
-    assert not _cuda_graph._one_at_a_time.locked()
+    with ThreadPoolExecutor(1) as others:
+        assert others.submit(lambda: _cuda_graph.capturing.acquire(False) and _done()).result()
+    broken = fails_at in ("begin", "end")  # rather than what the caller has given
+    assert _cuda_graph.why_failed(DEVICE) == (f"{fails_at} fails" if broken else None)
+    assert len(_cuda_graph._failed_graphs) == broken
+    left = [call for call in cuda.calls if call.startswith("leave the pool of 1 ")]
+    assert len(left) == broken
+
+
+def _done() -> bool:
+    _cuda_graph.capturing.release()
+    return True
+
+
+def test_the_first_failure_is_told(cuda: FakeCuda) -> None:
+    cuda.fails_at = {"body", "end", "leave the pool of 1"}
+    with pytest.raises(RuntimeError, match="body fails"):
+        capture(cuda)
+    assert _cuda_graph.why_failed(DEVICE) == "body fails"
+    assert _cuda_graph.why_failed(torch.device("cuda:0")) is None

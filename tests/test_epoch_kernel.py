@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import fastnn
 from cuda_emulation import Emulation
-from fastnn import _backend, _epoch
+from fastnn import _backend, _cuda_graph, _epoch, _epoch_kernel
 from train_steps import chain
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
@@ -178,6 +179,34 @@ def test_left_to_the_loop_without_clusters(where: int, device: str, emulated: Em
     finally:
         emulated.checks.put_tensors_on(0)
     assert "has no clusters of blocks" in str(why)
+
+
+class NotTakenOnCuda:
+    """What `_take_back` asks of a tensor."""
+
+    is_cuda, device = True, torch.device("cuda:0")
+
+    def __int__(self) -> int:
+        return 0
+
+    def zero_(self) -> None:
+        pass
+
+
+def test_no_capture_is_under_way_while_the_device_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+
+    def synchronize(device: torch.device) -> None:
+        with ThreadPoolExecutor(1) as others:
+            waits.append(others.submit(_cuda_graph.capturing.acquire, blocking=False).result())
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    not_taken: Any = NotTakenOnCuda()
+    optimizer = torch.optim.Adam([torch.zeros(1)])
+    monkeypatch.setitem(_epoch_kernel._not_taken, optimizer, _epoch_kernel._NotTaken([], not_taken))
+    _epoch_kernel._take_back()
+    assert waits == [False]
 
 
 def wait(device: str) -> None:

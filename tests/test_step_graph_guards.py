@@ -194,6 +194,39 @@ def test_a_capture_that_fails(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -
     assert pair.take(classes(7)) == "it cannot be captured: CUDA error: no graphs today"
 
 
+def test_no_capture_after_one_that_broke(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    device = pair.model[0].weight.device
+    monkeypatch.setattr(_cuda_graph, "_failed", {device: "CUDA error: no graphs today"})
+    for _ in range(4):
+        assert pair.take(classes(8)) == f"a capture has failed on {device}: CUDA error: no graphs today"
+    pair.replay(classes(7))
+    assert graphs.captures == 1
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "convert",
+    [
+        Tensor.to_sparse_csr,
+        Tensor.to_sparse_coo,
+        lambda x: torch.nested.nested_tensor(list(x)),
+        lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged),
+    ],
+    ids=["csr", "coo", "nested", "jagged"],
+)
+def test_tensors_without_strides(convert: Callable[[Tensor], Tensor], graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    x, y = (t.to(graphs.device) for t in classes(7))
+    plan = pair.step._plan
+    odd = convert(x)
+    words = "not strided" if type(odd) is Tensor else "not a plain tensor"
+    assert words in str(plan.graphs.take(pair.step, plan, odd, y))
+    assert words in str(plan.graphs.take(pair.step, plan, x, odd))
+
+
 def test_a_graph_of_the_users_is_left_alone(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(graphs)
     pair.capture(classes(7))

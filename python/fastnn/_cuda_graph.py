@@ -6,14 +6,20 @@ import contextlib
 import gc
 import threading
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
 
-_one_at_a_time = threading.Lock()  # captures in a process
+# Held by captures, of which there is one at a time in a process, and around what makes one fail that another
+# thread has under way: waiting for a whole device.
+capturing = threading.RLock()
+
+_streams: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Stream]] = {}  # of rehearsals, of captures
+_failed: dict[torch.device, str] = {}
+_failed_graphs: list[torch.cuda.CUDAGraph] = []  # torch's allocator may still refer to them
 
 
 def is_there(t: Tensor) -> bool:
@@ -32,6 +38,11 @@ def is_capturing(device: torch.device) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
+def why_failed(device: torch.device) -> str | None:
+    """Why a capture on that device failed, after which no other may be tried there; None where none did."""
+    return _failed.get(device)
+
+
 def capture(
     device: torch.device,
     rehearse: Callable[[], object],
@@ -40,7 +51,9 @@ def capture(
 ) -> tuple[Callable[[], None], T]:
     """Record the work of `body`, none of which is done, in a CUDA graph.
 
-    Waits for the device. Whatever is raised, the current device and stream are as before.
+    Waits for the device. Whatever is raised, the current device and stream are as before. What `body` raises
+    comes out; where CUDA or torch cannot end the capture besides, or for itself, `why_failed` tells from then
+    on.
 
     Args:
         device: of the tensors that `body` works on.
@@ -53,26 +66,69 @@ def capture(
         A function that does the work, on the stream that is current then; and what `body` returned, of which
         the tensors keep their place in memory and are written by each replay.
     """
-    with _one_at_a_time, torch.cuda.device(device), _stream_kept(device):
-        side = torch.cuda.Stream(device)
+    with capturing, torch.cuda.device(device), _stream_kept(device):
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        side, fresh = _streams[device]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             rehearse()
         torch.cuda.synchronize(device)
         settled()
         graph = torch.cuda.CUDAGraph()
-        # Another stream than that of the rehearsal, as torch advises: what a library keeps for each stream
-        # then comes from the graph's own memory. Other threads, such as one that pins the memory of batches,
-        # go on as they like meanwhile.
-        fresh = torch.cuda.Stream(device)
-        with _no_collection(), torch.cuda.graph(graph, stream=fresh, capture_error_mode="thread_local"):
-            outputs = body()
+        with _own_workspaces():
+            outputs = _record(device, graph, fresh, body)
 
     def replay() -> None:
         with torch.cuda.device(device):
             graph.replay()
 
     return replay, outputs
+
+
+def _record(
+    device: torch.device, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, body: Callable[[], T]
+) -> T:
+    pool = torch.cuda.graph_pool_handle()
+    raised: BaseException | None = None
+    try:
+        # Other threads may do what waits for no device meanwhile, such as pinning the memory of batches.
+        with (
+            _no_collection(),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
+            try:
+                return body()
+            except BaseException as error:
+                raised = error
+                raise
+    except BaseException as error:
+        if error is raised:  # and the capture has been ended
+            raise
+        first = raised or error
+        _failed[device] = str(first).partition("\n")[0]
+        _failed_graphs.append(graph)
+        _end_allocation(device, pool)
+        raise first from None  # torch's error at the end of the capture says less
+
+
+def _end_allocation(device: torch.device, pool: Any) -> None:
+    """Have the allocator take no more memory from the pool, which torch leaves out where a capture fails."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if end is not None:
+        with contextlib.suppress(Exception):  # it has been ended
+            end(device.index, pool)
+
+
+@contextlib.contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Let cuBLAS take its memory for a stream from the graph's pool, and not keep it for the next capture."""
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    clear()
+    try:
+        yield
+    finally:
+        clear()
 
 
 def _stream_kept(device: torch.device) -> contextlib.AbstractContextManager[None]:

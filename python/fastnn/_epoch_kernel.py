@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fastnn import _backend
+from fastnn import _backend, _cuda_graph
 from fastnn._purity import Refusal
 from fastnn._step_plan import StepPlan, make_state, uses_adam
 from fastnn.ops.cross_entropy import REDUCTIONS
@@ -94,7 +94,8 @@ def _take_back() -> None:
         if not_taken.is_cuda:
             if torch.cuda.is_current_stream_capturing():
                 continue  # one must not wait then; it is kept for the next error
-            torch.cuda.synchronize(not_taken.device)
+            with _cuda_graph.capturing:
+                torch.cuda.synchronize(not_taken.device)
         steps = int(not_taken)
         for count in counts if steps else []:
             count.sub_(steps)

@@ -82,6 +82,9 @@ class StepGraphs:
         target: Tensor,
     ) -> _StepGraph | str:
         """The graph for a new kind of batch, or why there is none yet."""
+        failed = _cuda_graph.why_failed(input.device)
+        if failed is not None:
+            return f"a capture has failed on {input.device}: {failed}"
         if len(self._graphs) >= MOST_GRAPHS:
             return f"{MOST_GRAPHS} other kinds of batches have been captured"
         seen = self._seen.get(kind, 0)
@@ -136,6 +139,8 @@ def _reason(step: TrainStep, plan: StepPlan, input: Any, target: Any) -> str | N
     for name, t in (("input", input), ("target", target)):
         if type(t) is not Tensor:
             return f"the {name} is a {type(t).__name__}, not a plain tensor"
+        if t.layout is not torch.strided or t.is_nested:
+            return f"the {name} is not strided"
         if t.device != device:
             return f"the {name} is on {t.device}, the model on {device}"
         if t.requires_grad:
