@@ -205,6 +205,43 @@ def test_no_capture_after_one_that_broke(graphs: Graphs, monkeypatch: pytest.Mon
     assert graphs.captures == 1
 
 
+def test_an_autograd_graph_that_is_kept(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    kept = pair.model(classes(7)[0].to(graphs.device)).sum()  # its nodes belong to the current stream
+    pair.capture(classes(7))
+    pair.replay(classes(7))
+    assert kept.requires_grad
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_layers_have_their_parameters_back(
+    fails: bool, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = chain([20, 8, 5])
+    model[-1].bias.requires_grad_(False)
+    pair = Pair(graphs, model)
+    params = list(pair.model.parameters())
+    differentiated: list[Tensor] = []
+    grad = torch.autograd.grad
+
+    def spy(loss: Tensor, inputs: list[Tensor]) -> Any:
+        differentiated.extend(inputs)
+        assert pair.model[-1].bias is params[-1]
+        if fails:
+            raise RuntimeError("no gradients today")
+        return grad(loss, inputs)
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    for _ in range(_step_graph.CAPTURE_AFTER):
+        pair.take(classes(7))
+    why = pair.take(classes(7))
+    assert why == ("it cannot be captured: no gradients today" if fails else None)
+    assert len(differentiated) == (3 if fails else 6)
+    assert not {id(p) for p in params} & {id(leaf) for leaf in differentiated}
+    assert [id(p) for p in pair.model.parameters()] == [id(p) for p in params]
+    assert pair.take(classes(7)) == why
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     "convert",

@@ -10,7 +10,8 @@ step would run them too: `StepPlan.holds` for model and loss, `_Held.holds` for 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import contextlib
+from collections.abc import Hashable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,7 @@ class _Held:
 
     def __init__(self, step: TrainStep, plan: StepPlan, options: LossOptions) -> None:
         self._watch = _backend.cpu.Watch()
+        self._tables = plan.tables
         layers: list[Tensor] = []
         for table in plan.tables:
             for name in _NAMES:
@@ -210,6 +212,28 @@ class _Held:
         # the calls.
         self._stream = _cuda_graph.current_stream(self._device)
 
+    @contextlib.contextmanager
+    def fresh_leaves(self) -> Iterator[list[Tensor]]:
+        """Have the layers use new leaves of the graph in place of the parameters; yields those of `trained`.
+
+        torch ties a parameter to the stream on which an autograd graph that somebody still has used it first,
+        and lets gradients wait for that one, which a capture of another stream refuses.
+        """
+        leaves = {id(p): torch.nn.Parameter(p.detach()) for p in self.trained}
+        replaced = [
+            (table, name, p)
+            for table in self._tables
+            for name in _NAMES
+            if (p := table.get(name)) is not None and id(p) in leaves
+        ]
+        try:
+            for table, name, p in replaced:
+                table[name] = leaves[id(p)]
+            yield [leaves[id(p)] for p in self.trained]
+        finally:
+            for table, name, p in replaced:
+                table[name] = p
+
     def holds(self, options: LossOptions) -> bool:
         """Whether the eager step would do the same as when this was made, but for numbers that are read."""
         return (
@@ -245,13 +269,13 @@ class _StepGraph:
     def _body(self, step: TrainStep, skip: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """The step as `TrainStep._eager` takes it; where `skip` is 1, read on the device, without effect.
 
-        Gradients come from `torch.autograd.grad`: nodes that accumulate into ``.grad`` may belong to another
-        stream, and ``.grad`` may not be left in the graph's memory, where the next replay overwrites it.
+        Gradients come from `torch.autograd.grad`: ``.grad`` may not be left in the graph's memory, where the
+        next replay overwrites it.
         """
         held = self._held
-        with torch.enable_grad():
+        with torch.enable_grad(), held.fresh_leaves() as leaves:
             loss = step.loss(step.model(step._normalised(self._input)), self._target)
-            grads = list(torch.autograd.grad(loss, held.trained))
+            grads = list(torch.autograd.grad(loss, leaves))
         before = [p.grad for p in held.trained]
         try:
             for p, grad in zip(held.trained, grads, strict=True):
