@@ -134,6 +134,11 @@ class Unused(Residual):
         return F.relu(x)
 
 
+class Scaled(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * torch.tanh(self.fc(x))
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -150,8 +155,9 @@ class Unused(Residual):
         (T.Sequential(T.LazyLinear(3)), "LazyLinear"),
         (Residual(), "does not pass one tensor from layer to layer"),
         (Unused(), "does not pass one tensor from layer to layer"),
+        (Scaled(), "mul in Scaled takes the tensor behind another argument"),
         (TwoInputs(), "TwoInputs takes 2 tensors"),
-        (Branching(), "Branching cannot be traced: TraceError"),
+        (Branching(), "Branching cannot be traced: it branches on a tensor"),
         (Wrapped(T.Linear(3, 3), F.softplus), "softplus in Wrapped is no layer"),
         (Wrapped(Branching()), r"inner \(Branching\) cannot be traced"),
     ],

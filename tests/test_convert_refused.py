@@ -164,7 +164,7 @@ def talking(x: Tensor) -> Tensor:
     ("kind", "reason"),
     [
         (Prints, "it uses print"),
-        (Branches, "TraceError: symbolically traced variables cannot be used as inputs to control flow"),
+        (Branches, "it branches on a tensor or on its shape"),
         (Stores, "it writes the attribute hidden"),
         (Counts, "it writes the attribute calls"),
         (WithoutGradient, "it uses torch.no_grad"),

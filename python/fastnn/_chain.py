@@ -153,8 +153,10 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             if _is_row_count(following, node, shapes):
                 rows.add(following)
                 continue
-            if set(following.all_input_nodes) - rows != {node} or following.args[:1] != (node,):
+            if set(following.all_input_nodes) - rows != {node}:
                 raise Refusal(f"{name} does not pass one tensor from layer to layer")
+            if following.args[:1] != (node,):
+                raise Refusal(f"{following.name} in {name} takes the tensor behind another argument")
             node = following
             if node.op != "output":
                 self._node(node, seen.modules, rows, name, path)

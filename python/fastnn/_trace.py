@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.fx.proxy import TraceError
 
 from fastnn._purity import MISSING, Attribute, Guard, IsTensor, Refusal, check_function, check_value
 from fastnn.nn.mlp import Sequential
@@ -262,6 +263,8 @@ def trace(module: _Module, forward: Callable[..., Any]) -> dict[bool, Trace]:
         raise
     except Exception as error:  # whatever the code of a forward raises when it meets stand-ins
         text = str(error).strip().partition("\n")[0].partition(". ")[0]
+        if isinstance(error, TraceError) and "control flow" in text:
+            raise Refusal("it branches on a tensor or on its shape") from error
         raise Refusal(f"{type(error).__name__}: {text}") from error
 
 
