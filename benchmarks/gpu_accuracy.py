@@ -89,7 +89,7 @@ def _eager(data: _Data, model: nn.Module) -> Epoch:
     return epoch
 
 
-def _capture(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def capture(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """The replay of a step, captured as torch's documentation advises; on a CPU, the step."""
     if device.type != "cuda":
         return step
@@ -116,7 +116,7 @@ def _captured(data: _Data, model: nn.Module) -> Epoch:
     replays: dict[int, tuple[Tensor, Callable[[], None]]] = {}
     for size in {min(BATCH, count), count % BATCH} - {0}:
         rows = torch.arange(size, device=data.device)
-        replays[size] = rows, _capture(partial(_torch_step, model, optimizer, data, rows), data.device)
+        replays[size] = rows, capture(partial(_torch_step, model, optimizer, data, rows), data.device)
     with torch.no_grad():  # as if the steps of the capture had not been
         for parameter, value in zip(model.parameters(), start, strict=True):
             parameter.copy_(value)
