@@ -17,14 +17,9 @@ namespace fastnn::FASTNN_ISA {
 // nothing hides, took up to a fifth of the time.
 constexpr int64_t kBlockBytes = int64_t{640} << 10;
 
-// A panel of B that stays in L1 while all row tiles pass by, and how much of A may pass by for each panel:
-// then one panel at a time is better than a block (measured at depth 128: 2 to 4%).
-constexpr int64_t kFewBytes = int64_t{24} << 10;
-constexpr int64_t kRereadBytes = int64_t{256} << 10;
-
 // Bytes that the first TLB and L1 take well, rows of B and what lies between them (measured at 8 row tiles:
 // at 48 KB reading in place is 4% faster than packing, at 96 KB level, at 392 KB 8% slower).
-constexpr int64_t kFewPages = int64_t{64} << 10;
+constexpr int64_t kInPlaceBytes = int64_t{64} << 10;
 
 // Rows and columns of C that are worked on at a time. They bound the packed copy of A to rows x kMaxDepth
 // (4 MB) and the sums that wait between passes to rows x columns (6 MB).
@@ -97,9 +92,7 @@ class TileGemm {
         k_ = g_.passes_.begin(pass_);
         depth_ = g_.passes_.begin(pass_ + 1) - k_;
         place_a();
-        const int64_t panel_bytes = depth_ * kTileColumns<A> * kSize + 1;
-        const bool one_by_one = panel_bytes <= kFewBytes && rows_ * depth_ * kSize <= kRereadBytes;
-        const int64_t fitting = one_by_one ? 1 : kBlockBytes / panel_bytes;
+        const int64_t fitting = kBlockBytes / (depth_ * kTileColumns<A> * kSize + 1);
         const int64_t count = needed_panels();
         if (count == 0) return;
         const EvenParts blocks(count, ceil_div(count, fitting > 1 ? fitting : 1));
@@ -142,7 +135,9 @@ class TileGemm {
 
     // Whether a panel of B need not be packed: few row tiles read it, or all of B lies within a few pages.
     // (Further apart, each row of a panel costs a miss in the first TLB, for each row tile.)
-    bool b_in_place() const { return bottom_ - top_ <= 2 || depth_ * g_.b_.row_stride * kSize <= kFewPages; }
+    bool b_in_place() const {
+      return bottom_ - top_ <= 2 || depth_ * g_.b_.row_stride * kSize <= kInPlaceBytes;
+    }
 
     // Packs the panels [left, right) of B, or finds them good where they lie. A panel whose rows are
     // contiguous is packed by the kernel of its first row tile, at the price of the stores alone.

@@ -16,8 +16,7 @@ struct OptimizerTensor {
   void* param;
   const void* grad;
   void* state[kMaxStates];  // in the order that the optimizer's own header gives
-  float*
-      master;  // float32 copy of a 16-bit parameter, which is then updated in its place (master.h); or null
+  float* master;            // float32 copy of a 16-bit parameter, updated in its place (master.h); or null
   int64_t numel;
   DType dtype;
   bool float_state;     // the state of a 16-bit parameter is float32; where there is a master, it is
