@@ -10,21 +10,28 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// The largest smaller side of C, and the most bytes of the larger operand in one pass, for which the dot form
-// is chosen. It reads that operand once for each kDotRows rows of the other, at up to 32 bytes a cycle: it
-// has to stay in L2 (1 MB on the cores at hand), and even so is bound by it. Measured on a Cascade Lake core
-// against the packed form, in percent of the peak: 64 x 10 x 128 34 : 30, 64 x 28 x 784 67 : 63, 64 x 128 x
-// 784 71 : 75.
+// The largest smaller side of C for which the dot form is chosen: above, it is bound by L2.
 constexpr int64_t kDotLargestSide = 47;
-constexpr int64_t kDotLargestBytes = int64_t{512} << 10;
 
+// Bytes of B's columns that stay in L2 while the rows of A pass by. Where A is the larger operand, B is far
+// smaller than that.
+constexpr int64_t kDotBlockBytes = int64_t{512} << 10;
+
+// The packed form computes whole vectors along the smaller side; the dot form adds up the lanes of its sums
+// at the end, and waits for the larger operand where that does not stay in L2. Their fractions of the peak,
+// fitted to sides of 8 to 47 and depths of 128 to 1024 (Cascade Lake): where these are close, so are the
+// forms.
 template <class T>
-bool dot_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b) {
-  constexpr int64_t kSize = sizeof(T);
+bool dot_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, Region region) {
+  constexpr int64_t kL = kLanes<Acc<T>>, kSize = sizeof(T);
+  const int64_t side = min(m, n), padded = ceil_div(side, kL) * kL;
   if (kSize != sizeof(Acc<T>) || a.column_stride != 1 || b.row_stride != 1) return false;
-  const int64_t larger = m > n ? m : n;
-  return k >= 8 * kLanes<Acc<T>> && min(m, n) <= kDotLargestSide &&
-         larger * min(k, kDotDepth) * kSize <= kDotLargestBytes;
+  if (k < 8 * kL || side > kDotLargestSide) return false;
+  if (region == Region::lower_triangle) return true;
+  const bool stays = (m + n - side) * k * kSize <= kDotBlockBytes;
+  const double packed = (padded > kL ? 0.82 : 0.62) * static_cast<double>(side) / static_cast<double>(padded);
+  const double dot = (stays ? 0.88 : 0.68) * static_cast<double>(k) / static_cast<double>(k + 8 * kL);
+  return dot > packed;
 }
 
 // Rows [row, row_end) and columns [column, column_end) of C, on one thread.
@@ -68,12 +75,15 @@ void dot_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operan
   constexpr int64_t kL = kLanes<A>;
   const int64_t row_tiles = ceil_div(m, kDotRows), column_tiles = ceil_div(n, kL);
   const ThreadGrid grid = thread_grid(worthwhile_threads(m * n * k), row_tiles, column_tiles, region);
-  for_each_rectangle(grid, row_tiles, column_tiles,
-                     [&](int64_t top, int64_t bottom, int64_t left, int64_t right) {
-                       dot_rectangle(top * kDotRows, min(bottom * kDotRows, m), left * kL, min(right * kL, n),
-                                     k, reinterpret_cast<const A*>(a.data), a.row_stride,
-                                     reinterpret_cast<const A*>(b.data), b.column_stride, region, epilogue);
-                     });
+  const int64_t fitting = kDotBlockBytes / (min(k, kDotDepth) * kL * static_cast<int64_t>(sizeof(A)));
+  for_each_rectangle(
+      grid, row_tiles, column_tiles, [&](int64_t top, int64_t bottom, int64_t left, int64_t right) {
+        const EvenParts blocks(right - left, ceil_div(right - left, fitting));
+        for (int64_t block = 0; block < blocks.count; ++block)
+          dot_rectangle(top * kDotRows, min(bottom * kDotRows, m), (left + blocks.begin(block)) * kL,
+                        min((left + blocks.begin(block + 1)) * kL, n), k, reinterpret_cast<const A*>(a.data),
+                        a.row_stride, reinterpret_cast<const A*>(b.data), b.column_stride, region, epilogue);
+      });
 }
 
 }  // namespace fastnn::FASTNN_ISA

@@ -1,0 +1,78 @@
+"""The forward of linear in the forms that the CPU's matrix product chooses from by shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import assert_close_sum
+from torch import Tensor
+
+import fastnn.functional as FF
+
+# M x N x K at the edges of csrc/gemm/dot_gemm.h and swapped_gemm.h: vectors of 16, 8, 4 and 2 values, blocks
+# and parts of 512 KB of float32, and, as the forms follow each other, depths a little above and below.
+SHAPES = [
+    (1, 300, 1100),
+    (3, 700, 1024),
+    (5, 33, 2100),
+    (900, 3, 700),
+    (12, 40, 130),
+    (24, 61, 160),
+    (24, 61, 400),
+    (31, 45, 70),
+    (45, 31, 70),
+    (47, 48, 200),
+    (48, 49, 63),
+    (48, 49, 64),
+    (100, 1500, 64),
+    (130, 1010, 65),
+    (192, 193, 80),
+    (193, 200, 80),
+]
+
+
+def make(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    m, n, k = shape
+    return torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype), torch.randn(n, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_float64(shape: tuple[int, int, int], dtype: torch.dtype, isa: str) -> None:
+    x, w, b = make(shape, dtype)
+    exact = x.double() @ w.double().t() + b.double()
+    magnitude = x.double().abs() @ w.double().abs().t() + b.double().abs()
+    assert_close_sum(FF.linear(x, w, b), exact, magnitude, shape[2])
+    assert_close_sum(FF.linear(x, w, b, "relu"), exact.relu(), magnitude, shape[2])
+    # Rows that are apart, and misaligned.
+    wide_x, wide_w = x.new_zeros(shape[0], shape[2] + 3), w.new_zeros(shape[1], shape[2] + 5)
+    wide_x[:, 1:-2], wide_w[:, 3:-2] = x, w
+    assert torch.equal(FF.linear(wide_x[:, 1:-2], wide_w[:, 3:-2], b), FF.linear(x, w, b))
+
+
+@pytest.mark.parametrize("shape", [(31, 450, 700), (100, 1500, 300), (3, 700, 1100), (900, 3, 1100)], ids=str)
+def test_same_bits_for_every_thread_count(shape: tuple[int, int, int], isa: str) -> None:
+    threads = torch.get_num_threads()
+    x, w, b = make(shape, torch.float32)
+    try:
+        results = []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(FF.linear(x, w, b, "relu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shape", [(31, 450, 70), (3, 700, 1100), (24, 61, 400)], ids=str)
+def test_a_special_value_stays_in_its_row(shape: tuple[int, int, int], special: float, isa: str) -> None:
+    x, w, _ = make(shape, torch.float32)
+    clean = FF.linear(x, w)
+    for row in (0, shape[0] - 1):
+        spoilt = x.clone()
+        spoilt[row, 5] = special
+        y = FF.linear(spoilt, w)
+        assert not y[row].isfinite().any()
+        others = torch.arange(shape[0]) != row
+        assert torch.equal(y[others], clean[others])
