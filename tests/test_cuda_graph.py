@@ -24,10 +24,13 @@ class FakeCuda:
         self.current = "the user's"
         self.at_device = "cuda:0"
         self.fails_at: set[str] = set()
-        self._made = iter(("side", "fresh"))
+        self.generator_captures = False  # torch's before 2.13 does so until a capture has succeeded
+        self._made = iter(("side", "fresh", "another"))
         for name in ("device", "stream", "current_stream", "synchronize", "graph"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        zeros = torch.zeros
+        monkeypatch.setattr(torch, "zeros", lambda n, device: zeros(n))
         for name, call in (
             ("_cuda_clearCublasWorkspaces", lambda: self.note("clear")),
             ("_cuda_endAllocateToPool", lambda index, pool: self.note(f"leave the {pool} of {index}")),
@@ -40,7 +43,7 @@ class FakeCuda:
 
     def note(self, call: str) -> None:
         self.calls.append(f"{call} on {self.current} of {self.at_device}")
-        if call in self.fails_at:
+        if call in self.fails_at and self.current != "another":
             raise RuntimeError(f"{call} fails\nand more of it")
 
     @contextlib.contextmanager
@@ -66,16 +69,20 @@ class FakeCuda:
         self.note("synchronize")
 
     @contextlib.contextmanager
-    def graph(self, graph: Any, pool: str, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        assert pool == "pool"
+    def graph(
+        self, graph: Any, stream: Any, capture_error_mode: str, pool: str | None = None
+    ) -> Iterator[None]:
+        assert pool == (None if stream.name == "another" else "pool")
         assert capture_error_mode == "thread_local"
         assert not gc.isenabled()
         self.current = stream.name
+        self.generator_captures = True
         self.note("begin")
         try:
             yield
         finally:
-            self.note("end")  # where this fails torch does not put the stream back
+            self.note("end")  # where this fails torch puts neither stream nor generator back
+            self.generator_captures = False
         self.current = "the user's"
 
 
@@ -144,6 +151,7 @@ def test_what_a_failure_leaves(cuda: FakeCuda, fails_at: str) -> None:
     assert len(_cuda_graph._failed_graphs) == broken
     left = [call for call in cuda.calls if call.startswith("leave the pool of 1 ")]
     assert len(left) == broken
+    assert not cuda.generator_captures
 
 
 def _done() -> bool:
@@ -157,3 +165,21 @@ def test_the_first_failure_is_told(cuda: FakeCuda) -> None:
         capture(cuda)
     assert _cuda_graph.why_failed(DEVICE) == "body fails"
     assert _cuda_graph.why_failed(torch.device("cuda:0")) is None
+
+
+@pytest.mark.cuda
+def test_a_capture_that_breaks_leaves_the_device_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(_cuda_graph, "_failed", {})
+    x = torch.ones(3, device=device)
+    with pytest.raises(RuntimeError):
+        _cuda_graph.capture(device, lambda: None, lambda: None, lambda: x.sum().item())
+    assert _cuda_graph.why_failed(device) is not None
+    assert not _cuda_graph.is_capturing(device)
+    numbers = torch.rand(1000, device=device)
+    assert 0.4 < float(numbers.mean()) < 0.6
+    graph, counted = torch.cuda.CUDAGraph(), torch.zeros(1, device=device)
+    with torch.cuda.graph(graph):
+        counted += 1
+    graph.replay()
+    assert float(counted) == 1

@@ -109,6 +109,7 @@ def _record(
         _failed[device] = str(first).partition("\n")[0]
         _failed_graphs.append(graph)
         _end_allocation(device, pool)
+        _free_generator(device)
         raise first from None  # torch's error at the end of the capture says less
 
 
@@ -118,6 +119,20 @@ def _end_allocation(device: torch.device, pool: Any) -> None:
     if end is not None:
         with contextlib.suppress(Exception):  # it has been ended
             end(device.index, pool)
+
+
+def _free_generator(device: torch.device) -> None:
+    """Let random operations work again.
+
+    Before 2.13 torch leaves the device's generator as during a capture where the end of one fails, and each
+    of them raises "Offset increment outside graph capture". A capture that succeeds puts the generator back.
+    """
+    with contextlib.suppress(Exception):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):  # the current one may be that of the capture still
+            nothing = torch.zeros(1, device=device)
+        with _no_collection(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            nothing.zero_()
 
 
 @contextlib.contextmanager
