@@ -18,7 +18,7 @@ stage() {
   local name=$1 lines=$2 limit=$3 start=$SECONDS
   shift 3
   echo "== $name"
-  timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n "$lines"
+  timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n "$lines"
   local status=${PIPESTATUS[0]}
   [ "$status" -eq 0 ] || failed+=("$name (exit $status)")
   echo "-- $name: $((SECONDS - start)) s"
@@ -32,13 +32,16 @@ build() {
     "$python" -c 'import fastnn; print(fastnn.info())'
 }
 
+# memcheck sees what is beyond an allocation: each tensor gets one of its own, with which nothing can be captured.
+# Errors that the API returns are for the tests to judge.
 sanitize() {
-  local tool tests
+  local tests
+  command -v compute-sanitizer || { echo "compute-sanitizer is not installed"; return 1; }
   mapfile -t tests <benchmarks/gpu_sanitize.txt
-  for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
-      "$python" -m pytest -q -x -m cuda "${tests[@]}" || return 1
-  done
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1 \
+    --target-processes all "$python" -m pytest -q -x -m cuda -k "not step_graph" "${tests[@]}" &&
+    compute-sanitizer --tool racecheck --error-exitcode 1 --target-processes all \
+      "$python" -m pytest -q -x -m cuda "${tests[@]}"
 }
 
 probe() {
