@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cuda_emulation import EMULATED, ORDERS, CannotBuildError, Emulation, emulation, place
+from cuda_emulation import ORDERS, CannotBuildError, Emulation, emulation
+from every_kernel import CUDA, EVERY_KERNEL, kernels_of, place
 from fastnn import _backend
 from step_graphs import Graphs, set_up
 from variants import runnable_isas, selected
@@ -44,20 +45,24 @@ def emulated_cuda(emulated: Emulation, monkeypatch: pytest.MonkeyPatch) -> Emula
     return emulated
 
 
-_CUDA = [pytest.param("cuda", marks=pytest.mark.cuda), *EMULATED]
-
-
-@pytest.fixture(params=_CUDA)
+@pytest.fixture(params=CUDA)
 def cuda_device(request: pytest.FixtureRequest) -> torch.device:
     """Run CUDA kernels on a GPU, where there is one, and emulated: in orders of threads that differ much, on
     tensors of the CPU."""
     return place(request)
 
 
-@pytest.fixture(params=["cpu", *_CUDA])
+@pytest.fixture(params=["cpu", *CUDA])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Run the test on the CPU, and as `cuda_device` does."""
     return place(request)
+
+
+@pytest.fixture(params=EVERY_KERNEL)
+def every_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Run the test with each CPU variant, and as `cuda_device` does."""
+    with kernels_of(request) as device:
+        yield device
 
 
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda), "recorded"])

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
-
-import pytest
-import torch
-
-from variants import runnable_isas, selected
 
 SOURCE = Path(__file__).parent / "cuda_emulator"
 BUILD = Path(__file__).parents[1] / "build" / "emulator"
@@ -26,7 +19,6 @@ BUILD = Path(__file__).parents[1] / "build" / "emulator"
 ORDERS = [("forward", 0), ("reverse", 0), ("warps", 1), ("threads", 2)]
 # Parameters of fixtures: the two orders that found every barrier that was left out of a kernel.
 EMULATED = ("emulated-reverse", "emulated-threads")
-EVERY_KERNEL = (*runnable_isas(), *EMULATED)
 
 
 class Emulation(NamedTuple):
@@ -85,24 +77,3 @@ def emulation() -> Emulation:
     """Build and import it; raises CannotBuildError where the machine lacks what that takes."""
     _build()
     return Emulation(_import("_cuda"), _import("emulator_checks"))
-
-
-def place(request: pytest.FixtureRequest) -> torch.device:
-    """Where tensors of a test with this parameter lie: "cpu", "cuda" or one of EMULATED, which it sets up."""
-    kind, _, order = request.param.partition("-")
-    if kind != "emulated":
-        return torch.device(kind)
-    found: Emulation = request.getfixturevalue("emulated_cuda")
-    found.checks.set_order(order, dict(ORDERS)[order])
-    return torch.device("cpu")
-
-
-@contextlib.contextmanager
-def kernels_of(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Use the CPU variant, or the emulated CUDA kernels, that a parameter of EVERY_KERNEL names."""
-    if request.param in EMULATED:
-        place(request)
-        yield request.param
-    else:
-        with selected(request.param):
-            yield request.param

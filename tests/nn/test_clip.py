@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import fastnn
-from cuda_emulation import EVERY_KERNEL, Emulation, kernels_of
+from cuda_emulation import EMULATED, Emulation
+from every_kernel import kernels_of
 from fastnn import _backend
 from fastnn.nn.utils import clip_grad_norm_
+from variants import runnable_isas
 
 torch_clip = torch.nn.utils.clip_grad_norm_
 needs_native = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
@@ -24,11 +26,11 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 SIZES = [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 1023, 1024, 1025, 5000]
 
 
-@pytest.fixture(params=EVERY_KERNEL)
+@pytest.fixture(params=[*runnable_isas(), *EMULATED])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each CPU variant, and the CUDA kernels in orders of threads that differ much."""
-    with kernels_of(request) as name:
-        yield name
+    with kernels_of(request):
+        yield request.param
 
 
 def parameters(

@@ -17,8 +17,8 @@ def assert_close_sum(actual: Tensor, expected: Tensor, magnitude: Tensor, terms:
     the smallest subnormal).
 
     Args:
-        actual: what the op gave.
-        expected: the same in float64.
+        actual: what the op gave, on any device.
+        expected: the same in float64, on the CPU.
         magnitude: the sum of |a b| for each value, in float64.
         terms: n.
     """
@@ -26,24 +26,39 @@ def assert_close_sum(actual: Tensor, expected: Tensor, magnitude: Tensor, terms:
     store = torch.finfo(actual.dtype)
     bound = 4 * compute_eps * max(terms, 1) ** 0.5 * magnitude
     bound = bound + store.eps * expected.abs() + store.smallest_normal * store.eps
-    error = (actual.double() - expected).abs()
+    error = (actual.cpu().double() - expected).abs()
     worst = (error - bound).max().item() if error.numel() else 0.0
     assert worst <= 0, f"error exceeds its bound by {worst:.3e}"
 
 
-def layouts(rows: int, columns: int, dtype: torch.dtype) -> dict[str, Tensor]:
+LAYOUTS = ("contiguous", "transposed", "misaligned", "rows apart", "rows and packs apart", "both apart")
+
+
+def laid_out(t: Tensor, layout: str, device: torch.device | str = "cpu") -> Tensor:
+    """The matrix `t` on the device, laid out in memory as told, with NaN around it: reads beside it show."""
+    rows, columns = t.shape
+    if layout == "contiguous":
+        return t.to(device, copy=True)
+    if layout == "transposed":
+        return t.t().contiguous().to(device).t()
+    room, at = {
+        "misaligned": ((rows, columns), None),
+        "rows apart": ((rows, columns + 3), (slice(None), slice(3, None))),
+        "rows and packs apart": ((rows, columns + 16), (slice(None), slice(8, columns + 8))),
+        "both apart": ((2 * rows + 1, 3 * columns + 1), (slice(1, None, 2), slice(1, None, 3))),
+    }[layout]
+    flat = torch.full((room[0] * room[1] + 1,), float("nan"), dtype=t.dtype, device=device)
+    whole = flat[1:].view(room) if at is None else flat[:-1].view(room)[at]
+    return whole.copy_(t)
+
+
+def layouts(
+    rows: int, columns: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """The same kind of matrix with every memory layout that a kernel may meet."""
     dense = torch.randn(rows, columns, dtype=torch.float64).to(dtype)
-    spaced = torch.empty(2 * rows + 1, 3 * columns + 1, dtype=dtype)
-    flat = torch.empty(rows * columns + 1, dtype=dtype)
-    variants = {
-        "contiguous": dense,
-        "transposed": dense.t().contiguous().t(),
-        "row-strided": torch.empty(rows, columns + 5, dtype=dtype)[:, :columns].copy_(dense),
-        "both-strided": spaced[1::2, 1::3].copy_(dense),
-        "misaligned": flat[1:].view(rows, columns).copy_(dense),
-    }
+    variants = {layout: laid_out(dense, layout, device) for layout in LAYOUTS}
     if rows and columns:
-        variants["expanded"] = dense[:1].expand(rows, columns)
-        variants["expanded-column"] = dense[:, :1].expand(rows, columns)
+        variants["expanded"] = dense.to(device)[:1].expand(rows, columns)
+        variants["expanded-column"] = dense.to(device)[:, :1].expand(rows, columns)
     return variants

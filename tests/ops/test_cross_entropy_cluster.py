@@ -13,7 +13,8 @@ from cross_entropy_cases import check_cross_entropy
 from reference import DTYPES
 from torch import Tensor
 
-from cuda_emulation import EMULATED, ORDERS, Emulation, place
+from cuda_emulation import EMULATED, ORDERS, Emulation
+from every_kernel import place
 from fastnn import _backend, functional
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")

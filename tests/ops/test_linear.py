@@ -1,20 +1,27 @@
-"""linear: values, gradients, layouts, edges, errors, on every CPU variant."""
+"""linear: values, gradients, layouts, edges, errors, on every CPU variant and with the CUDA kernels."""
 
 from __future__ import annotations
+
+from itertools import islice, product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import DTYPES, assert_close_sum, layouts
+from linear_cases import check, check_special_values, make, problem
+from reference import DTYPES, layouts
 from torch import Tensor
 
 import fastnn
 import fastnn.functional as FF
+from every_kernel import assert_reproducible, emulating
 from fastnn import _backend
-from fastnn.ops.linear import ACTIVATIONS, torch_activation, torch_activation_gradient
+from fastnn.ops.linear import ACTIVATIONS, torch_activation
 
-# Around one register tile (8 x 48, 6 x 16, 6 x 8), one vector, one pass along K (1024), more rows (1024) and
-# columns (1536) than are worked on at a time, columns of A a multiple of 2 KB apart, and degenerate ones.
+# M, N, K. On the CPU around one register tile (8 x 48, 6 x 16, 6 x 8), one vector, one pass along K (1024),
+# more rows (1024) and columns (1536) than are worked on at a time, columns of A a multiple of 2 KB apart
+# (40 x 300 x 1024), 16-bit rows that fill the packing buffer of 8 MB three times (600 x 3 x 8192). On CUDA
+# around tiles of 32, 64 and 128 and steps of 16 and 32, aligned for 128-bit copies and not, K long enough to
+# be split. And degenerate ones.
 SHAPES = [
     (1, 1, 1),
     (2, 3, 5),
@@ -28,8 +35,19 @@ SHAPES = [
     (70, 145, 2100),
     (1040, 1600, 40),
     (19, 512, 90),
+    (40, 300, 1024),
+    (600, 3, 8192),
     (1, 64, 300),
     (200, 1, 64),
+    (32, 32, 32),
+    (33, 65, 15),
+    (63, 17, 16),
+    (64, 10, 300),
+    (127, 7, 40),
+    (129, 130, 300),
+    (200, 200, 17),
+    (256, 16, 64),
+    (10, 3, 1000),
     (0, 4, 3),
     (4, 0, 3),
     (4, 3, 0),
@@ -37,163 +55,96 @@ SHAPES = [
 ]
 
 
-def make(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64).to(dtype)
-
-
-def check_all(x: Tensor, w: Tensor, b: Tensor | None, dy: Tensor, activation: str | None) -> None:
-    """Forward and the three gradients against float64."""
-    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
-    if b is not None:
-        b = b.detach().requires_grad_()
-    y = FF.linear(x, w, b, activation)
-    (m, k), n = x.shape, w.shape[0]
-    x64, w64 = x.detach().double(), w.detach().double()
-    expected, magnitude = x64 @ w64.t(), x64.abs() @ w64.abs().t()
-    if b is not None:
-        expected, magnitude = expected + b.detach().double(), magnitude + b.detach().double().abs()
-    expected = torch_activation(expected, activation)
-    if activation not in (None, "relu"):
-        magnitude = 1.2 * magnitude + 1  # slopes up to 1.13, and the activation's own few eps
-    assert y.shape == (m, n)
-    assert y.dtype == x.dtype
-    assert y.is_contiguous()
-    assert_close_sum(y.detach(), expected, magnitude, k)
-
-    g = dy.double()
-    if activation is not None:
-        # At the values that the backward has; how near z is to x W^T + b shows in y.
-        assert y.grad_fn is not None
-        saved = y.grad_fn.saved_tensors[2].detach().double()  # type: ignore[attr-defined]
-        g = torch_activation_gradient(g, saved, activation)
-    g_magnitude = g.abs()
-    if activation not in (None, "relu"):
-        # A few eps of sums of terms about 1; in float64 those of the reference too, up to 17 (gelu_tanh).
-        g_magnitude = dy.double().abs() * (8 if x.dtype == torch.float64 else 1)
-    y.backward(dy)
-    assert x.grad is not None
-    assert w.grad is not None
-    assert_close_sum(x.grad, g @ w64, g_magnitude @ w64.abs(), n)
-    assert_close_sum(w.grad, g.t() @ x64, g_magnitude.t() @ x64.abs(), m)
-    if b is not None:
-        assert b.grad is not None
-        assert_close_sum(b.grad, g.sum(0), g_magnitude.sum(0), m)
-
-
-# The 16-bit types, where g is rounded before the products, are seen to with the other activations in
-# test_mlp.py.
-@pytest.mark.parametrize(
-    ("dtype", "activation"),
-    [
-        *((dtype, activation) for dtype in DTYPES for activation in (None, "relu")),
-        *((dtype, activation) for dtype in (torch.float32, torch.float64) for activation in ACTIVATIONS[2:]),
-    ],
-)
-def test_matches_float64(isa: str, dtype: torch.dtype, activation: str | None) -> None:
-    for m, n, k in SHAPES:
-        check_all(
-            make((m, k), dtype), make((n, k), dtype), make((n,), dtype), make((m, n), dtype), activation
-        )
-        check_all(make((m, k), dtype), make((n, k), dtype), None, make((m, n), dtype), activation)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_layout(isa: str, dtype: torch.dtype) -> None:
-    m, n, k = 19, 53, 37
-    bias = make((2 * n,), dtype)[::2]
-    for name, x in layouts(m, k, dtype).items():
-        for w in layouts(n, k, dtype).values():
-            check_all(x, w, bias, make((m, n), dtype), "relu")
-        check_all(x, make((n, k), dtype), None, layouts(m, n, dtype)[name], "relu")
-    for dy in layouts(m, n, dtype).values():
-        check_all(make((m, k), dtype), make((n, k), dtype), bias, dy, "relu")
-        if dtype in (torch.float32, torch.float64):
-            check_all(make((m, k), dtype), make((n, k), dtype), bias, dy, "gelu")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_float64(shape: tuple[int, int, int], dtype: torch.dtype, every_device: torch.device) -> None:
+    m, n, k = shape
+    if emulating() and m * n * k > 2**22:
+        pytest.skip("too large to emulate")
+    check(*problem(shape, dtype, every_device), "relu")
+    check(*problem(shape, dtype, every_device, bias=False))
+    if m * n * k <= (2**12 if emulating() else 2**22):
+        for activation in (None, *ACTIVATIONS[2:]):
+            check(*problem(shape, dtype, every_device), activation)
+        check(*problem(shape, dtype, every_device, bias=False), "relu")
 
 
-def test_row_strides_that_alias_in_cache(isa: str) -> None:
-    check_all(
-        make((40, 1024), torch.float32),
-        make((300, 1024), torch.float32),
-        None,
-        make((40, 300), torch.float32),
-        "relu",
-    )
-
-
-def test_a_block_larger_than_the_packing_buffer(isa: str) -> None:
-    # 16-bit rows are packed as float32 in blocks of 8 MB: 600 x 8192 takes three of them.
-    x, w = make((600, 8192), torch.bfloat16), make((3, 8192), torch.bfloat16)
-    y = FF.linear(x, w)
-    assert_close_sum(y, x.double() @ w.double().t(), x.double().abs() @ w.double().abs().t(), 8192)
+# The aligned one is copied in packs by CUDA's kernels; the large one takes several tiles.
+@pytest.mark.parametrize("shape", [(19, 53, 37), (40, 48, 72), (70, 30, 200)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_layout(shape: tuple[int, int, int], dtype: torch.dtype, every_device: torch.device) -> None:
+    m, n, k = shape
+    bias = make((2 * n,), dtype, every_device)[::2]
+    inputs, weights, outputs = (layouts(*sizes, dtype, every_device) for sizes in ((m, k), (n, k), (m, n)))
+    x, w, _, dy = problem(shape, dtype, every_device)
+    for name, strided in inputs.items():
+        check(strided, weights[name], None, outputs[name], "relu")
+    crossed = m == 19 and not emulating()
+    for strided, weight in islice(product(inputs.values(), weights.values()), 0, None, 1 if crossed else 7):
+        check(strided, weight, bias, dy, "relu")
+    if crossed or m == 40:
+        for strided in outputs.values():
+            check(x, w, bias, strided, "relu")
+            check(x, w, bias, strided, "gelu")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (4,), (0, 4), (2, 0, 4), (2, 1, 2, 4)])
-def test_gradcheck(shape: tuple[int, ...], activation: str | None) -> None:
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    w = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    b = torch.randn(6, dtype=torch.float64, requires_grad=True)
+def test_gradcheck(shape: tuple[int, ...], activation: str | None, device: torch.device) -> None:
+    leaves = [
+        torch.randn(s, dtype=torch.float64, device=device, requires_grad=True) for s in (shape, (6, 4), (6,))
+    ]
 
     def op(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return FF.linear(x, w, b, activation)
 
-    assert torch.autograd.gradcheck(op, (x, w, b))
-    assert torch.autograd.gradgradcheck(op, (x, w, b))
+    assert torch.autograd.gradcheck(op, leaves, fast_mode=emulating())
+    assert torch.autograd.gradgradcheck(op, leaves, fast_mode=emulating())
 
 
 @pytest.mark.parametrize("wanted", range(8))
-def test_computes_only_the_gradients_asked_for(wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[bool, ...]] = []
-
-    class Spy:
-        def __getattr__(self, name: str) -> object:
-            return getattr(native, name)
-
-        def linear_backward(self, dy, saved, activation, x, w, dx, dw, db) -> None:  # type: ignore[no-untyped-def]
-            asked.append((dx is not None, dw is not None, db is not None))
-            native.linear_backward(dy, saved, activation, x, w, dx, dw, db)
-
-    native = _backend.cpu
-    if native is None:
-        pytest.skip("no native module")
-    monkeypatch.setattr(_backend, "cpu", Spy())
+def test_computes_only_the_gradients_asked_for(wanted: int, device: torch.device) -> None:
     flags = [bool(wanted & bit) for bit in (1, 2, 4)]
-    tensors = [torch.randn(s).requires_grad_(f) for s, f in zip([(3, 4), (5, 4), (5,)], flags, strict=True)]
+    tensors = [
+        make(shape, torch.float32, device).requires_grad_(flag)
+        for shape, flag in zip([(3, 4), (5, 4), (5,)], flags, strict=True)
+    ]
     y = FF.linear(*tensors, activation="relu")
     assert y.requires_grad == any(flags)
-    if any(flags):
-        y.sum().backward()
-        assert asked == [tuple(flags)]
-    assert [t.grad is not None for t in tensors] == flags
+    if not any(flags):
+        return
+    everything = FF.linear(*(t.detach().requires_grad_() for t in tensors), activation="relu")
+    with torch.no_grad():  # what the op's own backward gives, before autograd drops what nobody wants
+        given, complete = (z.grad_fn.apply(torch.ones_like(z), None) for z in (y, everything))  # type: ignore[union-attr]
+    assert [grad is not None for grad in given] == [*flags, False]
+    for grad, other in zip(given, complete, strict=True):
+        # By itself db may be summed in another order.
+        assert grad is None or torch.allclose(grad, other, rtol=1e-6)
 
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
-def test_special_values_go_where_torch_puts_them(isa: str, special: float) -> None:
-    for position in [(0, 0), (3, 16), (8, 30)]:
-        x, w, b = torch.randn(9, 31), torch.randn(50, 31), torch.randn(50)
-        x[position] = special
-        for activation in ACTIVATIONS:
-            expected = torch_activation(F.linear(x, w, b), activation)
-            if activation == "gelu":  # torch's own gelu(inf) is nan where it is vectorised
-                expected[F.linear(x, w, b) == float("inf")] = float("inf")
-            torch.testing.assert_close(FF.linear(x, w, b, activation), expected, equal_nan=True)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_special_values_go_where_torch_puts_them(
+    special: float, dtype: torch.dtype, every_device: torch.device
+) -> None:
+    check_special_values(special, dtype, every_device)
 
 
-def test_gradient_passes_where_relu_of_nan_is_nan(isa: str) -> None:
-    x = torch.tensor([[float("nan")], [1.0], [-1.0]], requires_grad=True)
-    w = torch.ones(1, 1)
-    FF.linear(x, w, None, "relu").backward(torch.full((3, 1), 2.0))
+def test_gradient_passes_where_relu_of_nan_is_nan(every_device: torch.device) -> None:
+    x = torch.tensor([[float("nan")], [1.0], [-1.0]], device=every_device, requires_grad=True)
+    w = torch.ones(1, 1, device=every_device)
+    FF.linear(x, w, None, "relu").backward(torch.full((3, 1), 2.0, device=every_device))
     assert x.grad is not None
     assert x.grad.flatten().tolist() == [2.0, 2.0, 0.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:])
-def test_gradients_of_activations(isa: str, activation: str, dtype: torch.dtype) -> None:
+def test_gradients_of_activations(activation: str, dtype: torch.dtype, every_device: torch.device) -> None:
     z = torch.cat([torch.linspace(-12, 12, 10_001, dtype=torch.float64), torch.zeros(1)]).to(dtype)
-    leaf, z = z[:, None].clone().requires_grad_(), z.double().requires_grad_()
-    FF.linear(leaf, torch.ones(1, 1, dtype=dtype), None, activation).sum().backward()
+    leaf, z = z[:, None].to(every_device).requires_grad_(), z.double().requires_grad_()
+    one = torch.ones(1, 1, dtype=dtype, device=every_device)
+    FF.linear(leaf, one, None, activation).sum().backward()
     if activation == "gelu_tanh":  # torch's own 1 - tanh^2 loses 22 eps, sigmoid's derivative 44
         w = (8 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)
         (slope,) = torch.autograd.grad(w.sum(), z)
@@ -203,28 +154,23 @@ def test_gradients_of_activations(isa: str, activation: str, dtype: torch.dtype)
     assert leaf.grad is not None
     # tanh' = 1 - y^2 doubles the rounding of y; the others are sums of two or three terms of at most 1.2. In
     # float64 that of the reference comes on top: torch's silu loses z eps where 1 - sigmoid(z) cancels.
-    error = (leaf.grad[:, 0].double() - expected).abs().max()
+    error = (leaf.grad[:, 0].cpu().double() - expected).abs().max()
     assert error <= (16 if dtype == torch.float64 else 4) * torch.finfo(dtype).eps
 
 
-def test_same_bits_for_every_thread_count(isa: str) -> None:
-    threads = torch.get_num_threads()
-    x, w, b = make((301, 700), torch.float32), make((233, 700), torch.float32), make((233,), torch.float32)
-    dy = make((301, 233), torch.float32)
-    results = []
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            results_of_count: list[Tensor] = []
-            leaves = [t.clone().requires_grad_() for t in (x, w, b)]
-            for activation in ("relu", "gelu"):
-                y = FF.linear(*leaves, activation=activation)
-                results_of_count += [y.detach(), *torch.autograd.grad(y, leaves, dy)]
-            results.append(results_of_count)
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_bits_every_time(dtype: torch.dtype, every_device: torch.device) -> None:
+    def run() -> list[Tensor]:
+        results: list[Tensor] = []
+        for activation in (None, "relu", "gelu"):
+            y = FF.linear(*leaves, activation=activation)
+            results += [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+        return results
+
+    for shape in [(40, 66, 130), (33, 17, 70)] if emulating() else [(301, 233, 700)]:
+        *tensors, dy = problem(shape, dtype, every_device)
+        leaves = [t.requires_grad_() for t in tensors if t is not None]
+        assert_reproducible(run, every_device)
 
 
 @pytest.mark.parametrize("threads", [3, 4, 5, 8, 16])
@@ -246,8 +192,13 @@ def test_more_threads_than_tiles(threads: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_backward_twice_and_expanded_gradient() -> None:
-    x, w = torch.randn(6, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+def layer(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """A small input and a weight, both of which want gradients."""
+    return make((6, 5), dtype, device).requires_grad_(), make((7, 5), dtype, device).requires_grad_()
+
+
+def test_backward_twice_and_expanded_gradient(device: torch.device) -> None:
+    x, w = layer(device)
     y = FF.linear(x, w, None, "relu")
     y.sum().backward(retain_graph=True)
     assert x.grad is not None
@@ -256,27 +207,25 @@ def test_backward_twice_and_expanded_gradient() -> None:
     torch.testing.assert_close(x.grad, 2 * first)
 
 
-def test_changing_the_output_in_place_is_noticed() -> None:
-    x, w = torch.randn(6, 5, requires_grad=True), torch.randn(7, 5)
-    y = FF.linear(x, w, None, "relu")
+def test_changing_the_output_in_place_is_noticed(device: torch.device) -> None:
+    y = FF.linear(*layer(device), None, "relu")
     y.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 
 
-def test_what_gelu_gives_may_be_changed_in_place() -> None:
+def test_what_gelu_gives_may_be_changed_in_place(device: torch.device) -> None:
     # As in torch: its gradient is taken from z.
-    x, w = torch.randn(6, 5, requires_grad=True), torch.randn(7, 5)
+    x, w = layer(device)
     FF.linear(x, w, None, "gelu").add_(1).sum().backward()
     (expected,) = torch.autograd.grad(F.gelu(F.linear(x, w)).sum(), x)
     torch.testing.assert_close(x.grad, expected)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:])
-def test_a_penalty_on_the_gradient(activation: str) -> None:
+def test_a_penalty_on_the_gradient(activation: str, device: torch.device) -> None:
     # The second backward meets the gradient in y and the one in z together, without create_graph.
-    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
-    w = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    x, w = layer(device, torch.float64)
     grads = []
     for op in (FF.linear, lambda x, w, b, act: torch_activation(F.linear(x, w, b), act)):
         y = op(x, w, None, activation)
@@ -285,14 +234,11 @@ def test_a_penalty_on_the_gradient(activation: str) -> None:
     torch.testing.assert_close(grads[0], grads[1])
 
 
-def test_runs_natively() -> None:
+def test_runs_natively(device: torch.device) -> None:
     if _backend.cpu is None:
         pytest.skip("no native module")
-    x, w = torch.randn(6, 5, requires_grad=True), torch.randn(7, 5)
-    seen: list[_backend.Decision] = []
-    with _backend.recording(seen.append):
-        FF.linear(x, w).sum().backward()
-    assert [(d.op, d.reason) for d in seen] == [("linear", None), ("linear_backward", None)]
+    seen = fastnn.explain(lambda: FF.linear(*layer(device)).sum().backward())
+    assert [(d.op, d.reason) for d in seen.decisions] == [("linear", None), ("linear_backward", None)]
 
 
 class TestErrors:
@@ -302,29 +248,30 @@ class TestErrors:
         ):
             FF.linear(torch.randn(2, 3), torch.randn(4, 3), activation="tanhh")
 
-    def test_inner_dimension(self) -> None:
+    def test_inner_dimension(self, device: torch.device) -> None:
+        w = torch.randn(4, 784, device=device)
         with pytest.raises(RuntimeError, match=r"linear: input has K=512, weight expects 784"):
-            FF.linear(torch.randn(2, 512), torch.randn(4, 784))
+            FF.linear(torch.randn(2, 512, device=device), w)
+        with pytest.raises(RuntimeError, match=r"linear: input has K=5, weight expects 784"):
+            FF.linear(torch.randn(2, 2, 5, device=device), w)
 
-    def test_inner_dimension_of_a_batch(self) -> None:
-        with pytest.raises(RuntimeError, match=r"linear: input has K=5, weight expects 3"):
-            FF.linear(torch.randn(2, 2, 5), torch.randn(4, 3))
+    def test_bias(self, device: torch.device) -> None:
+        x, w = layer(device)
+        with pytest.raises(RuntimeError, match=r"linear: bias has shape \(5,\), expected \(7,\)"):
+            FF.linear(x, w, torch.randn(5, device=device))
 
-    def test_bias(self) -> None:
-        with pytest.raises(RuntimeError, match=r"linear: bias has shape \(5,\), expected \(4,\)"):
-            FF.linear(torch.randn(2, 3), torch.randn(4, 3), torch.randn(5))
-
-    def test_mixed_dtypes(self) -> None:
+    def test_mixed_dtypes(self, device: torch.device) -> None:
+        x, w = layer(device)
         with pytest.raises(RuntimeError, match="dtype"):
-            FF.linear(torch.randn(2, 3), torch.randn(4, 3).double())
+            FF.linear(x, w.double())
 
-    def test_scalar_input(self) -> None:
+    def test_scalar_input(self, device: torch.device) -> None:
         with pytest.raises(RuntimeError):
-            FF.linear(torch.tensor(1.0), torch.randn(4, 3))
+            FF.linear(torch.tensor(1.0, device=device), layer(device)[1])
 
-    def test_not_a_tensor(self) -> None:
+    def test_not_a_tensor(self, device: torch.device) -> None:
         with pytest.raises(TypeError):
-            FF.linear([1.0], torch.randn(4, 3))  # type: ignore[arg-type]
+            FF.linear([1.0], layer(device)[1])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -332,9 +279,11 @@ class TestErrors:
     [((5,), None), ((4, 5), ()), ((4, 5), (1,)), ((1, 5), (4,))],
     ids=["vector", "scalar bias", "bias of one element", "wide bias"],
 )
-def test_shapes_that_only_torch_takes(weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
-    x, w = torch.randn(3, 5), torch.randn(weight)
-    b = None if bias is None else torch.randn(bias)
+def test_shapes_that_only_torch_takes(
+    weight: tuple[int, ...], bias: tuple[int, ...] | None, device: torch.device
+) -> None:
+    x, w = torch.randn(3, 5, device=device), torch.randn(weight, device=device)
+    b = None if bias is None else torch.randn(bias, device=device)
     if weight == (1, 5):
         # torch.nn.functional.linear broadcasts nothing here: neither do we.
         with pytest.raises(RuntimeError):
@@ -345,8 +294,8 @@ def test_shapes_that_only_torch_takes(weight: tuple[int, ...], bias: tuple[int, 
     torch.testing.assert_close(FF.linear(x, w, b), F.linear(x, w, b))
 
 
-def test_disabled_gives_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, w, b = torch.randn(6, 5), torch.randn(7, 5), torch.randn(7)
-    monkeypatch.setattr(_backend, "cpu", object())  # any native call would fail
+def test_disabled_gives_torch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    (x, w), b = layer(device), torch.randn(7, device=device)
+    monkeypatch.setattr(_backend, "native", lambda t: object())  # any native call would fail
     with fastnn.disabled():
         assert torch.equal(FF.linear(x, w, b, "relu"), F.linear(x, w, b).relu())

@@ -1,4 +1,4 @@
-"""A chain of linear layers as one op: values, gradients, edges, errors, on every CPU variant."""
+"""A chain of linear layers as one op: values, gradients, edges, errors, with every kernel."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from reference import DTYPES, layouts
 from torch import Tensor
 
 import fastnn
+from every_kernel import assert_reproducible, emulating
 from fastnn import _backend
 from fastnn.ops.linear import (
     ACTIVATIONS,
@@ -38,20 +39,37 @@ CHAINS = [
 
 
 def make(
-    sizes: list[int], activations: Sequence[str | None], dtype: torch.dtype, bias: bool = True
+    sizes: list[int],
+    activations: Sequence[str | None],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    bias: bool = True,
 ) -> list[Layer]:
     return [
         Layer(
-            (torch.randn(n, k, dtype=torch.float64) / max(k, 1) ** 0.5).to(dtype).requires_grad_(),
-            torch.randn(n, dtype=torch.float64).to(dtype).requires_grad_() if bias else None,
+            tensor(n, k, dtype=dtype, device=device, scale=max(k, 1) ** -0.5).requires_grad_(),
+            tensor(n, dtype=dtype, device=device).requires_grad_() if bias else None,
             activation,
         )
         for (k, n), activation in zip(pairwise(sizes), activations, strict=True)
     ]
 
 
+def tensor(
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    scale: float = 1.0,
+) -> Tensor:
+    return (torch.randn(shape, dtype=torch.float64) * scale).to(dtype).to(device)
+
+
 def leaves(layers: list[Layer]) -> list[Tensor]:
     return [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+
+
+def wide(t: Tensor) -> Tensor:
+    return t.detach().cpu().double()
 
 
 def reference(x: Tensor, layers: list[Layer], dy: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -61,16 +79,16 @@ def reference(x: Tensor, layers: list[Layer], dy: Tensor) -> tuple[Tensor, list[
     leaves only the sums to differ, and takes the activations' gradients at the same values.
     """
     dtype = x.dtype
-    inputs, saved = [x.detach().double()], []
+    inputs, saved = [wide(x)], []
     for weight, bias, activation in layers:
-        z = F.linear(inputs[-1], weight.detach().double(), None if bias is None else bias.detach().double())
+        z = F.linear(inputs[-1], wide(weight), None if bias is None else wide(bias))
         inputs.append(torch_activation(z, activation).to(dtype).double())
         saved.append(z.to(dtype).double() if activation in FROM_PREACTIVATION else inputs[-1])
-    grad, grads = dy.double(), []
+    grad, grads = wide(dy), []
     for i in reversed(range(len(layers))):
         grad = torch_activation_gradient(grad, saved[i], layers[i].activation).to(dtype).double()
         grads[:0] = [grad.t() @ inputs[i]] + ([] if layers[i].bias is None else [grad.sum(0)])
-        grad = grad @ layers[i].weight.detach().double()
+        grad = grad @ wide(layers[i].weight)
     return inputs[-1], [grad, *grads]
 
 
@@ -80,19 +98,23 @@ def assert_near(actual: Tensor | None, expected: Tensor) -> None:
     assert actual is not None
     eps = torch.finfo(actual.dtype).eps
     scale = expected.abs().max().item() if expected.numel() else 0.0
-    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=16 * eps * scale)
+    torch.testing.assert_close(actual.cpu().double(), expected, rtol=0, atol=16 * eps * scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("sizes", "activations"), CHAINS, ids=str)
-@pytest.mark.parametrize("bias", ["relu", None])
+@pytest.mark.parametrize("bias", [True, False])
 def test_matches_float64(
-    isa: str, sizes: list[int], activations: list[str | None], dtype: torch.dtype, bias: bool
+    sizes: list[int],
+    activations: list[str | None],
+    dtype: torch.dtype,
+    bias: bool,
+    every_device: torch.device,
 ) -> None:
     for rows in (1, 33, 0):
-        layers = make(sizes, activations, dtype, bias)
-        x = torch.randn(rows, sizes[0], dtype=torch.float64).to(dtype).requires_grad_()
-        dy = torch.randn(rows, sizes[-1], dtype=torch.float64).to(dtype)
+        layers = make(sizes, activations, dtype, every_device, bias)
+        x = tensor(rows, sizes[0], dtype=dtype, device=every_device).requires_grad_()
+        dy = tensor(rows, sizes[-1], dtype=dtype, device=every_device)
         y = mlp(x, layers)
         y.backward(dy)
         expected, grads = reference(x, layers, dy)
@@ -102,10 +124,10 @@ def test_matches_float64(
             assert_near(leaf.grad, grad)
 
 
-def test_layouts(isa: str) -> None:
-    layers = make([21, 30, 9], ["relu", None], torch.float32)
-    for x in layouts(13, 21, torch.float32).values():
-        for dy in layouts(13, 9, torch.float32).values():
+def test_layouts(every_device: torch.device) -> None:
+    layers = make([21, 30, 9], ["relu", None], torch.float32, every_device)
+    for x in layouts(13, 21, torch.float32, every_device).values():
+        for dy in layouts(13, 9, torch.float32, every_device).values():
             leaf = x.detach().requires_grad_()
             expected, grads = reference(x, layers, dy)
             y = mlp(leaf, layers)
@@ -126,28 +148,30 @@ def test_layouts(isa: str) -> None:
     ],
     ids=str,
 )
-def test_gradcheck(shape: tuple[int, ...], activations: tuple[str | None, str | None]) -> None:
-    layers = make([4, 5, 3], activations, torch.float64)
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+def test_gradcheck(
+    shape: tuple[int, ...], activations: tuple[str | None, str | None], device: torch.device
+) -> None:
+    layers = make([4, 5, 3], activations, torch.float64, device)
+    x = tensor(*shape, dtype=torch.float64, device=device).requires_grad_()
 
     def op(x: Tensor, *parameters: Tensor) -> Tensor:
         w0, b0, w1, b1 = parameters
         return mlp(x, [Layer(w0, b0, activations[0]), Layer(w1, b1, activations[1])])
 
-    assert torch.autograd.gradcheck(op, (x, *leaves(layers)))
-    assert torch.autograd.gradgradcheck(op, (x, *leaves(layers)))
+    assert torch.autograd.gradcheck(op, (x, *leaves(layers)), fast_mode=emulating())
+    assert torch.autograd.gradgradcheck(op, (x, *leaves(layers)), fast_mode=emulating())
 
 
 @pytest.mark.parametrize("wanted", range(32))
-def test_any_set_of_gradients(wanted: int) -> None:
-    layers = make([6, 5, 4], ["relu", None], torch.float32)
-    tensors = [torch.randn(3, 6), *leaves(layers)]
+def test_any_set_of_gradients(wanted: int, device: torch.device) -> None:
+    layers = make([6, 5, 4], ["relu", None], torch.float32, device)
+    tensors = [tensor(3, 6, device=device), *leaves(layers)]
     for i, t in enumerate(tensors):
         t.requires_grad_(bool(wanted & (1 << i)))
     y = mlp(tensors[0], layers)
     assert y.requires_grad == (wanted > 0)
     if wanted:
-        dy = torch.randn(3, 4)
+        dy = tensor(3, 4, device=device)
         y.backward(dy)
         _, grads = reference(tensors[0], layers, dy)
         for t, grad in zip(tensors, grads, strict=True):
@@ -156,11 +180,11 @@ def test_any_set_of_gradients(wanted: int) -> None:
                 assert_near(t.grad, grad)
 
 
-def test_batched_gradients_and_func_transforms() -> None:
-    layers = make([4, 5, 3], ["relu", None], torch.float64)
+def test_batched_gradients_and_func_transforms(device: torch.device) -> None:
+    layers = make([4, 5, 3], ["relu", None], torch.float64, device)
     for parameter in leaves(layers):
         parameter.requires_grad_(False)
-    x = torch.randn(2, 4, dtype=torch.float64)
+    x = tensor(2, 4, dtype=torch.float64, device=device)
 
     def torch_chain(x: Tensor) -> Tensor:
         return F.linear(F.linear(x, *layers[0][:2]).relu(), *layers[1][:2])
@@ -173,9 +197,9 @@ def test_batched_gradients_and_func_transforms() -> None:
     torch.testing.assert_close(torch.func.vmap(lambda x: mlp(x, layers))(x), torch_chain(x))
 
 
-def test_backward_again_needs_retain_graph() -> None:
-    layers = make([4, 5, 3], ["relu", "relu"], torch.float32)
-    y = mlp(torch.randn(2, 4), layers)
+def test_backward_again_needs_retain_graph(device: torch.device) -> None:
+    layers = make([4, 5, 3], ["relu", "relu"], torch.float32, device)
+    y = mlp(tensor(2, 4, device=device), layers)
     y.sum().backward(retain_graph=True)
     first = layers[0].weight.grad.clone()  # type: ignore[union-attr]
     y.sum().backward()
@@ -184,77 +208,79 @@ def test_backward_again_needs_retain_graph() -> None:
         y.sum().backward()
 
 
-def test_in_place_changes_are_noticed_where_they_matter() -> None:
-    layers = make([4, 5, 3], ["relu", None], torch.float32)
-    mlp(torch.randn(2, 4), layers).add_(1).sum().backward()  # affine output: not needed for backward
+def test_in_place_changes_are_noticed_where_they_matter(device: torch.device) -> None:
+    layers = make([4, 5, 3], ["relu", None], torch.float32, device)
+    mlp(tensor(2, 4, device=device), layers).add_(
+        1
+    ).sum().backward()  # affine output: not needed for backward
     rectified = [layers[0], layers[1]._replace(activation="relu")]
     for changed in ("output", "weight"):
-        y = mlp(torch.randn(2, 4), rectified)
+        y = mlp(tensor(2, 4, device=device), rectified)
         with torch.no_grad():
             (y if changed == "output" else layers[1].weight).add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.sum().backward()
 
 
-def test_nan_goes_where_torch_puts_it(isa: str) -> None:
-    layers = make([4, 5, 3], ["relu", "relu"], torch.float32)
-    x = torch.randn(3, 4)
+def test_nan_goes_where_torch_puts_it(every_device: torch.device) -> None:
+    layers = make([4, 5, 3], ["relu", "relu"], torch.float32, every_device)
+    x = tensor(3, 4, device=every_device)
     x[1, 2] = float("nan")
     y = mlp(x, layers)
     assert y[1].isnan().all()
     assert y[[0, 2]].isfinite().all()
 
 
-def test_same_bits_for_every_thread_count(isa: str) -> None:
-    threads = torch.get_num_threads()
-    layers = make([300, 257, 129, 10], ["relu", "gelu", None], torch.float32)
-    x, dy = torch.randn(130, 300), torch.randn(130, 10)
-    results = []
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            y = mlp(x, layers)
-            results.append([y.detach(), *torch.autograd.grad(y, leaves(layers), dy)])
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+def test_the_same_bits_every_time(every_device: torch.device) -> None:
+    rows, sizes = (40, [70, 66, 33, 10]) if emulating() else (130, [300, 257, 129, 10])
+    layers = make(sizes, ["relu", "gelu", None], torch.float32, every_device)
+    x, dy = tensor(rows, sizes[0], device=every_device), tensor(rows, 10, device=every_device)
+
+    def run() -> list[Tensor]:
+        y = mlp(x, layers)
+        return [y.detach(), *torch.autograd.grad(y, leaves(layers), dy)]
+
+    assert_reproducible(run, every_device)
 
 
-def test_one_native_call_each_way() -> None:
+def test_one_native_call_each_way(device: torch.device) -> None:
     if _backend.cpu is None:
         pytest.skip("no native module")
-    layers = make([4, 5, 3], ["relu", None], torch.float32)
-    seen = fastnn.explain(lambda: mlp(torch.randn(2, 4), layers).sum().backward()).decisions
+    layers = make([4, 5, 3], ["relu", None], torch.float32, device)
+    seen = fastnn.explain(lambda: mlp(tensor(2, 4, device=device), layers).sum().backward()).decisions
     assert [(d.op, d.reason) for d in seen] == [("mlp", None), ("mlp_backward", None)]
 
 
-def test_falls_back_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = make([4, 5, 3], ["relu", None], torch.float32)
-    x = torch.randn(2, 4)
+def test_falls_back_layer_by_layer(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = make([4, 5, 3], ["relu", None], torch.float32, device)
+    x = tensor(2, 4, device=device)
     expected = mlp(x, layers)
-    monkeypatch.setattr(_backend, "cpu", object())  # any native call would fail
+    monkeypatch.setattr(_backend, "native", lambda t: object())  # any native call would fail
     with fastnn.disabled():
         seen = fastnn.explain(mlp, x, layers)
     torch.testing.assert_close(seen.result, expected)
     assert [d.op for d in seen.decisions] == ["linear", "linear"]
 
 
+# On CUDA it is the layer itself that complains.
+INPUT = r"(mlp: input of layer {}|linear: input) has K={}, weight expects {}"
+
+
 class TestErrors:
-    def test_activation(self) -> None:
+    def test_activation(self, device: torch.device) -> None:
         with pytest.raises(ValueError, match=r"mlp: activation must be None, .* or 'silu', got 'elu'"):
-            mlp(torch.randn(2, 4), make([4, 3], ["elu"], torch.float32))
+            mlp(tensor(2, 4, device=device), make([4, 3], ["elu"], torch.float32, device))
 
-    def test_input(self) -> None:
-        with pytest.raises(RuntimeError, match="mlp: input of layer 0 has K=7, weight expects 4"):
-            mlp(torch.randn(2, 7), make([4, 5, 3], ["relu", None], torch.float32))
+    def test_input(self, device: torch.device) -> None:
+        with pytest.raises(RuntimeError, match=INPUT.format(0, 7, 4)):
+            mlp(tensor(2, 7, device=device), make([4, 5, 3], ["relu", None], torch.float32, device))
 
-    def test_layers_that_do_not_continue_one_another(self) -> None:
-        first, _ = make([4, 5, 3], ["relu", None], torch.float32)
-        with pytest.raises(RuntimeError, match="mlp: input of layer 1 has K=5, weight expects 4"):
-            mlp(torch.randn(2, 4), [first, first])
+    def test_layers_that_do_not_continue_one_another(self, device: torch.device) -> None:
+        first, _ = make([4, 5, 3], ["relu", None], torch.float32, device)
+        with pytest.raises(RuntimeError, match=INPUT.format(1, 5, 4)):
+            mlp(tensor(2, 4, device=device), [first, first])
 
-    def test_bias(self) -> None:
-        layers = make([4, 5, 3], ["relu", None], torch.float32)
-        with pytest.raises(RuntimeError, match=r"mlp: bias has shape \(4,\), expected \(3,\)"):
-            mlp(torch.randn(2, 4), [layers[0], layers[1]._replace(bias=torch.randn(4))])
+    def test_bias(self, device: torch.device) -> None:
+        layers = make([4, 5, 3], ["relu", None], torch.float32, device)
+        with pytest.raises(RuntimeError, match=r"(mlp|linear): bias has shape \(4,\), expected \(3,\)"):
+            mlp(tensor(2, 4, device=device), [layers[0], layers[1]._replace(bias=tensor(4, device=device))])

@@ -1,4 +1,4 @@
-"""ReLU: values on every dtype, instruction set and layout, gradients, in-place writes.
+"""ReLU: values on every dtype, layout, CPU variant and with the CUDA kernels, gradients, in-place writes.
 
 ReLU rounds nothing, so every comparison is exact: with the float64 definition where it is written out, and
 bit by bit (the sign of zero included) with torch where a layout or an edge is at stake.
@@ -9,16 +9,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import DTYPES
 from torch import Tensor
 
+import fastnn
+from every_kernel import assert_reproducible, emulating
 from fastnn import _backend
 from fastnn.functional import relu
 
-native = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
-
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-# Around every vector length there is (2 to 32 lanes), and past the grain at which threads are used.
-SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000, 100_003]
+# Around every vector length there is (2 to 32 lanes), a pack of 16 bytes, what a block of CUDA's takes, and
+# past one and the grain at which threads are used.
+SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000, 1023, 4096, 8192, 100_003]
 
 
 def reference(x: Tensor) -> Tensor:
@@ -43,24 +44,34 @@ def strides(t: Tensor) -> list[int]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", SIZES)
-def test_values_and_gradient(n: int, dtype: torch.dtype, isa: str) -> None:
-    x = torch.randn(n).to(dtype).requires_grad_()
-    dy = torch.randn(n).to(dtype)
-    y = relu(x)
-    assert same_bits(y, reference(x.detach()))
-    (dx,) = torch.autograd.grad(y, x, dy)
-    assert same_bits(dx, torch.where(x.detach() > 0, dy, torch.zeros_like(dy)))
+def test_values_and_gradient(n: int, dtype: torch.dtype, every_device: torch.device) -> None:
+    for offset in (0, 1, 3):
+        x, dy = torch.randn(n).to(dtype), torch.randn(n).to(dtype)
+        x[:3] = torch.tensor([float("nan"), -0.0, float("inf")])[:n]
+        memory = torch.full((n + offset,), -1.0, dtype=dtype, device=every_device)
+        ours = memory[offset:].copy_(x).requires_grad_()
+        upstream = dy.to(every_device)
+        seen = fastnn.explain(lambda: torch.autograd.grad(relu(ours), ours, upstream)[0])  # noqa: B023
+        if _backend.cpu is not None:
+            assert {d.reason for d in seen.decisions} == {None}
+        assert same_bits(seen.result.cpu(), torch.where(x <= 0, torch.zeros_like(dy), dy))
+        y = relu(ours.detach())
+        assert same_bits(y.cpu(), reference(x))
+        relu(memory.detach()[offset:], inplace=True)
+        assert same_bits(memory.detach()[offset:].cpu(), y.cpu())
+        assert memory[:offset].eq(-1).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_special_values(dtype: torch.dtype, isa: str) -> None:
+def test_special_values(dtype: torch.dtype, every_device: torch.device) -> None:
     info = torch.finfo(dtype)
     values = [0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), float("nan"), info.max, info.min, info.tiny]
     values += [-info.tiny, info.smallest_normal / 2, -info.smallest_normal / 2]
-    x = torch.tensor(values * 3, dtype=dtype, requires_grad=True)  # long enough for full vectors and a tail
+    # Long enough for full vectors and a tail.
+    x = torch.tensor(values * 3, dtype=dtype, device=every_device, requires_grad=True)
     mine, theirs = relu(x), F.relu(x)
     assert same_bits(mine, theirs)
-    dy = torch.arange(1, len(x) + 1, dtype=dtype)
+    dy = torch.arange(1, len(x) + 1, dtype=dtype, device=every_device)
     (got,), (want,) = torch.autograd.grad(mine, x, dy), torch.autograd.grad(theirs, x, dy)
     assert same_bits(got, want)
     assert got[6] == dy[6]  # the gradient passes at NaN
@@ -82,11 +93,18 @@ LAYOUTS = {
 }
 
 
+def made(layout: str, device: torch.device) -> Tensor:
+    with device:  # where factories make it: a copy from the CPU would have no gaps
+        return LAYOUTS[layout]()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", ["contiguous", "expanded"])
-def test_layouts_equal_torch(layout: str, grad_layout: str) -> None:
-    x = LAYOUTS[layout]().requires_grad_()
-    dy = torch.randn(x.shape) if grad_layout == "contiguous" else torch.tensor(2.0).expand(x.shape)
+def test_layouts_equal_torch(layout: str, grad_layout: str, device: torch.device) -> None:
+    x = made(layout, device).requires_grad_()
+    dy = torch.randn(x.shape, device=device)
+    if grad_layout == "expanded":
+        dy = torch.tensor(2.0, device=device).expand(x.shape)
     mine, theirs = relu(x), F.relu(x)
     assert same_bits(mine, theirs)
     assert strides(mine) == strides(theirs)
@@ -100,8 +118,8 @@ def test_layouts_equal_torch(layout: str, grad_layout: str) -> None:
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_inplace(layout: str, grad: bool) -> None:
-    source = LAYOUTS[layout]()
+def test_inplace(layout: str, grad: bool, device: torch.device) -> None:
+    source = made(layout, device)
     base = source.clone().requires_grad_() if grad else source
     x = base * 1 if grad else base
     want = F.relu(x.detach().clone())
@@ -115,24 +133,24 @@ def test_inplace(layout: str, grad: bool) -> None:
         assert torch.equal(got, (base.detach() > 0).to(got.dtype))
 
 
-def test_inplace_keeps_what_lies_between_strided_elements() -> None:
-    base = -torch.ones(4, 6)
+def test_inplace_keeps_what_lies_between_strided_elements(device: torch.device) -> None:
+    base = -torch.ones(4, 6, device=device)
     relu(base[:, ::2], inplace=True)
-    assert torch.equal(base, torch.tensor([0.0, -1.0]).repeat(4, 3))
+    assert torch.equal(base.cpu(), torch.tensor([0.0, -1.0]).repeat(4, 3))
 
 
-def test_inplace_on_a_view_reaches_the_gradient_of_its_base() -> None:
-    leaf = torch.randn(4, 4, requires_grad=True)
+def test_inplace_on_a_view_reaches_the_gradient_of_its_base(device: torch.device) -> None:
+    leaf = torch.randn(4, 4, device=device, requires_grad=True)
     base = leaf * 1
     relu(base[0], inplace=True)
     base.sum().backward()
-    want = torch.ones(4, 4)
+    want = torch.ones(4, 4, device=device)
     want[0] = (leaf[0] > 0).float()
     assert torch.equal(leaf.grad, want)
 
 
-def test_inplace_invalidates_what_backward_had_saved() -> None:
-    x = torch.randn(4, requires_grad=True)
+def test_inplace_invalidates_what_backward_had_saved(device: torch.device) -> None:
+    x = torch.randn(4, device=device, requires_grad=True)
     y = x.exp()  # saves its result
     relu(y.detach(), inplace=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -140,21 +158,21 @@ def test_inplace_invalidates_what_backward_had_saved() -> None:
 
 
 @pytest.mark.parametrize("view", [False, True])
-def test_inplace_on_a_leaf_raises_and_writes_nothing(view: bool) -> None:
-    x = torch.full((3,), -1.0, requires_grad=True)
+def test_inplace_on_a_leaf_raises_and_writes_nothing(view: bool, device: torch.device) -> None:
+    x = torch.full((3,), -1.0, device=device, requires_grad=True)
     with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
         relu(x[:2] if view else x, inplace=True)
-    assert torch.equal(x.detach(), torch.full((3,), -1.0))
+    assert x.eq(-1.0).all()
 
 
-def test_inplace_on_shared_memory_raises() -> None:
+def test_inplace_on_shared_memory_raises(device: torch.device) -> None:
     with pytest.raises(RuntimeError, match="single memory location"), torch.no_grad():
-        relu(torch.randn(1).expand(3), inplace=True)
+        relu(torch.randn(1, device=device).expand(3), inplace=True)
 
 
-def test_inplace_in_and_out_of_inference_mode() -> None:
+def test_inplace_in_and_out_of_inference_mode(device: torch.device) -> None:
     with torch.inference_mode():
-        x = torch.tensor([-1.0, 2.0])
+        x = torch.tensor([-1.0, 2.0], device=device)
         assert relu(x, inplace=True) is x
         assert x.tolist() == [0.0, 2.0]
     with pytest.raises(RuntimeError, match="inference tensor"):
@@ -162,58 +180,56 @@ def test_inplace_in_and_out_of_inference_mode() -> None:
     assert relu(x).tolist() == [0.0, 2.0]
 
 
-def test_modifying_the_result_before_backward_raises() -> None:
-    x = torch.randn(4, requires_grad=True)
+def test_modifying_the_result_before_backward_raises(device: torch.device) -> None:
+    x = torch.randn(4, device=device, requires_grad=True)
     y = relu(x)
     y.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 
 
-def _away_from_zero(*shape: int) -> Tensor:
-    x = torch.randn(*shape, dtype=torch.float64)
+def _away_from_zero(device: torch.device, *shape: int) -> Tensor:
+    x = torch.randn(*shape, dtype=torch.float64, device=device)
     return (x + x.sign() * 0.1).requires_grad_()
 
 
-def test_gradcheck(isa: str) -> None:
-    assert torch.autograd.gradcheck(relu, _away_from_zero(4, 5), check_batched_grad=True)
-    assert torch.autograd.gradcheck(lambda x: relu(x * 1, inplace=True), _away_from_zero(3, 3))
+def test_gradcheck(device: torch.device) -> None:
+    assert torch.autograd.gradcheck(relu, _away_from_zero(device, 4, 5), check_batched_grad=True)
+    assert torch.autograd.gradcheck(lambda x: relu(x * 1, inplace=True), _away_from_zero(device, 3, 3))
 
 
-def test_gradgradcheck() -> None:
-    assert torch.autograd.gradgradcheck(lambda x: relu(x) * x, _away_from_zero(4, 5), check_batched_grad=True)
+def test_gradgradcheck(device: torch.device) -> None:
+    assert torch.autograd.gradgradcheck(
+        lambda x: relu(x) * x, _away_from_zero(device, 4, 5), check_batched_grad=True
+    )
 
 
-def test_second_derivative_passes_through_the_mask() -> None:
-    x = torch.randn(10, requires_grad=True)
+def test_second_derivative_passes_through_the_mask(device: torch.device) -> None:
+    x = torch.randn(10, device=device, requires_grad=True)
     (first,) = torch.autograd.grad((relu(x) ** 3).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     assert torch.allclose(second, 6 * x.clamp_min(0).detach())
 
 
-def test_no_gradient_wanted_makes_no_graph() -> None:
-    x = torch.randn(3)
+def test_no_gradient_wanted_makes_no_graph(device: torch.device) -> None:
+    x = torch.randn(3, device=device)
     assert relu(x).grad_fn is None
     with torch.no_grad():
         assert not relu(x.requires_grad_()).requires_grad
     assert relu(x).grad_fn is not None
 
 
-@native
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_result_does_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
-    x, dy = torch.randn(200_001).to(dtype).requires_grad_(), torch.randn(200_001).to(dtype)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            y = relu(x)
-            results.append((y.detach(), *torch.autograd.grad(y, x, dy)))
-    finally:
-        torch.set_num_threads(threads)
-    for y, dx in results[1:]:
-        assert torch.equal(y, results[0][0])
-        assert torch.equal(dx, results[0][1])
+def test_the_same_bits_every_time(dtype: torch.dtype, device: torch.device) -> None:
+    n = 20_001 if emulating() else 200_001
+    x = torch.randn(n).to(dtype).to(device).requires_grad_()
+    dy = torch.randn(n).to(dtype).to(device)
+
+    def run() -> list[Tensor]:
+        y = relu(x)
+        return [y.detach(), *torch.autograd.grad(y, x, dy)]
+
+    assert_reproducible(run, device)
 
 
 @pytest.mark.parametrize("bad", [3.0, None, [1.0]])

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from cuda_emulation import EVERY_KERNEL, kernels_of
+from cuda_emulation import EMULATED
+from every_kernel import kernels_of
+from variants import runnable_isas
 
 
-@pytest.fixture(params=EVERY_KERNEL)
+@pytest.fixture(params=[*runnable_isas(), *EMULATED])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each CPU variant, and the CUDA kernels in orders of threads that differ much."""
-    with kernels_of(request) as name:
-        yield name
+    with kernels_of(request):
+        yield request.param
