@@ -38,9 +38,9 @@ inline RowLayout lay_out_rows(int64_t rows, int64_t packs, bool keep, int64_t ro
     if (!too_long && !idle) break;
   }
   const int64_t part = ceil_div(packs, int64_t{cluster});
-  // Four packs a thread, as many loads as it has in flight; blocks of 512 threads share a multiprocessor by
-  // threes or fours, so that one loads while another computes. A part of more than a third of shared memory
-  // has it nearly alone, and takes all threads there are.
+  // Four packs a thread, as many loads as it has in flight; blocks of 512 threads, of 64 registers each,
+  // share a multiprocessor by twos, so that one loads while the other computes. A part of more than a third
+  // of shared memory has it nearly alone, and takes all threads there are.
   int threads = 128;
   while (threads < 512 && part > threads * 4) threads *= 2;
   const int64_t kept = keep ? min(part, room) : 0;
