@@ -10,6 +10,7 @@
 #include <string>
 
 #include "core/cuda/ptx.cuh"
+#include "core/cuda/ptx_matrix.cuh"
 
 namespace ptx = fastnn::cuda::ptx;
 
@@ -72,6 +73,28 @@ __global__ void barriers(Times* times, float*, int) {
   clock_repeats(times, [] { ptx::cluster_sync(); });
 }
 
+__device__ float copied[kFloats];
+
+// A barrier while copies of kBytes from the L2 cache are under way, as those of the next batch are in the
+// epoch kernel: its fence may have to wait for them. Counts the time from one side of the barrier to the
+// other.
+__global__ void barriers_amid_copies(Times* times, float*, int) {
+  float* mine = ptx::dynamic_shared<float>();
+  Times sum = {0, 0};
+  for (int i = 0; i < kWarmUps + kRepeats; ++i) {
+    for (unsigned at = 4 * threadIdx.x; at < kFloats; at += 4 * kThreads)
+      ptx::copy_async<16>(mine + at, copied + at, 16);
+    ptx::commit_copies();
+    const unsigned long long start = nanoseconds();
+    const long long cycles = clock64();
+    ptx::cluster_sync();
+    if (i >= kWarmUps) sum.cycles += clock64() - cycles, sum.nanoseconds += nanoseconds() - start;
+    ptx::wait_copies<0>();
+    ptx::cluster_sync();
+  }
+  if (ptx::cluster_rank() == 0 && threadIdx.x == 0) *times = sum;
+}
+
 // Each read needs the one before: what it finds in the next block is where it reads next.
 __global__ void dependent_reads(Times* times, float* sink, int cluster) {
   int* mine = ptx::dynamic_shared<int>();
@@ -128,9 +151,8 @@ struct Probe {
   double calls;  // what the time of a repeat is divided by
 };
 constexpr Probe kProbes[] = {
-    {"barrier", barriers, kThreads, 1},
-    {"dependent read", dependent_reads, 32, 1},
-    {"read of 1 KB", whole_reads, kThreads, kBytes / 1024.0},
+    {"barrier", barriers, kThreads, 1},         {"barrier amid copies", barriers_amid_copies, kThreads, 1},
+    {"dependent read", dependent_reads, 32, 1}, {"read of 1 KB", whole_reads, kThreads, kBytes / 1024.0},
     {"sum of 1024 floats", sums, kThreads, 1},
 };
 
