@@ -29,7 +29,8 @@ build() {
     cmake -S . -B build/gpu-build -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTNN_CUDA=ON \
       -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$(command -v "$python")" &&
     cmake --build build/gpu-build && cmake --install build/gpu-build --prefix python &&
-    "$python" -c 'import fastnn; print(fastnn.info())'
+    "$python" -c 'import fastnn; from fastnn import _backend
+print(fastnn.info()); why = _backend._device_reason(0); assert why is None, why'
 }
 
 # memcheck sees what is beyond an allocation: each tensor gets one of its own, with which nothing can be captured.
