@@ -130,6 +130,121 @@ def test_negative_view(op: str) -> None:
     assert torch.allclose(OPS[op][0](x), OPS[op][1](x.resolve_neg()), rtol=1e-5)
 
 
+def _leaked_from(transform: Callable[..., Callable[[Tensor], Tensor]]) -> Tensor:
+    """What a functorch transform wraps its argument in, kept beyond the transform."""
+    leaked: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        leaked.append(t)
+        return t.sum()
+
+    transform(keep)(torch.randn(4, 3))
+    return leaked[0]
+
+
+def _without_memory() -> Tensor:
+    x = torch.randn(4, 3)
+    x.untyped_storage().resize_(0)
+    return x
+
+
+# Each kind of argument that is not plain, beside the reason why torch runs it. Where there is none the kernel
+# is asked, which has nothing to do for an empty tensor and refuses one without memory.
+SPECIAL: dict[str, tuple[Callable[[], object], str | None]] = {
+    "no tensor": (lambda: 3, "int is not a tensor"),
+    "None": (lambda: None, "NoneType is not a tensor"),
+    "subclass": (lambda: torch.randn(3).as_subclass(Tagged), "Tagged is a tensor subclass"),
+    "fake": (lambda: FakeTensorMode().from_tensor(torch.randn(3)), "FakeTensor is a tensor subclass"),
+    "meta": (lambda: torch.empty(3, device="meta"), "no kernels for device meta"),
+    "coo": (lambda: torch.eye(3).to_sparse(), "no kernels for layout torch.sparse_coo"),
+    "csr": (lambda: torch.eye(3).to_sparse_csr(), "no kernels for layout torch.sparse_csr"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.randn(2), torch.randn(3)]), "the tensor is nested"),
+    "negated": (
+        lambda: torch.randn(3, dtype=torch.complex64).conj().imag,
+        "the tensor is a lazily negated view",
+    ),
+    "conjugated": (
+        lambda: torch.randn(3, dtype=torch.complex64).conj(),
+        "no kernels for dtype torch.complex64",
+    ),
+    "int64": (lambda: torch.ones(3, dtype=torch.int64), "no kernels for dtype torch.int64"),
+    "uint8": (lambda: torch.ones(3, dtype=torch.uint8), "no kernels for dtype torch.uint8"),
+    "bool": (lambda: torch.ones(3, dtype=torch.bool), "no kernels for dtype torch.bool"),
+    "float8": (
+        lambda: torch.ones(3).to(torch.float8_e4m3fn),
+        "no kernels for dtype torch.float8_e4m3fn",
+    ),
+    "batched": (lambda: _leaked_from(torch.func.vmap), "the tensor is batched by a transform"),
+    "of a gradient": (lambda: _leaked_from(torch.func.grad), "the tensor is batched by a transform"),
+    "functional": (lambda: torch._to_functional_tensor(torch.randn(3)), None),
+    "zero": (lambda: torch._efficientzerotensor(3), None),
+    "without memory": (_without_memory, None),
+    "empty": (lambda: torch.empty(0, 3), None),
+}
+
+
+@pytest.fixture
+def gate() -> Callable[[tuple[object, ...]], bool]:
+    """An own one: once torch could not read an argument, it gives the word to Python for a while."""
+    return _backend.cpu.PlainCall(_backend._PLAIN_TYPES, [])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested", "ignore:Sparse CSR")
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_the_quick_answer_is_no_for_what_is_special(
+    kind: str, gate: Callable[[tuple[object, ...]], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, reason = SPECIAL[kind]
+    special, plain = make(), torch.randn(3)
+    assert not gate((special,))
+    gate = _backend.cpu.PlainCall(_backend._PLAIN_TYPES, [])
+    assert gate((plain, special)) == (special is None)
+    monkeypatch.setattr(_backend, "_is_plain_call", _backend.cpu.PlainCall(_backend._PLAIN_TYPES, []))
+    assert _backend.torch_reason(special) == reason
+    if special is not None:
+        assert _backend.torch_reason(plain, special) == reason
+
+
+def test_the_quick_answer_is_yes_for_plain_tensors(gate: Callable[[tuple[object, ...]], bool]) -> None:
+    for dtype in _backend.DTYPES:
+        x = torch.ones(4, 3, dtype=dtype)
+        for t in (
+            x,
+            torch.nn.Parameter(x),
+            x.t(),
+            x[1:, ::2],
+            x[0, 0],
+            x.expand(9, 4, 3),
+            x.view(*[1] * 8, 12),
+        ):
+            assert gate((t,))
+        assert gate((x, None, x))
+    assert gate(())
+    assert not gate((torch.ones(1), torch.ones(1, dtype=torch.float64)))
+    assert not gate((torch.ones(1), None, torch.ones(1, dtype=torch.float64)))
+
+
+def test_the_quick_answer_comes_back(gate: Callable[[tuple[object, ...]], bool]) -> None:
+    x = torch.ones(1)
+    assert gate((x,))
+    assert not gate((torch.eye(3).to_sparse(),))
+    assert not gate((x,))  # left to Python for a while
+    assert any(gate((x,)) for _ in range(2000))
+
+
+def test_the_quick_answer_needs_every_state_as_expected() -> None:
+    def broken() -> object:
+        raise RuntimeError
+
+    def answer(*functions: Callable[[], object]) -> bool:
+        return _backend.cpu.PlainCall(_backend._PLAIN_TYPES, [(f, None) for f in functions])((torch.ones(1),))
+
+    assert answer(lambda: None, lambda: None)
+    assert not answer(lambda: None, lambda: 0)
+    assert not answer(lambda: 0, lambda: None)
+    assert not answer(broken)
+
+
 def test_disabled(op: str) -> None:
     x = torch.randn(4, 3)
     with fastnn.disabled():

@@ -36,6 +36,8 @@ const dlpack::ExchangeApi* find_api(PyTypeObject* type) {
   return reinterpret_cast<const dlpack::ExchangeApi*>(header);
 }
 
+}  // namespace
+
 bool read_dtype(const dlpack::DataType& from, DType& to) {
   if (from.lanes != 1) return false;
   switch (from.code) {
@@ -54,8 +56,6 @@ bool read_dtype(const dlpack::DataType& from, DType& to) {
       return false;
   }
 }
-
-}  // namespace
 
 const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
   for (const CachedApi& entry : cache)

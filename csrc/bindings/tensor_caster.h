@@ -20,6 +20,9 @@ bool read_tensor(PyObject* object, TensorView& view);
 // DLPack's exchange API of a type of tensors, or null.
 const dlpack::ExchangeApi* exchange_api(PyTypeObject* type);
 
+// False for dtypes that no kernel takes.
+bool read_dtype(const dlpack::DataType& from, DType& to);
+
 inline const TensorView* pointer(const std::optional<TensorView>& t) { return t ? &*t : nullptr; }
 
 }  // namespace fastnn

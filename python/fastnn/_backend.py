@@ -122,7 +122,19 @@ except (ImportError, AttributeError) as error:
     _no_checks = str(error)
 
 cpu, cpu_missing = _load_cpu()
-if cpu_missing is not None:
+if cpu_missing is None:
+    # Asks most of what `torch_reason` asks, in one call.
+    _is_plain_call = cpu.PlainCall(
+        _PLAIN_TYPES,
+        [
+            (_functorch_level, None),
+            (_dispatch_modes, 0),
+            (_function_modes, 0),
+            (_any_autocast, False),
+            (_jit_state, None),
+        ],
+    )
+else:
     warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)
 
 cuda: Any = None
@@ -231,6 +243,8 @@ def torch_reason(*tensors: Tensor | None, cuda: bool = False) -> str | None:
         return "fastnn is disabled"
     if cpu is None:
         return cpu_missing
+    if not _is_compiling() and _forward_ad._current_level < 0 and _is_plain_call(tensors):
+        return None  # nearly always; what follows knows more, and says what is special
     reason = _transform_reason()
     if reason is not None:
         return reason
