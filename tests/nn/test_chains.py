@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import prune
 
@@ -206,6 +207,27 @@ def test_reparametrized_layers() -> None:
         hidden = layer(x)
         torch.testing.assert_close(hidden, torch.nn.functional.linear(x, layer.weight, layer.bias))
         torch.testing.assert_close(model(x), model[2](hidden.relu()))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("way", ["attribute", "buffer", "shadow", "parameter"])
+def test_replaced_parameters_are_used(name: str, way: str) -> None:
+    model = nn.MLP([5, 4, 3])
+    layer = model[0]
+    other = torch.randn_like(getattr(layer, name))
+    if way == "shadow":
+        layer.__dict__[name] = other  # found before the parameter, which stays
+    else:
+        delattr(layer, name)
+        if way == "buffer":
+            layer.register_buffer(name, other)
+        else:
+            setattr(layer, name, torch.nn.Parameter(other) if way == "parameter" else other)
+    x = torch.randn(2, 5)
+    want = F.linear(F.relu(F.linear(x, layer.weight, layer.bias)), model[2].weight, model[2].bias)
+    assert getattr(layer, name).data_ptr() == other.data_ptr()
+    assert ops_of(lambda: model(x)) == ["mlp"]
+    assert torch.allclose(model(x), want, atol=1e-6)
 
 
 def test_copies() -> None:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import index
-from typing import Any, SupportsIndex, overload
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn.modules import module as _module
 from fastnn.nn.activation import activation_of, module_of
 from fastnn.nn.linear import Linear
 from fastnn.ops.linear import check_activation, linear
-from fastnn.ops.mlp import Layer, mlp
+from fastnn.ops.mlp import mlp_chain
 
 # Where torch keeps what else a call of a module does; its dicts are changed in place, never replaced. Under a
 # torch that keeps it elsewhere nothing is fused.
@@ -48,9 +48,27 @@ def _only_forward(layer: torch.nn.Module) -> bool:
     )
 
 
-def _chain(layers: list[torch.nn.Module], start: int) -> tuple[list[Layer], int]:
-    """The linear layers from `start` on that run as one op, and where the modules behind them begin."""
-    chain = []
+def _parameters_of(layer: Linear) -> tuple[Tensor, Tensor | None]:
+    """`layer.weight` and `layer.bias`, without the microsecond that each takes through Module.__getattr__."""
+    state = layer.__dict__
+    own = state["_parameters"]
+    if "weight" in own and "bias" in own and "weight" not in state and "bias" not in state:
+        return own["weight"], own["bias"]
+    return layer.weight, layer.bias  # pruned, a replica of DataParallel, replaced by a user
+
+
+class _Chain(NamedTuple):
+    """Linear layers that run as one op, and where the modules behind them begin."""
+
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    activations: list[str | None]
+    behind: int
+
+
+def _chain(layers: list[torch.nn.Module], start: int) -> _Chain:
+    """The linear layers from `start` on that run as one op."""
+    weights, biases, activations = [], [], []
     i = start
     while i < len(layers):
         layer = layers[i]
@@ -63,19 +81,22 @@ def _chain(layers: list[torch.nn.Module], start: int) -> tuple[list[Layer], int]
         if following is not None and (activation is None or activation == following == "relu"):
             activation = following
             i += 1
-        chain.append(Layer(layer.weight, layer.bias, activation))
-    return chain, i
+        weight, bias = _parameters_of(layer)
+        weights.append(weight)
+        biases.append(bias)
+        activations.append(activation)
+    return _Chain(weights, biases, activations, i)
 
 
 def _run(layers: list[torch.nn.Module], input: Any) -> Any:
     fusing = _names_known and not _anything_global()
     i = 0
     while i < len(layers):
-        chain, behind = _chain(layers, i) if fusing else ([], i)
-        if len(chain) > 1:
-            input = mlp(input, chain)
-        elif chain:
-            input = linear(input, *chain[0])
+        weights, biases, activations, behind = _chain(layers, i) if fusing else _Chain([], [], [], i)
+        if len(weights) > 1:
+            input = mlp_chain(input, weights, biases, activations)
+        elif weights:
+            input = linear(input, weights[0], biases[0], activations[0])
         else:
             input = layers[i](input)
             behind = i + 1

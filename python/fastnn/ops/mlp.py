@@ -31,7 +31,7 @@ class Layer(NamedTuple):
     activation: str | None
 
 
-Activations = tuple[str | None, ...]
+Activations = Sequence[str | None]
 
 
 # What a forward leaves behind, as matrices: outputs, of which the last is None where no backward needs it;
@@ -39,13 +39,17 @@ Activations = tuple[str | None, ...]
 Values = list[Any]
 
 
-def _forward(input: Tensor, layers: Sequence[Layer], saving: bool) -> tuple[Tensor, Values, Values]:
+def _forward(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Activations,
+    saving: bool,
+) -> tuple[Tensor, Values, Values]:
     """The output of the chain; outputs and, if `saving`, preactivations of its layers."""
-    batch = input.shape[:-1]
-    rows = batch.numel()
-    flat = input if input.dim() == 2 else input.reshape(rows, input.shape[-1])
-    outputs: Values = [flat.new_empty((rows, layer.weight.shape[0])) for layer in layers]
-    weights, biases, activations = zip(*layers, strict=True)
+    flat = input if input.dim() == 2 else input.reshape(input.shape[:-1].numel(), input.shape[-1])
+    rows = flat.shape[0]
+    outputs: Values = [flat.new_empty(rows, weight.shape[0]) for weight in weights]
     preactivations: Values = []
     if saving and not FROM_PREACTIVATION.isdisjoint(activations):
         preactivations = [
@@ -57,12 +61,13 @@ def _forward(input: Tensor, layers: Sequence[Layer], saving: bool) -> tuple[Tens
         kernels.mlp_forward(flat, weights, biases, activations, outputs, preactivations)
     else:
         below = flat
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(zip(weights, biases, activations, strict=True)):
             z = preactivations[i] if preactivations else None
             _cuda_linear.forward(kernels, below, *layer, outputs[i], z)
             below = outputs[i]
     last = outputs[-1]
-    return (last if input.dim() == 2 else last.view(*batch, last.shape[1])), outputs, preactivations
+    output = last if input.dim() == 2 else last.view(*input.shape[:-1], last.shape[1])
+    return output, outputs, preactivations
 
 
 class MlpFunction(NativeFunction):
@@ -70,11 +75,12 @@ class MlpFunction(NativeFunction):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, input: Tensor, activations: Activations, *parameters: Tensor | None
+        ctx: Any, input: Tensor, activations: Activations, *parameters: Any
     ) -> Tensor:
         depth = len(activations)
-        layers = list(map(Layer, parameters[:depth], parameters[depth:], activations))  # type: ignore[arg-type]
-        output, outputs, preactivations = _forward(input, layers, saving=True)
+        output, outputs, preactivations = _forward(
+            input, parameters[:depth], parameters[depth:], activations, saving=True
+        )
         if activations[-1] is None or activations[-1] in FROM_PREACTIVATION:
             outputs[-1] = None  # nobody needs it, so it may be changed in place
         ctx.activations = activations
@@ -98,9 +104,9 @@ class MlpFunction(NativeFunction):
             flat = input.reshape(rows, input.shape[-1])
             grad = grad_output.reshape(rows, grad_output.shape[-1])
         if _backend.use_native_backward("mlp_backward", grad, flat, *outputs, cuda=True):
-            grad_input = grad.new_empty(flat.shape) if wants_input else None
+            grad_input = grad.new_empty(*flat.shape) if wants_input else None
             grads = [
-                torch.empty_like(parameter, memory_format=torch.contiguous_format) if want else None
+                grad.new_empty(*parameter.shape) if want else None
                 for parameter, want in zip(parameters, wants, strict=True)
             ]
             kernels = _backend.native(grad)
@@ -225,19 +231,29 @@ def mlp(input: Tensor, layers: Sequence[Layer]) -> Tensor:
         ValueError: unknown activation.
         RuntimeError: shapes or dtypes that do not fit together.
     """
-    parameters = [layer.weight for layer in layers] + [layer.bias for layer in layers]
-    reason = _backend.torch_reason(input, *parameters, cuda=True)
-    for weight, bias, activation in layers:
+    return mlp_chain(input, *map(list, zip(*layers, strict=True)))
+
+
+def mlp_chain(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str | None],
+) -> Tensor:
+    """:func:`mlp` of layers whose parts come in lists of their own."""
+    reason = _backend.torch_reason(input, *weights, *biases, cuda=True)
+    for weight, bias, activation in zip(weights, biases, activations, strict=True):
         check_activation("mlp", activation)
         reason = reason or shape_reason(input, weight, bias)
     if reason is not None:
-        for layer in layers:
-            input = linear(input, *layer)
+        for weight, bias, activation in zip(weights, biases, activations, strict=True):
+            input = linear(input, weight, bias, activation)
         return input
     _backend.decide("mlp", None)
     if torch.is_grad_enabled() and (
-        input.requires_grad or any(p is not None and p.requires_grad for p in parameters)
+        weights[0].requires_grad  # the answer nearly always
+        or any(t is not None and t.requires_grad for t in (input, *weights, *biases))
     ):
-        output: Tensor = MlpFunction.apply(input, tuple(layer.activation for layer in layers), *parameters)
+        output: Tensor = MlpFunction.apply(input, activations, *weights, *biases)
         return output
-    return _forward(input, layers, saving=False)[0]
+    return _forward(input, weights, biases, activations, saving=False)[0]
