@@ -1,6 +1,7 @@
 // Copies and tensor-core products as the PTX instruction set describes them.
 #include "core/cuda/ptx_matrix.cuh"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -68,6 +69,25 @@ struct Factors {
   uint32_t a[4], b[2];
 };
 
+// The sum as the coarsest tensor cores give it: every term is cut off below the last bit of a float that is
+// as large as the largest of them, and so is what they add up to.
+template <int kCount>
+float cut_off_sum(const double (&terms)[kCount]) {
+  double largest = 0, sum = 0;
+  for (const double term : terms) {
+    sum += term;
+    largest = std::max(largest, std::abs(term));
+  }
+  if (!std::isfinite(sum) || largest == 0) return static_cast<float>(sum);
+  const double unit = std::ldexp(1.0, std::max(std::ilogb(largest) - 23, -149));
+  sum = 0;
+  for (const double term : terms) sum += std::trunc(term / unit);
+  sum *= unit;
+  const float rounded = static_cast<float>(sum);
+  return std::isfinite(rounded) && std::abs(double{rounded}) > std::abs(sum) ? std::nextafter(rounded, 0.0f)
+                                                                             : rounded;
+}
+
 // `words` factors in a word, read by `get(word, index)`.
 template <int kPerWord, class Get>
 void multiply_add_words(const char* name, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -79,13 +99,14 @@ void multiply_add_words(const char* name, float (&c)[4], const uint32_t (&a)[4],
   const int lane = cuda_emulator::lane(), g = lane / 4, t = lane % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = g + i / 2 * 8, column = 2 * t + i % 2;
-    double sum = 0;  // exact products, rounded once: as good as a device may be
+    double terms[8 * kPerWord + 1] = {double{c[i]}};  // products are exact
     for (int word = 0; word < 8; ++word) {
       const uint32_t left = all[row % 8 * 4 + word % 4].a[word / 4 * 2 + row / 8];
       const uint32_t right = all[column * 4 + word % 4].b[word / 4];
-      for (int k = 0; k < kPerWord; ++k) sum += double{get(left, k)} * double{get(right, k)};
+      for (int k = 0; k < kPerWord; ++k)
+        terms[1 + word * kPerWord + k] = double{get(left, k)} * double{get(right, k)};
     }
-    c[i] = static_cast<float>(double{c[i]} + sum);
+    c[i] = cut_off_sum(terms);
   }
 }
 
