@@ -10,6 +10,32 @@ import fastnn
 import fastnn.functional as FF
 from fastnn import _backend
 
+# (B,) C, L. On the CPU around one register tile and one vector; on CUDA around tiles of 32, 64 and 128, one
+# and several of them, L that is split. And degenerate ones.
+SHAPES = [
+    (1, 1),
+    (3, 7),
+    (8, 48),
+    (9, 17),
+    (31, 33),
+    (49, 100),
+    (97, 513),
+    (130, 64),
+    (2, 1500),
+    (5, 0),
+    (0, 5),
+    (2, 3, 0),
+    (0, 3, 4),
+    (2, 0, 4),
+    (3, 31, 33),
+    (2, 33, 15),
+    (1, 64, 1000),
+    (1, 65, 128),
+    (1, 129, 130),
+    (2, 20, 300),
+    (16, 40, 16),
+]
+
 
 def make(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     return torch.randn(shape, dtype=torch.float64).to(dtype).to(device)

@@ -7,7 +7,7 @@ from itertools import islice, product
 import pytest
 import torch
 import torch.nn.functional as F
-from linear_cases import check, check_special_values, make, problem
+from linear_cases import SHAPES, check, check_special_values, make, problem
 from reference import DTYPES, layouts
 from torch import Tensor
 
@@ -16,43 +16,6 @@ import fastnn.functional as FF
 from every_kernel import assert_reproducible, emulating
 from fastnn import _backend
 from fastnn.ops.linear import ACTIVATIONS, torch_activation
-
-# M, N, K. On the CPU around one register tile (8 x 48, 6 x 16, 6 x 8), one vector, one pass along K (1024),
-# more rows (1024) and columns (1536) than are worked on at a time, columns of A a multiple of 2 KB apart
-# (40 x 300 x 1024), 16-bit rows that fill the packing buffer of 8 MB three times (600 x 3 x 8192). On CUDA
-# around tiles of 32, 64 and 128 and steps of 16 and 32, aligned for 128-bit copies and not, K long enough to
-# be split. And degenerate ones.
-SHAPES = [
-    (1, 1, 1),
-    (2, 3, 5),
-    (7, 15, 16),
-    (8, 48, 17),
-    (9, 49, 33),
-    (13, 17, 31),
-    (64, 10, 128),
-    (33, 100, 1023),
-    (17, 47, 1025),
-    (70, 145, 2100),
-    (1040, 1600, 40),
-    (19, 512, 90),
-    (40, 300, 1024),
-    (600, 3, 8192),
-    (1, 64, 300),
-    (200, 1, 64),
-    (32, 32, 32),
-    (33, 65, 15),
-    (63, 17, 16),
-    (64, 10, 300),
-    (127, 7, 40),
-    (129, 130, 300),
-    (200, 200, 17),
-    (256, 16, 64),
-    (10, 3, 1000),
-    (0, 4, 3),
-    (4, 0, 3),
-    (4, 3, 0),
-    (0, 0, 0),
-]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

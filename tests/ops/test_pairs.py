@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import itertools
 
+import gram_cases
+import linear_cases
 import linear_cross_entropy_cases
 import pytest
-import test_gram
-import test_linear
 import torch
 from reference import assert_close_sum, layouts
 from torch import Tensor
 
 import fastnn.functional as FF
+from every_kernel import assert_reproducible
 from fastnn import _backend
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
@@ -57,7 +58,7 @@ def test_products_are_on_pairs_when_asked(isa: str) -> None:
 # Odd K; around a tile (8 x 48, 6 x 16, 6 x 8), the pairs of a vector (16, 8, 4) and a pass (512 pairs);
 # strides of K values that alias in the cache (2 KB); more rows and columns than a block has (2048 x 1536).
 SHAPES = [
-    *test_linear.SHAPES,
+    *linear_cases.SHAPES,
     *((9, 49, k) for k in (2, 3, 8, 9, 15, 16, 17, 30, 31, 32, 33, 34, 63, 64, 65)),
     *((17, 50, k) for k in (1023, 1024, 1025, 1026, 2047, 2050)),
     (2100, 3, 21),
@@ -67,17 +68,16 @@ SHAPES = [
 
 def test_linear_matches_float64(pairs: str) -> None:
     for m, n, k in SHAPES:
-        test_linear.check_all(make(m, k), make(n, k), make(n), make(m, n), "relu")
-        test_linear.check_all(make(m, k), make(n, k), None, make(m, n), None)
+        linear_cases.check(*linear_cases.problem((m, n, k), BF16), "relu")
+        linear_cases.check(*linear_cases.problem((m, n, k), BF16, bias=False))
 
 
 def test_every_layout_of_both_operands(pairs: str) -> None:
     # The three products of a layer put each operand along K and across it.
     for k in (37, 70):
-        for x, w, dy in itertools.product(
-            *(layouts(*s, BF16).values() for s in ((19, k), (53, k), (19, 53)))
-        ):
-            test_linear.check_all(x, w, None, dy, None)
+        crossed = itertools.product(*(layouts(*s, BF16).values() for s in ((19, k), (53, k), (19, 53))))
+        for x, w, dy in itertools.islice(crossed, 0, None, 3):  # each pair of layouts, with some of the third
+            linear_cases.check(x, w, None, dy)
 
 
 def test_several_blocks_of_rows_in_each_thread(pairs: str) -> None:
@@ -88,21 +88,16 @@ def test_several_blocks_of_rows_in_each_thread(pairs: str) -> None:
     )
 
 
-def test_same_bits_for_every_thread_count(pairs: str) -> None:
-    threads, results = torch.get_num_threads(), []
-    x, w, b, dy = make(301, 1501), make(233, 1501), make(233), make(301, 233)
-    try:
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            leaves = [t.clone().requires_grad_() for t in (x, w, b)]
-            y = FF.linear(*leaves, activation="relu")
-            y.backward(dy)
-            gram = FF.gram_matrix(x.detach(), True)
-            results.append([y.detach(), gram, *(t.grad for t in leaves)])
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+def test_the_same_bits_every_time(pairs: str) -> None:
+    x, w, b, dy = linear_cases.problem((301, 233, 1501), BF16)
+    assert b is not None
+    leaves = [t.requires_grad_() for t in (x, w, b)]
+
+    def run() -> list[Tensor]:
+        y = FF.linear(*leaves, activation="relu")
+        return [y.detach(), FF.gram_matrix(x.detach(), True), *torch.autograd.grad(y, leaves, dy)]
+
+    assert_reproducible(run, x.device)
 
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
@@ -116,10 +111,10 @@ def test_special_values_reach_their_row_alone(pairs: str, k: int, special: float
 
 
 def test_gram_matches_float64(pairs: str) -> None:
-    for c, length in test_gram.SHAPES:
-        test_gram.check_all(make(c, length), make(c, c), False)
+    for shape in gram_cases.SHAPES:
+        gram_cases.check(make(*shape))
     for f in layouts(21, 71, BF16).values():
-        test_gram.check_all(f, make(21, 21), True)
+        gram_cases.check(f, True)
 
 
 def test_linear_cross_entropy_matches_float64(pairs: str) -> None:
