@@ -1,5 +1,6 @@
 #include "gemm/microkernel.h"
 
+#include <type_traits>
 #include <utility>
 
 namespace fastnn::FASTNN_ISA {
@@ -9,7 +10,9 @@ namespace {
 // Depth from which on the lines of the tile are asked for before the sums are known: they often come from L3.
 constexpr int64_t kPrefetchedDepth = 64;
 
-// Steps along K by which B, which streams from L2, is asked for ahead: some 100 cycles.
+// Steps along K by which B, which streams from L2, is asked for ahead: some 100 cycles. Beyond the last row
+// of a packed panel lies the next one (3% of 512^3), but beyond that of B itself what no tile may ever need:
+// asking for it doubled the time of products of depth 8.
 constexpr int64_t kStepsAhead = 8;
 
 template <bool Packs, int Rows, int Vectors, class A>
@@ -17,15 +20,17 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
                  [[maybe_unused]] A* packed, A* tile, int64_t tile_stride, bool accumulate) {
   constexpr int kL = kLanes<A>;
   Vec<A> sums[Rows][Vectors] = {};
-  if (depth >= kPrefetchedDepth)
+  if (depth >= kPrefetchedDepth) {
+    const A* line = tile;
 #pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i)
+    for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) __builtin_prefetch(tile + i * tile_stride + j * kL, 1);
-// The loop itself costs as much as four of its FMAs do, where a neighbour on the same core competes for issue
-// slots.
-#pragma GCC unroll 4
-  for (int64_t p = 0; p < depth; ++p) {
+      for (int j = 0; j < Vectors; ++j) __builtin_prefetch(line + j * kL, 1);
+      line += tile_stride;
+      forget_origin(line);
+    }
+  }
+  const auto step = [&](auto asks) __attribute__((always_inline)) {
     Vec<A> bs[Vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) bs[j] = load(b + j * kL);
@@ -34,8 +39,10 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
       for (int j = 0; j < Vectors; ++j) store(packed + j * kL, bs[j]);
       packed += Vectors * kL;
     }
+    if constexpr (decltype(asks)::value) {
 #pragma GCC unroll 4
-    for (int j = 0; j < Vectors; ++j) __builtin_prefetch(b + kStepsAhead * b_row + j * kL);
+      for (int j = 0; j < Vectors; ++j) __builtin_prefetch(b + kStepsAhead * b_row + j * kL);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
       Vec<A> ai = splat(a[i * a_row]);
@@ -45,16 +52,27 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
     }
     a += a_column;
     b += b_row;
-  }
+  };
+  const int64_t asked = b_row == Vectors * kL ? depth : depth - kStepsAhead;
+  int64_t p = 0;
+// The loop itself costs as much as four of its FMAs do, where a neighbour on the same core competes for issue
+// slots.
+#pragma GCC unroll 4
+  for (; p < asked; ++p) step(std::true_type{});
+#pragma GCC unroll 4
+  for (; p < depth; ++p) step(std::false_type{});
   // Added at the end rather than built upon: a long chain of sums would round each product at the size of the
   // total.
 #pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i)
+  for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) {
-      A* const to = tile + i * tile_stride + j * kL;
+      A* const to = tile + j * kL;
       store(to, accumulate ? load(to) + sums[i][j] : sums[i][j]);
     }
+    tile += tile_stride;
+    forget_origin(tile);
+  }
 }
 
 template <bool Packs, class A, int... Index>

@@ -19,8 +19,9 @@ constexpr int64_t kSwappedBytes = int64_t{512} << 10;
 
 template <class T>
 bool swapped_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b) {
+  const int64_t padded = ceil_div(m, kLanes<Acc<T>>) * kLanes<Acc<T>>;
   return sizeof(T) == sizeof(Acc<T>) && a.column_stride == 1 && b.row_stride == 1 && m < n &&
-         m <= kSwappedRows && k >= kSwappedDepth;
+         m <= kSwappedRows && 3 * padded <= 4 * m && k >= kSwappedDepth;
 }
 
 // Stores sums as they are.
