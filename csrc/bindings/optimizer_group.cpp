@@ -218,8 +218,16 @@ void OptimizerGroup::read_gradient(PyObject* param, const TensorView& p, py::obj
   tensor.grad = g.data;
 }
 
-PyObject* OptimizerGroup::state_of(PyObject* param) const {
-  PyObject* state = find(state_, param);
+PyObject* OptimizerGroup::find_state(PyObject* param) {
+  PyObject *key, *state;
+  for (Py_ssize_t next = position_; in_order_ && PyDict_Next(state_, &next, &key, &state); position_ = next)
+    if (key == param) return state;
+  in_order_ = false;
+  return find(state_, param);
+}
+
+PyObject* OptimizerGroup::state_of(PyObject* param) {
+  PyObject* state = find_state(param);
   if (!state || !PyDict_Check(state) || PyDict_GET_SIZE(state) == 0) throw Uninitialized();
   return state;
 }
@@ -256,7 +264,9 @@ void* OptimizerGroup::state_like(PyObject* state, PyObject* key, const TensorVie
 
 void* OptimizerGroup::state_or_new(PyObject* param, PyObject* key, const TensorView& p, bool& is_new) {
   // The optimizer's own mapping makes the dict where there is none, as in torch.
-  py::object state = owned(PyObject_GetItem(state_, param));
+  PyObject* const known = find_state(param);
+  py::object state =
+      known ? py::reinterpret_borrow<py::object>(known) : owned(PyObject_GetItem(state_, param));
   if (!PyDict_Check(state.ptr())) throw NotCovered("the state of a parameter is no dict");
   PyObject* found = find(state.ptr(), key);
   is_new = !found || found == Py_None;

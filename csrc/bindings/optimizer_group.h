@@ -82,7 +82,7 @@ class OptimizerGroup {
   void read_gradient(PyObject* param, const TensorView& p, pybind11::object grad, OptimizerTensor& tensor);
 
   // The state of a parameter; throws Uninitialized where it has none.
-  PyObject* state_of(PyObject* param) const;
+  PyObject* state_of(PyObject* param);
   // The dtype that the state of a parameter has.
   DType state_dtype(const TensorView& param) const;
   // The float32 copy of a 16-bit parameter, where there shall be one.
@@ -113,6 +113,9 @@ class OptimizerGroup {
     pybind11::object state, key, tensor;
   };
 
+  // The entry of a parameter, or null. States are most often in the order of the parameters, and looking one
+  // up by its key calls Tensor.__hash__, which is Python.
+  PyObject* find_state(PyObject* param);
   TensorView read_written(PyObject* object);
   void check_like(const TensorView& view, PyObject* key, const TensorView& param) const;
   // A number of float32 on the device.
@@ -121,6 +124,8 @@ class OptimizerGroup {
   PyObject* group_;
   PyObject* state_;
   const pybind11::function& match_layout_;
+  bool in_order_ = true;
+  Py_ssize_t position_ = 0;  // in state_, of the entry found last
   int64_t elements_ = 0;
   int device_ = TensorView::kNoCudaDevice;
   bool any_parameter_ = false, device_steps_ = false, float_state_ = false, masters_ = false;
