@@ -17,18 +17,26 @@ FEATURES = 13
 FEW = 5
 
 
-def example(rows: int, classes: int, dtype: torch.dtype, bias: bool = True) -> dict[str, Any]:
-    return {
+def example(
+    rows: int,
+    classes: int,
+    dtype: torch.dtype,
+    bias: bool = True,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    tensors = {
         "input": torch.randn(rows, FEATURES).to(dtype),
         "linear_weight": (torch.randn(classes, FEATURES) / 2).to(dtype),
         "target": torch.randint(classes, (rows,)),
         "linear_bias": torch.randn(classes).to(dtype) if bias else None,
     }
+    return {name: None if t is None else t.to(device) for name, t in tensors.items()}
 
 
-def on(device: torch.device | str, values: dict[str, Any]) -> dict[str, Any]:
-    """The same with the tensors on a device, where they keep their layout if they are there already."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+def wide(values: dict[str, Any]) -> dict[str, Any]:
+    """The same on the CPU, in float64."""
+    found = {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in values.items()}
+    return {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in found.items()}
 
 
 def gradients(f: Any, tensors: dict[str, Any], grad: Tensor | None, options: dict[str, Any]) -> list[Any]:
@@ -43,7 +51,7 @@ def gradients(f: Any, tensors: dict[str, Any], grad: Tensor | None, options: dic
     return [loss.detach(), *torch.autograd.grad(loss, wanted, grad)]
 
 
-def check(tensors: dict[str, Any], device: torch.device | str = "cpu", **options: Any) -> None:
+def check(tensors: dict[str, Any], **options: Any) -> None:
     """Compare natively computed loss and gradients with torch's in float64 on the CPU.
 
     Logits (sums of K products), their exponentials and gradients are rounded to the dtype, with an error of a
@@ -56,15 +64,14 @@ def check(tensors: dict[str, Any], device: torch.device | str = "cpu", **options
     grad = grad.to(dtype)
     decisions: list[_backend.Decision] = []
     with _backend.recording(decisions.append):
-        actual = gradients(FF.linear_cross_entropy, on(device, tensors), grad, on(device, options))
+        actual = gradients(FF.linear_cross_entropy, tensors, grad, options)
     if _backend.cpu is not None:
         assert {d.reason for d in decisions} == {None}
-    wide = {k: t.double() if t is not None and t.is_floating_point() else t for k, t in tensors.items()}
-    wide_options = {k: v.double() if isinstance(v, Tensor) else v for k, v in options.items()}
-    expected = gradients(linear_cross_entropy_torch, wide, grad, wide_options)
+    reference = wide(tensors)
+    expected = gradients(linear_cross_entropy_torch, reference, grad, wide(options))
     eps = torch.finfo(dtype).eps
-    x, w = wide["input"], wide["linear_weight"]
-    logit = 1 + float((x.abs() @ w.abs().t()).amax()) + (0 if wide["linear_bias"] is None else 4)
+    x, w = reference["input"], reference["linear_weight"]
+    logit = 1 + float((x.abs() @ w.abs().t()).amax()) + (0 if reference["linear_bias"] is None else 4)
     # Of a row's gradient: terms of at most 2 w_y, moved by the relative error of its exponentials.
     rows = max(len(x), 1)
     per_row = grad.abs().max().item() * 2 * 2 / (rows if options.get("reduction", "mean") == "mean" else 1)
@@ -79,5 +86,5 @@ def check(tensors: dict[str, Any], device: torch.device | str = "cpu", **options
         assert a.shape == e.shape
         torch.testing.assert_close(a.cpu().double(), e, rtol=2 * eps, atol=eps * limit / 4, equal_nan=True)
     with torch.no_grad():
-        loss = FF.linear_cross_entropy(**on(device, tensors), **on(device, options))
+        loss = FF.linear_cross_entropy(**tensors, **options)
     assert torch.equal(loss, actual[0]) or bool(loss.isnan().all())

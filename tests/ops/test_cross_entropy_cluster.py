@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cross_entropy_cases import check_cross_entropy
+from cross_entropy_cases import check
 from reference import DTYPES
 from torch import Tensor
 
+from captured import assert_capturable
 from cuda_emulation import EMULATED, ORDERS, Emulation
 from every_kernel import place
 from fastnn import _backend, functional
@@ -23,7 +24,6 @@ pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled
 # bytes.
 LARGE, SMALL, WITHOUT_CLUSTERS, COMPILED_FOR_ANOTHER = range(4)
 KEPT = 940
-CPU = torch.device("cpu")
 # Packs of a row that a block has alone, and that 2, 4 and 8 share; the last are more than those can keep.
 LENGTHS = [(KEPT, 1), (KEPT + 1, 2), (2 * KEPT, 2), (2 * KEPT + 1, 4), (8 * KEPT, 8), (8 * KEPT + 99, 8)]
 ROWS = 3  # so many that the 4 multiprocessors have no more blocks for a row
@@ -63,7 +63,7 @@ def test_lengths(packs: int, cluster: int, dtype: torch.dtype, small: Emulation)
     target[:2] = torch.tensor([classes - 1, -100])
     assert cluster_of(small, x, target) == cluster
     assert small.checks.last_launch()[3] == 16 * 1024 or packs < KEPT * cluster
-    check_cross_entropy(x, target, CPU)
+    check(x, target)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_options(reduction: str, smoothing: float, weighted: bool, kind: str, sm
     else:
         options["ignore_index"] = 5
         target = target.to(torch.uint8) if kind == "uint8" else target
-    check_cross_entropy(x, target, CPU, **options)
+    check(x, target, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -91,7 +91,7 @@ def test_alignment(dtype: torch.dtype, before: int, small: Emulation) -> None:
     """Rows of an odd length begin at every distance from an aligned address."""
     classes = classes_of(KEPT + 5, dtype, before % 2)
     x = torch.randn(ROWS, classes + before).to(dtype)
-    check_cross_entropy(x, torch.randint(classes, (ROWS,)), CPU, slice(before, None))
+    check(x[:, before:], torch.randint(classes, (ROWS,)))
 
 
 def test_several_rows_of_a_cluster(small: Emulation) -> None:
@@ -175,7 +175,7 @@ def test_a_target_out_of_range(small: Emulation) -> None:
     assert gradient[::2].isfinite().all()
     with pytest.raises(IndexError, match=f"Target {classes} is out of bounds"):
         functional.cross_entropy(x, target)
-    check_cross_entropy(x.detach(), target, CPU)
+    check(x.detach(), target)
 
 
 def test_nothing_counts(small: Emulation) -> None:
@@ -218,7 +218,7 @@ def test_few_rows_get_more_blocks(rows: int, packs: int, cluster: int, emulated_
     x = torch.randn(rows, classes_of(packs, torch.float32))
     target = torch.randint(x.shape[1], (rows,))
     assert cluster_of(emulated_cuda, x, target) == cluster
-    check_cross_entropy(x, target, CPU)
+    check(x, target)
     functional.cross_entropy(x, target)  # without a gradient
     assert emulated_cuda.checks.last_launch()[:2] == (rows, cluster)
 
@@ -230,7 +230,7 @@ def test_without_clusters_the_rest_is_read_twice(dtype: torch.dtype, device: int
     x = torch.randn(3, classes_of(3 * KEPT, dtype, 1)).to(dtype)
     target = torch.randint(x.shape[1], (3,))
     assert cluster_of(small, x, target) == 1
-    check_cross_entropy(x, target, CPU)
+    check(x, target)
 
 
 # On an H100 (227 KB a block, 132 multiprocessors): rows of 67 are no few; 2, 4, 8 blocks, more than 8 keep.
@@ -253,7 +253,7 @@ def test_on_a_gpu(rows: int, dtype: torch.dtype, classes: int, smoothing: float)
     x = torch.randn(rows, classes + 1).to(dtype)
     target = torch.randint(classes, (rows,))
     target[rows // 2] = -100 if rows > 1 else 0
-    check_cross_entropy(x, target, torch.device("cuda"), slice(1, None), label_smoothing=smoothing)
+    check(x.cuda()[:, 1:], target.cuda(), label_smoothing=smoothing)
 
 
 @pytest.mark.cuda
@@ -261,14 +261,8 @@ def test_capture() -> None:
     x = torch.randn(67, 200_000, device="cuda", requires_grad=True)
     target = torch.randint(200_000, (67,), device="cuda")
 
-    def run() -> tuple[Tensor, Tensor]:
+    def run() -> list[Tensor]:
         loss = functional.cross_entropy(x, target)
-        return loss.detach(), torch.autograd.grad(loss, x)[0]
+        return [loss.detach(), *torch.autograd.grad(loss, x)]
 
-    want = run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, b) for a, b in zip(captured, want, strict=True))
+    assert_capturable(run)
