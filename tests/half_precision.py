@@ -47,8 +47,10 @@ def step_natively(optimizer: torch.optim.Optimizer) -> None:
     assert set(decisions(optimizer)) == {None}
 
 
-def parameters(shapes: list[Any], dtype: torch.dtype = torch.bfloat16) -> list[nn.Parameter]:
-    return [nn.Parameter(torch.randn(shape, dtype=torch.float64).to(dtype)) for shape in shapes]
+def parameters(
+    shapes: list[Any], dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.randn(shape, dtype=torch.float64).to(dtype).to(device)) for shape in shapes]
 
 
 def twins(params: list[Any], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -61,7 +63,7 @@ def set_gradients(params: list[Any], *others: list[Any]) -> None:
     for same in zip(params, *others, strict=True):
         grad = torch.randn(same[0].shape, dtype=torch.float64).to(same[0].dtype)
         for p in same:
-            p.grad = grad.to(p.dtype)
+            p.grad = grad.to(p.dtype).to(p.device)
 
 
 def master(optimizer: torch.optim.Optimizer, param: Any) -> Tensor:

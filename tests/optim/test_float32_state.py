@@ -1,16 +1,15 @@
-"""Float32 state and masters of 16-bit parameters: values with every kernel, users between steps, fallback."""
+"""Float32 state and masters of 16-bit parameters: values with every kernel, and users between steps."""
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-import fastnn
+from every_kernel import assert_reproducible, emulating
 from fastnn import _backend, optim
 from half_precision import (
     HALF,
@@ -19,7 +18,6 @@ from half_precision import (
     STATE,
     assert_follows_float32,
     assert_same,
-    decisions,
     master,
     masters,
     parameters,
@@ -38,9 +36,11 @@ SIZES = [0, 1, 3, 5, 8, 9, 16, 17, 33, 64, 65, 1023, 1025, 5000]
 @needs_native
 @every_half
 @every_optimizer
-def test_masters_are_a_float32_optimizer_bit_by_bit(isa: str, name: str, dtype: torch.dtype) -> None:
+def test_masters_are_a_float32_optimizer_bit_by_bit(
+    every_device: torch.device, name: str, dtype: torch.dtype
+) -> None:
     cls, _, options = OPTIMIZERS[name]
-    params = parameters(SIZES, dtype)
+    params = parameters(SIZES, dtype, every_device)
     others = twins(params)
     mine, theirs = cls(params, lr=0.01, **MASTERS, **options), cls(others, lr=0.01, **options)
     for _ in range(6):
@@ -53,10 +53,12 @@ def test_masters_are_a_float32_optimizer_bit_by_bit(isa: str, name: str, dtype: 
 @needs_native
 @every_half
 @every_optimizer
-def test_float32_state_is_that_of_a_float32_optimizer(isa: str, name: str, dtype: torch.dtype) -> None:
+def test_float32_state_is_that_of_a_float32_optimizer(
+    every_device: torch.device, name: str, dtype: torch.dtype
+) -> None:
     """Whose parameters are rounded after every step."""
     cls, _, options = OPTIMIZERS[name]
-    params = parameters(SIZES, dtype)
+    params = parameters(SIZES, dtype, every_device)
     others = twins(params)
     mine, theirs = cls(params, lr=0.01, **STATE, **options), cls(others, lr=0.01, **options)
     for _ in range(6):
@@ -73,10 +75,12 @@ def test_float32_state_is_that_of_a_float32_optimizer(isa: str, name: str, dtype
 @pytest.mark.parametrize("extra", [STATE, MASTERS], ids=str)
 @every_half
 @every_optimizer
-def test_values_against_float64(isa: str, name: str, dtype: torch.dtype, extra: dict[str, Any]) -> None:
+def test_values_against_float64(
+    every_device: torch.device, name: str, dtype: torch.dtype, extra: dict[str, Any]
+) -> None:
     cls, reference, options = OPTIMIZERS[name]
-    params = parameters(SIZES, dtype)
-    others = twins(params, torch.float64)
+    params = parameters(SIZES, dtype, every_device)
+    others = twins([p.cpu() for p in params], torch.float64)
     mine, theirs = cls(params, lr=0.1, **extra, **options), reference(others, lr=0.1, **options)
     # About ten roundings of half an eps in the arithmetic of each step, of values up to 40 (squares of
     # gradients up to 5 summed, buffers of quotients up to 10); errors stay in the state for all four steps.
@@ -89,20 +93,20 @@ def test_values_against_float64(isa: str, name: str, dtype: torch.dtype, extra: 
         for p, q in zip(params, others, strict=True):
             state = mine.state.get(p, {})
             for key, value in theirs.state[q].items():
-                torch.testing.assert_close(state[key].double(), value.double(), **bound)
+                torch.testing.assert_close(state[key].cpu().double(), value.double(), **bound)
             if extra is MASTERS:
-                torch.testing.assert_close(state["master_param"].double(), q.detach(), **bound)
+                torch.testing.assert_close(state["master_param"].cpu().double(), q.detach(), **bound)
             # The parameter is rounded once: to half an eps of it, where it is no subnormal.
             half_eps, tiny = torch.finfo(dtype).eps / 2, torch.finfo(dtype).smallest_normal
             rounded = {"rtol": half_eps * 1.001, "atol": bound["atol"] + tiny * half_eps}
-            torch.testing.assert_close(p.detach().double(), q.detach(), **rounded)
+            torch.testing.assert_close(p.detach().cpu().double(), q.detach(), **rounded)
             if extra is STATE:
                 q.data.copy_(p.data)
 
 
 @needs_native
 @every_optimizer
-def test_bfloat16_alone_stands_still_where_masters_move(isa: str, name: str) -> None:
+def test_bfloat16_alone_stands_still_where_masters_move(every_device: torch.device, name: str) -> None:
     cls, _, options = OPTIMIZERS[name]
     options = {**options, "weight_decay": 0.0, "maximize": False}
     lr = 1e-4  # so that a step is below 2^-9, half the distance to the number before 1, and 200 are above
@@ -112,7 +116,7 @@ def test_bfloat16_alone_stands_still_where_masters_move(isa: str, name: str) -> 
         lr = 1e-5
     ends = {}
     for kind, extra in (("alone", {}), ("state", STATE), ("masters", MASTERS)):
-        p = nn.Parameter(torch.full((40,), 1.0, dtype=torch.bfloat16))
+        p = nn.Parameter(torch.full((40,), 1.0, dtype=torch.bfloat16, device=every_device))
         optimizer = cls([p], lr=lr, **extra, **options)
         for step in range(200):
             # Of one sign on the whole; the variance of equal ones would be 0.
@@ -127,15 +131,15 @@ def test_bfloat16_alone_stands_still_where_masters_move(isa: str, name: str) -> 
 
 
 @needs_native
-def test_a_second_moment_decays_in_float32_alone(isa: str) -> None:
+def test_a_second_moment_decays_in_float32_alone(every_device: torch.device) -> None:
     ends = []
     for extra in ({}, STATE):
-        p = nn.Parameter(torch.zeros(20, dtype=torch.bfloat16))
+        p = nn.Parameter(torch.zeros(20, dtype=torch.bfloat16, device=every_device))
         optimizer = optim.Adam([p], **extra)
         for step in range(100):
             p.grad = torch.full_like(p, 0.0 if step else 32.0)
             step_natively(optimizer)
-        ends.append(optimizer.state[p]["exp_avg_sq"].double())
+        ends.append(optimizer.state[p]["exp_avg_sq"].cpu().double())
     first = 1024 * 0.001
     torch.testing.assert_close(ends[0], torch.full_like(ends[0], first), rtol=2.0**-8, atol=0)  # stands still
     torch.testing.assert_close(ends[1], torch.full_like(ends[1], first * 0.999**99), rtol=1e-5, atol=0)
@@ -144,12 +148,14 @@ def test_a_second_moment_decays_in_float32_alone(isa: str) -> None:
 @needs_native
 @every_half
 @every_optimizer
-def test_what_a_user_sets_is_the_new_master(isa: str, name: str, dtype: torch.dtype) -> None:
+def test_what_a_user_sets_is_the_new_master(
+    every_device: torch.device, name: str, dtype: torch.dtype
+) -> None:
     cls, _, options = OPTIMIZERS[name]
-    params = parameters([100, 7], dtype)
+    params = parameters([100, 7], dtype, every_device)
     others = twins(params)
     mine, theirs = cls(params, lr=0.01, **MASTERS, **options), cls(others, lr=0.01, **options)
-    values = torch.tensor([3.0, -2.0, 0.0, -0.0, float("nan"), float("inf"), 1e-7])
+    values = torch.tensor([3.0, -2.0, 0.0, -0.0, float("nan"), float("inf"), 1e-7], device=every_device)
 
     def both(change: Any) -> None:
         for p, q in zip(params, others, strict=True):
@@ -170,9 +176,9 @@ def test_what_a_user_sets_is_the_new_master(isa: str, name: str, dtype: torch.dt
 
 @needs_native
 @every_half
-def test_the_same_values_again_keep_the_masters(isa: str, dtype: torch.dtype) -> None:
+def test_the_same_values_again_keep_the_masters(every_device: torch.device, dtype: torch.dtype) -> None:
     """A model and its optimizer are loaded in any order."""
-    params = parameters([100], dtype)
+    params = parameters([100], dtype, every_device)
     others = twins(params)
     mine, theirs = optim.Adam(params, **MASTERS), optim.Adam(others)
     for _ in range(5):
@@ -186,10 +192,12 @@ def test_the_same_values_again_keep_the_masters(isa: str, dtype: torch.dtype) ->
 @needs_native
 @pytest.mark.parametrize("extra", [STATE, MASTERS], ids=str)
 @every_optimizer
-def test_wider_parameters_are_unaffected(isa: str, name: str, extra: dict[str, Any]) -> None:
+def test_wider_parameters_are_unaffected(
+    every_device: torch.device, name: str, extra: dict[str, Any]
+) -> None:
     cls, _, options = OPTIMIZERS[name]
     dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float32]
-    params = [parameters([33], dtype)[0] for dtype in dtypes]
+    params = [parameters([33], dtype, every_device)[0] for dtype in dtypes]
     others = [nn.Parameter(p.detach().clone()) for p in params]
     mine, theirs = cls(params, lr=0.01, **extra, **options), cls(others, lr=0.01, **options)
     for _ in range(3):
@@ -208,33 +216,29 @@ def test_wider_parameters_are_unaffected(isa: str, name: str, extra: dict[str, A
 
 @needs_native
 @every_optimizer
-def test_bits_do_not_depend_on_threads(isa: str, name: str) -> None:
+def test_the_same_bits_every_time(name: str, every_device: torch.device) -> None:
     cls, _, options = OPTIMIZERS[name]
-    results = []
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            torch.manual_seed(1)
-            params = parameters([20_000, 3, 1025, 0, 9_999])
-            optimizer = cls(params, lr=0.1, **MASTERS, **options)
-            for _ in range(3):
-                set_gradients(params)
-                step_natively(optimizer)
-            results.append([p.detach().clone() for p in params] + masters(optimizer, params))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert_same(results[0], other)
+    shapes = [200, 3, 1025, 0, 999] if emulating() else [20_000, 3, 1025, 0, 9_999]
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(1)
+        params = parameters(shapes, device=every_device)
+        optimizer = cls(params, lr=0.1, **MASTERS, **options)
+        for _ in range(3):
+            set_gradients(params)
+            step_natively(optimizer)
+        return [p.detach() for p in params] + masters(optimizer, params)
+
+    assert_reproducible(run, every_device)
 
 
 @needs_native
 @every_half
 @every_optimizer
-def test_views_that_are_not_aligned(isa: str, name: str, dtype: torch.dtype) -> None:
+def test_views_that_are_not_aligned(every_device: torch.device, name: str, dtype: torch.dtype) -> None:
     cls, _, options = OPTIMIZERS[name]
     for offset, size in itertools.product((1, 3), (1, 17, 100)):
-        memory = torch.randn(size + offset).to(dtype)
+        memory = torch.randn(size + offset).to(dtype).to(every_device)
         before = memory[:offset].clone()
         params = [nn.Parameter(memory[offset:])]
         others = [nn.Parameter(params[0].detach().clone())]
@@ -250,13 +254,15 @@ def test_views_that_are_not_aligned(isa: str, name: str, dtype: torch.dtype) -> 
 @needs_native
 @pytest.mark.parametrize("matching", [True, False])
 @every_optimizer
-def test_transposed_parameters(isa: str, name: str, matching: bool) -> None:
+def test_transposed_parameters(every_device: torch.device, name: str, matching: bool) -> None:
     cls, _, options = OPTIMIZERS[name]
     half = torch.bfloat16
     params = [
-        nn.Parameter(torch.randn(30, 40).to(half).t()),
-        nn.Parameter(torch.randn(2, 3, 4, 5).to(half, memory_format=torch.channels_last)),
-        nn.Parameter(torch.randn(4, 1, 6).to(half).permute(2, 1, 0)),
+        nn.Parameter(torch.randn(30, 40, device=every_device).to(half).t()),
+        nn.Parameter(
+            torch.randn(2, 3, 4, 5, device=every_device).to(half, memory_format=torch.channels_last)
+        ),
+        nn.Parameter(torch.randn(4, 1, 6, device=every_device).to(half).permute(2, 1, 0)),
     ]
     others = [nn.Parameter(p.detach().float().contiguous()) for p in params]
     mine, theirs = cls(params, lr=0.1, **MASTERS, **options), cls(others, lr=0.1, **options)
@@ -274,9 +280,9 @@ def test_transposed_parameters(isa: str, name: str, matching: bool) -> None:
 
 @needs_native
 @every_optimizer
-def test_none_empty_and_zero_dimensional(isa: str, name: str) -> None:
+def test_none_empty_and_zero_dimensional(every_device: torch.device, name: str) -> None:
     cls, _, options = OPTIMIZERS[name]
-    params = parameters([(3,), (0, 4), ()])
+    params = parameters([(3,), (0, 4), ()], device=every_device)
     others = twins(params)
     mine, theirs = cls(params, lr=0.5, **MASTERS, **options), cls(others, lr=0.5, **options)
     for same in (params, others):
@@ -297,9 +303,9 @@ def test_none_empty_and_zero_dimensional(isa: str, name: str) -> None:
 
 @needs_native
 @every_optimizer
-def test_groups_and_parameters_that_come_later(isa: str, name: str) -> None:
+def test_groups_and_parameters_that_come_later(every_device: torch.device, name: str) -> None:
     cls, _, options = OPTIMIZERS[name]
-    params = parameters([5, 6])
+    params = parameters([5, 6], device=every_device)
     others = twins(params)
     mine, theirs = cls(params[:1], lr=0.1, **MASTERS, **options), cls(others[:1], lr=0.1, **options)
     set_gradients(params, others)
@@ -316,9 +322,9 @@ def test_groups_and_parameters_that_come_later(isa: str, name: str) -> None:
 
 @needs_native
 @every_optimizer
-def test_masters_that_are_dropped_begin_anew(isa: str, name: str) -> None:
+def test_masters_that_are_dropped_begin_anew(every_device: torch.device, name: str) -> None:
     cls, _, options = OPTIMIZERS[name]
-    params = parameters([50])
+    params = parameters([50], device=every_device)
     others = twins(params)
     mine, theirs = cls(params, lr=0.1, **MASTERS, **options), cls(others, lr=0.1, **options)
     for drop in (False, True, False):
@@ -332,8 +338,8 @@ def test_masters_that_are_dropped_begin_anew(isa: str, name: str) -> None:
 
 
 @needs_native
-def test_what_is_written_is_seen_by_autograd(isa: str) -> None:
-    params = parameters([3])
+def test_what_is_written_is_seen_by_autograd(every_device: torch.device) -> None:
+    params = parameters([3], device=every_device)
     optimizer = optim.Adam(params, amsgrad=True, **MASTERS)
     set_gradients(params)
     step_natively(optimizer)
@@ -342,183 +348,3 @@ def test_what_is_written_is_seen_by_autograd(isa: str) -> None:
     versions = [t._version for t in written]
     step_natively(optimizer)
     assert all(t._version > version for t, version in zip(written, versions, strict=True))
-
-
-@pytest.mark.parametrize("cls", [optim.Adam, optim.AdamW, optim.SGD, optim.Adagrad, optim.RMSprop])
-def test_the_signature_is_torchs_and_two_more(cls: Any) -> None:
-    ours = inspect.signature(cls).parameters
-    theirs = inspect.signature(getattr(torch.optim, cls.__name__)).parameters
-    assert [*ours] == [*theirs, "state_dtype", "master_weights"]
-    assert all(ours[name].default == theirs[name].default for name in theirs)
-
-
-def test_the_signature_of_a_users_subclass_is_its_own() -> None:
-    class Mine(fastnn.optim.Adam):
-        def __init__(self, params: Any, warm_up: int) -> None:
-            super().__init__(params, lr=1.0 / warm_up)
-
-    assert [*inspect.signature(Mine).parameters] == ["params", "warm_up"]
-
-
-@pytest.mark.parametrize("cls", [optim.Adam, optim.AdamW, optim.SGD, optim.Adagrad, optim.RMSprop])
-def test_bad_options(cls: Any) -> None:
-    with pytest.raises(ValueError, match=r"state_dtype must be None or torch.float32, but is torch.bfloat16"):
-        cls(parameters([3]), state_dtype=torch.bfloat16)
-    with pytest.raises(TypeError, match=r"state_dtype must be None or torch.float32, but is 'float32'"):
-        cls(parameters([3]), state_dtype="float32")
-    with pytest.raises(TypeError, match="unexpected keyword argument 'no_such'"):
-        cls(parameters([3]), no_such=1)
-    optimizer = cls(parameters([3]), master_weights=True)
-    assert optimizer.state_dtype is torch.float32
-    assert "master_weights" not in optimizer.param_groups[0]
-    assert cls(parameters([3])).state_dtype is None
-
-
-@needs_native
-def test_a_training_step_object(isa: str) -> None:
-    """Of float32 it is unaffected; of bfloat16 it runs eagerly, and right."""
-    for dtype in (torch.float32, torch.bfloat16):
-        nets = [nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)).to(dtype) for _ in range(2)]
-        nets[1].load_state_dict(nets[0].state_dict())
-        extra = {} if dtype is torch.float32 else MASTERS
-        optimizers = [
-            optim.Adam(net.parameters(), lr=0.01, **each)
-            for net, each in zip(nets, (MASTERS, extra), strict=True)
-        ]
-        x, y = torch.randn(16, 5).to(dtype), torch.randint(3, (16,))
-        loss = fastnn.nn.CrossEntropyLoss()
-        step = fastnn.TrainStep(nets[0], loss, optimizers[0])
-        if dtype is torch.float32:
-            other = fastnn.TrainStep(nets[1], loss, optimizers[1])
-        for _ in range(3):
-            step(x, y)
-            if dtype is torch.float32:
-                other(x, y)
-                continue
-            optimizers[1].zero_grad()
-            loss(nets[1](x), y).backward()
-            optimizers[1].step()
-        native = dict(fastnn.explain(step, x, y).decisions)["train_step"] is None
-        assert native == (dtype is torch.float32)
-        if native:
-            other(x, y)
-        else:
-            optimizers[1].zero_grad()
-            loss(nets[1](x), y).backward()
-            optimizers[1].step()
-        params, others = (list(net.parameters()) for net in nets)
-        assert_same(params, others)
-        if dtype is torch.float32:
-            assert not any("master_param" in optimizers[0].state[p] for p in params)
-        else:
-            assert_same(masters(optimizers[0], params), masters(optimizers[1], others))
-
-
-@needs_native
-@pytest.mark.parametrize("extra", [STATE, MASTERS], ids=str)
-@every_half
-@every_optimizer
-def test_disabled_goes_on_with_the_same_state(name: str, dtype: torch.dtype, extra: dict[str, Any]) -> None:
-    cls, _, options = OPTIMIZERS[name]
-    params = parameters([(5, 6), (7,), 0], dtype)
-    others = [nn.Parameter(p.detach().clone()) for p in params]
-    mine, theirs = cls(params, lr=0.1, **extra, **options), cls(others, lr=0.1, **extra, **options)
-    for step in range(6):
-        set_gradients(params, others)
-        if step == 3:
-            params[1].data[2:4] = others[1].data[2:4] = 2.5
-        step_natively(mine)
-        if step % 3 == 1:
-            step_natively(theirs)
-        else:
-            with fastnn.disabled():
-                assert decisions(theirs) == ["fastnn is disabled"]
-        for p, q in zip(params, others, strict=True):
-            assert mine.state.get(p, {}).keys() == theirs.state.get(q, {}).keys()
-            for key, value in theirs.state.get(q, {}).items():
-                # Ten roundings of values up to 40 in each of the steps.
-                got = mine.state[p][key]
-                assert (got.dtype, got.stride()) == (value.dtype, value.stride())
-                torch.testing.assert_close(got, value, rtol=0, atol=1e-3 if extra is STATE else 2e-4)
-            eps = torch.finfo(dtype).eps
-            torch.testing.assert_close(p, q, rtol=eps, atol=2e-4)  # next to a midpoint they part
-            if extra is STATE:  # where they part the next steps differ
-                q.data.copy_(p.data)
-
-
-def _gaps() -> list[Any]:
-    return [nn.Parameter(torch.randn(4, 6).to(torch.bfloat16)[:, ::2])]
-
-
-FALLBACKS: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "gaps": (_gaps, {}, "one block"),
-    "differentiable": (
-        lambda: [torch.randn(4).to(torch.bfloat16)],
-        {"differentiable": True},
-        "differentiable",
-    ),
-}
-
-
-@needs_native
-@pytest.mark.parametrize("case", FALLBACKS)
-@every_optimizer
-def test_what_torch_must_update(name: str, case: str) -> None:
-    make, more, reason = FALLBACKS[case]
-    cls, reference, options = OPTIMIZERS[name]
-    params = make()
-    others = [q.requires_grad_(case != "differentiable") for q in twins(params)]
-    mine, theirs = (
-        cls(params, lr=0.1, **MASTERS, **more, **options),
-        reference(others, lr=0.1, **more, **options),
-    )
-    for _ in range(3):
-        for p, q in zip(params, others, strict=True):
-            p.grad = torch.randn_like(p).detach()
-            q.grad = p.grad.float()
-        (why,) = decisions(mine)
-        assert why is not None
-        assert reason in why
-        theirs.step()
-        assert_follows_float32(mine, params, theirs, others)
-
-
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adagrad"])
-def test_sparse_gradients_are_left_to_torch(name: str) -> None:
-    cls, reference, _ = OPTIMIZERS[name]
-    params = parameters([3])
-    others = twins(params)
-    mine, theirs = cls(params, lr=0.1, **MASTERS), reference(others, lr=0.1)
-    for _ in range(2):
-        params[0].grad = torch.tensor([0.0, 2.0, 3.0], dtype=torch.bfloat16).to_sparse()
-        others[0].grad = torch.tensor([0.0, 2.0, 3.0]).to_sparse()
-        mine.step()
-        theirs.step()
-    assert_follows_float32(mine, params, theirs, others)
-
-
-@pytest.mark.parametrize("name", ["adam", "momentum", "adagrad"])
-@pytest.mark.parametrize("found", [0.0, 1.0])
-def test_a_fused_grad_scaler_on_the_cpu(name: str, found: float) -> None:
-    """Left to torch, whose fused functions leave the gradients unscaled."""
-    cls, _, options = OPTIMIZERS[name]
-    params = parameters([30, 4], torch.float16)
-    others = twins(params)
-    mine, theirs = (
-        cls(p, lr=0.1, fused=True, **extra, **options) for p, extra in ((params, MASTERS), (others, {}))
-    )
-    set_gradients(params, others)
-    for optimizer in (mine, theirs):
-        optimizer.step()
-    before = [p.detach().clone() for p in params] + [m.clone() for m in masters(mine, params)]
-    set_gradients(params, others)
-    for optimizer in (mine, theirs):
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(found)
-        optimizer.step()
-    assert_same(masters(mine, params), others)
-    assert_same(params, [q.detach().half() for q in others])
-    for p, q in zip(params, others, strict=True):
-        torch.testing.assert_close(p.grad.float(), q.grad, rtol=2.0**-11, atol=0)
-    if found:
-        assert_same(params + masters(mine, params), before)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastnn
+from captured import replayed
 from cuda_emulation import Emulation
 from fastnn import _backend, optim
 from half_precision import (
@@ -35,15 +36,11 @@ ON_DEVICE = {"adam": "fused", "amsgrad": "capturable", "adamw": "fused", "adagra
 )
 
 
-def on(device: torch.device, params: list[Any]) -> list[nn.Parameter]:
-    return [nn.Parameter(p.detach().to(device)) for p in params]
-
-
 @every_optimizer
 def test_more_tensors_than_fit_one_launch(name: str, cuda_device: torch.device) -> None:
     cls, _, options = OPTIMIZERS[name]
     sizes = [(7 * i) % 23 for i in range(150)] + [4096, 1]  # some are empty
-    params = on(cuda_device, parameters(sizes))
+    params = parameters(sizes, device=cuda_device)
     others = twins(params)
     mine, theirs = cls(params, lr=0.01, **MASTERS, **options), cls(others, lr=0.01, **options)
     for _ in range(2):
@@ -73,7 +70,7 @@ def test_one_launch_for_all_parameters(name: str, extra: dict[str, Any], emulate
 @pytest.mark.parametrize("name", ON_DEVICE)
 def test_steps_counted_on_the_device(name: str, cuda_device: torch.device) -> None:
     cls, _, options = OPTIMIZERS[name]
-    params = on(cuda_device, parameters([300, 5, 0]))
+    params = parameters([300, 5, 0], device=cuda_device)
     others = twins(params)
     lr = torch.tensor(0.01, dtype=torch.float64, device=cuda_device)
     mine, theirs = (
@@ -100,7 +97,7 @@ def test_what_a_grad_scaler_leaves_to_the_optimizer(
     name: str, dtype: torch.dtype, cuda_device: torch.device
 ) -> None:
     cls, _, options = OPTIMIZERS[name]
-    params = on(cuda_device, parameters([300, 5, 33], dtype))
+    params = parameters([300, 5, 33], dtype, cuda_device)
     others = twins(params)
     mine, theirs = (
         cls(p, lr=0.01, **extra, **options, fused=True) for p, extra in ((params, MASTERS), (others, {}))
@@ -126,7 +123,7 @@ def test_what_a_grad_scaler_leaves_to_the_optimizer(
 
 @pytest.mark.parametrize("found", [0.0, 1.0])
 def test_a_skipped_step_keeps_what_a_user_set(found: float, cuda_device: torch.device) -> None:
-    params = on(cuda_device, parameters([40]))
+    params = parameters([40], device=cuda_device)
     mine = optim.Adam(params, fused=True, **MASTERS)
     set_gradients(params)
     step_natively(mine)
@@ -181,19 +178,20 @@ def test_bitwise_the_same_wherever_an_element_lies(
 
 @pytest.mark.cuda
 def test_capture() -> None:
-    params = on(torch.device("cuda"), parameters([300, 5]))
+    params = parameters([300, 5], device="cuda")
     others = [nn.Parameter(p.detach().clone()) for p in params]
     mine, eager = (optim.Adam(p, lr=0.01, capturable=True, **MASTERS) for p in (params, others))
     set_gradients(params, others)
     step_natively(mine)
     step_natively(eager)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def step() -> list[Tensor]:
         step_natively(mine)
+        return []
+
+    replayed(step, times=3)
     for _ in range(3):
-        graph.replay()
         step_natively(eager)
-    torch.cuda.synchronize()
     assert_same(params + masters(mine, params), others + masters(eager, others))
 
 
@@ -201,7 +199,7 @@ def test_capture() -> None:
 @every_optimizer
 def test_without_the_module_torch_goes_on(name: str) -> None:
     cls, _, options = OPTIMIZERS[name]
-    params = on(torch.device("cuda"), parameters([300, 5]))
+    params = parameters([300, 5], device="cuda")
     others = twins(params)
     mine, theirs = cls(params, lr=0.01, **MASTERS, **options), cls(others, lr=0.01, **options)
     for _ in range(3):
