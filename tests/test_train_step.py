@@ -198,7 +198,11 @@ def test_strided_and_varying_batches() -> None:
     compare(chain([20, 33, 5]), nn.CrossEntropyLoss(), OPTIMIZERS["sgd"], batches, TOLERANCE)
 
 
-@pytest.mark.parametrize(("sizes", "batch"), [([40, 605, 301, 33], 65), ([785, 512, 10], 128)], ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "batch"),
+    [([40, 605, 301, 33], 65), ([785, 512, 10], 128), ([70, 1500, 1900, 10], 100)],
+    ids=str,
+)
 @pytest.mark.parametrize("options", [{}, {"max_norm": 0.1}], ids=["plain", "clip"])
 @pytest.mark.parametrize(
     ("dtype", "make"),

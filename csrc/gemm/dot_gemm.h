@@ -13,9 +13,11 @@ namespace fastnn::FASTNN_ISA {
 // The largest smaller side of C for which the dot form is chosen: above, it is bound by L2.
 constexpr int64_t kDotLargestSide = 47;
 
-// Bytes of B's columns that stay in L2 while the rows of A pass by. Where A is the larger operand, B is far
-// smaller than that.
+// Bytes of B's columns that stay in L2 while the rows of A pass by.
 constexpr int64_t kDotBlockBytes = int64_t{512} << 10;
+
+// Row tiles whose sums wait between passes along K: they bound the memory for it to 600 KB.
+constexpr int64_t kDotWaitingTiles = 256;
 
 // The packed form computes whole vectors along the smaller side; the dot form adds up the lanes of its sums
 // at the end, and waits for the larger operand where that does not stay in L2. Their fractions of the peak,
@@ -25,7 +27,7 @@ template <class T>
 bool dot_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, Region region) {
   constexpr int64_t kL = kLanes<Acc<T>>, kSize = sizeof(T);
   const int64_t side = min(m, n), padded = ceil_div(side, kL) * kL;
-  if (kSize != sizeof(Acc<T>) || a.column_stride != 1 || b.row_stride != 1) return false;
+  if (a.column_stride != 1 || b.row_stride != 1) return false;
   if (k < 8 * kL || side > kDotLargestSide) return false;
   if (region == Region::lower_triangle) return true;
   const bool stays = (m + n - side) * k * kSize <= kDotBlockBytes;
@@ -74,15 +76,19 @@ void dot_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operan
   using A = Acc<T>;
   constexpr int64_t kL = kLanes<A>;
   const int64_t row_tiles = ceil_div(m, kDotRows), column_tiles = ceil_div(n, kL);
+  const int64_t most_rows = k > kDotDepth ? kDotWaitingTiles : row_tiles;
+  const int64_t most_columns = kDotBlockBytes / (min(k, kDotDepth) * kL * static_cast<int64_t>(sizeof(A)));
   const ThreadGrid grid = thread_grid(worthwhile_threads(m * n * k), row_tiles, column_tiles, region);
-  const int64_t fitting = kDotBlockBytes / (min(k, kDotDepth) * kL * static_cast<int64_t>(sizeof(A)));
   for_each_rectangle(
       grid, row_tiles, column_tiles, [&](int64_t top, int64_t bottom, int64_t left, int64_t right) {
-        const EvenParts blocks(right - left, ceil_div(right - left, fitting));
-        for (int64_t block = 0; block < blocks.count; ++block)
-          dot_rectangle(top * kDotRows, min(bottom * kDotRows, m), (left + blocks.begin(block)) * kL,
-                        min((left + blocks.begin(block + 1)) * kL, n), k, reinterpret_cast<const A*>(a.data),
-                        a.row_stride, reinterpret_cast<const A*>(b.data), b.column_stride, region, epilogue);
+        const EvenParts rows(bottom - top, ceil_div(bottom - top, most_rows));
+        const EvenParts columns(right - left, ceil_div(right - left, most_columns));
+        for (int64_t r = 0; r < rows.count; ++r)
+          for (int64_t c = 0; c < columns.count; ++c)
+            dot_rectangle((top + rows.begin(r)) * kDotRows, min((top + rows.begin(r + 1)) * kDotRows, m),
+                          (left + columns.begin(c)) * kL, min((left + columns.begin(c + 1)) * kL, n), k,
+                          reinterpret_cast<const A*>(a.data), a.row_stride,
+                          reinterpret_cast<const A*>(b.data), b.column_stride, region, epilogue);
       });
 }
 

@@ -5,7 +5,8 @@
 // to kMaxDepth; tile_gemm.h multiplies them, swapped_gemm.h where the transposed product has less to pack,
 // dot_gemm.h the shapes for which packing does not pay, pair_gemm.h bfloat16 where the processor multiplies
 // it by itself. Every value of C is the sum of its passes in order, and the order within a pass depends on
-// the shape of the problem alone. So it depends neither on the number of threads nor on what was packed.
+// the shape of the problem and on whether K is contiguous in A and B, the swapped form having that of
+// tile_gemm.h. So it depends neither on the number of threads nor on what was packed.
 #pragma once
 
 #include <type_traits>
@@ -27,12 +28,12 @@ void gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>
   if constexpr (std::is_same_v<T, bfloat16>)
     if (const PairMicrokernels kernels = pair_microkernels())
       return PairGemm<Epilogue>(kernels, m, n, k, a, b, region, epilogue).run();
-  if (dot_form_pays(m, n, k, a, b, region))
-    dot_gemm(m, n, k, a, b, epilogue, region);
-  else if (region == Region::full && swapped_form_pays(m, n, k, a, b))
-    swapped_gemm(m, n, k, a, b, epilogue);
-  else
-    TileGemm<T, Epilogue>(m, n, k, a, b, region, epilogue).run();
+  if constexpr (std::is_same_v<T, Acc<T>>) {
+    if (dot_form_pays(m, n, k, a, b, region)) return dot_gemm(m, n, k, a, b, epilogue, region);
+    if (region == Region::full && swapped_form_pays(m, n, k, a, b))
+      return swapped_gemm(m, n, k, a, b, epilogue);
+  }
+  TileGemm<T, Epilogue>(m, n, k, a, b, region, epilogue).run();
 }
 
 }  // namespace fastnn::FASTNN_ISA

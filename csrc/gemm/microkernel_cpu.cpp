@@ -53,6 +53,7 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
     a += a_column;
     b += b_row;
   };
+  // Packed panels have no gaps between their rows, and few others have none.
   const int64_t asked = b_row == Vectors * kL ? depth : depth - kStepsAhead;
   int64_t p = 0;
 // The loop itself costs as much as four of its FMAs do, where a neighbour on the same core competes for issue

@@ -17,50 +17,57 @@ constexpr int64_t kSwappedDepth = 64;
 // Bytes of C^T that are computed before they are transposed: about half of L2.
 constexpr int64_t kSwappedBytes = int64_t{512} << 10;
 
+// Each thread packs the rows of x for itself, where in the other form they share the packing of W: hence the
+// factor for threads. The padding of a quarter is what is seen to pay at a depth of 64.
 template <class T>
 bool swapped_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b) {
-  const int64_t padded = ceil_div(m, kLanes<Acc<T>>) * kLanes<Acc<T>>;
-  return sizeof(T) == sizeof(Acc<T>) && a.column_stride == 1 && b.row_stride == 1 && m < n &&
+  const int64_t padded = ceil_div(m, kLanes<T>) * kLanes<T>;
+  return a.column_stride == 1 && b.row_stride == 1 && m * worthwhile_threads(m * n * k) < n &&
          m <= kSwappedRows && 3 * padded <= 4 * m && k >= kSwappedDepth;
 }
 
 // Stores sums as they are.
-template <class A>
+template <class T>
 struct StoreSums {
-  A* sums;
+  T* sums;
   int64_t columns;
 
-  A* direct(int64_t i, int64_t j) const { return sums + i * columns + j; }
-  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<A> v, int lanes) const {
+  T* direct(int64_t i, int64_t j) const { return sums + i * columns + j; }
+  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<T> v, int lanes) const {
     store_lanes(sums + i * columns + j, v, lanes);
   }
 };
 
-// epilogue as in gemm.h.
+// epilogue as in gemm.h. For types that are their own Acc.
 template <class T, class Epilogue>
 void swapped_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b,
                   const Epilogue& epilogue) {
-  using A = Acc<T>;
-  constexpr int64_t kL = kLanes<A>, kSize = sizeof(A);
+  constexpr int64_t kL = kLanes<T>, kSize = sizeof(T);
+  const int64_t down = ceil_div(m, kL);  // squares of C
   const EvenParts parts(n, ceil_div(n * m * kSize, kSwappedBytes));
   for (int64_t part = 0; part < parts.count; ++part) {
-    const int64_t left = parts.begin(part), width = parts.begin(part + 1) - left;
-    // The last square may be read beyond both ends of C^T.
-    const int64_t values = (ceil_div(width, kL) * kL - 1) * m + ceil_div(m, kL) * kL;
-    A* const sums = static_cast<A*>(shared_scratch(Scratch::transposed, static_cast<size_t>(values * kSize)));
-    TileGemm<T, StoreSums<A>>(width, m, k, b.at(0, left).transposed(), a.transposed(), Region::full,
+    const int64_t left = parts.begin(part), width = parts.begin(part + 1) - left,
+                  across = ceil_div(width, kL);
+    // The last squares are read whole: beyond the last row of C^T, and there beyond its last column.
+    const int64_t values = (across * kL - 1) * m + down * kL;
+    T* const sums = static_cast<T*>(shared_scratch(Scratch::transposed, static_cast<size_t>(values * kSize)));
+    TileGemm<T, StoreSums<T>>(width, m, k, b.at(0, left).transposed(), a.transposed(), Region::full,
                               {sums, m})
         .run();
-    parallel_for(ceil_div(m, kL), ceil_div(kPackGrain, width * kL), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin * kL; i < min(end * kL, m); i += kL)
-        for (int64_t j = 0; j < width; j += kL) {
-          Vec<A> square[kL];
-          load_transposed(sums + j * m + i, m, square);
-          const int lanes = static_cast<int>(min(kL, width - j));
+    parallel_for(down * across, ceil_div(kPackGrain, kL * kL), [&](int64_t begin, int64_t end) {
+      int64_t i = begin / across * kL, j = begin % across * kL;
+      for (int64_t square = begin; square < end; ++square) {
+        Vec<T> rows[kL];
+        load_transposed(sums + j * m + i, m, rows);
+        const int lanes = static_cast<int>(min(kL, width - j));
 #pragma GCC unroll 16
-          for (int r = 0; r < kL; ++r)
-            if (r < m - i) epilogue(i + r, left + j, square[r], lanes);
-        }
+        for (int r = 0; r < kL; ++r)
+          if (r < m - i) epilogue(i + r, left + j, rows[r], lanes);
+        j += kL;
+        if (j < width) continue;
+        j = 0;
+        i += kL;
+      }
     });
   }
 }
