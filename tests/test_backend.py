@@ -186,20 +186,19 @@ SPECIAL: dict[str, tuple[Callable[[], object], str | None]] = {
 @pytest.fixture
 def gate() -> Callable[[tuple[object, ...]], bool]:
     """An own one: once torch could not read an argument, it gives the word to Python for a while."""
-    return _backend.cpu.PlainCall(_backend._PLAIN_TYPES, [])
+    gate: Callable[[tuple[object, ...]], bool] = _backend._plain_call()
+    return gate
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested", "ignore:Sparse CSR")
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_the_quick_answer_is_no_for_what_is_special(
-    kind: str, gate: Callable[[tuple[object, ...]], bool], monkeypatch: pytest.MonkeyPatch
+    kind: str, gate: Callable[[tuple[object, ...]], bool]
 ) -> None:
     make, reason = SPECIAL[kind]
     special, plain = make(), torch.randn(3)
     assert not gate((special,))
-    gate = _backend.cpu.PlainCall(_backend._PLAIN_TYPES, [])
-    assert gate((plain, special)) == (special is None)
-    monkeypatch.setattr(_backend, "_is_plain_call", _backend.cpu.PlainCall(_backend._PLAIN_TYPES, []))
+    assert _backend._plain_call()((plain, special)) == (special is None)
     assert _backend.torch_reason(special) == reason
     if special is not None:
         assert _backend.torch_reason(plain, special) == reason

@@ -121,19 +121,22 @@ try:
 except (ImportError, AttributeError) as error:
     _no_checks = str(error)
 
+
+def _plain_call() -> Any:
+    """What asks most of `torch_reason` in one call, knowing the answers where nothing is special."""
+    quiet = [
+        (_functorch_level, None),
+        (_dispatch_modes, 0),
+        (_function_modes, 0),
+        (_any_autocast, False),
+        (_jit_state, None),
+    ]
+    return cpu.PlainCall(_PLAIN_TYPES, quiet)
+
+
 cpu, cpu_missing = _load_cpu()
 if cpu_missing is None:
-    # Asks most of what `torch_reason` asks, in one call.
-    _is_plain_call = cpu.PlainCall(
-        _PLAIN_TYPES,
-        [
-            (_functorch_level, None),
-            (_dispatch_modes, 0),
-            (_function_modes, 0),
-            (_any_autocast, False),
-            (_jit_state, None),
-        ],
-    )
+    _is_plain_call = _plain_call()
 else:
     warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)
 
