@@ -127,12 +127,15 @@ def _free_generator(device: torch.device) -> None:
     Before 2.13 torch leaves the device's generator as during a capture where the end of one fails, and each
     of them raises "Offset increment outside graph capture". A capture that succeeds puts the generator back.
     """
-    with contextlib.suppress(Exception):
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):  # the current one may be that of the capture still
             nothing = torch.zeros(1, device=device)
         with _no_collection(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             nothing.zero_()
+    except Exception:
+        _failed_graphs.append(graph)
 
 
 @contextlib.contextmanager

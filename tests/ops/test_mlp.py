@@ -275,6 +275,10 @@ class TestErrors:
         with pytest.raises(RuntimeError, match=INPUT.format(0, 7, 4)):
             mlp(tensor(2, 7, device=device), make([4, 5, 3], ["relu", None], torch.float32, device))
 
+    def test_no_layers(self, device: torch.device) -> None:
+        with pytest.raises(ValueError, match="expected at least one layer, got none"):
+            mlp(tensor(2, 4, device=device), [])
+
     def test_layers_that_do_not_continue_one_another(self, device: torch.device) -> None:
         first, _ = make([4, 5, 3], ["relu", None], torch.float32, device)
         with pytest.raises(RuntimeError, match=INPUT.format(1, 5, 4)):

@@ -228,9 +228,11 @@ def mlp(input: Tensor, layers: Sequence[Layer]) -> Tensor:
         Tensor ``(*, N)`` of the last layer.
 
     Raises:
-        ValueError: unknown activation.
+        ValueError: unknown activation, or no layers.
         RuntimeError: shapes or dtypes that do not fit together.
     """
+    if not layers:
+        raise ValueError("mlp: expected at least one layer, got none")
     return mlp_chain(input, *map(list, zip(*layers, strict=True)))
 
 
