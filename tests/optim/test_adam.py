@@ -116,7 +116,7 @@ def test_values_against_float64(
 @needs_native
 @pytest.mark.parametrize(("cls", "reference"), PAIRS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_two_hundred_steps_equal_torch(
+def test_many_steps_equal_torch(
     cls: Any, reference: Any, options: dict[str, Any], device: torch.device
 ) -> None:
     model = nn.Sequential(nn.Linear(13, 21), nn.Tanh(), nn.Linear(21, 3)).double().to(device)
@@ -125,7 +125,7 @@ def test_two_hundred_steps_equal_torch(
     # With a large eps training does not amplify what the two round differently.
     options = {**options, "lr": 3e-3, "eps": 1e-3}
     mine, theirs = cls(model.parameters(), **options), reference(twin.parameters(), **options)
-    for _ in range(200):
+    for _ in range(20 if emulating() or device.type == "cuda" else 200):
         for net, optimizer in ((model, mine), (twin, theirs)):
             optimizer.zero_grad()
             (net(x) - y).tanh().square().mean().backward()
