@@ -55,10 +55,10 @@ for name in "${@:-build test sanitize probe bench}"; do
   for one in $name; do
     case $one in
       build) export -f build; export python; stage build 15 180 bash -c build ;;
-      test) stage test 15 90 "$python" -m pytest -q -m cuda --maxfail=20 tests ;;
-      sanitize) export -f sanitize; export python; stage sanitize 15 90 bash -c sanitize ;;
+      test) stage test 15 130 "$python" -m pytest -q -m cuda --maxfail=20 tests ;;
+      sanitize) export -f sanitize; export python; stage sanitize 15 60 bash -c sanitize ;;
       probe) export -f probe; export out; stage probe 15 20 bash -c probe ;;
-      bench) stage bench 200 100 "$python" -m benchmarks.gpu --seconds 80 --output "$out/gpu.json" ;;
+      bench) stage bench 200 90 "$python" -m benchmarks.gpu --seconds 70 --output "$out/gpu.json" ;;
       *) echo "unknown stage $one: expected build, test, sanitize, probe or bench" >&2; exit 2 ;;
     esac
   done
