@@ -8,6 +8,7 @@ from reference import assert_close_sum
 from torch import Tensor
 
 import fastnn.functional as FF
+from every_kernel import assert_reproducible
 
 # M x N x K at the edges of csrc/gemm/dot_gemm.h and swapped_gemm.h: vectors of 16, 8, 4 and 2 values, blocks
 # and parts of 512 KB of float32, and, as the forms follow each other, depths a little above and below.
@@ -53,16 +54,8 @@ def test_matches_float64(shape: tuple[int, int, int], dtype: torch.dtype, isa: s
 
 @pytest.mark.parametrize("shape", [(31, 450, 700), (100, 1500, 300), (3, 700, 1100), (900, 3, 1100)], ids=str)
 def test_same_bits_for_every_thread_count(shape: tuple[int, int, int], isa: str) -> None:
-    threads = torch.get_num_threads()
     x, w, b = make(shape, torch.float32)
-    try:
-        results = []
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            results.append(FF.linear(x, w, b, "relu"))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert_reproducible(lambda: [FF.linear(x, w, b, "relu")], x.device)
 
 
 def test_the_same_bits_whatever_the_batch(isa: str) -> None:

@@ -240,7 +240,7 @@ def mlp_chain(
     input: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
-    activations: Sequence[str | None],
+    activations: Activations,
 ) -> Tensor:
     """:func:`mlp` of layers whose parts come in lists of their own."""
     reason = _backend.torch_reason(input, *weights, *biases, cuda=True)
