@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,10 @@ OPTIMIZERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {"centered": True, "momentum": 0.9, "eps": 0.1, "maximize": True},
     ),
 }
+
+needs_native = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_half = pytest.mark.parametrize("dtype", HALF, ids=str)
 MASTERS: dict[str, Any] = {"master_weights": True}
 STATE: dict[str, Any] = {"state_dtype": torch.float32}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from every_kernel import assert_reproducible, emulating
-from fastnn import _backend, optim
+from fastnn import optim
 from half_precision import (
     HALF,
     MASTERS,
@@ -18,17 +18,17 @@ from half_precision import (
     STATE,
     assert_follows_float32,
     assert_same,
+    every_half,
+    every_optimizer,
     master,
     masters,
+    needs_native,
     parameters,
     set_gradients,
     step_natively,
     twins,
 )
 
-needs_native = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-every_half = pytest.mark.parametrize("dtype", HALF, ids=str)
 # Around the widths of vectors (4 to 16 lanes) and of the chunks that work is cut into.
 SIZES = [0, 1, 3, 5, 8, 9, 16, 17, 33, 64, 65, 1023, 1025, 5000]
 

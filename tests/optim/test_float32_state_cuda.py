@@ -19,6 +19,7 @@ from half_precision import (
     STATE,
     assert_follows_float32,
     assert_same,
+    every_optimizer,
     master,
     masters,
     parameters,
@@ -29,7 +30,6 @@ from half_precision import (
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 # An optimizer counts its steps on the device under these.
 ON_DEVICE = {"adam": "fused", "amsgrad": "capturable", "adamw": "fused", "adagrad": "fused"} | dict.fromkeys(
     ("rmsprop", "centered momentum"), "capturable"

@@ -10,25 +10,23 @@ import torch
 from torch import nn
 
 import fastnn
-from fastnn import _backend, optim
+from fastnn import optim
 from half_precision import (
-    HALF,
     MASTERS,
     OPTIMIZERS,
     STATE,
     assert_follows_float32,
     assert_same,
     decisions,
+    every_half,
+    every_optimizer,
     masters,
+    needs_native,
     parameters,
     set_gradients,
     step_natively,
     twins,
 )
-
-needs_native = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-every_half = pytest.mark.parametrize("dtype", HALF, ids=str)
 
 
 @pytest.mark.parametrize("cls", [optim.Adam, optim.AdamW, optim.SGD, optim.Adagrad, optim.RMSprop])

@@ -12,19 +12,18 @@ import torch
 from torch import nn
 
 from half_precision import (
-    HALF,
     MASTERS,
     OPTIMIZERS,
     STATE,
     assert_same,
+    every_half,
+    every_optimizer,
     masters,
     parameters,
     set_gradients,
     twins,
 )
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-every_half = pytest.mark.parametrize("dtype", HALF, ids=str)
 either = pytest.mark.parametrize("extra", [STATE, MASTERS], ids=str)
 
 
