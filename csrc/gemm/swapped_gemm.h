@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/scratch.h"
+#include "gemm/store_sums.h"
 #include "gemm/tile_gemm.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -25,18 +26,6 @@ bool swapped_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, con
   return a.column_stride == 1 && b.row_stride == 1 && m * worthwhile_threads(m * n * k) < n &&
          m <= kSwappedRows && 3 * padded <= 4 * m && k >= kSwappedDepth;
 }
-
-// Stores sums as they are.
-template <class T>
-struct StoreSums {
-  T* sums;
-  int64_t columns;
-
-  T* direct(int64_t i, int64_t j) const { return sums + i * columns + j; }
-  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<T> v, int lanes) const {
-    store_lanes(sums + i * columns + j, v, lanes);
-  }
-};
 
 // epilogue as in gemm.h. For types that are their own Acc.
 template <class T, class Epilogue>

@@ -3,6 +3,7 @@
 
 #include "core/parallel.h"
 #include "gemm/gemm.h"
+#include "gemm/store_sums.h"
 #include "ops/adam/adam_rule.h"
 #include "ops/optim/multi_tensor_cpu.h"
 #include "ops/sgd/sgd_rule.h"
@@ -11,18 +12,6 @@
 namespace fastnn::FASTNN_ISA {
 
 namespace {
-
-// Stores the product dW.
-template <class T>
-struct StoreGradient {
-  T* dw;  // (N, K)
-  int64_t columns;
-
-  T* direct(int64_t i, int64_t j) const { return dw + i * columns + j; }
-  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<T> v, int lanes) const {
-    store_lanes(dw + i * columns + j, v, lanes);
-  }
-};
 
 // Calls visit(tensor, rule), the gradient being multiplied with grad_scale first.
 template <class T, class Visit>
@@ -72,7 +61,7 @@ void update_weights(const TrainStepLayer& layer, const Operand<T>& g, const Oper
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
       T* const dw = static_cast<T*>(thread_scratch(Scratch::gradient, (end - begin) * k * sizeof(T)));
-      gemm<T>(end - begin, k, m, g.at(0, begin).transposed(), x, StoreGradient<T>{dw, k});
+      gemm<T>(end - begin, k, m, g.at(0, begin).transposed(), x, StoreSums<T>{dw, k});
       with_rule<T>(layer.weight_update, 1, [&](const OptimizerTensor& t, const auto& rule) {
         const OptimizerTensor part = rows_of(t, begin, end, k, dw);
         update_range<T>(part, 0, part.numel, rule);
@@ -85,7 +74,7 @@ void update_weights(const TrainStepLayer& layer, const Operand<T>& g, const Oper
 template <class T>
 void store_weight_gradient(const TrainStepLayer& layer, const Operand<T>& g, const Operand<T>& x, int64_t m) {
   const int64_t n = layer.weight.shape[0], k = layer.weight.shape[1];
-  gemm<T>(n, k, m, g.transposed(), x, StoreGradient<T>{static_cast<T*>(layer.weight_gradient), k});
+  gemm<T>(n, k, m, g.transposed(), x, StoreSums<T>{static_cast<T*>(layer.weight_gradient), k});
 }
 
 // Updates a parameter with its stored gradient.

@@ -1,0 +1,22 @@
+// The epilogue of a product that is wanted as it is.
+#pragma once
+
+#include <cstdint>
+
+#include "core/simd.h"
+
+namespace fastnn::FASTNN_ISA {
+
+// C is contiguous, with `columns` columns.
+template <class T>
+struct StoreSums {
+  T* sums;
+  int64_t columns;
+
+  T* direct(int64_t i, int64_t j) const { return sums + i * columns + j; }
+  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<T> v, int lanes) const {
+    store_lanes(sums + i * columns + j, v, lanes);
+  }
+};
+
+}  // namespace fastnn::FASTNN_ISA
