@@ -48,6 +48,16 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
 
  public:
   const AdamOptions& options() const { return options_; }
+  // For the parameters that are read, or gone on with, from now on.
+  void set_lr(double lr) {
+    options_.lr = lr;
+    corrected_step_ = std::nan("");
+  }
+  // Makes a tensor that has been updated ready for its next step.
+  void advance(AdamTensor& tensor) {
+    ++tensor.step;
+    set_scales(tensor);
+  }
 
  private:
   void read_state(PyObject* param, const TensorView& p, AdamTensor& tensor) override {
@@ -59,6 +69,10 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
     tensor.state[1] = state_like(state, exp_avg_sq_key, p);
     if (options_.amsgrad) tensor.state[2] = state_like(state, max_key, p);
     tensor.step = next_step(state, tensor);
+    set_scales(tensor);
+  }
+
+  void set_scales(AdamTensor& tensor) {
     if (tensor.step != corrected_step_) {  // parameters that are as far as the one before share its powers
       corrected_step_ = tensor.step;
       scales_ = FASTNN_ISA::adam_scales(options_, tensor.step);

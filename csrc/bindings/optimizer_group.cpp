@@ -53,6 +53,11 @@ py::object owned(PyObject* object) {
   return py::reinterpret_steal<py::object>(object);
 }
 
+bool requires_grad(PyObject* tensor) {
+  static PyObject* const key = interned("requires_grad");
+  return owned(PyObject_GetAttr(tensor, key)).ptr() == Py_True;
+}
+
 TensorView read_plain(PyObject* object) {
   static PyObject* const tensor = torch_attribute("torch", "Tensor");
   static PyObject* const parameter = torch_attribute("torch.nn", "Parameter");
@@ -317,6 +322,10 @@ void OptimizerGroup::commit() {
   for (const NewState& made : new_states_)
     if (PyDict_SetItem(made.state.ptr(), made.key.ptr(), made.tensor.ptr()) != 0)
       throw py::error_already_set();
+  count_step();
+}
+
+void OptimizerGroup::count_step() {
   for (const TensorView& step : steps_) {
     if (step.dtype == DType::f32)
       *step.as<float>() += 1;

@@ -21,6 +21,10 @@ struct NotCovered : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+inline void refuse_if(bool condition, const char* why) {
+  if (condition) throw NotCovered(why);
+}
+
 // A parameter has no state yet, or not in the type that it shall have.
 struct Uninitialized {};
 
@@ -33,6 +37,8 @@ double number(PyObject* object);
 PyObject* torch_attribute(const char* module, const char* name);
 
 pybind11::object owned(PyObject* object);
+
+bool requires_grad(PyObject* tensor);
 
 // A tensor whose memory kernels may touch: no subclass, no lazily negated view. Throws NotCovered.
 TensorView read_plain(PyObject* object);
@@ -100,8 +106,10 @@ class OptimizerGroup {
   void also_reads(const TensorView& view) { ranges_.add(view, false); }
   void also_writes(const TensorView& view) { ranges_.add(view, true); }
   void also_touches(const OptimizerGroup& other) { ranges_.add(other.ranges_); }
-  // Counts the steps and keeps the new states: the update follows.
+  // Counts the step and keeps the new states: the update follows.
   void commit();
+  // Counts one more step. Needs no GIL.
+  void count_step();
 
   int64_t elements() const { return elements_; }
   int device() const { return device_; }  // of the parameters; of CUDA, or TensorView::kNoCudaDevice
@@ -168,6 +176,7 @@ class OptimizerStep : protected OptimizerGroup {
   using OptimizerGroup::check_disjoint;
   void also_touches(const OptimizerStep& other) { OptimizerGroup::also_touches(other); }
   using OptimizerGroup::commit;
+  using OptimizerGroup::count_step;
   using OptimizerGroup::written;
 
   // Reads and checks all; nothing has been written when it throws.

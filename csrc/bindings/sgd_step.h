@@ -28,6 +28,9 @@ class SgdStep final : public OptimizerStep<SgdTensor> {
 
  public:
   const SgdOptions& options() const { return options_; }
+  void set_lr(double lr) { options_.lr = lr; }
+  // Makes a tensor that has been updated ready for its next step.
+  static void advance(SgdTensor& tensor) { tensor.first = false; }
 
  private:
   void read_state(PyObject* param, const TensorView& p, SgdTensor& tensor) override {

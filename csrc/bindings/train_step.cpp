@@ -10,12 +10,12 @@
 
 #include "bindings/activation_caster.h"
 #include "bindings/adam_step.h"
-#include "bindings/class_indices.h"
 #include "bindings/collectable.h"
 #include "bindings/optimizer_group.h"
 #include "bindings/registration.h"
 #include "bindings/sgd_step.h"
 #include "bindings/tensor_caster.h"
+#include "bindings/train_step_batch.h"
 #include "core/check.h"
 #include "core/cpu_dispatch.h"
 #include "core/scratch.h"
@@ -42,19 +42,6 @@ struct Layer {
   Activation activation;
 };
 
-// What one call is given. `loss` is written.
-struct Batch {
-  py::object input;
-  py::object target;
-  py::object class_weight;  // or None
-  TensorView loss;
-  std::string loss_kind;  // cross_entropy or mse_loss
-  int reduction;
-  int64_t ignore_index;
-  double label_smoothing;
-  double z_loss;
-};
-
 // Parts of one block of memory, each on a cache line of its own.
 class Arena {
  public:
@@ -69,14 +56,6 @@ class Arena {
   size_t size_ = 0;
 };
 
-void refuse_if(bool condition, const char* why) {
-  if (condition) throw NotCovered(why);
-}
-
-bool is_true(PyObject* object, PyObject* attribute) {
-  return owned(PyObject_GetAttr(object, attribute)).ptr() == Py_True;
-}
-
 // None, or what is left when the last hook has been removed.
 bool has_hooks(PyObject* object, PyObject* attribute) {
   const py::object hooks = owned(PyObject_GetAttr(object, attribute));
@@ -89,10 +68,9 @@ bool is_none(PyObject* object, PyObject* attribute) {
 
 // What torch does for a parameter beyond the update is its business.
 void check_plain(PyObject* param) {
-  static PyObject* const requires_grad = interned("requires_grad");
   static PyObject* const hooks = interned("_backward_hooks");
   static PyObject* const later_hooks = interned("_post_accumulate_grad_hooks");
-  refuse_if(!is_true(param, requires_grad), "a parameter of the chain is frozen");
+  refuse_if(!requires_grad(param), "a parameter of the chain is frozen");
   refuse_if(has_hooks(param, hooks) || has_hooks(param, later_hooks), "a parameter has a hook");
 }
 
@@ -116,9 +94,13 @@ class TrainStep {
   // The tensors that were written; or, with nothing written, a str that says why torch must do the step, or
   // None where the optimizer has no state yet. Raises IndexError for a class index that is out of range. One
   // call at a time: the caller sees to that.
-  py::object run(const py::list& groups, const py::dict& state, Batch& batch) {
-    return adam_ ? run_with<AdamStep>(groups, state, batch) : run_with<SgdStep>(groups, state, batch);
+  py::object run(const py::list& groups, const py::dict& state, TrainStepBatches& batches) {
+    return adam_ ? run_with<AdamStep>(groups, state, batches) : run_with<SgdStep>(groups, state, batches);
   }
+
+  // The steps that the last call has taken: fewer than all where the next batch has a row or a class index
+  // that is out of range.
+  int64_t taken() const { return taken_; }
 
   int traverse(visitproc visit, void* arg) const {
     for (const Layer& layer : layers_) Py_VISIT(layer.parameters.ptr());
@@ -150,23 +132,25 @@ class TrainStep {
   }
 
   template <class GroupStep>
-  py::object run_with(const py::list& groups, const py::dict& state, Batch& batch) {
+  py::object run_with(const py::list& groups, const py::dict& state, TrainStepBatches& batches) {
     std::vector<GroupStep> steps;
     TrainStepArgs args{};
     CrossEntropyTotals totals{};
+    py::list written;
+    taken_ = 0;
     try {
       read_parameters();
-      read_input(batch, args);
-      read_loss(batch, args);
-      read_groups(groups, state, args, steps);
-      lay_out(args);
+      batches.read_input(flatten_, args);
+      batches.read_target(read_plain(parameters_[parameters_.size() - 2].object), squeeze_, args);
+      read_groups(groups, state, batches, args, steps);
+      lay_out(batches.gathered_target_bytes(), args);
       GroupStep& all = steps.front();
       for (size_t i = 1; i < steps.size(); ++i) all.also_touches(steps[i]);
       all.also_reads(args.input);
       for (const Parameter& parameter : parameters_)
         if (parameter.gradient) all.also_writes(parameter.gradient_view);
       all.check_disjoint();
-      if (args.loss_kind == TrainStepLoss::cross_entropy) totals = count_targets(args);
+      if (!batches.take(0, targets_, args, totals)) return std::move(written);
     } catch (const Uninitialized&) {
       return py::none();
     } catch (const py::error_already_set& error) {
@@ -175,103 +159,45 @@ class TrainStep {
     } catch (const std::runtime_error& reason) {
       return py::str(reason.what());
     }
-    args.cross_entropy.totals = &totals;
-    py::list written;
     for (GroupStep& step : steps) {
       step.commit();
       for (const py::handle tensor : step.written()) written.append(tensor);
     }
     set_gradients(written);
     {
-      const ReleaseGil released(work_);
+      const ReleaseGil released(work_ * batches.steps());
       cpu_kernels().train_step.run(args);
+      while (++taken_ < batches.steps() && batches.take(taken_, targets_, args, totals)) {
+        for (GroupStep& step : steps) go_on(batches, step);
+        cpu_kernels().train_step.run(args);
+      }
     }
-    return written;
+    return std::move(written);
   }
 
-  // As (M, K).
-  void read_input(const Batch& batch, TrainStepArgs& args) const {
-    static PyObject* const requires_grad = interned("requires_grad");
-    TensorView x = read_plain(batch.input.ptr());
-    check_not_negated(batch.input.ptr());
-    refuse_if(is_true(batch.input.ptr(), requires_grad), "the input requires grad");
-    if (flatten_ && x.ndim > 2) {
-      refuse_if(!x.is_contiguous(), "an input to be flattened is not contiguous");
-      x = contiguous_matrix(x.data, x.dtype, x.shape[0], x.shape[0] ? x.numel() / x.shape[0] : 0);
-    }
-    refuse_if(x.ndim != 2, "the input is no matrix");
-    refuse_if(x.shape[0] == 0, "the batch is empty");
-    args.input = x;
+  // Makes the parameters of a group ready for the next step.
+  template <class GroupStep>
+  void go_on(const TrainStepBatches& batches, GroupStep& step) {
+    step.count_step();
+    if (batches.rates()) step.set_lr(batches.rates()[taken_]);
+    for (TrainStepLayer& layer : chain_)
+      for (ParameterUpdate* const update : {&layer.weight_update, &layer.bias_update}) advance(*update, step);
   }
-
-  void read_loss(Batch& batch, TrainStepArgs& args) const {
-    const TensorView weight = read_plain(parameters_[parameters_.size() - 2].object);
-    args.dtype = weight.dtype;
-    refuse_if(args.dtype != DType::f32 && args.dtype != DType::f64,
-              "the parameters are neither float32 nor float64");
-    const int64_t m = args.input.shape[0], classes = weight.ndim == 2 ? weight.shape[0] : 0;
-    refuse_if(classes == 0, "the last layer has no outputs");
-    const bool vector = squeeze_ && classes == 1;
-    check_not_negated(batch.target.ptr());
-    TensorView target = read_plain(batch.target.ptr());
-    if (!target.is_contiguous()) {
-      static PyObject* const contiguous = interned("contiguous");
-      batch.target = owned(PyObject_CallMethodNoArgs(batch.target.ptr(), contiguous));
-      target = read_plain(batch.target.ptr());
-    }
-    args.target = target.data;
-    args.loss = batch.loss.data;
-    check_dtype(kOp, "loss", batch.loss, args.dtype);
-    check_same_shape(kOp, "loss", batch.loss, TensorView{});
-    CrossEntropyArgs& loss = args.cross_entropy;
-    loss.reduction = static_cast<Reduction>(batch.reduction);
-    refuse_if(loss.reduction == Reduction::none, "the loss is not reduced to one number");
-    args.mean = loss.reduction == Reduction::mean;
-    if (batch.loss_kind == "mse_loss") {
-      static PyObject* const requires_grad = interned("requires_grad");
-      args.loss_kind = TrainStepLoss::mean_squared_error;
-      refuse_if(is_true(batch.target.ptr(), requires_grad), "the target requires grad");
-      refuse_if(target.dtype != args.dtype, "the target has another dtype than the model");
-      refuse_if(
-          target.ndim != (vector ? 1 : 2) || target.shape[0] != m || (!vector && target.shape[1] != classes),
-          "the target has another shape than the output");
-      return;
-    }
-    args.loss_kind = TrainStepLoss::cross_entropy;
-    refuse_if(vector, "the output has no classes");
-    refuse_if(target.dtype != DType::i64 && target.dtype != DType::u8,
-              "the target holds no class indices of int64 or uint8");
-    refuse_if(target.ndim != 1 || target.shape[0] != m, "the target has another batch size than the input");
-    loss.dtype = args.dtype;
-    loss.outer = m;
-    loss.classes = loss.outer_stride = classes;
-    loss.inner = 1;
-    loss.target_dtype = target.dtype;
-    loss.target = target.data;
-    loss.ignore_index = batch.ignore_index;
-    loss.label_smoothing = batch.label_smoothing;
-    loss.z_loss = batch.z_loss;
-    if (batch.class_weight.is_none()) return;
-    const TensorView class_weight = read_plain(batch.class_weight.ptr());
-    refuse_if(class_weight.dtype != args.dtype || class_weight.ndim != 1 ||
-                  class_weight.shape[0] != classes || !class_weight.is_contiguous(),
-              "the class weights do not fit the classes");
-    loss.weight = class_weight.data;
+  static void advance(ParameterUpdate& update, AdamStep& step) {
+    if (update.adam_options == &step.options()) step.advance(update.adam);
   }
-
-  static CrossEntropyTotals count_targets(const TrainStepArgs& args) {
-    const CrossEntropyTotals totals = cpu_kernels().cross_entropy.count(args.cross_entropy);
-    if (totals.bad_row >= 0) throw target_out_of_bounds(args.cross_entropy, totals.bad_row);
-    return totals;
+  static void advance(ParameterUpdate& update, SgdStep& step) {
+    if (update.sgd_options == &step.options()) step.advance(update.sgd);
   }
 
   template <class GroupStep>
-  void read_groups(const py::list& groups, const py::dict& state, const TrainStepArgs& args,
-                   std::vector<GroupStep>& steps) {
+  void read_groups(const py::list& groups, const py::dict& state, const TrainStepBatches& batches,
+                   const TrainStepArgs& args, std::vector<GroupStep>& steps) {
     steps.reserve(groups.size());
     size_t found = 0, wanted = 0;
     for (const py::handle group : groups) {
       GroupStep& step = steps.emplace_back(py::reinterpret_borrow<py::dict>(group), state, match_layout_);
+      if (batches.rates()) step.set_lr(batches.rates()[0]);
       const auto accept = [&](PyObject* object) {
         find(object);
         check_plain(object);
@@ -307,20 +233,18 @@ class TrainStep {
     update.sgd_options = &options;
   }
 
-  // Fills in the layers, with their buffers in `memory_`.
-  void lay_out(TrainStepArgs& args) {
-    const int64_t m = args.input.shape[0], size = dtype_size(args.dtype);
+  // Fills in the layers, with their buffers in `memory_`, where the targets that are gathered go too.
+  void lay_out(int64_t target_bytes, TrainStepArgs& args) {
+    const int64_t m = args.batch, size = dtype_size(args.dtype);
     const size_t depth = layers_.size();
     const bool bytes = args.input.dtype == DType::u8;
     refuse_if(!bytes && args.input.dtype != args.dtype, "the input has another dtype than the model");
-    refuse_if(bytes && args.input.shape[1] > 1 && args.input.strides[1] != 1,
-              "the rows of the images are not contiguous");
     const bool stored = keep_grad_ || max_norm_.has_value();
     Arena arena;
     std::vector<size_t>& at = offsets_;
     at.clear();
     int64_t width = args.input.shape[1], widest = 0;
-    at.push_back(arena.take(bytes ? m * width : 0, size));
+    at.push_back(arena.take(bytes || args.rows ? m * width : 0, size));
     work_ = 0;
     for (size_t l = 0; l < depth; ++l) {
       Parameter& weight = parameters_[2 * l];
@@ -339,9 +263,11 @@ class TrainStep {
       work_ += m * weight.view.numel();
     }
     const size_t even = arena.take(m * widest, size), odd = arena.take(m * widest, size);
+    const size_t targets = arena.take(target_bytes, 1);
     memory_.grow(arena.size());
     const auto address = [&](size_t offset) { return static_cast<char*>(memory_.data()) + offset; };
 
+    targets_ = address(targets);
     chain_.resize(depth);
     for (size_t l = 0; l < depth; ++l) {
       Parameter& weight = parameters_[2 * l];
@@ -376,9 +302,8 @@ class TrainStep {
   void* kept_gradient(Parameter& parameter) const {
     static PyObject* const grad_key = interned("grad");
     static PyObject* const empty_like = torch_attribute("torch", "empty_like");
-    static PyObject* const requires_grad = interned("requires_grad");
     parameter.gradient = owned(PyObject_GetAttr(parameter.object, grad_key));
-    if (parameter.gradient.is_none() || is_true(parameter.gradient.ptr(), requires_grad))
+    if (parameter.gradient.is_none() || requires_grad(parameter.gradient.ptr()))
       parameter.gradient = owned(PyObject_CallOneArg(empty_like, parameter.object));
     const TensorView view = read_plain(parameter.gradient.ptr());
     refuse_if(
@@ -414,7 +339,9 @@ class TrainStep {
   std::vector<TrainStepLayer> chain_;
   std::vector<size_t> offsets_;
   ScratchBuffer memory_;
+  void* targets_ = nullptr;  // in memory_
   int64_t work_ = 0;
+  int64_t taken_ = 0;
 };
 
 }  // namespace
@@ -425,13 +352,28 @@ void register_train_step(py::module_& m) {
                     std::optional<double>, bool, double, double, py::function>())
       .def("run",
            [](TrainStep& step, const py::list& groups, const py::dict& state, py::object input,
-              py::object target, const TensorView& loss, py::object class_weight, std::string loss_kind,
-              int reduction, int64_t ignore_index, double label_smoothing, double z_loss) {
-             Batch batch = {
-                 std::move(input), std::move(target), std::move(class_weight), loss,  std::move(loss_kind),
-                 reduction,        ignore_index,      label_smoothing,         z_loss};
+              py::object target, const TensorView& loss, py::tuple options) {
+             TrainStepBatches batch(std::move(input), std::move(target), loss, std::move(options));
              return step.run(groups, state, batch);
-           });
+           })
+      .def("run_batches",
+           [](TrainStep& step, const py::list& groups, const py::dict& state, py::object images,
+              py::object labels, const TensorView& losses, py::tuple options, const TensorView& rows,
+              const std::optional<TensorView>& rates) {
+             const int64_t steps = losses.numel();
+             check_dtype(kOp, "rows", rows, DType::i64);
+             check(steps > 0 && rows.numel() > 0 && rows.numel() % steps == 0 && rows.is_contiguous(), kOp,
+                   ": rows has shape ", shape_string(rows));
+             if (rates) {
+               check_vector(kOp, "rates", *rates, DType::f64, steps);
+               check_contiguous(kOp, "rates", *rates);
+             }
+             TrainStepBatches batches(std::move(images), std::move(labels), losses, std::move(options));
+             batches.set_rows(rows.as<int64_t>(), rates ? rates->as<double>() : nullptr, rows.numel() / steps,
+                              steps);
+             return step.run(groups, state, batches);
+           })
+      .def_property_readonly("taken", &TrainStep::taken);
 }
 
 }  // namespace fastnn

@@ -29,13 +29,21 @@ _not_taken: weakref.WeakKeyDictionary[torch.optim.Optimizer, _NotTaken] = weakre
 
 
 def train_on_chip(
-    step: TrainStep, images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor
+    step: TrainStep,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    permutation: Tensor,
+    rates: Tensor | None,
 ) -> Tensor | str:
-    """The losses of the epoch; or, with everything left as it is, why the kernel cannot run."""
+    """The losses of the epoch; or, with everything left as it is, why the kernel cannot run.
+
+    `rates` are those of `TrainStep.epoch`, float64 on the CPU.
+    """
     plan = step._find_plan()
     if not isinstance(plan, StepPlan):
         return plan.reason
-    batch = min(batch_size, len(images))
+    batch = min(batch_size, len(permutation))
     try:
         params = _parameters(plan)
         _check_step(step, plan)
@@ -54,7 +62,7 @@ def train_on_chip(
         on_device = count.device == images.device
         moments = state["exp_avg"], state["exp_avg_sq"]
         given.append((p, *moments, count if on_device else None, 0.0 if on_device else float(count)))
-    steps = -(-len(images) // batch)
+    steps = -(-len(permutation) // batch)
     losses = params[0].new_empty(steps)
     scratch = images.new_empty(kernels.epoch_scratch_bytes(steps))
     counts = [state["step"] for state in states if state["step"].device != images.device]
@@ -62,11 +70,12 @@ def train_on_chip(
     kernels.on_bad_index(_take_back)
     group = step.optimizer.param_groups[0]
     ignore_index = plan.loss_options()[3]
+    lr = (group["lr"], None) if rates is None else (0.0, rates.to(images.device))
     step._drop_gradients(list(step.model.parameters()))
     kernels.train_epoch(
         *(images.view(len(images), -1), labels, permutation.contiguous(), batch),
         *(1 / (255 * step.std), -step.mean / step.std, ignore_index, given),
-        *(group["lr"], *group["betas"], group["eps"], group["weight_decay"], _is_decoupled(step.optimizer)),
+        *(*lr, *group["betas"], group["eps"], group["weight_decay"], _is_decoupled(step.optimizer)),
         *(not_taken, losses, scratch, 0),
     )
     for values in given:

@@ -14,7 +14,7 @@ from torch.autograd.graph import increment_version
 
 from fastnn import _backend, _cuda_graph
 from fastnn._epoch import run_epoch
-from fastnn._step_plan import Loss, Refused, StepPlan, make_plan, make_state
+from fastnn._step_plan import Loss, LossOptions, Refused, StepPlan, make_plan, make_state
 from fastnn.nn.utils import clip_grad_norm_
 
 
@@ -226,12 +226,21 @@ class TrainStep:
             return self._eager(input, target)
 
     def epoch(
-        self, images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        permutation: Tensor | None = None,
+        *,
+        lr: Sequence[float] | Tensor | None = None,
     ) -> Tensor:
         """Take a step on each batch of a data set, as ``step(images[rows], labels[rows])`` in a loop does.
 
-        The learning rate is that of the start of the epoch: a schedule that changes it within one needs the
-        loop. For images in the order they have, give ``torch.arange(N)`` as `permutation`.
+        For images in the order they have, give ``torch.arange(N)`` as `permutation`.
+
+        On the CPU one native call gathers the batches and takes many steps, bit by bit those of the loop,
+        wherever a step is native and the rows of `images` and `labels` are contiguous: it costs no Python
+        between steps, which for a small network is half of a step's time.
 
         On a CUDA device of compute capability 9.0 one launch takes all steps (tested on an emulator, not yet
         on a GPU), weights and the optimizer's state staying on the chip meanwhile, where they fit: for
@@ -244,16 +253,19 @@ class TrainStep:
             images: `(N, ...)`, the model's inputs, or uint8 images.
             labels: `(N,)`, or `(N, ...)` where the loss takes such targets; on the device of `images`.
             batch_size: images a step. The last batch is smaller where it does not divide N.
-            permutation: int64 `(N,)`, the order of the images, on their device; by default a new
-                ``torch.randperm(N)``. It is not looked at whether every image comes once.
+            permutation: int64 `(P,)`, the rows of `images` in the order in which they are trained on, on
+                their device; by default a new ``torch.randperm(N)``. Some may be left out or come again.
+            lr: the learning rate of each step, `(ceil(P / batch_size),)`, for all groups of the optimizer,
+                which keep their own for later; by default each step has that of its group.
 
         Returns:
-            The loss of each step before its update, detached: `(ceil(N / batch_size),)`, on the device of
+            The loss of each step before its update, detached: `(ceil(P / batch_size),)`, on the device of
             the loss.
 
         Raises:
             TypeError: an argument is of the wrong type, or `permutation` is not int64.
-            ValueError: there are no images, lengths or devices differ, or `batch_size` is not positive.
+            ValueError: there are no images, lengths or devices differ, `batch_size` is not positive, or a
+                rate is negative.
             IndexError: a class index or an entry of `permutation` is out of range; the steps before have been
                 taken. Where one launch takes all steps, none is then: the losses are NaN, and it is a later
                 call of a fastnn function that raises, or under ``FASTNN_CHECK=1`` this one. Step counts that
@@ -261,7 +273,7 @@ class TrainStep:
             Whatever else model, loss and optimizer raise.
         """
         with self._lock:
-            return run_epoch(self, images, labels, batch_size, permutation)
+            return run_epoch(self, images, labels, batch_size, permutation, lr)
 
     def _find_plan(self) -> StepPlan | Refused:
         """The plan as long as it holds, else a new one."""
@@ -273,6 +285,16 @@ class TrainStep:
 
     def _native(self, input: Any, target: Tensor) -> Tensor | str:
         """Take the step natively, or leave everything as it is and say why that cannot be."""
+        ready = self._ready(input)
+        if isinstance(ready, str):
+            return ready
+        plan, options, weight = ready
+        loss: Tensor = weight.new_empty(())
+        reason = self._call(plan.native.run, input, target, loss, options)
+        return loss if reason is None else reason
+
+    def _ready(self, input: Any) -> tuple[StepPlan, LossOptions, Tensor] | str:
+        """Plan, options of the loss and the last layer's weight; or why the native call cannot be tried."""
         plan = self._find_plan()
         if isinstance(plan, Refused):
             return plan.reason
@@ -288,16 +310,19 @@ class TrainStep:
             return "the last layer has no weight"
         if not isinstance(input, Tensor):
             return f"the input is a {type(input).__name__}, not a tensor"
-        loss: Tensor = weight.new_empty(())
+        return plan, options, weight
+
+    def _call(self, run: Callable[..., Any], *arguments: Any) -> str | None:
+        """Call the plan's native `run`; why it has done nothing, or None."""
         optimizer = self.optimizer
-        written = plan.native.run(optimizer.param_groups, optimizer.state, input, target, loss, *options)
+        written = run(optimizer.param_groups, optimizer.state, *arguments)
         if written is None:
             make_state(optimizer)
-            written = plan.native.run(optimizer.param_groups, optimizer.state, input, target, loss, *options)
+            written = run(optimizer.param_groups, optimizer.state, *arguments)
         if type(written) is list:
             increment_version(written)
             optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
-            return loss
+            return None
         return "the optimizer has no state" if written is None else str(written).splitlines()[0]
 
     def _graphed(self, input: Tensor, target: Any) -> Tensor | str:

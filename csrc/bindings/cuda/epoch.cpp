@@ -61,9 +61,9 @@ std::string why_not(const TensorView& w1, const TensorView& w2, int64_t batch, i
 
 void train(const TensorView& images, const TensorView& labels, const TensorView& order, int64_t batch,
            double scale, double shift, int64_t ignore_index, const std::vector<pybind11::tuple>& parameters,
-           double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled,
-           const std::optional<TensorView>& not_taken, const TensorView& losses, const TensorView& scratch,
-           int cluster) {
+           double lr, const std::optional<TensorView>& rates, double beta1, double beta2, double eps,
+           double weight_decay, bool decoupled, const std::optional<TensorView>& not_taken,
+           const TensorView& losses, const TensorView& scratch, int cluster) {
   check(parameters.size() == kEpochParameters, kOp, ": expected 4 parameters");
   std::vector<State> states;
   for (const pybind11::tuple& parameter : parameters) states.push_back(read_state(parameter));
@@ -71,14 +71,16 @@ void train(const TensorView& images, const TensorView& labels, const TensorView&
   args.shape = shape_of(states[0].value, states[2].value, batch);
   const auto [features, hidden, classes, rows] = args.shape;
   check_ndim(kOp, "images", images, 2);
-  args.count = images.shape[0];
-  check(args.count > 0, kOp, ": there are no images");
-  check_matrix(kOp, "images", images, DType::u8, args.count, features);
+  args.held = images.shape[0];
+  check_matrix(kOp, "images", images, DType::u8, args.held, features);
   check_contiguous(kOp, "images", images);
-  for (const TensorView* t : {&labels, &order}) {
-    check_vector(kOp, t == &labels ? "labels" : "permutation", *t, DType::i64, args.count);
-    check_contiguous(kOp, t == &labels ? "labels" : "permutation", *t);
-  }
+  check_vector(kOp, "labels", labels, DType::i64, args.held);
+  check_contiguous(kOp, "labels", labels);
+  check_ndim(kOp, "permutation", order, 1);
+  args.count = order.shape[0];
+  check(args.count > 0, kOp, ": there are no images");
+  check_vector(kOp, "permutation", order, DType::i64, args.count);
+  check_contiguous(kOp, "permutation", order);
   args.parameters[0] = read_parameter("W1", states[0], hidden, features);
   args.parameters[1] = read_parameter("b1", states[1], hidden, 0);
   args.parameters[2] = read_parameter("W2", states[2], classes, hidden);
@@ -86,6 +88,10 @@ void train(const TensorView& images, const TensorView& labels, const TensorView&
   if (not_taken) check_vector(kOp, "not_taken", *not_taken, DType::i64, 1);
   check_vector(kOp, "losses", losses, DType::f32, epoch_steps(args));
   check_contiguous(kOp, "losses", losses);
+  if (rates) {
+    check_vector(kOp, "lr", *rates, DType::f64, epoch_steps(args));
+    check_contiguous(kOp, "lr", *rates);
+  }
   check_vector(kOp, "scratch", scratch, DType::u8,
                static_cast<int64_t>(epoch_scratch_bytes(epoch_steps(args))));
   check_contiguous(kOp, "scratch", scratch);
@@ -98,6 +104,7 @@ void train(const TensorView& images, const TensorView& labels, const TensorView&
   args.shift = static_cast<float>(shift);
   args.ignore_index = ignore_index;
   args.adam.lr = lr;
+  args.rates = rates ? rates->as<double>() : nullptr;
   args.adam.beta1 = beta1;
   args.adam.beta2 = beta2;
   args.adam.eps = eps;
@@ -106,7 +113,7 @@ void train(const TensorView& images, const TensorView& labels, const TensorView&
   args.not_taken = not_taken ? not_taken->as<int64_t>() : nullptr;
   args.losses = losses.as<float>();
 
-  const CudaCall call(kOp, {&images, &labels, &order, pointer(not_taken), &losses, &scratch});
+  const CudaCall call(kOp, {&images, &labels, &order, pointer(rates), pointer(not_taken), &losses, &scratch});
   for (const State& s : states) common_device(kOp, {&images, &s.value, &s.m, &s.v, pointer(s.step)});
   raise_bad_index();
   train_epoch(args, cluster, scratch.data, call.stream());

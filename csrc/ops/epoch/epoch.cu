@@ -37,8 +37,9 @@ __global__ void __launch_bounds__(kPrepareThreads)
   const int64_t first = int64_t{blockIdx.x} * kPrepareThreads + threadIdx.x;
   const int64_t all = int64_t{gridDim.x} * kPrepareThreads;
   for (int64_t i = first; i < args.count; i += all) {
-    const int64_t label = args.labels[i], row = args.order[i];
-    const bool bad_row = row < 0 || row >= args.count;
+    const int64_t row = args.order[i];
+    const bool bad_row = row < 0 || row >= args.held;
+    const int64_t label = bad_row ? 0 : args.labels[row];
     if (!bad_row && (label == args.ignore_index || (label >= 0 && label < args.shape.classes))) continue;
     bad->index = bad_row ? row : label;
     __threadfence_system();
@@ -52,8 +53,10 @@ __global__ void __launch_bounds__(kPrepareThreads)
     const double before = of.step          ? double{*of.step}
                           : args.not_taken ? of.step_before - static_cast<double>(*args.not_taken)
                                            : of.step_before;
-    const AdamScales scales = adam_scales(args.adam, before + static_cast<double>(step) + 1);
-    p.constants[step][parameter] = adam_constants<float>(args.adam, scales.step_size, scales.denom_scale);
+    AdamOptions adam = args.adam;
+    if (args.rates) adam.lr = args.rates[step];
+    const AdamScales scales = adam_scales(adam, before + static_cast<double>(step) + 1);
+    p.constants[step][parameter] = adam_constants<float>(adam, scales.step_size, scales.denom_scale);
   }
 }
 

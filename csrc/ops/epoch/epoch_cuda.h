@@ -1,13 +1,13 @@
 // An epoch of training steps in one launch, for a network with one hidden layer that fits on the chip.
 //
-//   x = byte * scale + shift          (batch, K), of the images that the permutation names next
+//   x = byte * scale + shift          (batch, K), of the images that the order names next
 //   h = relu(x W1^T + b1)             W1 (H, K), b1 (H)
 //   z = h W2^T + b2                   W2 (C, H), b2 (C)
 //   loss = mean over the rows whose label is not ignore_index of logsumexp(z) - z[label]
 // and Adam's update (ops/adam/adam.h, without amsgrad) of W1, b1, W2 and b2. Everything is float32 and
-// contiguous. A batch without a row that counts has the loss NaN and gradients of 0. Where a label or an
-// entry of the permutation is out of range nothing is updated and all losses are NaN; see bad_index() of
-// ops/cross_entropy/cross_entropy_cuda.h.
+// contiguous. A batch without a row that counts has the loss NaN and gradients of 0. Where an entry of the
+// order or the label of an image in it is out of range nothing is updated and all losses are NaN; see
+// bad_index() of ops/cross_entropy/cross_entropy_cuda.h.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -36,14 +36,16 @@ struct EpochParameter {
 
 struct EpochArgs {
   EpochShape shape;
-  int64_t count;          // of images
-  const uint8_t* images;  // (count, K)
-  const int64_t* labels;  // (count)
+  int64_t held;           // images there are
+  int64_t count;          // images that are trained on
+  const uint8_t* images;  // (held, K)
+  const int64_t* labels;  // (held)
   const int64_t* order;   // (count)
   float scale, shift;
   int64_t ignore_index;
   EpochParameter parameters[kEpochParameters];
   AdamOptions adam;
+  const double* rates;  // (steps) for each its learning rate, or null: that of `adam`
   // How many of the steps in step_before were not taken, because an index of their epoch was out of range;
   // where one of this epoch is, its steps are added. Or null where no step_before is used.
   int64_t* not_taken;

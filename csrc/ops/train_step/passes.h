@@ -21,17 +21,52 @@ inline const TensorView& saved_of(const TrainStepLayer& layer) {
   return from_preactivation(layer.activation) ? layer.preactivation : layer.output;
 }
 
-template <class T>
-void normalise_bytes(const TrainStepArgs& args) {
-  const int64_t k = args.images.shape[1];
-  const T scale = static_cast<T>(args.byte_scale), shift = static_cast<T>(args.byte_shift);
-  parallel_for(args.images.shape[0], ceil_div(kPassGrain, k + 1), [&](int64_t begin, int64_t end) {
+// Named rows lie in an order that no prefetcher foresees: each is asked for so many rows before its turn.
+constexpr int64_t kRowsAhead = 4, kLineBytes = 64;
+
+// Calls use(i, row) for each row of a batch: those of `from` that are named, or with null all of them.
+template <class Use>
+void each_row(const void* from, int64_t stride_bytes, int64_t row_bytes, const int64_t* rows, int64_t m,
+              int64_t grain, const Use& use) {
+  const char* const first = static_cast<const char*>(from);
+  parallel_for(m, grain, [&](int64_t begin, int64_t end) {
+    const auto ask_for = [&](int64_t i) {
+      const char* const row = first + rows[i] * stride_bytes;
+      for (int64_t at = 0; at < row_bytes; at += kLineBytes) __builtin_prefetch(row + at);
+      __builtin_prefetch(row + row_bytes - 1);
+    };
+    if (rows)
+      for (int64_t i = begin; i < min(begin + kRowsAhead, end); ++i) ask_for(i);
     for (int64_t i = begin; i < end; ++i) {
-      const uint8_t* const from = args.input.as<const uint8_t>() + i * args.input.strides[0];
-      T* const to = args.images.as<T>() + i * k;
-      for (int64_t j = 0; j < k; ++j) to[j] = static_cast<T>(from[j]) * scale + shift;
+      if (rows && i + kRowsAhead < end) ask_for(i + kRowsAhead);
+      use(i, first + (rows ? rows[i] : i) * stride_bytes);
     }
   });
+}
+
+inline void gather(const void* from, int64_t row_bytes, const int64_t* rows, int64_t m, void* to) {
+  each_row(from, row_bytes, row_bytes, rows, m, ceil_div(kPassGrain, row_bytes + 1),
+           [&](int64_t i, const char* row) {
+             __builtin_memcpy(static_cast<char*>(to) + i * row_bytes, row, static_cast<size_t>(row_bytes));
+           });
+}
+
+// Where the input is not to be used in place.
+template <class T>
+void make_images(const TrainStepArgs& args) {
+  const bool bytes = args.input.dtype == DType::u8;
+  const int64_t k = args.images.shape[1], size = bytes ? 1 : sizeof(T);
+  const T scale = static_cast<T>(args.byte_scale), shift = static_cast<T>(args.byte_shift);
+  each_row(args.input.data, args.input.strides[0] * size, k * size, args.rows, args.batch,
+           ceil_div(kPassGrain, k + 1), [&](int64_t i, const char* row) {
+             T* const to = args.images.as<T>() + i * k;
+             if (bytes) {
+               const uint8_t* const from = reinterpret_cast<const uint8_t*>(row);
+               for (int64_t j = 0; j < k; ++j) to[j] = static_cast<T>(from[j]) * scale + shift;
+             } else {
+               __builtin_memcpy(to, row, static_cast<size_t>(k * size));
+             }
+           });
 }
 
 // g *= act'(z), on the last layer; below it the products do this as they write.

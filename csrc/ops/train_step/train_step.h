@@ -1,6 +1,6 @@
 // A training step of a chain of linear layers: forward, loss, backward, gradient clipping and update, as one
 // parallel region that allocates nothing once its buffers have grown to the batch.
-//   h_{-1} = x, or x / 255 normalised where it is given in bytes
+//   h_{-1} = x, or x / 255 normalised where it is given in bytes; or the rows of it that are named
 //   h_l    = act_l(h_{l-1} W_l^T + b_l)                 W_l (N_l, K_l)  b_l (N_l)  h_l (M, N_l)
 //   loss   = cross-entropy (ops/cross_entropy) or mean squared error of h_{L-1} and the target
 //   g_l    = gradient in what goes into act_l           (M, N_l)
@@ -45,9 +45,11 @@ struct TrainStepLayer {
 enum class TrainStepLoss : int { cross_entropy, mean_squared_error };
 
 struct TrainStepArgs {
-  DType dtype;        // f32 or f64: of everything but bytes and indices
-  TensorView input;   // (M, K) of dtype, any strides; or of bytes, with contiguous rows
-  TensorView images;  // (M, K) contiguous: where bytes go as byte * byte_scale + byte_shift
+  DType dtype;          // f32 or f64: of everything but bytes and indices
+  int64_t batch;        // M
+  TensorView input;     // (M, K) of dtype, any strides; or of bytes, with contiguous rows
+  const int64_t* rows;  // (M), or null: the input is (N, K) with contiguous rows, and these make the batch
+  TensorView images;    // (M, K) contiguous: where named rows go, and bytes as byte * byte_scale + byte_shift
   double byte_scale;
   double byte_shift;
   TrainStepLayer* layers;
@@ -64,6 +66,8 @@ struct TrainStepArgs {
 
 struct TrainStepKernels {
   void (*run)(const TrainStepArgs& args);
+  // to (m, row_bytes) = the named rows of from (N, row_bytes).
+  void (*gather)(const void* from, int64_t row_bytes, const int64_t* rows, int64_t m, void* to);
 };
 
 namespace FASTNN_ISA {

@@ -23,13 +23,14 @@ class Step {
  public:
   explicit Step(const TrainStepArgs& args)
       : args_(args),
-        x_(args.input.dtype == DType::u8 ? args.images : args.input),
-        m_(args.input.shape[0]),
+        copied_(args.input.dtype == DType::u8 || args.rows),
+        x_(copied_ ? args.images : args.input),
+        m_(args.batch),
         last_(args.layers[args.depth - 1]) {}
 
   void run() const {
     const FlushSubnormals flush;
-    if (args_.input.dtype == DType::u8) normalise_bytes<T>(args_);
+    if (copied_) make_images<T>(args_);
     forward();
     loss();
     backward();
@@ -113,6 +114,7 @@ class Step {
   }
 
   const TrainStepArgs& args_;
+  const bool copied_;
   const TensorView x_;
   const int64_t m_;
   const TrainStepLayer& last_;
@@ -122,7 +124,7 @@ class Step {
 int64_t multiply_adds(const TrainStepArgs& args) {
   int64_t sum = 0;
   for (int64_t l = 0; l < args.depth; ++l) sum += (l ? 3 : 2) * args.layers[l].weight.numel();
-  return sum * args.input.shape[0];
+  return sum * args.batch;
 }
 
 void run(const TrainStepArgs& args) {
@@ -138,6 +140,6 @@ void run(const TrainStepArgs& args) {
 
 }  // namespace
 
-TrainStepKernels train_step_kernels() { return {run}; }
+TrainStepKernels train_step_kernels() { return {run, gather}; }
 
 }  // namespace fastnn::FASTNN_ISA

@@ -1,0 +1,58 @@
+// What a call of TrainStep is given besides model and optimizer: input, target and the loss's options.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "core/tensor_view.h"
+#include "ops/train_step/train_step.h"
+
+namespace fastnn {
+
+// The batches of a call: one, or the batches of a data set, each of which has the next `size` of the rows
+// that are named.
+class TrainStepBatches {
+ public:
+  // `loss` is written. `options`: class weight or None, name of the loss, reduction, ignore_index,
+  // label_smoothing, z_loss.
+  TrainStepBatches(pybind11::object input, pybind11::object target, const TensorView& loss,
+                   pybind11::tuple options)
+      : input_(std::move(input)), target_(std::move(target)), losses_(loss), options_(std::move(options)) {}
+
+  // Make input and target a data set. `rows` (steps * size); `rates` (steps), or null: the learning rate of
+  // each step. There is a loss for each step then.
+  void set_rows(const int64_t* rows, const double* rates, int64_t size, int64_t steps) {
+    rows_ = rows;
+    rates_ = rates;
+    size_ = size;
+    steps_ = steps;
+  }
+
+  // Check and fill in what the first layer and the loss read, of the first batch; throw NotCovered.
+  // `flatten`: the input's dimensions behind the first are one.
+  void read_input(bool flatten, TrainStepArgs& args) const;
+  // `squeeze`: the output has no second dimension where that is 1.
+  void read_target(const TensorView& last_weight, bool squeeze, TrainStepArgs& args);
+
+  // Goes on to the batch of step `step`, its targets gathered to `targets`. False where a row or a class
+  // index is out of range; for an only batch that throws.
+  bool take(int64_t step, void* targets, TrainStepArgs& args, CrossEntropyTotals& totals) const;
+  int64_t gathered_target_bytes() const { return rows_ ? size_ * target_row_bytes_ : 0; }
+
+  int64_t steps() const { return steps_; }
+  const double* rates() const { return rates_; }
+
+ private:
+  pybind11::object input_, target_;
+  TensorView losses_;
+  pybind11::tuple options_;
+  const int64_t* rows_ = nullptr;
+  const double* rates_ = nullptr;
+  int64_t size_ = 0, steps_ = 1;
+  TensorView target_view_;
+  int64_t target_row_bytes_ = 0;
+};
+
+}  // namespace fastnn
