@@ -42,8 +42,8 @@ def data(device: str) -> tuple[Tensor, Tensor, Tensor]:
     return images.to(device), torch.randint(5, (23,)).to(device), torch.randperm(23).to(device)
 
 
-def decided(step: fastnn.TrainStep, *arguments: Any) -> tuple[Any, Any]:
-    seen = fastnn.explain(step.epoch, *arguments)
+def decided(step: fastnn.TrainStep, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+    seen = fastnn.explain(step.epoch, *arguments, **options)
     return next(d.reason for d in seen.decisions if d.op == "train_epoch"), seen.result
 
 
@@ -75,6 +75,22 @@ def test_same_as_the_loop(batch_size: int, device: str, monkeypatch: pytest.Monk
     torch.optim.lr_scheduler.StepLR(twin.optimizer, 1).step()
     _, losses = decided(step, images, labels, batch_size, order)
     compare(step, twin, losses, torch.stack([twin(images[r], labels[r]) for r in rows]))
+
+
+def test_some_rows_at_rates_of_their_own(device: str) -> None:
+    images, labels, order = data(device)
+    step = a_step(device)
+    twin = copy.deepcopy(step)
+    rows, rates = torch.cat([order[:12], order[:7]]), [0.02, 0.0, 0.01]
+    why, losses = decided(step, images, labels, 8, rows, lr=rates)
+    assert why is None
+    expected = []
+    for batch, rate in zip(rows.split(8), rates, strict=True):
+        twin.optimizer.param_groups[0]["lr"] = rate
+        expected.append(twin(images[batch], labels[batch]))
+    compare(step, twin, losses, torch.stack(expected))
+    assert step.optimizer.param_groups[0]["lr"] == 1e-2
+    assert counts(step) == [3] * 4
 
 
 def _hook(step: fastnn.TrainStep) -> None:

@@ -45,6 +45,7 @@ class Problem(NamedTuple):
     v: list[Tensor]
     steps_before: float
     options: dict[str, Any]
+    rates: list[float] | None = None
 
 
 def a_problem(
@@ -91,7 +92,9 @@ def reference(problem: Problem, batch: int, ignore_index: int) -> tuple[Tensor, 
         }
     x = (problem.images.double() / 255 - MEAN) / STD
     losses = []
-    for rows in problem.order.split(batch):
+    for number, rows in enumerate(problem.order.split(batch)):
+        if problem.rates is not None:
+            optimizer.param_groups[0]["lr"] = problem.rates[number]
         h = F.relu(F.linear(x[rows], *values[:2]))
         target = problem.labels[rows]
         loss = F.cross_entropy(F.linear(h, *values[2:]), target, ignore_index=ignore_index)
@@ -117,7 +120,7 @@ def run(
     cuda, device = kernels
     moved = [[t.to(device, copy=True) for t in tensors] for tensors in problem[3:6]]
     steps = [torch.tensor(float(problem.steps_before), device=device) for _ in range(4)]
-    count = -(-len(problem.images) // batch)
+    count = -(-len(problem.order) // batch)
     losses = torch.empty(count, device=device)
     scratch = torch.empty(cuda.epoch_scratch_bytes(count), dtype=torch.uint8, device=device)
     parameters = [
@@ -125,10 +128,13 @@ def run(
         for p, m, v, step in zip(*moved, steps, strict=True)
     ]
     o = problem.options
+    rates = None
+    if problem.rates is not None:
+        rates = torch.tensor(problem.rates, dtype=torch.float64, device=device)
     images, labels, order = (t.to(device) for t in problem[:3])
     cuda.train_epoch(
         *(images, labels, order, batch, 1 / (255 * STD), -MEAN / STD, ignore_index, parameters),
-        *(o["lr"], *o["betas"], o["eps"], o["weight_decay"], o["decoupled"]),
+        *(o["lr"], rates, *o["betas"], o["eps"], o["weight_decay"], o["decoupled"]),
         *(not_taken, losses, scratch, cluster),
     )
     return losses.cpu(), [t.cpu() for tensors in moved for t in tensors], [t.cpu() for t in steps]
@@ -185,6 +191,20 @@ def test_options(options: dict[str, Any], device_steps: bool, kernels: Kernels) 
     problem = a_problem(**options)
     steps = check(kernels, problem, 8, device_steps=device_steps)[2]
     assert steps == [problem.steps_before + (5 if device_steps else 0)] * 4
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_a_rate_for_each_step(decoupled: bool, kernels: Kernels) -> None:
+    problem = a_problem(weight_decay=0.1, decoupled=decoupled)
+    check(kernels, problem._replace(rates=[0.02, 0.0, 1e-3, 0.01, 3e-3]), 8)
+
+
+@pytest.mark.parametrize("rows", [3, 20, 90])
+def test_rows_left_out_and_again(rows: int, kernels: Kernels) -> None:
+    problem = a_problem()
+    problem = problem._replace(order=torch.randint(36, (rows,)))
+    problem.labels[36] = 99  # never looked at
+    check(kernels, problem, 8)
 
 
 def test_one_batch_at_a_time_where_two_do_not_fit(kernels: Kernels) -> None:
@@ -281,5 +301,9 @@ def test_bad_tensors(kernels: Kernels) -> None:
         run(kernels, problem._replace(images=problem.images.float()), 8)
     with pytest.raises(RuntimeError, match="labels has shape"):
         run(kernels, problem._replace(labels=problem.labels[:5]), 8)
+    with pytest.raises(RuntimeError, match="lr has shape"):
+        run(kernels, problem._replace(rates=[0.1]), 8)
+    with pytest.raises(RuntimeError, match="there are no images"):
+        run(kernels, problem._replace(order=problem.order[:0]), 8)
     with pytest.raises(RuntimeError, match="b1 has shape"):
         run(kernels, problem._replace(values=[problem.values[0], torch.zeros(3), *problem.values[2:]]), 8)
