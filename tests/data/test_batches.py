@@ -17,7 +17,7 @@ def make(dtype: torch.dtype = torch.uint8, seed: int = 0) -> Batches:
 
 
 def epoch_labels(batches: Batches) -> list[int]:
-    return torch.cat([batches.get(index)[1] for index in range(len(batches))]).tolist()
+    return batches.labels[batches.rows(0, len(batches))].tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -26,11 +26,13 @@ def test_each_sample_comes_once_with_its_label(dtype: torch.dtype) -> None:
     assert len(batches) == 5
     sizes = []
     for index in range(len(batches)):
-        images, labels = batches.get(index)
+        rows = batches.rows(index, index + 1)
+        images, labels = batches.images[rows], batches.labels[rows]
         sizes.append(len(labels))
         assert images.dtype == dtype
         assert torch.equal(images, labels[:, None].to(dtype).expand(-1, 7))
     assert sizes == [5, 5, 5, 5, 3]
+    assert torch.equal(batches.rows(1, 5), torch.cat([batches.rows(1, 3), batches.rows(3, 5)]))
     assert sorted(epoch_labels(batches)) == list(range(23))
 
 

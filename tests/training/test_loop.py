@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastnn.training import run as run_module
 from fastnn.training.checkpoint import Checkpoint
 from fastnn.training.loop import deferred_interrupt, train
 from fastnn.training.run import Milestone, Run
@@ -71,7 +72,10 @@ def test_a_finished_run_is_left_alone(make_run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [5, 11, 15])
-def test_an_interrupted_run_continues_bit_by_bit(make_run, tmp_path: Path, stop: int) -> None:
+def test_an_interrupted_run_continues_bit_by_bit(
+    make_run, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_MOST_STRIDE", 1)
     whole, first, path = make_run(), make_run(), tmp_path / "c"
     train([whole], [tmp_path / "whole"], Log())
     with deferred_interrupt() as interrupted:

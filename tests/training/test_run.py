@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 from fastnn import _backend
-from fastnn.data import Dataset, normalise
+from fastnn.data import Batches, Dataset, normalise
+from fastnn.training import run as run_module
 from fastnn.training.checkpoint import Checkpoint
-from fastnn.training.model import Parts, Step, describe, fastnn_step, rehearse, torch_step
+from fastnn.training.model import Parts, Steps, describe, fastnn_steps, rehearse, torch_steps
 from fastnn.training.run import Run
 
 BOTH = pytest.mark.parametrize("native", [False, True], ids=["fastnn", "torch"])
@@ -32,6 +34,11 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.parts.model.state_dict().items()}
 
 
+def first_batch(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = run.batches.rows(0, 1)
+    return run.batches.images[rows], run.batches.labels[rows]
+
+
 def assert_bitwise(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
@@ -42,7 +49,7 @@ def test_torch_and_fastnn_start_from_the_same_weights_and_see_the_same_batches(m
     ours, theirs = make_run(), make_run(native=True)
     assert_bitwise(weights(ours), weights(theirs))
     assert list(weights(ours)) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    (bytes_, labels), (images, same) = ours.batches.get(3), theirs.batches.get(3)
+    (bytes_, labels), (images, same) = first_batch(ours), first_batch(theirs)
     assert torch.equal(labels, same)
     assert bytes_.dtype == torch.uint8
     assert torch.equal(normalise(bytes_, ours.data.mean, ours.data.std, torch.float32), images)
@@ -74,15 +81,15 @@ def test_a_step_is_that_of_float64(make_run, native: bool) -> None:
     """Loss and weights after one step of plain gradient descent on normalised pixels."""
     run = make_run(native=native, dtype="float64")
     model = copy.deepcopy(run.parts.model)
-    images, labels = run.batches.get(0)
+    images, labels = first_batch(run)
     if not native:
         images = (images.double() - run.data.mean) / run.data.std
     loss = torch.nn.functional.cross_entropy(model(images), labels)
     loss.backward()
-    sgd = torch.optim.SGD(run.parts.model.parameters(), lr=0.5)
+    sgd = torch.optim.SGD(run.parts.model.parameters(), lr=0.1)
     parts = run.parts._replace(optimizer=sgd)
-    step = torch_step(parts) if native else fastnn_step(parts, run.data.mean, run.data.std)
-    told = step(*run.batches.get(0))
+    take = torch_steps(parts) if native else fastnn_steps(parts, run.data.mean, run.data.std)
+    (told,) = take(run.batches, 0, [0.5])
     assert not told.requires_grad
     torch.testing.assert_close(told, loss.detach())
     for before, after in zip(model.parameters(), run.parts.model.parameters(), strict=True):
@@ -133,10 +140,14 @@ def test_a_constant_rate_can_be_continued_for_longer(make_run, tmp_path: Path) -
     assert_bitwise(weights(whole), weights(resumed))
 
 
-def test_advance_stops_at_the_epochs_end_at_the_last_step_and_when_told(make_run) -> None:
+def test_advance_stops_at_the_epochs_end_at_the_last_step_and_when_told(
+    make_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "_MOST_STRIDE", 1)
     run = make_run(epochs=1)
     calls = iter([False, False, True])
     assert run.advance(100, lambda: next(calls)) == 3
+    monkeypatch.undo()
     assert run.advance(100) == 8
     assert run.test_due
     run.test()
@@ -148,11 +159,11 @@ def test_a_rehearsal_changes_nothing(make_run) -> None:
     run = make_run()
     run.advance(3)
     before, state = weights(run), run.checkpoint().optimizer["state"][0]["exp_avg"].clone()
-    stepping = partial(fastnn_step, mean=run.data.mean, std=run.data.std)
-    rehearse(run.parts, stepping, *run.batches.get(0))
+    stepping = partial(fastnn_steps, mean=run.data.mean, std=run.data.std)
+    rehearse(run.parts, stepping, run.batches)
     assert_bitwise(before, weights(run))
     assert torch.equal(state, run.parts.optimizer.state_dict()["state"][0]["exp_avg"])
-    stepping(run.parts)(*run.batches.get(0))
+    stepping(run.parts)(run.batches, 0, [1e-3])
     assert not torch.equal(before["0.weight"], weights(run)["0.weight"])
 
 
@@ -171,16 +182,16 @@ def test_a_reason_of_the_first_step_alone_is_not_told(make_run) -> None:
         pytest.skip("needs the compiled module")
     reasons = iter(["the first step", None])
 
-    def stepping(parts: Parts) -> Step:
-        def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def stepping(parts: Parts) -> Steps:
+        def take(batches: Batches, first: int, rates: Sequence[float]) -> torch.Tensor:
             _backend.decide("train_step", next(reasons))
-            return torch.zeros(())
+            return torch.zeros(1)
 
-        return step
+        return take
 
     run = make_run()
-    words = rehearse(run.parts, stepping, *run.batches.get(0))
-    assert words == f"fastnn {_backend.cpu.isa}, one call a step"
+    words = rehearse(run.parts, stepping, run.batches)
+    assert words == f"fastnn {_backend.cpu.isa}, whole steps in one call"
 
 
 def test_the_backend_in_words() -> None:
@@ -192,7 +203,7 @@ def test_the_backend_in_words() -> None:
     if _backend.cpu is not None:
         mixed = [_backend.Decision("linear", None), _backend.Decision("adam", "why")]
         isa = _backend.cpu.isa
-        assert describe([whole]) == f"fastnn {isa}, one call a step"
+        assert describe([whole]) == f"fastnn {isa}, whole steps in one call"
         assert describe([not_whole, mixed[0]]) == f"fastnn {isa}, op by op (because)"
         assert describe([not_whole, *mixed]) == f"fastnn {isa}, op by op (because); torch for adam (why)"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastnn.data import Batches
 from fastnn.training import run as run_module
 from fastnn.training.checkpoint import Checkpoint
 from fastnn.training.evaluate import Evaluation
@@ -29,17 +30,17 @@ def make_timed(make_run, monkeypatch: pytest.MonkeyPatch) -> MakeTimed:
 
     def make(accuracies: list[float], resume: Checkpoint | None = None, **settings: object) -> Run:
         run: Run = make_run(resume, **settings)
-        take_step, results = run._take_step, iter(accuracies)
+        take, results = run._take, iter(accuracies)
 
-        def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            now[0] += 1
-            return take_step(images, labels)
+        def timed(batches: Batches, first: int, rates: Sequence[float]) -> torch.Tensor:
+            now[0] += len(rates)
+            return take(batches, first, rates)
 
         def evaluate(*_: object) -> Evaluation:
             now[0] += 100
             return Evaluation(torch.zeros(1, dtype=torch.int64), torch.ones(1), next(results))
 
-        run._take_step = step
+        run._take = timed
         run.evaluate = evaluate  # type: ignore[method-assign]
         return run
 

@@ -14,8 +14,8 @@ def normalise(images: Tensor, mean: float, std: float, dtype: torch.dtype) -> Te
 class Batches:
     """Batches of images as they are held, in an order drawn anew for each epoch from a seeded generator.
 
-    A batch is one ``index_select`` of rows; no work per sample is done in Python. Rows of bytes are a quarter
-    of the traffic of float32 ones; whoever trains on bytes normalises them on the way. The last batch of an
+    They are told as rows of the images, to be gathered where they are needed. Rows of bytes are a quarter of
+    the traffic of float32 ones; whoever trains on bytes normalises them on the way. The last batch of an
     epoch may be smaller.
 
     Args:
@@ -40,7 +40,7 @@ class Batches:
         """Draw the order of the next epoch."""
         self._state = self._generator.get_state()
         order = torch.randperm(len(self.images), generator=self._generator)
-        self._order = order.to(self.images.device).split(self.batch_size)
+        self._order = order.to(self.images.device)
 
     def state(self) -> Tensor:
         """The generator's state, uint8, from which the present epoch's order was drawn."""
@@ -55,7 +55,6 @@ class Batches:
         self._generator.set_state(state)
         self.start_epoch()
 
-    def get(self, index: int) -> tuple[Tensor, Tensor]:
-        """Batch ``index`` of the present epoch: images (B, pixels) as they are held, labels (B,) int64."""
-        rows = self._order[index]
-        return self.images.index_select(0, rows), self.labels.index_select(0, rows)
+    def rows(self, first: int, end: int) -> Tensor:
+        """The rows of the present epoch's batches from number `first` to before number `end`, in turn."""
+        return self._order[first * self.batch_size : end * self.batch_size]

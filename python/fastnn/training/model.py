@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 import fastnn.nn
 import fastnn.optim
 from fastnn import _backend
+from fastnn.data import Batches
 from fastnn.training.config import TrainConfig
 
-Step = Callable[[Tensor, Tensor], Tensor]
-"""Takes images (B, pixels) and labels (B,); trains on them and returns the loss, detached."""
+Steps = Callable[[Batches, int, Sequence[float]], Tensor]
+"""Takes batches, the number of the first to train on, and the learning rate of each step from there on;
+returns the losses, detached."""
 
 
 class Parts(NamedTuple):
@@ -53,27 +55,40 @@ def _torch_mlp(layers: list[int]) -> nn.Sequential:
     return nn.Sequential(*modules[:-1])
 
 
-def fastnn_step(parts: Parts, mean: float, std: float) -> Step:
+def fastnn_steps(parts: Parts, mean: float, std: float) -> Steps:
     """Steps on images of bytes, whose pixels enter the network as ``(pixel - mean) / std``."""
     # TrainStep takes both in units of the white, 255.
-    return fastnn.TrainStep(parts.model, parts.loss, parts.optimizer, mean=mean / 255, std=std / 255)
+    step = fastnn.TrainStep(parts.model, parts.loss, parts.optimizer, mean=mean / 255, std=std / 255)
+
+    def take(batches: Batches, first: int, rates: Sequence[float]) -> Tensor:
+        rows = batches.rows(first, first + len(rates))
+        return step.epoch(batches.images, batches.labels, batches.batch_size, rows, lr=rates)
+
+    return take
 
 
-def torch_step(parts: Parts) -> Step:
+def torch_steps(parts: Parts) -> Steps:
     """Steps of plain torch on normalised images."""
     model, loss_of, optimizer = parts
 
-    def step(images: Tensor, labels: Tensor) -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        loss: Tensor = loss_of(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
+    def take(batches: Batches, first: int, rates: Sequence[float]) -> Tensor:
+        losses = []
+        for number, rate in enumerate(rates, first):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            rows = batches.rows(number, number + 1)
+            optimizer.zero_grad(set_to_none=True)
+            output = model(batches.images.index_select(0, rows))
+            loss: Tensor = loss_of(output, batches.labels.index_select(0, rows))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses)
 
-    return step
+    return take
 
 
-def rehearse(parts: Parts, stepping: Callable[[Parts], Step], images: Tensor, labels: Tensor) -> str:
+def rehearse(parts: Parts, stepping: Callable[[Parts], Steps], batches: Batches) -> str:
     """Take two of the steps that `stepping` makes on a copy of `parts`, and tell which backend ran them.
 
     What is paid once (threads, lazily made handles) is then paid before the clock starts; the weights and the
@@ -83,11 +98,12 @@ def rehearse(parts: Parts, stepping: Callable[[Parts], Step], images: Tensor, la
     Returns:
         What `describe` says.
     """
-    step = stepping(copy.deepcopy(parts))  # as one: the copied optimizer updates the copied model
-    step(images, labels)
+    take = stepping(copy.deepcopy(parts))  # as one: the copied optimizer updates the copied model
+    rates = [parts.optimizer.param_groups[0]["lr"]]
+    take(batches, 0, rates)
     decisions: list[_backend.Decision] = []
     with _backend.recording(decisions.append):
-        step(images, labels)
+        take(batches, 0, rates)
     return describe(decisions)
 
 
@@ -95,16 +111,17 @@ def describe(decisions: list[_backend.Decision]) -> str:
     """The backend of one step in words, from where each op ran.
 
     ``"torch"`` if fastnn was not asked, with the reasons if no op ran natively; else ``"fastnn"`` with the
-    instruction set in use and either ``one call a step`` or why `fastnn.TrainStep` ran op by op, and the ops
-    that torch ran after all, with the reason.
+    instruction set in use and either ``whole steps in one call`` or why `fastnn.TrainStep` ran op by op, and
+    the ops that torch ran after all, with the reason.
     """
     reasons = {d.op: d.reason for d in decisions if d.reason is not None}
     native = any(d.reason is None for d in decisions)
+    reasons.pop("train_epoch", None)  # the steps tell where they ran
     whole = reasons.pop("train_step", None)
     if not native:
         why = ", ".join(sorted(set(reasons.values()))) or whole
         return f"torch ({why})" if why else "torch"
-    words = f"fastnn {_backend.cpu.isa}, " + (f"op by op ({whole})" if whole else "one call a step")
+    words = f"fastnn {_backend.cpu.isa}, " + (f"op by op ({whole})" if whole else "whole steps in one call")
     if reasons:
         words += "; torch for " + ", ".join(f"{op} ({reason})" for op, reason in sorted(reasons.items()))
     return words

@@ -14,11 +14,14 @@ from fastnn.data import Batches, Dataset, normalise
 from fastnn.training.checkpoint import Checkpoint, CheckpointError
 from fastnn.training.config import TrainConfig
 from fastnn.training.evaluate import Evaluation, evaluate
-from fastnn.training.model import build, fastnn_step, rehearse, torch_step
+from fastnn.training.model import build, fastnn_steps, rehearse, torch_steps
 from fastnn.training.schedule import lr_at
 
 _TESTS = 8
 """Tests in an epoch of a run to a target accuracy: the time to it is known to an eighth of an epoch."""
+
+# Seconds between two looks at whether to stop, and the most steps, for a device may be far behind.
+_LOOK_SECONDS, _MOST_STRIDE = 0.01, 64
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Run:
         self.parts = build(config, data.inputs, data.classes, device)
         images = torch.from_numpy(data.train_images).to(device)
         ready = partial(normalise, mean=data.mean, std=data.std, dtype=getattr(torch, config.dtype))
-        stepping = torch_step if config.native else partial(fastnn_step, mean=data.mean, std=data.std)
+        stepping = torch_steps if config.native else partial(fastnn_steps, mean=data.mean, std=data.std)
         self.batches = Batches(
             ready(images) if config.native else images,
             torch.from_numpy(data.train_labels).to(device),
@@ -95,8 +98,9 @@ class Run:
         self.train_seconds = 0.0
         if resume is not None:
             self._restore(resume)
-        self.backend = rehearse(self.parts, stepping, *self.batches.get(0))
-        self._take_step = stepping(self.parts)
+        self.backend = rehearse(self.parts, stepping, self.batches)
+        self._take = stepping(self.parts)
+        self._stride = 1  # steps between two looks at whether to stop
 
     @property
     def name(self) -> str:
@@ -138,7 +142,7 @@ class Run:
     def advance(self, steps: int, interrupted: Callable[[], bool] = lambda: False) -> int:
         """Take at most `steps` steps, no further than to the next test; returns how many.
 
-        `interrupted` is asked after each step; a step that was begun is always finished.
+        `interrupted` is asked every few steps, some 10 ms apart; a step that was begun is always finished.
         """
         if self.step == self.steps:
             return 0
@@ -149,15 +153,17 @@ class Run:
         if begin > 0 and begin % self.steps_per_epoch == 0:
             self.batches.start_epoch()
         while self.step < end:
-            rate = lr_at(self.config.schedule, self.step, self.steps, self.config.lr)
-            for group in self.parts.optimizer.param_groups:
-                group["lr"] = rate
-            pending.append(self._take_step(*self.batches.get(self.step % self.steps_per_epoch)))
-            self.step += 1
+            began = time.perf_counter()
+            numbers = range(self.step, min(self.step + self._stride, end))
+            rates = [lr_at(self.config.schedule, n, self.steps, self.config.lr) for n in numbers]
+            pending.append(self._take(self.batches, self.step % self.steps_per_epoch, rates))
+            self.step += len(rates)
             if interrupted():
                 break
+            slow = time.perf_counter() - began > _LOOK_SECONDS
+            self._stride = max(self._stride // 2, 1) if slow else min(self._stride * 2, _MOST_STRIDE)
         # One transfer for all steps; on a GPU it also waits for them, so it belongs to the time.
-        self.losses += torch.stack(pending).double().tolist()
+        self.losses += torch.cat(pending).double().tolist()
         self.train_seconds += time.perf_counter() - started
         return self.step - begin
 
