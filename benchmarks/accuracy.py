@@ -2,9 +2,9 @@
 
 All contestants start from the same weights and see the same images in the same order, with the data in
 memory: as bytes for `TrainStep`, which normalises them, and normalised once as floats for the others, which
-is faster for them than doing it for each batch. They take turns of a few steps. Clocked is all that training
-needs: gathering a batch, setting the rate, the step. Not clocked are the one normalisation and the evaluation
-after each turn, which torch's ops do.
+is faster for them than doing it for each batch. They take turns of a few steps, `TrainStep` by its `epoch`.
+Clocked is all that training needs: gathering the batches, setting the rates, the steps. Not clocked are the
+one normalisation and the evaluation after each turn, which torch's ops do.
 """
 
 from __future__ import annotations
@@ -38,19 +38,16 @@ HIDDEN, BATCH, _EPOCHS, _RATE = 128, 128, 5, 5e-3
 # An evaluation each 25 steps tells the time to an accuracy within about one hundredth of the run.
 _TURN = 25
 
-Step = Callable[[Tensor, Tensor], Tensor]
+Steps = Callable[[Tensor, list[float]], object]
+"""Takes the rows to train on, `BATCH` a step, and the learning rate of each step."""
 
 
 class Contestant:
     """One side on its way through one run."""
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, step: Step, images: Tensor
-    ) -> None:
+    def __init__(self, model: nn.Module, take: Steps) -> None:
         self.model = model
-        self.optimizer = optimizer
-        self.step = step
-        self.images = images
+        self.take = take
         self.seconds = [0.0]
         self.accuracy: list[float] = []
 
@@ -66,16 +63,20 @@ def _eager(
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     labels: Tensor,
-) -> Tensor:
-    optimizer.zero_grad()
-    loss: Tensor = loss_of(model(images), labels)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+    rows: Tensor,
+    rates: list[float],
+) -> None:
+    for batch, rate in zip(rows.split(BATCH), rates, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss: Tensor = loss_of(model(images.index_select(0, batch)), labels.index_select(0, batch))
+        loss.backward()
+        optimizer.step()
 
 
 def _contestants(data: Dataset, images: Tensor, normalised: Tensor, seed: int) -> dict[str, Contestant]:
     widths = [data.inputs, HIDDEN, data.classes]
+    labels = torch.from_numpy(data.train_labels)
     torch.manual_seed(seed)
     initial = torch_mlp(widths).state_dict()
 
@@ -84,18 +85,18 @@ def _contestants(data: Dataset, images: Tensor, normalised: Tensor, seed: int) -
         model.load_state_dict(initial)
         return model, fastnn.nn.CrossEntropyLoss(), fastnn.optim.Adam(model.parameters(), lr=_RATE)
 
-    made = {}
-    if (train_step := getattr(fastnn, "TrainStep", None)) is not None:
-        model, loss_of, optimizer = ours()
-        step = train_step(model, loss_of, optimizer, mean=data.mean / 255, std=data.std / 255)
-        made[OURS] = Contestant(model, optimizer, step, images)
     model, loss_of, optimizer = ours()
-    made[EAGER] = Contestant(model, optimizer, partial(_eager, model, loss_of, optimizer), normalised)
+    step = fastnn.TrainStep(model, loss_of, optimizer, mean=data.mean / 255, std=data.std / 255)
+    made = {
+        OURS: Contestant(model, lambda rows, rates: step.epoch(images, labels, BATCH, rows, lr=rates)),
+    }
+    model, loss_of, optimizer = ours()
+    made[EAGER] = Contestant(model, partial(_eager, model, loss_of, optimizer, normalised, labels))
     theirs = torch_mlp(widths)
     theirs.load_state_dict(initial)
     fused = torch.optim.Adam(theirs.parameters(), lr=_RATE, fused=True)
-    step = partial(_eager, theirs, nn.CrossEntropyLoss(), fused)
-    made["torch fused"] = Contestant(theirs, fused, step, normalised)
+    take = partial(_eager, theirs, nn.CrossEntropyLoss(), fused, normalised, labels)
+    made["torch fused"] = Contestant(theirs, take)
     return made
 
 
@@ -110,26 +111,23 @@ def accuracy(model: nn.Module, x: Tensor, labels: Tensor) -> float:
 
 def race(data: Dataset, seed: int) -> dict[str, Contestant]:
     """One run of each contestant, in turns whose order is reversed each time."""
-    images, labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
+    images = torch.from_numpy(data.train_images)
     test = torch.from_numpy(data.test_images).float().sub_(data.mean).div_(data.std)
     answers = torch.from_numpy(data.test_labels)
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(images), generator=generator).split(BATCH) for _ in range(_EPOCHS)]
-    batches = list(itertools.chain.from_iterable(orders))
+    orders = [torch.randperm(len(images), generator=generator) for _ in range(_EPOCHS)]
+    steps = _EPOCHS * -(-len(images) // BATCH)
+    rates = iter([lr_at("onecycle", number, steps, _RATE) for number in range(steps)])
     normalised = images.float().sub_(data.mean).div_(data.std)
     contestants = _contestants(data, images, normalised, seed)
     for each in contestants.values():
         each.accuracy.append(accuracy(each.model, test, answers))
     turns = list(contestants.values())
-    for start in range(0, len(batches), _TURN):
+    for rows in itertools.chain.from_iterable(order.split(_TURN * BATCH) for order in orders):
+        of_turn = list(itertools.islice(rates, -(-len(rows) // BATCH)))
         for each in turns:
             began = time.perf_counter()
-            for number in range(start, min(start + _TURN, len(batches))):
-                rate = lr_at("onecycle", number, len(batches), _RATE)
-                for group in each.optimizer.param_groups:
-                    group["lr"] = rate
-                rows = batches[number]
-                each.step(each.images.index_select(0, rows), labels.index_select(0, rows))
+            each.take(rows, of_turn)
             each.seconds.append(each.seconds[-1] + time.perf_counter() - began)
             each.accuracy.append(accuracy(each.model, test, answers))
         turns.reverse()
