@@ -21,34 +21,34 @@ inline const TensorView& saved_of(const TrainStepLayer& layer) {
   return from_preactivation(layer.activation) ? layer.preactivation : layer.output;
 }
 
-// Named rows lie in an order that no prefetcher foresees: each is asked for so many rows before its turn.
-constexpr int64_t kRowsAhead = 4, kLineBytes = 64;
+// Named rows lie in an order that no prefetcher foresees. The beginning of each is asked for so many rows
+// before its turn, for the sake of the page tables more than of the line: 128 rows of 784 bytes out of 47 MB
+// took 51 us in the place of 60, and asking for all lines of a row made no difference.
+constexpr int64_t kRowsAhead = 16;
+
+// Values of a row that are worth a second thread: less than kPassGrain, for memory is slow at them.
+constexpr int64_t kRowGrain = 8192;
 
 // Calls use(i, row) for each row of a batch: those of `from` that are named, or with null all of them.
 template <class Use>
-void each_row(const void* from, int64_t stride_bytes, int64_t row_bytes, const int64_t* rows, int64_t m,
-              int64_t grain, const Use& use) {
+void each_row(const void* from, int64_t stride_bytes, const int64_t* rows, int64_t m, int64_t grain,
+              const Use& use) {
   const char* const first = static_cast<const char*>(from);
   parallel_for(m, grain, [&](int64_t begin, int64_t end) {
-    const auto ask_for = [&](int64_t i) {
-      const char* const row = first + rows[i] * stride_bytes;
-      for (int64_t at = 0; at < row_bytes; at += kLineBytes) __builtin_prefetch(row + at);
-      __builtin_prefetch(row + row_bytes - 1);
-    };
     if (rows)
-      for (int64_t i = begin; i < min(begin + kRowsAhead, end); ++i) ask_for(i);
+      for (int64_t i = begin; i < min(begin + kRowsAhead, end); ++i)
+        __builtin_prefetch(first + rows[i] * stride_bytes);
     for (int64_t i = begin; i < end; ++i) {
-      if (rows && i + kRowsAhead < end) ask_for(i + kRowsAhead);
+      if (rows && i + kRowsAhead < end) __builtin_prefetch(first + rows[i + kRowsAhead] * stride_bytes);
       use(i, first + (rows ? rows[i] : i) * stride_bytes);
     }
   });
 }
 
 inline void gather(const void* from, int64_t row_bytes, const int64_t* rows, int64_t m, void* to) {
-  each_row(from, row_bytes, row_bytes, rows, m, ceil_div(kPassGrain, row_bytes + 1),
-           [&](int64_t i, const char* row) {
-             __builtin_memcpy(static_cast<char*>(to) + i * row_bytes, row, static_cast<size_t>(row_bytes));
-           });
+  each_row(from, row_bytes, rows, m, ceil_div(kPassGrain, row_bytes + 1), [&](int64_t i, const char* row) {
+    __builtin_memcpy(static_cast<char*>(to) + i * row_bytes, row, static_cast<size_t>(row_bytes));
+  });
 }
 
 // Where the input is not to be used in place.
@@ -57,8 +57,8 @@ void make_images(const TrainStepArgs& args) {
   const bool bytes = args.input.dtype == DType::u8;
   const int64_t k = args.images.shape[1], size = bytes ? 1 : sizeof(T);
   const T scale = static_cast<T>(args.byte_scale), shift = static_cast<T>(args.byte_shift);
-  each_row(args.input.data, args.input.strides[0] * size, k * size, args.rows, args.batch,
-           ceil_div(kPassGrain, k + 1), [&](int64_t i, const char* row) {
+  each_row(args.input.data, args.input.strides[0] * size, args.rows, args.batch,
+           ceil_div(args.rows ? kRowGrain : kPassGrain, k + 1), [&](int64_t i, const char* row) {
              T* const to = args.images.as<T>() + i * k;
              if (bytes) {
                const uint8_t* const from = reinterpret_cast<const uint8_t*>(row);
