@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from ..case import Case
-from . import clip, cross_entropy, gram, linear, linear_cross_entropy, optimizers, products, relu, step
+from . import clip, cross_entropy, epoch, gram, linear, linear_cross_entropy, optimizers, products, relu, step
 
 
 def all_cases() -> list[Case]:
-    modules = (products, linear, relu, cross_entropy, linear_cross_entropy, gram, optimizers, clip, step)
+    modules = (
+        products,
+        linear,
+        relu,
+        cross_entropy,
+        linear_cross_entropy,
+        gram,
+        optimizers,
+        clip,
+        step,
+        epoch,
+    )
     return [case for module in modules for case in module.CASES]

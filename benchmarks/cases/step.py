@@ -89,7 +89,9 @@ def _build(widths: Sequence[int], batch: int, peers: bool) -> Workload:
     def compile_it() -> Call:
         model = torch_mlp(widths)
         model.load_state_dict(reference.state_dict())
-        return compiled.training_step(model, batches)
+        step = compiled.training_step(model)
+        forever = itertools.cycle(batches)
+        return lambda: step(*next(forever))
 
     inputs, targets = zip(*batches, strict=True)
     foreign = Foreign("training_step", {"values": values, "inputs": inputs, "targets": targets})
@@ -104,12 +106,13 @@ def _build(widths: Sequence[int], batch: int, peers: bool) -> Workload:
     )
 
 
-def _flops(widths: Sequence[int], batch: int) -> int:
+def flops(widths: Sequence[int], batch: int) -> int:
+    """Those of one step."""
     products = [wide * narrow for wide, narrow in itertools.pairwise(widths)]
     return batch * (6 * sum(products) - 2 * products[0])
 
 
-def _traffic(widths: Sequence[int], batch: int) -> int:
+def traffic(widths: Sequence[int], batch: int) -> int:
     """Batch read, parameters and both moments read and written; activations may stay in a cache."""
     parameters = sum((wide + 1) * narrow for wide, narrow in itertools.pairwise(widths))
     return 4 * (batch * widths[0] + 6 * parameters) + 8 * batch
@@ -125,8 +128,8 @@ def _case(
         op,
         f"{'-'.join(map(str, widths))}, batch {batch}",
         partial(_build, widths, batch, group == "ops"),
-        flops=_flops(widths, batch),
-        traffic=_traffic(widths, batch),
+        flops=flops(widths, batch),
+        traffic=traffic(widths, batch),
         note=_NOTE,
         quick=quick,
         group=group,

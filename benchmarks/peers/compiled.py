@@ -8,14 +8,11 @@ outside.
 
 from __future__ import annotations
 
-import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-
-from ..case import Call
 
 NAME = "torch.compile"
 _CONFIG = "trace_autograd_ops"
@@ -37,8 +34,8 @@ def describe() -> str:
     )
 
 
-def training_step(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Call:
-    """A step with cross-entropy and Adam (Kingma and Ba; torch's defaults) on one batch after another."""
+def training_step(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """A step with cross-entropy and Adam (Kingma and Ba; torch's defaults); returns the loss, detached."""
     import torch._dynamo.config as config
 
     setattr(config, _CONFIG, True)
@@ -61,6 +58,5 @@ def training_step(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) ->
                 parameter.sub_(lr / correction1 * (m / (v.sqrt() / correction2 + eps)))
         return loss.detach()
 
-    compiled = torch.compile(step, fullgraph=True)
-    forever = itertools.cycle(batches)
-    return lambda: compiled(*next(forever))
+    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(step, fullgraph=True)
+    return compiled

@@ -104,31 +104,63 @@ def _logits(parameters: list[Array], x: Array) -> Array:
     return x @ w.T + b
 
 
+def _loss_and_update(parameters: Any, m: Any, v: Any, count: Array, x: Array, target: Array) -> Any:
+    def loss_of(parameters: Any) -> Array:
+        return _cross_entropy_of(_logits(parameters, x), target)
+
+    loss, grads = jax.value_and_grad(loss_of)(parameters)
+    return (*_adam_update(parameters, grads, m, v, count), loss)
+
+
+def _initial_state(values: list[Array]) -> list[Any]:
+    """Parameters and both moments."""
+    zeros = [[jnp.zeros(each.shape, each.dtype) for each in values] for _ in range(2)]
+    return [[jnp.array(each) for each in values], *zeros]
+
+
 def _training_step(values: list[Array], inputs: list[Array], targets: list[Array]) -> Run:
     """Forward, loss, backward and Adam in one jitted function; the state is donated."""
 
-    @partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(parameters: Any, m: Any, v: Any, count: Array, x: Array, target: Array) -> Any:
-        def loss_of(parameters: Any) -> Array:
-            return _cross_entropy_of(_logits(parameters, x), target)
-
-        loss, grads = jax.value_and_grad(loss_of)(parameters)
-        return (*_adam_update(parameters, grads, m, v, count), loss)
-
+    step = jax.jit(_loss_and_update, donate_argnums=(0, 1, 2))
     batches = itertools.cycle(
         [
             (jnp.asarray(x), jnp.asarray(target.astype(np.int32)))
             for x, target in zip(inputs, targets, strict=True)
         ]
     )
-    zeros = [[jnp.zeros(each.shape, each.dtype) for each in values] for _ in range(2)]
-    state: list[Any] = [[jnp.array(each) for each in values], *zeros]
+    state = _initial_state(values)
     count = itertools.count(1)
 
     def run() -> list[Array]:
         *updated, loss = step(*state, np.float32(next(count)), *next(batches))
         state[:] = updated
         return [jax.block_until_ready(loss)]
+
+    return run
+
+
+def _training_epoch(values: list[Array], x: Array, target: Array, orders: list[Array]) -> Run:
+    """All steps of an epoch in one jitted function, a scan over the batches of an order `(steps, batch)`."""
+
+    @partial(jax.jit, donate_argnums=(0, 1, 2))
+    def epoch(parameters: Any, m: Any, v: Any, first: Array, x: Array, target: Array, order: Array) -> Any:
+        def body(state: Any, rows: Array) -> Any:
+            parameters, m, v, count = state
+            *updated, loss = _loss_and_update(parameters, m, v, count, x[rows], target[rows])
+            return (*updated, count + 1), loss
+
+        (*updated, _), losses = jax.lax.scan(body, (parameters, m, v, first), order)
+        return (*updated, losses)
+
+    data = jnp.asarray(x), jnp.asarray(target.astype(np.int32))
+    forever = itertools.cycle([jnp.asarray(order.astype(np.int32)) for order in orders])
+    state = _initial_state(values)
+    count = itertools.count(1, len(orders[0]))
+
+    def run() -> list[Array]:
+        *updated, losses = epoch(*state, np.float32(next(count)), *data, next(forever))
+        state[:] = updated
+        return [jax.block_until_ready(losses)]
 
     return run
 
@@ -142,4 +174,5 @@ OPERATIONS: dict[str, Callable[..., Run]] = {
     "cross_entropy": _cross_entropy,
     "adam": _adam_step,
     "training_step": _training_step,
+    "training_epoch": _training_epoch,
 }
