@@ -78,7 +78,13 @@ void dot_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operan
   const int64_t row_tiles = ceil_div(m, kDotRows), column_tiles = ceil_div(n, kL);
   const int64_t most_rows = k > kDotDepth ? kDotWaitingTiles : row_tiles;
   const int64_t most_columns = kDotBlockBytes / (min(k, kDotDepth) * kL * static_cast<int64_t>(sizeof(A)));
-  const ThreadGrid grid = thread_grid(worthwhile_threads(m * n * k), row_tiles, column_tiles, region);
+  const int64_t threads = worthwhile_threads(m * n * k);
+  ThreadGrid grid = thread_grid(threads, row_tiles, column_tiles, region);
+  // Nothing is packed, so rows are as good as columns to cut, and of the longer side more tiles are whole.
+  if (region == Region::full && m > n) {
+    const ThreadGrid turned = thread_grid(threads, column_tiles, row_tiles, region);
+    grid = {turned.columns, turned.rows};
+  }
   for_each_rectangle(
       grid, row_tiles, column_tiles, [&](int64_t top, int64_t bottom, int64_t left, int64_t right) {
         const EvenParts rows(bottom - top, ceil_div(bottom - top, most_rows));
