@@ -34,7 +34,7 @@ from .cases.step import EAGER, torch_mlp
 
 SEEDS = 5
 TARGET = 0.98
-HIDDEN, BATCH, _EPOCHS, _RATE = 128, 128, 5, 5e-3
+HIDDEN, BATCH, EPOCHS, RATE = 128, 128, 5, 5e-3
 # An evaluation each 25 steps tells the time to an accuracy within about one hundredth of the run.
 _TURN = 25
 
@@ -55,6 +55,11 @@ class Contestant:
         """Training seconds at the first evaluation that reached `target`."""
         reached = (s for s, a in zip(self.seconds, self.accuracy, strict=True) if a >= target)
         return next(reached, None)
+
+
+def rates_of(steps: int) -> list[float]:
+    """The learning rate of each step of a run."""
+    return [lr_at("onecycle", number, steps, RATE) for number in range(steps)]
 
 
 def _eager(
@@ -83,7 +88,7 @@ def _contestants(data: Dataset, images: Tensor, normalised: Tensor, seed: int) -
     def ours() -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
         model = fastnn.nn.MLP(widths)
         model.load_state_dict(initial)
-        return model, fastnn.nn.CrossEntropyLoss(), fastnn.optim.Adam(model.parameters(), lr=_RATE)
+        return model, fastnn.nn.CrossEntropyLoss(), fastnn.optim.Adam(model.parameters(), lr=RATE)
 
     model, loss_of, optimizer = ours()
     step = fastnn.TrainStep(model, loss_of, optimizer, mean=data.mean / 255, std=data.std / 255)
@@ -94,7 +99,7 @@ def _contestants(data: Dataset, images: Tensor, normalised: Tensor, seed: int) -
     made[EAGER] = Contestant(model, partial(_eager, model, loss_of, optimizer, normalised, labels))
     theirs = torch_mlp(widths)
     theirs.load_state_dict(initial)
-    fused = torch.optim.Adam(theirs.parameters(), lr=_RATE, fused=True)
+    fused = torch.optim.Adam(theirs.parameters(), lr=RATE, fused=True)
     take = partial(_eager, theirs, nn.CrossEntropyLoss(), fused, normalised, labels)
     made["torch fused"] = Contestant(theirs, take)
     return made
@@ -115,9 +120,8 @@ def race(data: Dataset, seed: int) -> dict[str, Contestant]:
     test = torch.from_numpy(data.test_images).float().sub_(data.mean).div_(data.std)
     answers = torch.from_numpy(data.test_labels)
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(images), generator=generator) for _ in range(_EPOCHS)]
-    steps = _EPOCHS * -(-len(images) // BATCH)
-    rates = iter([lr_at("onecycle", number, steps, _RATE) for number in range(steps)])
+    orders = [torch.randperm(len(images), generator=generator) for _ in range(EPOCHS)]
+    rates = iter(rates_of(EPOCHS * -(-len(images) // BATCH)))
     normalised = images.float().sub_(data.mean).div_(data.std)
     contestants = _contestants(data, images, normalised, seed)
     for each in contestants.values():
@@ -171,8 +175,8 @@ def measure(settings: dict[str, Any], *, quick: bool = False) -> dict[str, Any] 
         "settings": settings,
         "network": [data.inputs, HIDDEN, data.classes],
         "batch": BATCH,
-        "epochs": _EPOCHS,
-        "highest_rate": _RATE,
+        "epochs": EPOCHS,
+        "highest_rate": RATE,
         "target": TARGET,
         "sides": sides,
     }

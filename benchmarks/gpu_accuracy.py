@@ -1,10 +1,10 @@
-"""Training seconds to a test accuracy on MNIST on a CUDA device: the network and batch of `accuracy`.
+"""Training seconds to a test accuracy on MNIST on a CUDA device: network, batch and rates of `accuracy`.
 
 The images stay on the device: as bytes for `TrainStep.epoch`, normalised once as floats for torch, which is
 faster for it than doing it for each batch. All start from the same weights, see the same images in the same
-order and have the same learning rates, one for each epoch, since one launch takes an epoch. Clocked is what
-an epoch of training needs, the device idle before and after it. Not clocked are the permutation, the
-normalisation, the capture of torch's graph, and the evaluation after each epoch.
+order and have the same learning rate in each step. Clocked is what the steps of a quarter of an epoch need,
+the device idle before and after them. Not clocked are the permutation, the normalisation, the capture of
+torch's graph, and the evaluation after each quarter.
 """
 
 from __future__ import annotations
@@ -26,18 +26,16 @@ import fastnn
 import fastnn.nn
 import fastnn.optim
 from fastnn.data import DataError, Dataset, load
-from fastnn.training.schedule import lr_at
 
-from .accuracy import BATCH, HIDDEN, TARGET, accuracy, median_time
+from .accuracy import BATCH, EPOCHS, HIDDEN, RATE, TARGET, accuracy, median_time, rates_of
 from .case import OURS
 from .cases.step import torch_mlp
 
 SEEDS = 20
-# A rate for each epoch: with these each of three seeds passed 98% in the fifth of six epochs (on a CPU).
-_EPOCHS, _SCHEDULE, _RATE = 6, "cosine", 3e-3
+_PARTS = 4  # of an epoch, each followed by an evaluation
 
-Epoch = Callable[[Tensor, float], None]
-"""Takes the order of the images and the learning rate."""
+Steps = Callable[[Tensor, list[float]], object]
+"""Takes the rows to train on, `BATCH` a step, and the learning rate of each step."""
 
 
 class _Data:
@@ -59,16 +57,11 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _ours(data: _Data, model: nn.Module) -> Epoch:
-    optimizer = fastnn.optim.Adam(model.parameters(), lr=_RATE)
+def _ours(data: _Data, model: nn.Module) -> Steps:
+    optimizer = fastnn.optim.Adam(model.parameters(), lr=RATE)
     loss_of = fastnn.nn.CrossEntropyLoss()
     step = fastnn.TrainStep(model, loss_of, optimizer, mean=data.mean / 255, std=data.std / 255)
-
-    def epoch(order: Tensor, rate: float) -> None:
-        optimizer.param_groups[0]["lr"] = rate
-        step.epoch(data.images, data.labels, BATCH, order)
-
-    return epoch
+    return lambda rows, rates: step.epoch(data.images, data.labels, BATCH, rows, lr=rates)
 
 
 def _torch_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: _Data, rows: Tensor) -> None:
@@ -78,15 +71,15 @@ def _torch_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: _Data,
     optimizer.step()
 
 
-def _eager(data: _Data, model: nn.Module) -> Epoch:
-    optimizer = torch.optim.Adam(model.parameters(), lr=_RATE, fused=True)
+def _eager(data: _Data, model: nn.Module) -> Steps:
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
 
-    def epoch(order: Tensor, rate: float) -> None:
-        optimizer.param_groups[0]["lr"] = rate
-        for rows in order.split(BATCH):
-            _torch_step(model, optimizer, data, rows)
+    def take(rows: Tensor, rates: list[float]) -> None:
+        for batch, rate in zip(rows.split(BATCH), rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+            _torch_step(model, optimizer, data, batch)
 
-    return epoch
+    return take
 
 
 def capture(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -105,7 +98,7 @@ def capture(step: Callable[[], None], device: torch.device) -> Callable[[], None
     return graph.replay
 
 
-def _captured(data: _Data, model: nn.Module) -> Epoch:
+def _captured(data: _Data, model: nn.Module) -> Steps:
     """A graph for whole batches and one for the last, smaller one."""
     rate_now = torch.tensor(0.0, device=data.device)
     optimizer = torch.optim.Adam(
@@ -124,17 +117,18 @@ def _captured(data: _Data, model: nn.Module) -> Epoch:
             for entry in state.values():
                 entry.zero_()
 
-    def epoch(order: Tensor, rate: float) -> None:
-        rate_now.fill_(rate)
-        for batch in order.split(BATCH):
-            rows, replay = replays[len(batch)]
-            rows.copy_(batch)
+    def take(rows: Tensor, rates: list[float]) -> None:
+        on_device = torch.tensor(rates, device=data.device)
+        for batch, rate in zip(rows.split(BATCH), on_device, strict=True):
+            static, replay = replays[len(batch)]
+            static.copy_(batch)
+            rate_now.copy_(rate)
             replay()
 
-    return epoch
+    return take
 
 
-_SIDES: dict[str, Callable[[_Data, nn.Module], Epoch]] = {
+_SIDES: dict[str, Callable[[_Data, nn.Module], Steps]] = {
     OURS: _ours,
     "torch fused": _eager,
     "torch fused graph": _captured,
@@ -147,7 +141,7 @@ def _network(side: str, data: _Data) -> nn.Module:
 
 
 class Run:
-    """Seconds of training and test accuracy after each epoch of one side's run."""
+    """Seconds of training and test accuracy after each part of one side's run."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -159,9 +153,9 @@ class Run:
 
 
 def _why_not_one_launch(data: _Data) -> list[str]:
-    epoch = _ours(data, _network(OURS, data))
-    order = torch.arange(len(data.images), device=data.device)
-    return [d.reason for d in fastnn.explain(epoch, order, _RATE).decisions if d.reason is not None]
+    take = _ours(data, _network(OURS, data))
+    rows = torch.arange(BATCH, device=data.device)
+    return [d.reason for d in fastnn.explain(take, rows, [RATE]).decisions if d.reason is not None]
 
 
 def _able(data: _Data) -> list[str]:
@@ -177,24 +171,34 @@ def _able(data: _Data) -> list[str]:
     return able
 
 
-def _race(data: _Data, sides: Sequence[str], seed: int, epochs: int = _EPOCHS) -> dict[str, Run]:
+def _race(data: _Data, sides: Sequence[str], seed: int, epochs: int = EPOCHS) -> dict[str, Run]:
     """One run of each side."""
     torch.manual_seed(seed)
     initial = torch_mlp(data.widths).state_dict()
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(data.images), generator=generator).to(data.device) for _ in range(epochs)]
+    count = len(data.images)
+    orders = [torch.randperm(count, generator=generator).to(data.device) for _ in range(epochs)]
+    steps = -(-count // BATCH)
+    rates = rates_of(epochs * steps)
+    # Parts of whole batches, as (number of the first step, rows).
+    length = -(-steps // _PARTS)
+    parts = [
+        (epoch * steps + i * length, rows)
+        for epoch, order in enumerate(orders)
+        for i, rows in enumerate(order.split(length * BATCH))
+    ]
     runs: dict[str, Run] = {}
     for name in sides:
         model = _network(name, data)
         model.load_state_dict(initial)
-        epoch = _SIDES[name](data, model)
+        take = _SIDES[name](data, model)
         run = runs[name] = Run()
         spent = 0.0
-        for number, order in enumerate(orders):
-            rate = lr_at(_SCHEDULE, number, epochs, _RATE)
+        for first, rows in parts:
+            of_part = rates[first : first + -(-len(rows) // BATCH)]
             _synchronize(data.device)
             began = time.perf_counter()
-            epoch(order, rate)
+            take(rows, of_part)
             _synchronize(data.device)
             spent += time.perf_counter() - began
             run.seconds.append(spent)
@@ -238,8 +242,8 @@ def measure(
     return {
         "network": data.widths,
         "batch": BATCH,
-        "epochs": _EPOCHS,
-        "rates": [lr_at(_SCHEDULE, number, _EPOCHS, _RATE) for number in range(_EPOCHS)],
+        "epochs": EPOCHS,
+        "highest_rate": RATE,
         "target": TARGET,
         "seeds": len(races),
         "not native": _why_not_one_launch(small) if OURS in able else [],
