@@ -69,6 +69,10 @@ def test_a_batch_size_of_numpy() -> None:
     assert len(a_step().epoch(images, labels, np.int64(5))) == 5  # type: ignore[arg-type]
 
 
+def test_a_batch_size_beyond_all_integers() -> None:
+    assert len(a_step().epoch(*data(), 2**70)) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -51,8 +52,16 @@ def loop(
 def native_calls(step: fastnn.TrainStep, *arguments: Any, **options: Any) -> tuple[Tensor, int]:
     """The losses of an epoch whose steps must all be native, and the number of calls it took."""
     seen = fastnn.explain(step.epoch, *arguments, **options)
-    assert set(seen.decisions) == {("train_step", None)}
+    assert set(seen.decisions) == {("train_epoch", None)}
     return seen.result, len(seen.decisions)
+
+
+def step_by_step(step: fastnn.TrainStep, *arguments: Any, **options: Any) -> tuple[Tensor, str]:
+    """The losses of an epoch that is left to the loop, and why."""
+    seen = fastnn.explain(step.epoch, *arguments, **options)
+    (reason,) = (d.reason for d in seen.decisions if d.op == "train_epoch")
+    assert reason is not None
+    return seen.result, reason
 
 
 def a_step(
@@ -168,20 +177,47 @@ def test_rows_with_a_pitch() -> None:
     """Rows of a wider matrix; where the columns are contiguous it is left to the loop."""
     wide, labels, order = torch.randn(23, 20), torch.randint(5, (23,)), torch.randperm(23)
     step = a_step()
-    for images, expected in ((wide[:, 3:15], 2), (wide.t().contiguous().t()[:, 3:15], 5)):
-        ours, twin = copy.deepcopy(step), copy.deepcopy(step)
-        losses, calls = native_calls(ours, images, labels, 5, order)
-        assert calls == expected
-        assert torch.equal(losses, loop(twin, images, labels, 5, order))
-        assert_same_state(ours, twin)
-
-
-def test_labels_with_gaps() -> None:
-    images, labels = data()
-    step = a_step()
+    ours, twin = copy.deepcopy(step), copy.deepcopy(step)
+    losses, calls = native_calls(ours, wide[:, 3:15], labels, 5, order)
+    assert calls == 2
+    assert torch.equal(losses, loop(twin, wide[:, 3:15], labels, 5, order))
+    assert_same_state(ours, twin)
+    turned = wide.t().contiguous().t()[:, 3:15]
     twin = copy.deepcopy(step)
-    losses, calls = native_calls(step, images, labels.repeat_interleave(2)[::2], 5, torch.arange(23))
-    assert calls == 5
+    losses, reason = step_by_step(step, turned, labels, 5, order)
+    assert reason == "the rows of the images are not contiguous"
+    assert torch.equal(losses, loop(twin, turned, labels, 5, order))
+    assert_same_state(step, twin)
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [
+        (nn.CrossEntropyLoss(), torch.randint(5, (23, 3))[:, 1]),
+        (nn.CrossEntropyLoss(), torch.tensor(3).expand(23)),
+        (nn.MSELoss(), torch.randn(23, 9)[:, 2:7]),
+        (nn.MSELoss(), torch.randn(1, 5).expand(23, 5)),
+    ],
+    ids=["column", "expanded", "columns", "expanded-rows"],
+)
+def test_targets_cut_out_of_a_table(loss: nn.Module, labels: Tensor) -> None:
+    images, _ = data()
+    step = a_step(loss=loss)
+    twin = copy.deepcopy(step)
+    order = torch.randperm(23)
+    losses, calls = native_calls(step, images, labels, 5, order)
+    assert calls == 2
+    assert torch.equal(losses, loop(twin, images, labels, 5, order))
+    assert_same_state(step, twin)
+
+
+def test_targets_whose_rows_are_not_contiguous() -> None:
+    images, _ = data()
+    labels = torch.randn(5, 23).t()
+    step = a_step(loss=nn.MSELoss())
+    twin = copy.deepcopy(step)
+    losses, reason = step_by_step(step, images, labels, 5, torch.arange(23))
+    assert reason == "the rows of the targets are not contiguous"
     assert torch.equal(losses, loop(twin, images, labels, 5, torch.arange(23)))
 
 
@@ -220,7 +256,7 @@ def test_long_epochs_are_several_calls(limit: str, monkeypatch: pytest.MonkeyPat
     images, labels = data()
     step = a_step()
     twin = copy.deepcopy(step)
-    work_of_a_step = 2 * (12 * 8 + 8 * 5)
+    work_of_a_step = (2 + _epoch._UPDATE_WORK) * (12 * 8 + 8 * 5)
     monkeypatch.setattr(_epoch, limit, {"_CALL_STEPS": 3, "_CALL_WORK": 4 * work_of_a_step - 1}[limit])
     order = torch.randperm(23)
     losses, calls = native_calls(step, images, labels, 2, order)
@@ -283,6 +319,99 @@ def test_a_bad_index_ends_the_epoch(spoil: Callable[[Tensor, Tensor], None], bat
     assert_same_state(step, twin)
 
 
+def test_a_bad_first_batch_leaves_nothing_behind() -> None:
+    images, labels = data()
+    step = a_step()
+    decisions: list[_backend.Decision] = []
+    for bad_labels, order in ((labels, torch.tensor([3, 23])), (labels + 5, torch.arange(23))):
+        with _backend.recording(decisions.append), pytest.raises(IndexError):
+            step.epoch(images, bad_labels, 8, order)
+    assert decisions == []
+    assert not step.optimizer.state
+    assert not getattr(step.optimizer, "_opt_called", False)
+
+
+def test_the_bad_entry_is_named() -> None:
+    images, labels = data()
+    order = torch.arange(23)
+    order[13] = -3
+    with pytest.raises(
+        IndexError, match=r"permutation has the entry -3 in step 3, out of range for 23 images"
+    ):
+        a_step().epoch(images, labels, 4, order)
+
+
+class Interrupted(Exception):
+    """What a signal's handler raises."""
+
+
+@pytest.fixture
+def alarm() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Calls something in the midst of whatever comes."""
+    before = signal.getsignal(signal.SIGALRM)
+
+    def soon(call: Callable[[], None]) -> None:
+        signal.signal(signal.SIGALRM, lambda *_: call())
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+    yield soon
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def a_long_epoch() -> tuple[fastnn.TrainStep, Tensor, Tensor, Tensor]:
+    """Some tenths of a second."""
+    images, labels = data()
+    return a_step(), images, labels, torch.randint(23, (60000,))
+
+
+def test_interrupted(alarm: Callable[[Callable[[], None]], None]) -> None:
+    """What the step has written counts as written for autograd, and the optimizer's rate is its own."""
+    step, images, labels, order = a_long_epoch()
+    step(images, labels)
+    weight = step.model[1].weight
+    kept = (weight * weight).sum()  # saves the weight
+
+    def interrupt() -> None:
+        raise Interrupted
+
+    alarm(interrupt)
+    with pytest.raises(Interrupted):
+        step.epoch(images, labels, 1, order, lr=torch.full((60000,), 1e-4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.backward()
+    assert step.optimizer.param_groups[0]["lr"] == 1e-2
+    taken = {float(state["step"]) for state in step.optimizer.state.values()}
+    assert len(taken) == 1
+    assert 1 < taken.pop() < 60001
+
+
+def test_a_step_amid_an_epoch(alarm: Callable[[Callable[[], None]], None]) -> None:
+    step, images, labels, order = a_long_epoch()
+    more: list[Tensor] = []
+    alarm(lambda: more.append(step(images, labels)))
+    losses = step.epoch(images, labels, 3, order)
+    assert len(losses) == 20000
+    assert len(more) == 1
+    assert {float(state["step"]) for state in step.optimizer.state.values()} == {20001}
+
+
+def test_disabled() -> None:
+    images, labels = data()
+    with fastnn.disabled():
+        seen = fastnn.explain(a_step().epoch, images, labels, 12)
+    reasons = {d.reason for d in seen.decisions if d.op in ("train_epoch", "train_step")}
+    assert reasons == {"fastnn is disabled"}
+
+
+def test_on_a_device_without_kernels() -> None:
+    model = chain([12, 5], dtype=torch.float32).to("meta")
+    step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    images, labels = torch.empty(7, 12, device="meta"), torch.empty(7, dtype=torch.int64, device="meta")
+    assert step(images, labels).is_meta
+    assert step.epoch(images, labels, 3, torch.empty(7, dtype=torch.int64, device="meta")).shape == (3,)
+
+
 def test_hooks_leave_it_to_the_loop() -> None:
     images, labels = data()
     step = a_step()
@@ -308,13 +437,45 @@ def test_a_scheduler_in_a_hook_is_not_undone() -> None:
     assert step.optimizer.param_groups[0]["lr"] == 1e-2 / 8
 
 
+def _add_group(step: fastnn.TrainStep) -> None:
+    step.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.3})
+
+
+def _load(step: fastnn.TrainStep) -> None:
+    step.optimizer.load_state_dict(step.optimizer.state_dict())
+
+
+@pytest.mark.parametrize("change", [_add_group, _load])
+def test_a_hook_that_changes_the_groups(change: Callable[[fastnn.TrainStep], None]) -> None:
+    """Those that there were have their rate again; what the hook has put in their place stays."""
+    images, labels = data()
+    step = a_step()
+    first = step.optimizer.param_groups[0]
+    handle = step.optimizer.register_step_post_hook(lambda *_: (handle.remove(), change(step))[0])
+    step.epoch(images, labels, 8, lr=[0.1, 0.02, 0.3])
+    assert first["lr"] == 1e-2
+    assert [group["lr"] for group in step.optimizer.param_groups[1:]] in ([], [0.3])
+
+
+def test_rates_are_given_back_after_an_error() -> None:
+    images, labels = data()
+    labels[20] = 9
+    step = a_step()
+    step.optimizer.register_step_post_hook(lambda *_: None)
+    with pytest.raises(IndexError):
+        step.epoch(images, labels, 8, torch.arange(23), lr=[0.1, 0.02, 0.3])
+    assert step.optimizer.param_groups[0]["lr"] == 1e-2
+
+
 @pytest.mark.parametrize(
     ("lr", "error", "words"),
     [
+        ([10**400, 0.1, 0.1], TypeError, "lr must hold a number for each step"),
+        (torch.ones(3, dtype=torch.complex64), TypeError, "lr must hold a number for each step"),
         ([0.1, 0.2], ValueError, r"lr has shape \(2,\), expected one entry for each of the 3 steps"),
         (0.1, ValueError, r"lr has shape \(\)"),
-        ([0.1, -0.1, 0.1], ValueError, "lr must be at least 0"),
-        ([0.1, float("nan"), 0.1], ValueError, "lr must be at least 0"),
+        ([0.1, -0.1, 0.1], ValueError, "lr must be at least 0, got -0.1"),
+        ([0.1, float("nan"), 0.1], ValueError, "lr must be at least 0, got nan"),
         ("abc", TypeError, "lr must hold a number for each step, got str"),
         ([0.1, None, 0.1], TypeError, "lr must hold a number for each step, got list"),
     ],

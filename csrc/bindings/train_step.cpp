@@ -10,6 +10,7 @@
 
 #include "bindings/activation_caster.h"
 #include "bindings/adam_step.h"
+#include "bindings/arena.h"
 #include "bindings/collectable.h"
 #include "bindings/optimizer_group.h"
 #include "bindings/registration.h"
@@ -40,20 +41,6 @@ struct Parameter {
 struct Layer {
   py::dict parameters;  // the module's own: looked at in every call, so that a replaced one is seen
   Activation activation;
-};
-
-// Parts of one block of memory, each on a cache line of its own.
-class Arena {
- public:
-  size_t take(int64_t values, int64_t value_size) {
-    const size_t at = size_;
-    size_ += (static_cast<size_t>(values * value_size) + 63) / 64 * 64;
-    return at;
-  }
-  size_t size() const { return size_; }
-
- private:
-  size_t size_ = 0;
 };
 
 // None, or what is left when the last hook has been removed.
@@ -91,16 +78,16 @@ class TrainStep {
     check(!layers_.empty(), kOp, ": no layers");
   }
 
-  // The tensors that were written; or, with nothing written, a str that says why torch must do the step, or
-  // None where the optimizer has no state yet. Raises IndexError for a class index that is out of range. One
-  // call at a time: the caller sees to that.
+  // How many steps were taken: fewer than there are batches where the next has a row or a class index that is
+  // out of range, which raises IndexError where there is only one. Or, with nothing written, a str that says
+  // why torch must do the step, or None where the optimizer has no state yet. One call at a time: the caller
+  // sees to that.
   py::object run(const py::list& groups, const py::dict& state, TrainStepBatches& batches) {
     return adam_ ? run_with<AdamStep>(groups, state, batches) : run_with<SgdStep>(groups, state, batches);
   }
 
-  // The steps that the last call has taken: fewer than all where the next batch has a row or a class index
-  // that is out of range.
-  int64_t taken() const { return taken_; }
+  // For the rows and targets of the batches of a call.
+  ScratchBuffer& batch_memory() { return batch_memory_; }
 
   int traverse(visitproc visit, void* arg) const {
     for (const Layer& layer : layers_) Py_VISIT(layer.parameters.ptr());
@@ -133,24 +120,23 @@ class TrainStep {
 
   template <class GroupStep>
   py::object run_with(const py::list& groups, const py::dict& state, TrainStepBatches& batches) {
-    std::vector<GroupStep> steps;
-    TrainStepArgs args{};
-    CrossEntropyTotals totals{};
+    static PyObject* const increment_version = torch_attribute("torch.autograd.graph", "increment_version");
+    Progress<GroupStep> p{*this, batches};
+    TrainStepArgs& args = p.args;
     py::list written;
-    taken_ = 0;
     try {
       read_parameters();
       batches.read_input(flatten_, args);
       batches.read_target(read_plain(parameters_[parameters_.size() - 2].object), squeeze_, args);
-      read_groups(groups, state, batches, args, steps);
-      lay_out(batches.gathered_target_bytes(), args);
-      GroupStep& all = steps.front();
-      for (size_t i = 1; i < steps.size(); ++i) all.also_touches(steps[i]);
+      if (!batches.take(0, args, p.totals)) return py::int_(0);
+      read_groups(groups, state, batches, args, p.groups);
+      lay_out(args);
+      GroupStep& all = p.groups.front();
+      for (size_t i = 1; i < p.groups.size(); ++i) all.also_touches(p.groups[i]);
       all.also_reads(args.input);
       for (const Parameter& parameter : parameters_)
         if (parameter.gradient) all.also_writes(parameter.gradient_view);
       all.check_disjoint();
-      if (!batches.take(0, targets_, args, totals)) return std::move(written);
     } catch (const Uninitialized&) {
       return py::none();
     } catch (const py::error_already_set& error) {
@@ -159,30 +145,46 @@ class TrainStep {
     } catch (const std::runtime_error& reason) {
       return py::str(reason.what());
     }
-    for (GroupStep& step : steps) {
+    for (GroupStep& step : p.groups) {
       step.commit();
       for (const py::handle tensor : step.written()) written.append(tensor);
     }
     set_gradients(written);
+    // Before they are written: an exception behind this call, as from a signal's handler, must find it done.
+    owned(PyObject_CallOneArg(increment_version, written.ptr()));
     {
       const ReleaseGil released(work_ * batches.steps());
-      cpu_kernels().train_step.run(args);
-      while (++taken_ < batches.steps() && batches.take(taken_, targets_, args, totals)) {
-        for (GroupStep& step : steps) go_on(batches, step);
-        cpu_kernels().train_step.run(args);
-      }
+      cpu_kernels().train_step.run(args, batches.steps() > 1 ? Progress<GroupStep>::next : nullptr, &p);
     }
-    return std::move(written);
+    return py::int_(p.taken);
   }
 
-  // Makes the parameters of a group ready for the next step.
+  // One call on its way through its steps.
   template <class GroupStep>
-  void go_on(const TrainStepBatches& batches, GroupStep& step) {
-    step.count_step();
-    if (batches.rates()) step.set_lr(batches.rates()[taken_]);
-    for (TrainStepLayer& layer : chain_)
-      for (ParameterUpdate* const update : {&layer.weight_update, &layer.bias_update}) advance(*update, step);
-  }
+  struct Progress {
+    TrainStep& self;
+    const TrainStepBatches& batches;
+    std::vector<GroupStep> groups = {};
+    TrainStepArgs args = {};
+    CrossEntropyTotals totals = {};
+    int64_t taken = 1;
+
+    // Makes everything ready for the next step, if it can be taken.
+    static bool next(void* context) {
+      Progress& p = *static_cast<Progress*>(context);
+      if (p.taken == p.batches.steps() || !p.batches.take(p.taken, p.args, p.totals)) return false;
+      for (GroupStep& group : p.groups) {
+        group.count_step();
+        if (p.batches.rates()) group.set_lr(p.batches.rates()[p.taken]);
+        for (TrainStepLayer& layer : p.self.chain_)
+          for (ParameterUpdate* const update : {&layer.weight_update, &layer.bias_update})
+            advance(*update, group);
+      }
+      ++p.taken;
+      return true;
+    }
+  };
+
   static void advance(ParameterUpdate& update, AdamStep& step) {
     if (update.adam_options == &step.options()) step.advance(update.adam);
   }
@@ -233,8 +235,8 @@ class TrainStep {
     update.sgd_options = &options;
   }
 
-  // Fills in the layers, with their buffers in `memory_`, where the targets that are gathered go too.
-  void lay_out(int64_t target_bytes, TrainStepArgs& args) {
+  // Fills in the layers, with their buffers in `memory_`.
+  void lay_out(TrainStepArgs& args) {
     const int64_t m = args.batch, size = dtype_size(args.dtype);
     const size_t depth = layers_.size();
     const bool bytes = args.input.dtype == DType::u8;
@@ -263,11 +265,9 @@ class TrainStep {
       work_ += m * weight.view.numel();
     }
     const size_t even = arena.take(m * widest, size), odd = arena.take(m * widest, size);
-    const size_t targets = arena.take(target_bytes, 1);
     memory_.grow(arena.size());
     const auto address = [&](size_t offset) { return static_cast<char*>(memory_.data()) + offset; };
 
-    targets_ = address(targets);
     chain_.resize(depth);
     for (size_t l = 0; l < depth; ++l) {
       Parameter& weight = parameters_[2 * l];
@@ -338,10 +338,8 @@ class TrainStep {
   std::vector<Parameter> parameters_;  // weight and bias of each layer in turn
   std::vector<TrainStepLayer> chain_;
   std::vector<size_t> offsets_;
-  ScratchBuffer memory_;
-  void* targets_ = nullptr;  // in memory_
+  ScratchBuffer memory_, batch_memory_;
   int64_t work_ = 0;
-  int64_t taken_ = 0;
 };
 
 }  // namespace
@@ -353,7 +351,8 @@ void register_train_step(py::module_& m) {
       .def("run",
            [](TrainStep& step, const py::list& groups, const py::dict& state, py::object input,
               py::object target, const TensorView& loss, py::tuple options) {
-             TrainStepBatches batch(std::move(input), std::move(target), loss, std::move(options));
+             TrainStepBatches batch(std::move(input), std::move(target), loss, std::move(options),
+                                    step.batch_memory());
              return step.run(groups, state, batch);
            })
       .def("run_batches",
@@ -368,12 +367,12 @@ void register_train_step(py::module_& m) {
                check_vector(kOp, "rates", *rates, DType::f64, steps);
                check_contiguous(kOp, "rates", *rates);
              }
-             TrainStepBatches batches(std::move(images), std::move(labels), losses, std::move(options));
+             TrainStepBatches batches(std::move(images), std::move(labels), losses, std::move(options),
+                                      step.batch_memory());
              batches.set_rows(rows.as<int64_t>(), rates ? rates->as<double>() : nullptr, rows.numel() / steps,
                               steps);
              return step.run(groups, state, batches);
-           })
-      .def_property_readonly("taken", &TrainStep::taken);
+           });
 }
 
 }  // namespace fastnn

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "bindings/arena.h"
 #include "bindings/class_indices.h"
 #include "bindings/optimizer_group.h"
 #include "core/check.h"
@@ -46,8 +47,12 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   const bool vector = squeeze && classes == 1;
   check_not_negated(target_.ptr());
   target_view_ = read_plain(target_.ptr());
-  if (!target_view_.is_contiguous()) {
-    refuse_if(rows_, "the targets of the data set are not contiguous");
+  // Rows of a data set may lie apart: they are copied anyway.
+  const bool rows_fit =
+      rows_ && (target_view_.ndim == 1 ||
+                (target_view_.ndim == 2 && (target_view_.shape[1] == 1 || target_view_.strides[1] == 1)));
+  if (!rows_fit && !target_view_.is_contiguous()) {
+    refuse_if(rows_, "the rows of the targets are not contiguous");
     static PyObject* const contiguous = interned("contiguous");
     target_ = owned(PyObject_CallMethodNoArgs(target_.ptr(), contiguous));
     target_view_ = read_plain(target_.ptr());
@@ -58,7 +63,6 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   loss.reduction = static_cast<Reduction>(options_[2].cast<int>());
   refuse_if(loss.reduction == Reduction::none, "the loss is not reduced to one number");
   args.mean = loss.reduction == Reduction::mean;
-  target_row_bytes_ = dtype_size(target_view_.dtype);
   if (loss_kind == "mse_loss") {
     args.loss_kind = TrainStepLoss::mean_squared_error;
     refuse_if(requires_grad(target_.ptr()), "the target requires grad");
@@ -66,7 +70,7 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
     refuse_if(target_view_.ndim != (vector ? 1 : 2) || target_view_.shape[0] != entries ||
                   (!vector && target_view_.shape[1] != classes),
               "the target has another shape than the output");
-    target_row_bytes_ *= classes;
+    if (rows_) lay_out(args.batch, classes);
     return;
   }
   args.loss_kind = TrainStepLoss::cross_entropy;
@@ -83,6 +87,7 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   loss.ignore_index = options_[3].cast<int64_t>();
   loss.label_smoothing = options_[4].cast<double>();
   loss.z_loss = options_[5].cast<double>();
+  lay_out(args.batch, 1);
   if (class_weight.is_none()) return;
   const TensorView weight = read_plain(class_weight.ptr());
   refuse_if(
@@ -91,23 +96,55 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   loss.weight = weight.data;
 }
 
-bool TrainStepBatches::take(int64_t step, void* targets, TrainStepArgs& args,
-                            CrossEntropyTotals& totals) const {
+// Makes room for the rows of a batch and its target, of `width` values a row.
+void TrainStepBatches::lay_out(int64_t batch, int64_t width) {
+  Arena arena;
+  const size_t rows = arena.take(rows_ ? size_ : 0, sizeof(int64_t));
+  const size_t target = arena.take(batch * width, dtype_size(target_view_.dtype));
+  memory_.grow(arena.size());
+  char* const memory = static_cast<char*>(memory_.data());
+  own_rows_ = reinterpret_cast<int64_t*>(memory + rows);
+  own_target_ = memory + target;
+}
+
+bool TrainStepBatches::take(int64_t step, TrainStepArgs& args, CrossEntropyTotals& totals) const {
   args.loss = losses_.as<char>() + step * dtype_size(args.dtype);
-  args.target = target_view_.data;
-  if (rows_) {
-    args.rows = rows_ + step * size_;
-    for (int64_t i = 0; i < size_; ++i)
-      if (args.rows[i] < 0 || args.rows[i] >= args.input.shape[0]) return false;
-    cpu_kernels().train_step.gather(target_view_.data, target_row_bytes_, args.rows, size_, targets);
-    args.target = targets;
+  if (rows_ && !take_rows(step, args)) return false;
+  if (args.loss_kind == TrainStepLoss::mean_squared_error) {
+    args.target = rows_ ? own_target_ : target_view_.data;
+    args.targets = rows_ ? target_view_.data : nullptr;
+    args.targets_stride = target_view_.strides[0] * dtype_size(target_view_.dtype);
+    return true;
   }
-  if (args.loss_kind != TrainStepLoss::cross_entropy) return true;
-  args.cross_entropy.target = args.target;
+  if (target_view_.dtype == DType::u8)
+    copy_classes<uint8_t>(args);
+  else
+    copy_classes<int64_t>(args);
+  args.cross_entropy.target = own_target_;
   totals = cpu_kernels().cross_entropy.count(args.cross_entropy);
   args.cross_entropy.totals = &totals;
   if (totals.bad_row >= 0 && !rows_) throw target_out_of_bounds(args.cross_entropy, totals.bad_row);
   return totals.bad_row < 0;
+}
+
+bool TrainStepBatches::take_rows(int64_t step, TrainStepArgs& args) const {
+  const int64_t* const named = rows_ + step * size_;
+  bool in_range = true;
+  for (int64_t i = 0; i < size_; ++i) {
+    const int64_t row = named[i];
+    own_rows_[i] = row;
+    in_range &= row >= 0 && row < args.input.shape[0];
+  }
+  args.rows = own_rows_;
+  return in_range;
+}
+
+template <class Index>
+void TrainStepBatches::copy_classes(const TrainStepArgs& args) const {
+  const Index* const from = target_view_.as<const Index>();
+  Index* const to = static_cast<Index*>(own_target_);
+  const int64_t stride = target_view_.strides[0];
+  for (int64_t i = 0; i < args.batch; ++i) to[i] = from[(args.rows ? args.rows[i] : i) * stride];
 }
 
 }  // namespace fastnn

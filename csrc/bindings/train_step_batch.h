@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "core/scratch.h"
 #include "core/tensor_view.h"
 #include "ops/train_step/train_step.h"
 
@@ -15,14 +16,18 @@ namespace fastnn {
 // that are named.
 class TrainStepBatches {
  public:
-  // `loss` is written. `options`: class weight or None, name of the loss, reduction, ignore_index,
-  // label_smoothing, z_loss.
-  TrainStepBatches(pybind11::object input, pybind11::object target, const TensorView& loss,
-                   pybind11::tuple options)
-      : input_(std::move(input)), target_(std::move(target)), losses_(loss), options_(std::move(options)) {}
+  // `losses` is written, one for each step. `options`: class weight or None, name of the loss, reduction,
+  // ignore_index, label_smoothing, z_loss. `memory` is for what is kept of a batch.
+  TrainStepBatches(pybind11::object input, pybind11::object target, const TensorView& losses,
+                   pybind11::tuple options, ScratchBuffer& memory)
+      : input_(std::move(input)),
+        target_(std::move(target)),
+        losses_(losses),
+        options_(std::move(options)),
+        memory_(memory) {}
 
   // Make input and target a data set. `rows` (steps * size); `rates` (steps), or null: the learning rate of
-  // each step. There is a loss for each step then.
+  // each step.
   void set_rows(const int64_t* rows, const double* rates, int64_t size, int64_t steps) {
     rows_ = rows;
     rates_ = rates;
@@ -36,15 +41,19 @@ class TrainStepBatches {
   // `squeeze`: the output has no second dimension where that is 1.
   void read_target(const TensorView& last_weight, bool squeeze, TrainStepArgs& args);
 
-  // Goes on to the batch of step `step`, its targets gathered to `targets`. False where a row or a class
-  // index is out of range; for an only batch that throws.
-  bool take(int64_t step, void* targets, TrainStepArgs& args, CrossEntropyTotals& totals) const;
-  int64_t gathered_target_bytes() const { return rows_ ? size_ * target_row_bytes_ : 0; }
+  // Goes on to the batch of step `step`. False where a row or a class index is out of range; for an only
+  // batch that throws. What was looked at is copied, for another thread may write to it. Needs no GIL.
+  bool take(int64_t step, TrainStepArgs& args, CrossEntropyTotals& totals) const;
 
   int64_t steps() const { return steps_; }
   const double* rates() const { return rates_; }
 
  private:
+  void lay_out(int64_t batch, int64_t width);
+  bool take_rows(int64_t step, TrainStepArgs& args) const;
+  template <class Index>
+  void copy_classes(const TrainStepArgs& args) const;
+
   pybind11::object input_, target_;
   TensorView losses_;
   pybind11::tuple options_;
@@ -52,7 +61,10 @@ class TrainStepBatches {
   const double* rates_ = nullptr;
   int64_t size_ = 0, steps_ = 1;
   TensorView target_view_;
-  int64_t target_row_bytes_ = 0;
+
+  ScratchBuffer& memory_;
+  int64_t* own_rows_ = nullptr;  // both in `memory_`
+  void* own_target_ = nullptr;
 };
 
 }  // namespace fastnn

@@ -1,17 +1,17 @@
 #include "core/team.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "core/barrier.h"
 
 namespace fastnn {
 
 namespace {
 
 thread_local TeamMember* current_member = nullptr;
+thread_local Barrier own_barrier;
 
 }  // namespace
 
+Team::Team() : barrier_(&own_barrier) {}
 bool Team::failed() const { return failed_.load(std::memory_order_relaxed); }
 void Team::fail() { failed_.store(true, std::memory_order_relaxed); }
 
@@ -27,10 +27,7 @@ TeamMember::~TeamMember() { current_member = nullptr; }
 TeamMember* team_member() { return current_member && !current_member->sharing_ ? current_member : nullptr; }
 
 void TeamMember::barrier() {
-#ifdef _OPENMP
-  if (count == 1) return;  // its region, if any, is somebody else's
-#pragma omp barrier
-#endif
+  if (count > 1) team_.barrier_->wait(count);
 }
 
 void TeamMember::meet() {

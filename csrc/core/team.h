@@ -25,15 +25,19 @@ int max_threads();
 // Throws std::bad_alloc, which becomes Python's MemoryError.
 [[noreturn]] void throw_out_of_memory();
 
-// What the members of one team share.
+class Barrier;
+
+// What the members of one team share. The thread that makes it leads it.
 class Team {
  public:
+  Team();
   bool failed() const;
   void fail();
 
  private:
   friend class TeamMember;
   std::atomic<bool> failed_{false};
+  Barrier* const barrier_;            // the leader's
   ScratchBuffer* scratch_ = nullptr;  // the leader's
 };
 

@@ -15,16 +15,19 @@ from fastnn._epoch_kernel import train_on_chip
 if TYPE_CHECKING:
     from fastnn._train_step import TrainStep
 
-Rates = Sequence[float] | Tensor | None
-
 
 def run_epoch(
-    step: TrainStep, images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor | None, lr: Rates
+    step: TrainStep,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    permutation: Tensor | None,
+    lr: Sequence[float] | Tensor | None,
 ) -> Tensor:
     """What `TrainStep.epoch` does, the arguments not yet checked."""
     _check(images, labels, batch_size, permutation)
-    batch_size = index(batch_size)
     count = len(images) if permutation is None else len(permutation)
+    batch_size = min(index(batch_size), count)
     rates = None if lr is None else _rates(lr, -(-count // batch_size))
     if permutation is None:
         permutation = torch.randperm(count, device=images.device)
@@ -44,9 +47,10 @@ def _has_kernels(images: Tensor) -> bool:
     return images.is_cuda
 
 
-# Multiply-adds of one native call, a third of those of its steps: 20 to 60 ms, so that Ctrl-C is heard. And
-# the most steps, where a step is hardly any work.
-_CALL_WORK, _CALL_STEPS = 2**29, 2048
+# What one native call does, 30 to 60 ms, so that Ctrl-C is heard: multiply-adds, a third of those of its
+# steps, the update of a weight counting as much as those of some samples. And the most steps, where a step is
+# hardly any work.
+_CALL_WORK, _UPDATE_WORK, _CALL_STEPS = 2**29, 16, 2048
 
 
 class _Steps:
@@ -70,59 +74,69 @@ class _Steps:
 
     def take(self) -> Tensor:
         """Take them all; the losses."""
-        if self._rates is None:
-            return self._take()
-        groups = self._step.optimizer.param_groups
-        before = [group["lr"] for group in groups]
-        try:
-            return self._take()
-        finally:
-            for group, lr in zip(groups, before, strict=True):
-                group["lr"] = lr
-
-    def _take(self) -> Tensor:
         losses: list[Tensor] = []
-        taken = 0
-        batches = self._rows.split(self._batch_size)
-        native = type(self._rows) is Tensor and self._images.device.type == "cpu"
-        while taken < len(batches):
-            some = self._natively(taken) if native else None
-            native = some is not None
+        taken, native = 0, True
+        while taken * self._batch_size < len(self._rows):
+            some = self._natively(taken) if native else ""
+            if isinstance(some, str):
+                if native and not self._images.is_cuda:  # on CUDA it has been told why
+                    _backend.decide("train_epoch", some)
+                native = False
             # Where the next batch has an index that is out of range, the step by itself raises.
-            if some is None or len(some) == 0:
-                some = self._one(taken, batches[taken])
+            if isinstance(some, str) or len(some) == 0:
+                some = self._one(taken)
             losses.append(some)
             taken += len(some)
         return torch.cat(losses)
 
-    def _one(self, number: int, rows: Tensor) -> Tensor:
-        """The loss of a step by itself, in a row of one."""
-        if self._rates is not None:
-            for group in self._step.optimizer.param_groups:
-                group["lr"] = float(self._rates[number])
-        images, labels = self._images.index_select(0, rows), self._labels.index_select(0, rows)
-        return self._step(images, labels).reshape(1)
-
-    def _natively(self, taken: int) -> Tensor | None:
+    def _natively(self, taken: int) -> Tensor | str:
         """The losses of the next steps, which have the same number of rows, as far as their indices are in
-        range; or None, with everything left as it is, where they cannot be taken in one native call."""
-        ready = self._step._ready(self._images) if _backend.torch_reason() is None else ""
+        range; or, with everything left as it is, why they cannot be taken in one native call."""
+        if type(self._rows) is not Tensor:
+            return f"permutation is a {type(self._rows).__name__}"
+        if (reason := _backend.torch_reason()) is not None:
+            return reason
+        ready = self._step._ready(self._images)
         if isinstance(ready, str):
-            return None
+            return ready
         plan, options, weight = ready
         rows = self._rows[taken * self._batch_size :]
         size = min(self._batch_size, len(rows))
         weights = sum(w.numel() for table in plan.tables if (w := table.get("weight")) is not None)
-        steps = min(len(rows) // size, max(_CALL_WORK // (size * max(weights, 1)), 1), _CALL_STEPS)
+        work = (size + _UPDATE_WORK) * max(weights, 1)
+        steps = min(len(rows) // size, max(_CALL_WORK // work, 1), _CALL_STEPS)
         rates = None if self._rates is None else self._rates[taken : taken + steps]
         losses = weight.new_empty(steps)
-        reason = self._step._call(
+        count = self._step._call(
             plan.native.run_batches, self._images, self._labels, losses, options, rows[: steps * size], rates
         )
-        if reason is not None:
-            return None
-        _backend.decide("train_step", None)
-        return losses[: plan.native.taken]
+        if isinstance(count, str):
+            return count
+        if count:
+            _backend.decide("train_epoch", None)
+        return losses[:count]
+
+    def _one(self, number: int) -> Tensor:
+        """The loss of a step by itself, in a row of one."""
+        rows = self._rows[number * self._batch_size : (number + 1) * self._batch_size]
+        try:
+            images, labels = self._images.index_select(0, rows), self._labels.index_select(0, rows)
+        except IndexError:
+            bad = int(rows[(rows < 0) | (rows >= len(self._images))][0])
+            raise IndexError(
+                f"TrainStep.epoch: permutation has the entry {bad} in step {number}, out of range for "
+                f"{len(self._images)} images"
+            ) from None
+        if self._rates is None:
+            return self._step(images, labels).reshape(1)
+        before = [(group, group["lr"]) for group in self._step.optimizer.param_groups]
+        try:
+            for group, _ in before:
+                group["lr"] = float(self._rates[number])
+            return self._step(images, labels).reshape(1)
+        finally:
+            for group, lr in before:
+                group["lr"] = lr
 
 
 def _check(images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor | None) -> None:
@@ -163,16 +177,20 @@ def _check(images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor 
 def _rates(lr: Sequence[float] | Tensor, steps: int) -> Tensor:
     """The learning rates as float64 on the CPU."""
     try:
+        given = torch.as_tensor(lr, device="cpu")
+        if given.is_complex():
+            raise TypeError
         rates = torch.as_tensor(lr, dtype=torch.float64, device="cpu").detach().contiguous()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(
             f"TrainStep.epoch: lr must hold a number for each step, got {type(lr).__name__}"
         ) from error
     if rates.shape != (steps,):
         raise ValueError(
-            f"TrainStep.epoch: lr has shape {tuple(rates.shape)}, expected one entry for each of the "
-            f"{steps} steps"
+            f"TrainStep.epoch: lr has shape {tuple(rates.shape)}, expected one entry for each of the {steps} "
+            "steps (for the same in all of them set that of the optimizer)"
         )
-    if not bool((rates >= 0).all()):
-        raise ValueError("TrainStep.epoch: lr must be at least 0")
+    bad = rates[~(rates >= 0)]
+    if len(bad):
+        raise ValueError(f"TrainStep.epoch: lr must be at least 0, got {bad[0].item()}")
     return rates

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from fastnn import _backend, _cuda_graph
 from fastnn._epoch import run_epoch
@@ -76,6 +75,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "std": _check_std,
 }
 _PARTS = ("model", "loss", "optimizer")
+_DTYPES = frozenset({torch.float32, torch.float64})  # of a native step's parameters
 
 
 def _name(part: object) -> str:
@@ -239,8 +239,9 @@ class TrainStep:
         For images in the order they have, give ``torch.arange(N)`` as `permutation`.
 
         On the CPU one native call gathers the batches and takes many steps, bit by bit those of the loop,
-        wherever a step is native and the rows of `images` and `labels` are contiguous: it costs no Python
-        between steps, which for a small network is half of a step's time.
+        wherever a step is native and each row of `images` and `labels` is contiguous (where the model
+        flattens its input: all of `images`). It costs no Python between steps, which for a small network is
+        half of a step's time. Ctrl-C is heard between such calls, some 50 ms apart.
 
         On a CUDA device of compute capability 9.0 one launch takes all steps (tested on an emulator, not yet
         on a GPU), weights and the optimizer's state staying on the chip meanwhile, where they fit: for
@@ -256,7 +257,8 @@ class TrainStep:
             permutation: int64 `(P,)`, the rows of `images` in the order in which they are trained on, on
                 their device; by default a new ``torch.randperm(N)``. Some may be left out or come again.
             lr: the learning rate of each step, `(ceil(P / batch_size),)`, for all groups of the optimizer,
-                which keep their own for later; by default each step has that of its group.
+                which have their own again afterwards; by default each step has that of its group. Only the
+                rate: torch's ``OneCycleLR`` also moves Adam's beta1, unless ``cycle_momentum=False``.
 
         Returns:
             The loss of each step before its update, detached: `(ceil(P / batch_size),)`, on the device of
@@ -290,8 +292,8 @@ class TrainStep:
             return ready
         plan, options, weight = ready
         loss: Tensor = weight.new_empty(())
-        reason = self._call(plan.native.run, input, target, loss, options)
-        return loss if reason is None else reason
+        taken = self._call(plan.native.run, input, target, loss, options)
+        return taken if isinstance(taken, str) else loss
 
     def _ready(self, input: Any) -> tuple[StepPlan, LossOptions, Tensor] | str:
         """Plan, options of the loss and the last layer's weight; or why the native call cannot be tried."""
@@ -308,22 +310,24 @@ class TrainStep:
         weight = plan.last.get("weight")
         if weight is None:
             return "the last layer has no weight"
+        if weight.dtype not in _DTYPES or not weight.is_cpu:
+            return f"the parameters are {weight.dtype} on {weight.device}"
         if not isinstance(input, Tensor):
             return f"the input is a {type(input).__name__}, not a tensor"
         return plan, options, weight
 
-    def _call(self, run: Callable[..., Any], *arguments: Any) -> str | None:
-        """Call the plan's native `run`; why it has done nothing, or None."""
+    def _call(self, run: Callable[..., Any], *arguments: Any) -> int | str:
+        """How many steps the plan's native `run` has taken; or, with nothing done, why it cannot."""
         optimizer = self.optimizer
-        written = run(optimizer.param_groups, optimizer.state, *arguments)
-        if written is None:
+        taken = run(optimizer.param_groups, optimizer.state, *arguments)
+        if taken is None:
             make_state(optimizer)
-            written = run(optimizer.param_groups, optimizer.state, *arguments)
-        if type(written) is list:
-            increment_version(written)
-            optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
-            return None
-        return "the optimizer has no state" if written is None else str(written).splitlines()[0]
+            taken = run(optimizer.param_groups, optimizer.state, *arguments)
+        if type(taken) is int:
+            if taken:
+                optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+            return taken
+        return "the optimizer has no state" if taken is None else str(taken).splitlines()[0]
 
     def _graphed(self, input: Tensor, target: Any) -> Tensor | str:
         """Take the step by a replay of a CUDA graph, or leave everything as it is and say why not."""

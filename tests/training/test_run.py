@@ -191,7 +191,7 @@ def test_a_reason_of_the_first_step_alone_is_not_told(make_run) -> None:
 
     run = make_run()
     words = rehearse(run.parts, stepping, run.batches)
-    assert words == f"fastnn {_backend.cpu.isa}, whole steps in one call"
+    assert words == f"fastnn {_backend.cpu.isa}, one call a step"
 
 
 def test_the_backend_in_words() -> None:
@@ -203,7 +203,10 @@ def test_the_backend_in_words() -> None:
     if _backend.cpu is not None:
         mixed = [_backend.Decision("linear", None), _backend.Decision("adam", "why")]
         isa = _backend.cpu.isa
-        assert describe([whole]) == f"fastnn {isa}, whole steps in one call"
+        assert describe([whole]) == f"fastnn {isa}, one call a step"
+        epoch, no_epoch = _backend.Decision("train_epoch", None), _backend.Decision("train_epoch", "a reason")
+        assert describe([epoch]) == f"fastnn {isa}, many steps a call"
+        assert describe([no_epoch, whole]) == f"fastnn {isa}, one call a step"
         assert describe([not_whole, mixed[0]]) == f"fastnn {isa}, op by op (because)"
         assert describe([not_whole, *mixed]) == f"fastnn {isa}, op by op (because); torch for adam (why)"
 

@@ -45,12 +45,6 @@ void each_row(const void* from, int64_t stride_bytes, const int64_t* rows, int64
   });
 }
 
-inline void gather(const void* from, int64_t row_bytes, const int64_t* rows, int64_t m, void* to) {
-  each_row(from, row_bytes, rows, m, ceil_div(kPassGrain, row_bytes + 1), [&](int64_t i, const char* row) {
-    __builtin_memcpy(static_cast<char*>(to) + i * row_bytes, row, static_cast<size_t>(row_bytes));
-  });
-}
-
 // Where the input is not to be used in place.
 template <class T>
 void make_images(const TrainStepArgs& args) {
@@ -66,6 +60,16 @@ void make_images(const TrainStepArgs& args) {
              } else {
                __builtin_memcpy(to, row, static_cast<size_t>(k * size));
              }
+           });
+}
+
+template <class T>
+void make_target(const TrainStepArgs& args, int64_t n) {
+  const int64_t row_bytes = n * static_cast<int64_t>(sizeof(T));
+  char* const to = static_cast<char*>(const_cast<void*>(args.target));
+  each_row(args.targets, args.targets_stride, args.rows, args.batch, ceil_div(kRowGrain, n),
+           [&](int64_t i, const char* row) {
+             __builtin_memcpy(to + i * row_bytes, row, static_cast<size_t>(row_bytes));
            });
 }
 

@@ -56,18 +56,20 @@ struct TrainStepArgs {
   int64_t depth;
   TrainStepLoss loss_kind;
   CrossEntropyArgs cross_entropy;  // complete but for logits and gradient; its totals are counted
-  const void* target;              // (M, N) contiguous, of the mean squared error
-  bool mean;                       // else the sum of squares
-  void* loss;                      // one element
-  bool keep_grad;  // every weight_gradient is given, and holds the (clipped) gradient in the end
-  bool clip;       // every weight_gradient is given
+  const void* target;      // (M, N) contiguous, of the mean squared error; written where it is gathered:
+  const void* targets;     // null, or (N rows, stride below) whose named rows it becomes
+  int64_t targets_stride;  // bytes from a row to the next
+  bool mean;               // else the sum of squares
+  void* loss;              // one element
+  bool keep_grad;          // every weight_gradient is given, and holds the (clipped) gradient in the end
+  bool clip;               // every weight_gradient is given
   double max_norm;
 };
 
 struct TrainStepKernels {
-  void (*run)(const TrainStepArgs& args);
-  // to (m, row_bytes) = the named rows of from (N, row_bytes).
-  void (*gather)(const void* from, int64_t row_bytes, const int64_t* rows, int64_t m, void* to);
+  // Takes a step, and another as long as next(context), which may change batch, loss and updates in `args`
+  // but no shape, says that there is one. Null: there is none.
+  void (*run)(const TrainStepArgs& args, bool (*next)(void*), void* context);
 };
 
 namespace FASTNN_ISA {

@@ -51,6 +51,7 @@ class Step {
 
   void loss() const {
     if (args_.loss_kind == TrainStepLoss::mean_squared_error) {
+      if (args_.targets) make_target<T>(args_, last_.output.shape[1]);
       mean_squared_error<T>(args_, last_.output, last_.gradient);
     } else {
       CrossEntropyArgs args = args_.cross_entropy;
@@ -127,19 +128,27 @@ int64_t multiply_adds(const TrainStepArgs& args) {
   return sum * args.batch;
 }
 
-void run(const TrainStepArgs& args) {
+void run(const TrainStepArgs& args, bool (*next)(void*), void* context) {
   const int64_t wanted = multiply_adds(args) / kStepGrain;
   const int64_t threads = wanted < 2 ? 1 : min(wanted, max_threads());
+  bool another = false;
+  // One region for all steps: OpenMP's threads keep their processors from others while they wait for the
+  // next.
   run_as_team(threads, [&] {
-    if (args.dtype == DType::f64)
-      Step<double>(args).run();
-    else
-      Step<float>(args).run();
+    do {
+      if (args.dtype == DType::f64)
+        Step<double>(args).run();
+      else
+        Step<float>(args).run();
+      if (!next) return;
+      wait_for_team();  // nobody reads what `next` is about to change
+      parallel_for(1, 1, [&](int64_t, int64_t) { another = next(context); });
+    } while (another);
   });
 }
 
 }  // namespace
 
-TrainStepKernels train_step_kernels() { return {run, gather}; }
+TrainStepKernels train_step_kernels() { return {run}; }
 
 }  // namespace fastnn::FASTNN_ISA

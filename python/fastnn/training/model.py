@@ -111,17 +111,20 @@ def describe(decisions: list[_backend.Decision]) -> str:
     """The backend of one step in words, from where each op ran.
 
     ``"torch"`` if fastnn was not asked, with the reasons if no op ran natively; else ``"fastnn"`` with the
-    instruction set in use and either ``whole steps in one call`` or why `fastnn.TrainStep` ran op by op, and
-    the ops that torch ran after all, with the reason.
+    instruction set in use and either ``many steps a call`` or ``one call a step`` or why `fastnn.TrainStep`
+    ran op by op, and the ops that torch ran after all, with the reason.
     """
     reasons = {d.op: d.reason for d in decisions if d.reason is not None}
     native = any(d.reason is None for d in decisions)
-    reasons.pop("train_epoch", None)  # the steps tell where they ran
+    reasons.pop("train_epoch", None)  # then the steps tell where they ran
+    many = any(d.op == "train_epoch" and d.reason is None for d in decisions)
     whole = reasons.pop("train_step", None)
     if not native:
         why = ", ".join(sorted(set(reasons.values()))) or whole
         return f"torch ({why})" if why else "torch"
-    words = f"fastnn {_backend.cpu.isa}, " + (f"op by op ({whole})" if whole else "whole steps in one call")
+    words = f"fastnn {_backend.cpu.isa}, " + (
+        f"op by op ({whole})" if whole else "many steps a call" if many else "one call a step"
+    )
     if reasons:
         words += "; torch for " + ", ".join(f"{op} ({reason})" for op, reason in sorted(reasons.items()))
     return words

@@ -1,0 +1,64 @@
+#include "core/barrier.h"
+
+#include <chrono>
+#include <thread>
+
+namespace fastnn {
+
+namespace {
+
+// How long a wait may take before the thread sleeps. Somebody who is late by its share of the work alone
+// comes sooner; waking a sleeper takes some tens of microseconds.
+constexpr std::chrono::microseconds kPatience{100};
+// About a microsecond, after which the processor is offered to others each time: the thread that is waited
+// for may be one that stands in line for it.
+constexpr int kPauses = 16;
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+void Barrier::wait(int64_t count) {
+  const uint32_t generation = generation_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < count) {
+    if (!spin(generation)) sleep(generation);
+    return;
+  }
+  arrived_.store(0, std::memory_order_relaxed);
+  // In one order with what sleep() does: either it sees the new generation, or the sleeper is seen here.
+  generation_.store(generation + 1, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) == 0) return;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  woken_.notify_all();
+}
+
+bool Barrier::spin(uint32_t generation) const {
+  std::chrono::steady_clock::time_point began;
+  for (bool first = true;; first = false) {
+    for (int i = 0; i < kPauses; ++i) {
+      if (generation_.load(std::memory_order_acquire) != generation) return true;
+      pause();
+    }
+    const auto now = std::chrono::steady_clock::now();
+    if (first) began = now;
+    if (now - began >= kPatience) return false;
+    std::this_thread::yield();
+  }
+}
+
+void Barrier::sleep(uint32_t generation) {
+  sleepers_.fetch_add(1, std::memory_order_seq_cst);
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    woken_.wait(lock, [&] { return generation_.load(std::memory_order_seq_cst) != generation; });
+  }
+  sleepers_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+}  // namespace fastnn
