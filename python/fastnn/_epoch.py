@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 import torch
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _backend, _cuda_graph
 from fastnn._epoch_kernel import train_on_chip
 
 if TYPE_CHECKING:
@@ -75,11 +75,11 @@ class _Steps:
     def take(self) -> Tensor:
         """Take them all; the losses."""
         losses: list[Tensor] = []
-        taken, native = 0, True
+        taken, native = 0, not _cuda_graph.is_there(self._images)  # there each step is a graph
         while taken * self._batch_size < len(self._rows):
             some = self._natively(taken) if native else ""
             if isinstance(some, str):
-                if native and not self._images.is_cuda:  # on CUDA it has been told why
+                if native:
                     _backend.decide("train_epoch", some)
                 native = False
             # Where the next batch has an index that is out of range, the step by itself raises.
