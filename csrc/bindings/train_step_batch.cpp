@@ -112,7 +112,8 @@ bool TrainStepBatches::take(int64_t step, TrainStepArgs& args, CrossEntropyTotal
   if (rows_ && !take_rows(step, args)) return false;
   if (args.loss_kind == TrainStepLoss::mean_squared_error) {
     args.target = rows_ ? own_target_ : target_view_.data;
-    args.targets = rows_ ? target_view_.data : nullptr;
+    args.gathered_target = rows_ ? own_target_ : nullptr;
+    args.targets = target_view_.data;
     args.targets_stride = target_view_.strides[0] * dtype_size(target_view_.dtype);
     return true;
   }

@@ -66,7 +66,7 @@ void make_images(const TrainStepArgs& args) {
 template <class T>
 void make_target(const TrainStepArgs& args, int64_t n) {
   const int64_t row_bytes = n * static_cast<int64_t>(sizeof(T));
-  char* const to = static_cast<char*>(const_cast<void*>(args.target));
+  char* const to = static_cast<char*>(args.gathered_target);
   each_row(args.targets, args.targets_stride, args.rows, args.batch, ceil_div(kRowGrain, n),
            [&](int64_t i, const char* row) {
              __builtin_memcpy(to + i * row_bytes, row, static_cast<size_t>(row_bytes));

@@ -56,13 +56,14 @@ struct TrainStepArgs {
   int64_t depth;
   TrainStepLoss loss_kind;
   CrossEntropyArgs cross_entropy;  // complete but for logits and gradient; its totals are counted
-  const void* target;      // (M, N) contiguous, of the mean squared error; written where it is gathered:
-  const void* targets;     // null, or (N rows, stride below) whose named rows it becomes
-  int64_t targets_stride;  // bytes from a row to the next
-  bool mean;               // else the sum of squares
-  void* loss;              // one element
-  bool keep_grad;          // every weight_gradient is given, and holds the (clipped) gradient in the end
-  bool clip;               // every weight_gradient is given
+  const void* target;              // (M, N) contiguous, of the mean squared error
+  void* gathered_target;           // null, or `target`, to be filled first with the named rows of
+  const void* targets;             // a data set's, contiguous each
+  int64_t targets_stride;          // bytes from one of them to the next
+  bool mean;                       // else the sum of squares
+  void* loss;                      // one element
+  bool keep_grad;  // every weight_gradient is given, and holds the (clipped) gradient in the end
+  bool clip;       // every weight_gradient is given
   double max_norm;
 };
 

@@ -51,7 +51,7 @@ class Step {
 
   void loss() const {
     if (args_.loss_kind == TrainStepLoss::mean_squared_error) {
-      if (args_.targets) make_target<T>(args_, last_.output.shape[1]);
+      if (args_.gathered_target) make_target<T>(args_, last_.output.shape[1]);
       mean_squared_error<T>(args_, last_.output, last_.gradient);
     } else {
       CrossEntropyArgs args = args_.cross_entropy;
