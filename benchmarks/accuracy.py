@@ -30,7 +30,7 @@ from fastnn.training.schedule import lr_at
 
 from . import machine
 from .case import OURS
-from .cases.step import EAGER, torch_mlp
+from .cases.step import EAGER, eager_step, torch_mlp
 
 SEEDS = 5
 TARGET = 0.98
@@ -71,12 +71,10 @@ def _eager(
     rows: Tensor,
     rates: list[float],
 ) -> None:
+    step = eager_step(model, loss_of, optimizer)
     for batch, rate in zip(rows.split(BATCH), rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
-        optimizer.zero_grad()
-        loss: Tensor = loss_of(model(images.index_select(0, batch)), labels.index_select(0, batch))
-        loss.backward()
-        optimizer.step()
+        step(images.index_select(0, batch), labels.index_select(0, batch))
 
 
 def _contestants(data: Dataset, images: Tensor, normalised: Tensor, seed: int) -> dict[str, Contestant]:

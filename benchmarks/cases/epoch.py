@@ -19,7 +19,7 @@ import fastnn.optim
 
 from ..case import OURS, Call, Case, Foreign, Workload
 from ..peers import compiled
-from .step import flops, torch_mlp, traffic
+from .step import eager_step, flops, torch_mlp, traffic
 
 _STEPS = 64
 # Orders in turn: always the same batches would soon be fitted exactly (`step`).
@@ -28,17 +28,6 @@ _ORDERS = 4
 STEP_BY_STEP = "fastnn TrainStep"
 
 _Step = Callable[[Tensor, Tensor], Tensor]
-
-
-def _eager(model: nn.Module, loss_of: nn.Module, optimizer: torch.optim.Optimizer) -> _Step:
-    def step(x: Tensor, target: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        loss: Tensor = loss_of(model(x), target)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
 
 
 def _build(widths: Sequence[int], batch: int) -> Workload:
@@ -67,7 +56,7 @@ def _build(widths: Sequence[int], batch: int) -> Workload:
 
     def theirs(adam: Callable[..., torch.optim.Optimizer]) -> Call:
         model = started(torch_mlp(widths))
-        return loop(_eager(model, nn.CrossEntropyLoss(), adam(model.parameters())))
+        return loop(eager_step(model, nn.CrossEntropyLoss(), adam(model.parameters())))
 
     whole, forever = ours(), itertools.cycle(orders)
     return Workload(

@@ -40,11 +40,12 @@ def torch_mlp(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _eager(model: nn.Module, loss_of: nn.Module, optimizer: torch.optim.Optimizer, batches: _Batches) -> Call:
-    forever = itertools.cycle(batches)
+def eager_step(
+    model: nn.Module, loss_of: nn.Module, optimizer: torch.optim.Optimizer
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The step as it is usually written; returns the loss, detached."""
 
-    def step() -> Tensor:
-        x, target = next(forever)
+    def step(x: Tensor, target: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss: Tensor = loss_of(model(x), target)
         loss.backward()
@@ -52,6 +53,12 @@ def _eager(model: nn.Module, loss_of: nn.Module, optimizer: torch.optim.Optimize
         return loss.detach()
 
     return step
+
+
+def _eager(model: nn.Module, loss_of: nn.Module, optimizer: torch.optim.Optimizer, batches: _Batches) -> Call:
+    step = eager_step(model, loss_of, optimizer)
+    forever = itertools.cycle(batches)
+    return lambda: step(*next(forever))
 
 
 def _one_call(
