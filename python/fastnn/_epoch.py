@@ -32,10 +32,9 @@ def run_epoch(
     if permutation is None:
         permutation = torch.randperm(count, device=images.device)
     if _has_kernels(images):
-        reason = _backend.torch_reason()
-        losses: Tensor | str | None = reason
-        if reason is None:
-            losses = train_on_chip(step, images, labels, batch_size, permutation, rates)
+        losses = _backend.torch_reason() or train_on_chip(
+            step, images, labels, batch_size, permutation, rates
+        )
         if isinstance(losses, Tensor):
             _backend.decide("train_epoch", None)
             return losses
@@ -177,8 +176,7 @@ def _check(images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor 
 def _rates(lr: Sequence[float] | Tensor, steps: int) -> Tensor:
     """The learning rates as float64 on the CPU."""
     try:
-        given = torch.as_tensor(lr, device="cpu")
-        if given.is_complex():
+        if isinstance(lr, Tensor) and lr.is_complex():
             raise TypeError
         rates = torch.as_tensor(lr, dtype=torch.float64, device="cpu").detach().contiguous()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
