@@ -241,7 +241,7 @@ class TrainStep:
         On the CPU one native call gathers the batches and takes many steps, bit by bit those of the loop,
         wherever a step is native and each row of `images` and `labels` is contiguous (where the model
         flattens its input: all of `images`). It costs no Python between steps, which for a small network is
-        half of a step's time. Ctrl-C is heard between such calls, some 50 ms apart.
+        half of a step's time. Ctrl-C is heard between such calls, some 50 ms or one step apart.
 
         On a CUDA device of compute capability 9.0 one launch takes all steps (tested on an emulator, not yet
         on a GPU), weights and the optimizer's state staying on the chip meanwhile, where they fit: for
