@@ -28,6 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def all_threads() -> None:
+    """Several threads are several also where other processes keep the processors busy."""
+    if _backend.cpu is not None:
+        _backend.cpu.notice_crowding(False)
+
+
 @pytest.fixture(scope="session")
 def emulated() -> Emulation:
     """The CUDA kernels on the CPU; compiled with the first test that asks."""

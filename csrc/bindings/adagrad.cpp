@@ -7,7 +7,7 @@ namespace fastnn {
 
 void AdagradStep::update(AdagradTensor* tensors, int64_t count) {
   // A square root and a division among them.
-  const ReleaseGil released(6 * elements());
+  const KernelCall call(6 * elements());
   cpu_kernels().adagrad.update(tensors, count, options_);
 }
 

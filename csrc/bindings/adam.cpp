@@ -7,7 +7,7 @@ namespace fastnn {
 
 void AdamStep::update(AdamTensor* tensors, int64_t count) {
   // An element costs about eight simple operations: a square root and a division among them.
-  const ReleaseGil released(8 * elements());
+  const KernelCall call(8 * elements());
   cpu_kernels().adam.update(tensors, count, options_);
 }
 

@@ -9,7 +9,7 @@ namespace {
 
 pybind11::object clip_grad_norm(const pybind11::list& grads, double max_norm, bool only_finite) {
   return clip_or_why_not(grads, [&](ClipArgs& args) {
-    const ReleaseGil released(args.elements);
+    const KernelCall call(args.elements);
     return cpu_kernels().clip.clip(args.tensors.data(), args.count(), {max_norm, only_finite},
                                    args.norm_view.data);
   });

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("best_isa") = m.attr("isa");
   m.attr("compiler") = FASTNN_COMPILER;
   m.def("max_threads", &max_threads);
+  m.def("notice_crowding", &notice_crowding);  // for tests
   // FASTNN_CPU_ISA is obeyed through this, and tests run every variant in one process with it. It must not be
   // called while a kernel runs.
   m.def("select_isa", [m](const char* name) mutable {

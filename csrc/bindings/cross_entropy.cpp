@@ -22,7 +22,7 @@ double forward(const TensorView& x, const TensorView& target, const std::optiona
   prefer_huge_pages({pointer(gradient)});
   CrossEntropyResult result;
   {
-    const ReleaseGil released(x.numel());
+    const KernelCall call(x.numel());
     result = cpu_kernels().cross_entropy.forward(args);
   }
   if (result.bad_row >= 0) throw target_out_of_bounds(args, result.bad_row);
@@ -32,7 +32,7 @@ double forward(const TensorView& x, const TensorView& target, const std::optiona
 void scale_gradient(const TensorView& gradient, const TensorView& dy, double scale) {
   CrossEntropyArgs args = {};
   const bool scalar = cross_entropy_args::read_scaling(gradient, dy, args);
-  const ReleaseGil released(gradient.numel());
+  const KernelCall call(gradient.numel());
   cpu_kernels().cross_entropy.scale_gradient(args, dy.data, scalar, scale);
 }
 

@@ -13,14 +13,14 @@ namespace {
 void forward(const TensorView& f, double scale, const TensorView& g) {
   check_gram_forward(f, g);
   prefer_huge_pages({&g});
-  const ReleaseGil released(f.numel() * f.shape[1] / 16);
+  const KernelCall call(f.numel() * f.shape[1] / 16);
   cpu_kernels().gram.forward(f, scale, g);
 }
 
 void backward(const TensorView& dg, const TensorView& f, double scale, const TensorView& df) {
   check_gram_backward(dg, f, df);
   prefer_huge_pages({&df});
-  const ReleaseGil released(f.numel() * f.shape[1] / 16);
+  const KernelCall call(f.numel() * f.shape[1] / 16);
   cpu_kernels().gram.backward(dg, f, scale, df);
 }
 

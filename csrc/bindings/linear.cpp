@@ -17,7 +17,7 @@ void forward(const TensorView& x, const TensorView& weight, const Optional& bias
              const TensorView& y, const Optional& z) {
   check_linear_forward(x, weight, pointer(bias), y, pointer(z));
   prefer_huge_pages({&y, pointer(z)});
-  const ReleaseGil released(x.shape[0] * weight.shape[0] * x.shape[1] / 16);
+  const KernelCall call(x.shape[0] * weight.shape[0] * x.shape[1] / 16);
   cpu_kernels().linear.forward(x, weight, pointer(bias), activation, y, pointer(z));
 }
 
@@ -29,7 +29,7 @@ void backward(const TensorView& dy, const Optional& saved, Activation activation
   check_linear_backward(gradients);
   prefer_huge_pages({pointer(dx), pointer(dw)});
   const int64_t width = (dx ? dx->shape[1] : 0) + (dw ? dw->shape[1] : 0);
-  const ReleaseGil released(dy.numel() + dy.numel() * width / 16);
+  const KernelCall call(dy.numel() + dy.numel() * width / 16);
   cpu_kernels().linear.backward(gradients);
 }
 

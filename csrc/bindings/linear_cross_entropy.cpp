@@ -77,7 +77,7 @@ void run(const TensorView& x, const TensorView& weight, const Optional& bias, co
   prefer_huge_pages({pointer(dx), pointer(dw)});
   int64_t bad_row;
   {
-    const ReleaseGil released(rows * classes * x.shape[1] / 16);
+    const KernelCall call(rows * classes * x.shape[1] / 16);
     bad_row = cpu_kernels().linear_cross_entropy.run(args);
   }
   if (bad_row >= 0) throw target_out_of_bounds(args.loss, bad_row);

@@ -62,7 +62,7 @@ void forward(const TensorView& x, const Tensors& weights, const Optionals& biase
     }
     prefer_huge_pages({&outputs[l], preactivation(preactivations, l)});
   }
-  const ReleaseGil released(multiply_adds(x, weights) / 16);
+  const KernelCall call(multiply_adds(x, weights) / 16);
   for (size_t l = 0; l < layers; ++l)
     cpu_kernels().linear.forward(l ? outputs[l - 1] : x, weights[l], pointer(biases[l]), activations[l],
                                  outputs[l], preactivation(preactivations, l));
@@ -119,7 +119,7 @@ void backward(const TensorView& dy, const TensorView& x, const Tensors& weights,
     prefer_huge_pages({pointer(dx)});
   }
 
-  const ReleaseGil released(multiply_adds(x, weights) / 16);
+  const KernelCall call(multiply_adds(x, weights) / 16);
   // The gradient of a hidden output is read while that of the one before is written.
   const size_t bytes = static_cast<size_t>(m * widest * dtype_size(x.dtype));
   const ScopedBuffer even(bytes), odd(bytes);

@@ -9,12 +9,15 @@ namespace fastnn {
 
 namespace {
 
+// Work of which no thread stays out, whatever else runs.
+constexpr int64_t kForAllThreads = INT64_MAX;
+
 int64_t probe_fma(int64_t rounds, const TensorView& out) {
   check(out.dtype == DType::f32 || out.dtype == DType::f64, "probe_fma: out must be float32 or float64, got ",
         dtype_name(out.dtype));
   check(out.numel() == 1, "probe_fma: out must hold one element, got shape ", shape_string(out));
   check<std::invalid_argument>(rounds > 0, "probe_fma: rounds must be positive, got ", rounds);
-  const ReleaseGil released(rounds);
+  const KernelCall call(kForAllThreads);
   return cpu_kernels().probe.fma(out.dtype, rounds, out.data);
 }
 
@@ -23,8 +26,13 @@ void probe_copy(const TensorView& src, const TensorView& dst) {
   check_same_shape("probe_copy", "dst", dst, src);
   check_contiguous("probe_copy", "src", src);
   check_contiguous("probe_copy", "dst", dst);
-  const ReleaseGil released(src.numel());
+  const KernelCall call(kForAllThreads);
   cpu_kernels().probe.copy(src.data, dst.data, src.numel() * dtype_size(src.dtype));
+}
+
+int64_t probe_late(int64_t operations, bool team, int64_t nanoseconds) {
+  const KernelCall call(operations);
+  return cpu_kernels().probe.late(team, nanoseconds);
 }
 
 }  // namespace
@@ -32,6 +40,7 @@ void probe_copy(const TensorView& src, const TensorView& dst) {
 void register_probe(pybind11::module_& m) {
   m.def("probe_fma", &probe_fma);
   m.def("probe_copy", &probe_copy);
+  m.def("probe_late", &probe_late);
 }
 
 }  // namespace fastnn

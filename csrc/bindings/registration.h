@@ -3,6 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include "core/crowding.h"
+
 namespace fastnn {
 
 void register_adagrad(pybind11::module_& m);
@@ -22,22 +24,24 @@ void register_train_step(pybind11::module_& m);
 void register_vec_math(pybind11::module_& m);
 void register_watch(pybind11::module_& m);
 
-// Releases the GIL for the life of the object where the work is worth it: handing the lock over costs more
-// than a kernel of a few microseconds.
-class ReleaseGil {
+// Around a kernel. Releases the GIL where the work is worth it: handing the lock over costs more than a
+// kernel of a few microseconds.
+class KernelCall {
  public:
-  explicit ReleaseGil(int64_t operations) {
+  // `operations`: elements touched, or multiply-adds / 16.
+  explicit KernelCall(int64_t operations) : work_(operations) {
     if (operations >= kWorthReleasing) state_ = PyEval_SaveThread();
   }
-  ~ReleaseGil() {
+  ~KernelCall() {
     if (state_) PyEval_RestoreThread(state_);
   }
-  ReleaseGil(const ReleaseGil&) = delete;
-  ReleaseGil& operator=(const ReleaseGil&) = delete;
+  KernelCall(const KernelCall&) = delete;
+  KernelCall& operator=(const KernelCall&) = delete;
 
  private:
-  // Elements touched or multiply-adds done in very roughly five microseconds.
+  // Very roughly five microseconds.
   static constexpr int64_t kWorthReleasing = 32768;
+  const Work work_;
   PyThreadState* state_ = nullptr;
 };
 

@@ -13,14 +13,14 @@ namespace {
 void forward(const TensorView& x, const TensorView& y) {
   check_relu_forward(x, y);
   prefer_huge_pages({&y});
-  const ReleaseGil released(x.numel());
+  const KernelCall call(x.numel());
   cpu_kernels().relu.forward(x.dtype, x.data, y.data, x.numel());
 }
 
 void backward(const TensorView& dy, const TensorView& y, const TensorView& dx) {
   check_relu_backward(dy, y, dx);
   prefer_huge_pages({&dx});
-  const ReleaseGil released(dy.numel());
+  const KernelCall call(dy.numel());
   cpu_kernels().relu.backward(dy.dtype, dy.data, y.data, dx.data, dy.numel());
 }
 

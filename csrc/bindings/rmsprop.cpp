@@ -7,7 +7,7 @@ namespace fastnn {
 
 void RmspropStep::update(RmspropTensor* tensors, int64_t count) {
   // A square root and a division among them.
-  const ReleaseGil released(8 * elements());
+  const KernelCall call(8 * elements());
   cpu_kernels().rmsprop.update(tensors, count, options_);
 }
 

@@ -6,7 +6,7 @@
 namespace fastnn {
 
 void SgdStep::update(SgdTensor* tensors, int64_t count) {
-  const ReleaseGil released(2 * elements());
+  const KernelCall call(2 * elements());
   cpu_kernels().sgd.update(tensors, count, options_);
 }
 

@@ -153,7 +153,7 @@ class TrainStep {
     // Before they are written: an exception behind this call, as from a signal's handler, must find it done.
     owned(PyObject_CallOneArg(increment_version, written.ptr()));
     {
-      const ReleaseGil released(work_ * batches.steps());
+      const KernelCall call(work_ * batches.steps() / 16);
       cpu_kernels().train_step.run(args, batches.steps() > 1 ? Progress<GroupStep>::next : nullptr, &p);
     }
     return py::int_(p.taken);

@@ -1,15 +1,16 @@
 #include "core/barrier.h"
 
-#include <chrono>
 #include <thread>
+
+#include "core/crowding.h"
 
 namespace fastnn {
 
 namespace {
 
-// How long a wait may take before the thread sleeps. Somebody who is late by its share of the work alone
-// comes sooner; waking a sleeper takes some tens of microseconds.
-constexpr std::chrono::microseconds kPatience{100};
+// How long a wait may take before the thread sleeps, in ns. Somebody who is late by its share of the work
+// alone comes sooner; waking a sleeper takes some tens of microseconds.
+constexpr int64_t kPatience = 100'000;
 // About a microsecond, after which the processor is offered to others each time: the thread that is waited
 // for may be one that stands in line for it.
 constexpr int kPauses = 16;
@@ -24,29 +25,30 @@ inline void pause() {
 
 }  // namespace
 
-void Barrier::wait(int64_t count) {
+int64_t Barrier::wait(int64_t count) {
   const uint32_t generation = generation_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < count) {
-    if (!spin(generation)) sleep(generation);
-    return;
+    int64_t began = 0;
+    if (!spin(generation, began)) sleep(generation);
+    return began ? clock_ns() - began : 0;
   }
   arrived_.store(0, std::memory_order_relaxed);
   // In one order with what sleep() does: either it sees the new generation, or the sleeper is seen here.
   generation_.store(generation + 1, std::memory_order_seq_cst);
-  if (sleepers_.load(std::memory_order_seq_cst) == 0) return;
+  if (sleepers_.load(std::memory_order_seq_cst) == 0) return 0;
   const std::lock_guard<std::mutex> lock(mutex_);
   woken_.notify_all();
+  return 0;
 }
 
-bool Barrier::spin(uint32_t generation) const {
-  std::chrono::steady_clock::time_point began;
-  for (bool first = true;; first = false) {
+bool Barrier::spin(uint32_t generation, int64_t& began) const {
+  for (;;) {
     for (int i = 0; i < kPauses; ++i) {
       if (generation_.load(std::memory_order_acquire) != generation) return true;
       pause();
     }
-    const auto now = std::chrono::steady_clock::now();
-    if (first) began = now;
+    const int64_t now = clock_ns();
+    if (!began) began = now;
     if (now - began >= kPatience) return false;
     std::this_thread::yield();
   }

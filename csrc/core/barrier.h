@@ -12,11 +12,12 @@ namespace fastnn {
 // that is waited for may be the one that has none. This one gives way.
 class Barrier {
  public:
-  // Returns when `count` threads have called it, each of them.
-  void wait(int64_t count);
+  // Returns when `count` threads have called it, each of them; how long that took, in ns, but for the first
+  // microsecond.
+  int64_t wait(int64_t count);
 
  private:
-  bool spin(uint32_t generation) const;
+  bool spin(uint32_t generation, int64_t& began) const;
   void sleep(uint32_t generation);
 
   alignas(64) std::atomic<int64_t> arrived_{0};

@@ -21,6 +21,7 @@ const int fork_handler = pthread_atfork(nullptr, nullptr, [] { in_forked_child =
 
 int max_threads() {
   if (const int64_t members = team_threads()) return static_cast<int>(members);
+  if (works_alone()) return 1;
 #ifdef _OPENMP
   return in_forked_child.load(std::memory_order_relaxed) ? 1 : omp_get_max_threads();
 #else

@@ -7,6 +7,7 @@
 #include <omp.h>
 #endif
 
+#include "core/crowding.h"
 #include "core/team.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -31,7 +32,9 @@ inline void parallel_for(int64_t n, int64_t grain, const Body& body) {
 #ifdef _OPENMP
   if (threads > 1 && !omp_in_parallel()) {
     bool out_of_memory = false;
-#pragma omp parallel num_threads(static_cast<int>(threads)) reduction(|| : out_of_memory)
+    int64_t first_done = INT64_MAX;
+#pragma omp parallel num_threads(static_cast<int>(threads)) reduction(|| : out_of_memory) \
+    reduction(min : first_done)
     {
       const int64_t count = omp_get_num_threads(), me = omp_get_thread_num();
       const int64_t begin = n * me / count, end = n * (me + 1) / count;
@@ -42,7 +45,9 @@ inline void parallel_for(int64_t n, int64_t grain, const Body& body) {
       } catch (...) {
         out_of_memory = true;
       }
+      first_done = clock_ns();
     }
+    note_wait(clock_ns() - first_done);
     if (out_of_memory) throw_out_of_memory();
     return;
   }
@@ -57,8 +62,13 @@ inline void run_as_team([[maybe_unused]] int64_t threads, const Code& code) {
   Team team;
 #ifdef _OPENMP
   if (threads > 1 && !omp_in_parallel()) {
-#pragma omp parallel num_threads(static_cast<int>(threads))
-    TeamMember(team, omp_get_thread_num(), omp_get_num_threads()).run(code);
+    int64_t first_done = INT64_MAX;
+#pragma omp parallel num_threads(static_cast<int>(threads)) reduction(min : first_done)
+    {
+      TeamMember(team, omp_get_thread_num(), omp_get_num_threads()).run(code);
+      first_done = clock_ns();
+    }
+    note_wait(clock_ns() - first_done + team.longest_wait());
   } else {
     TeamMember(team, 0, 1).run(code);
   }

@@ -14,6 +14,7 @@ thread_local Barrier own_barrier;
 Team::Team() : barrier_(&own_barrier) {}
 bool Team::failed() const { return failed_.load(std::memory_order_relaxed); }
 void Team::fail() { failed_.store(true, std::memory_order_relaxed); }
+int64_t Team::longest_wait() const { return longest_wait_.load(std::memory_order_relaxed); }
 
 TeamMember::TeamMember(Team& team, int64_t member_index, int64_t member_count)
     : index(member_index), count(member_count), team_(team) {
@@ -22,12 +23,17 @@ TeamMember::TeamMember(Team& team, int64_t member_index, int64_t member_count)
   barrier();
 }
 
-TeamMember::~TeamMember() { current_member = nullptr; }
+TeamMember::~TeamMember() {
+  current_member = nullptr;
+  int64_t longest = team_.longest_wait();
+  while (longest < waited_ && !team_.longest_wait_.compare_exchange_weak(longest, waited_)) {
+  }
+}
 
 TeamMember* team_member() { return current_member && !current_member->sharing_ ? current_member : nullptr; }
 
 void TeamMember::barrier() {
-  if (count > 1) team_.barrier_->wait(count);
+  if (count > 1) waited_ += team_.barrier_->wait(count);
 }
 
 void TeamMember::meet() {

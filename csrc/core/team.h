@@ -33,10 +33,13 @@ class Team {
   Team();
   bool failed() const;
   void fail();
+  // Nanoseconds that one member waited for the others, of those that are gone; the most of any.
+  int64_t longest_wait() const;
 
  private:
   friend class TeamMember;
   std::atomic<bool> failed_{false};
+  std::atomic<int64_t> longest_wait_{0};
   Barrier* const barrier_;            // the leader's
   ScratchBuffer* scratch_ = nullptr;  // the leader's
 };
@@ -89,6 +92,7 @@ class TeamMember {
 
   Team& team_;
   bool sharing_ = false;
+  int64_t waited_ = 0;  // ns
 };
 
 // The calling thread's place in a team; null outside of teams and inside the body of a parallel_for.

@@ -1,9 +1,11 @@
-// Probes of what the machine can do, for benchmarks to measure against.
+// Probes of what the machine can do, for benchmarks to measure against, and of how threads wait.
 //   fma   every thread runs `rounds` rounds of independent x = x * a + b chains in the widest vectors of the
 //         variant; returns the floating-point operations done, an FMA counted as two. `out` (one element,
 //         float32 or float64) receives a value that depends on every chain.
 //   copy  dst = src, `bytes` long, split between the threads; the C library streams past the cache where
 //         that is faster
+//   late  the last of a region's threads, or of a team's, comes `nanoseconds` late; returns how many threads
+//         there were
 #pragma once
 
 #include <cstdint>
@@ -15,6 +17,7 @@ namespace fastnn {
 struct ProbeKernels {
   int64_t (*fma)(DType dtype, int64_t rounds, void* out);
   void (*copy)(const void* src, void* dst, int64_t bytes);
+  int64_t (*late)(bool team, int64_t nanoseconds);
 };
 
 namespace FASTNN_ISA {

@@ -56,8 +56,24 @@ void probe_copy(const void* src, void* dst, int64_t bytes) {
   });
 }
 
+int64_t late(bool team, int64_t nanoseconds) {
+  const int64_t threads = max_threads();
+  const auto come_late = [&] {
+    parallel_for(threads, 1, [&](int64_t, int64_t end) {
+      const int64_t until = clock_ns() + nanoseconds;
+      while (end == threads && clock_ns() < until) {
+      }
+    });
+  };
+  if (team)
+    run_as_team(threads, come_late);
+  else
+    come_late();
+  return threads;
+}
+
 }  // namespace
 
-ProbeKernels probe_kernels() { return {probe_fma, probe_copy}; }
+ProbeKernels probe_kernels() { return {probe_fma, probe_copy, late}; }
 
 }  // namespace fastnn::FASTNN_ISA

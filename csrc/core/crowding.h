@@ -1,0 +1,42 @@
+// Threads that wait for each other in vain, because other processes take the processors they need.
+#pragma once
+
+#include <cstdint>
+
+namespace fastnn {
+
+// Nanoseconds on a clock that only goes forward.
+int64_t clock_ns();
+
+// Work that the calling thread does for as long as the object lives; one at a time.
+//
+// Where a region's threads waited for each other for longer than one of them would have taken for all of the
+// work, some had no processor. The thread then does its short pieces of work alone for a while, which costs
+// little where that was a mistake: results do not depend on the number of threads.
+class Work {
+ public:
+  // `operations`: elements touched, or multiply-adds / 16.
+  explicit Work(int64_t operations);
+  ~Work();
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
+
+ private:
+  friend bool works_alone();
+  friend void note_wait(int64_t);
+
+  const int64_t operations_;
+  bool alone_ = false;
+  int64_t waited_ = 0;
+};
+
+// Whether the calling thread's work is to be done by it alone.
+bool works_alone();
+
+// The threads of a region of the calling thread waited so many nanoseconds.
+void note_wait(int64_t nanoseconds);
+
+// Off, nobody works alone: for tests of what several threads do.
+void notice_crowding(bool on);
+
+}  // namespace fastnn

@@ -1,0 +1,107 @@
+"""Where threads wait for each other in vain, one of them does what is short, alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import fastnn
+from fastnn import _backend
+
+pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+
+SHORT, LONG = 1, 1 << 22  # operations
+MS = 1_000_000  # ns
+
+
+@pytest.fixture
+def aside() -> Iterator[Callable[[Callable[[], object]], object]]:
+    """Runs a function in a thread of its own, which is all that has to work alone; on two threads."""
+    threads = torch.get_num_threads()
+    _backend.cpu.notice_crowding(True)
+
+    def run(function: Callable[[], object]) -> object:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(2,)) as pool:
+            return pool.submit(function).result()
+
+    try:
+        yield run
+    finally:
+        _backend.cpu.notice_crowding(False)
+        torch.set_num_threads(threads)
+
+
+def threads_of(operations: int, *, late: int = 0, team: bool = False) -> int:
+    """How many threads do work of that size, of which the last comes late."""
+    return _backend.cpu.probe_late(operations, team, late)
+
+
+@pytest.mark.parametrize("team", [False, True])
+def test_short_work_is_done_alone_after_a_wait_in_vain(aside: Callable, team: bool) -> None:
+    def run() -> list[int]:
+        first = threads_of(SHORT, late=200 * MS, team=team)
+        return [first, *(threads_of(work, team=team) for work in (SHORT, LONG, SHORT))]
+
+    assert aside(run) == [2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("team", [False, True])
+def test_threads_come_together_again(aside: Callable, team: bool) -> None:
+    def run() -> int:
+        threads_of(SHORT, late=5 * MS, team=team)
+        deadline = time.monotonic() + 2
+        while threads_of(SHORT, team=team) == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return threads_of(SHORT, team=team)
+
+    # Another wait, where this machine is crowded just now, makes it one again: some try is left alone.
+    assert any(aside(run) == 2 for _ in range(20))
+
+
+@pytest.mark.parametrize("team", [False, True])
+def test_a_wait_within_what_the_work_takes_is_none(aside: Callable, team: bool) -> None:
+    operations = 1 << 21  # allows 1 + 4 ms; this machine may make it longer, if not each time
+
+    def run() -> bool:
+        threads_of(operations, late=MS, team=team)
+        return threads_of(operations, team=team) == 2
+
+    assert any(aside(run) for _ in range(20))
+
+
+def test_long_work_says_nothing(aside: Callable) -> None:
+    assert aside(lambda: (threads_of(LONG, late=200 * MS), threads_of(SHORT))) == (2, 2)
+
+
+def test_other_threads_go_on(aside: Callable) -> None:
+    assert aside(lambda: (threads_of(SHORT, late=200 * MS), threads_of(SHORT))) == (2, 1)
+    assert aside(lambda: threads_of(SHORT)) == 2
+
+
+def test_results_stay_the_same(aside: Callable) -> None:
+    x, y = torch.randn(256, 300), torch.randint(9, (256,))
+
+    def train() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = fastnn.nn.MLP([300, 200, 9])
+        optimizer = fastnn.optim.Adam(model.parameters())
+        step = fastnn.TrainStep(model, fastnn.nn.CrossEntropyLoss(), optimizer)
+        losses = [step(x, y) for _ in range(3)]
+        for _ in range(3):
+            optimizer.zero_grad()
+            losses.append(fastnn.nn.CrossEntropyLoss()(model(x), y))
+            losses[-1].backward()
+            optimizer.step()
+        return [*losses, *model.parameters()]
+
+    def crowded() -> list[torch.Tensor]:
+        threads_of(SHORT, late=500 * MS)
+        assert threads_of(SHORT) == 1
+        return train()
+
+    for alone, together in zip(aside(crowded), train(), strict=True):
+        assert torch.equal(alone, together)
