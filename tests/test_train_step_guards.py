@@ -382,12 +382,16 @@ def test_memory_shared_with_a_parameter_runs_eagerly() -> None:
     assert "share memory" in reason(step, model[0].weight.detach(), y)
 
 
+LBFGS = torch.optim.LBFGS([nn.Parameter(torch.zeros(1))])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
         ({"model": 3}, TypeError, "model must be a torch.nn.Module, got int"),
         ({"loss": "mse"}, TypeError, "loss must be callable, got str"),
         ({"optimizer": None}, TypeError, "optimizer must be a torch.optim.Optimizer, got NoneType"),
+        ({"optimizer": LBFGS}, TypeError, "once a step, got LBFGS, which does so several times"),
         ({"max_norm": -1.0}, ValueError, "max_norm must be at least 0, got -1.0"),
         ({"max_norm": "1"}, TypeError, "max_norm must be a number, got str"),
         ({"std": 0.0}, ValueError, "std must be finite and not 0, got 0.0"),

@@ -34,6 +34,11 @@ def _check_optimizer(optimizer: object) -> None:
         raise TypeError(
             f"TrainStep: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
         )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError(
+            "TrainStep: expected an optimizer that evaluates the loss once a step, got "
+            f"{type(optimizer).__name__}, which does so several times"
+        )
 
 
 def _check_number(name: str, value: object) -> None:
@@ -137,7 +142,7 @@ class TrainStep:
     Args:
         model: any module.
         loss: called with the model's output and the target; a module or a function that returns a scalar.
-        optimizer: of the model's parameters.
+        optimizer: of the model's parameters; not LBFGS.
         max_norm: clips the gradients to this norm over all of them, as
             :func:`torch.nn.utils.clip_grad_norm_` does; None leaves them as they are.
         keep_grad: whether the parameters' ``.grad`` holds the (clipped) gradients after the call, in
@@ -147,7 +152,8 @@ class TrainStep:
         std: see `mean`.
 
     Raises:
-        TypeError: `model` is no module or `optimizer` no optimizer.
+        TypeError: `model` is no module, `loss` not callable, or `optimizer` no optimizer or one that
+            evaluates the loss several times a step (LBFGS).
         ValueError: `max_norm` is negative, `mean` or `std` not finite, `std` 0, or `optimizer` has no
             parameter of `model`.
     """
