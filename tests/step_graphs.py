@@ -88,7 +88,7 @@ class Pair:
         x, y = batch
         seen = fastnn.explain(self.step, x.to(self.graphs.device), y.to(self.graphs.device))
         with fastnn.disabled():
-            expected = eager_step(self.twin, self.loss, self.theirs, x, y, self.max_norm)
+            expected = eager_step(self.twin, self.loss, self.theirs, x, y, max_norm=self.max_norm)
         loss: Tensor = seen.result
         assert loss.shape == ()
         assert not loss.requires_grad
@@ -150,6 +150,6 @@ ALL_OPTIMIZERS: dict[str, Optimizer] = OPTIMIZERS | {
 }
 
 
-def reason(step: fastnn.TrainStep, x: Tensor, y: Tensor) -> str | None:
+def reason(step: fastnn.TrainStep, *batch: Tensor) -> str | None:
     """Why a step ran eagerly; None where it was a replay."""
-    return next(d.reason for d in fastnn.explain(step, x, y).decisions if d.op == "train_step")
+    return next(d.reason for d in fastnn.explain(step, *batch).decisions if d.op == "train_step")

@@ -311,6 +311,25 @@ def test_optimizers_that_run_eagerly(make: Optimizer, why: str, graphs: Graphs) 
         assert why in str(reason(pair.step, x, y))
 
 
+class Critic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = chain([20, 33, 5])
+
+    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
+        return self.net(torch.cat([obs, act], 1))
+
+
+def test_several_inputs_run_eagerly(graphs: Graphs) -> None:
+    pair = Pair(graphs, Critic())
+    x, y = (t.to(graphs.device) for t in classes(7))
+    with pytest.raises(TypeError, match="'act'"):  # torch's own
+        pair.step(x, y)
+    for _ in range(4):
+        assert reason(pair.step, x[:, :12], x[:, 12:], y) == "steps of several inputs are not captured"
+    assert graphs.captures == 0
+
+
 def test_a_state_that_the_kernels_do_not_take(graphs: Graphs) -> None:
     pair = Pair(graphs, make=OPTIMIZERS["sgd-momentum"])
     pair.take(classes(7))

@@ -327,24 +327,3 @@ def test_memory_does_not_grow() -> None:
         step(x, y)
     # One batch of images kept in each call would be 100 MB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024
-
-
-class Critic(nn.Module):
-    """A model of two inputs, given as one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(9, 1, dtype=torch.float64)
-
-    def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
-        return self.fc(torch.cat(inputs, 1))
-
-
-def test_several_inputs_run_eagerly() -> None:
-    model = Critic()
-    step = fastnn.TrainStep(model, nn.MSELoss(), OPTIMIZERS["sgd"](model.parameters()), max_norm=0.1)
-    inputs = torch.randn(7, 6, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
-    decisions = dict(fastnn.explain(step, inputs, torch.randn(7, 1, dtype=torch.float64)).decisions)
-    assert decisions["train_step"] is not None
-    assert decisions["clip_grad_norm"] is None
-    assert model.fc.weight.grad is None

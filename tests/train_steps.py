@@ -53,12 +53,12 @@ def eager_step(
     model: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
-    x: Tensor,
-    y: Tensor,
+    *batch: Tensor,
     max_norm: float | None = None,
 ) -> Tensor:
+    *inputs, y = batch
     optimizer.zero_grad()
-    value = loss(model(x), y)
+    value = loss(model(*inputs), y)
     value.backward()
     if max_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), max_norm)
@@ -66,28 +66,26 @@ def eager_step(
     return value.detach()
 
 
-def native(step: fastnn.TrainStep, x: Tensor, y: Tensor) -> Tensor:
+def native(step: fastnn.TrainStep, *batch: Tensor) -> Tensor:
     """Take a step that must run natively."""
-    seen = fastnn.explain(step, x, y)
+    seen = fastnn.explain(step, *batch)
     assert [d for d in seen.decisions if d.op == "train_step"] == [("train_step", None)]
     result: Tensor = seen.result
     return result
 
 
-def reason(step: fastnn.TrainStep, x: Tensor, y: Tensor) -> str:
+def reason(step: fastnn.TrainStep, *batch: Any) -> str:
     """Why a step ran eagerly."""
-    decisions = fastnn.explain(step, x, y).decisions
+    decisions = fastnn.explain(step, *batch).decisions
     why = next(d.reason for d in decisions if d.op == "train_step")
     assert why is not None
     return why
 
 
-def started(
-    model: nn.Module, loss: Any, make: Optimizer, x: Tensor, y: Tensor, **options: Any
-) -> fastnn.TrainStep:
+def started(model: nn.Module, loss: Any, make: Optimizer, *batch: Tensor, **options: Any) -> fastnn.TrainStep:
     """A step whose optimizer has its state."""
     step = fastnn.TrainStep(model, loss, make(model.parameters()), **options)
-    step(x, y)
+    step(*batch)
     return step
 
 
@@ -99,7 +97,7 @@ def compare(
     model: nn.Module,
     loss: Any,
     make: Optimizer,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Tensor, ...]],
     tolerance: float,
     **options: Any,
 ) -> None:
@@ -107,9 +105,9 @@ def compare(
     twin = copy.deepcopy(model)
     theirs = make(twin.parameters())
     step = fastnn.TrainStep(model, loss, make(model.parameters()), **options)
-    for x, y in batches:
-        ours = native(step, x, y)
-        expected = eager_step(twin, loss, theirs, x, y, options.get("max_norm"))
+    for batch in batches:
+        ours = native(step, *batch)
+        expected = eager_step(twin, loss, theirs, *batch, max_norm=options.get("max_norm"))
         assert ours.shape == ()
         assert not ours.requires_grad
         torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)

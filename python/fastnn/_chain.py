@@ -25,6 +25,7 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.gelu: "gelu",
     F.silu: "silu",
 }
+_CATS = (torch.cat, torch.concat, torch.concatenate)
 _METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")
 _SEQUENTIAL = (torch.nn.Sequential.forward, _mlp.Sequential.forward)
 
@@ -53,12 +54,15 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
     Attributes:
         flatten: whether the input is flattened first, all its dimensions behind the first into one.
         squeeze: whether the last dimension of the output is dropped where it is 1.
+        order: that in which `torch.cat` joins the model's inputs along dimension 1, by their numbers, before
+            anything else; ``(0,)`` where it takes one.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.flatten = False
         self.squeeze = False
+        self.order: tuple[int, ...] = (0,)
         self._modules: list[tuple[torch.nn.Module, type]] = []
         self._guards: list[Guard] = []
 
@@ -141,9 +145,12 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         except Refusal as refusal:
             raise Refusal(f"{name} cannot be traced: {refusal}") from None
         self._guards += seen.guards
-        if seen.inputs != 1:
-            raise Refusal(f"{name} takes {seen.inputs} tensors")
         node, *nodes = seen.graph.nodes
+        if seen.inputs != 1:
+            if path or not seen.inputs:
+                raise Refusal(f"{name} takes {seen.inputs} tensors")
+            inputs, (node, *nodes) = [node, *nodes[: seen.inputs - 1]], nodes[seen.inputs - 1 :]
+            self.order = _cat_order(node, inputs, name)
         shapes: set[fx.Node] = set()
         rows: set[fx.Node] = set()
         for following in nodes:
@@ -185,6 +192,18 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             raise Refusal(f"{called} in {name} is no layer of a chain")
 
 
+def _cat_order(node: fx.Node, inputs: list[fx.Node], name: str) -> tuple[int, ...]:
+    """The numbers of `inputs` as `node` joins them, each once, along the last of two dimensions."""
+    given: dict[str, Any] = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
+    tensors, dim = given.pop("tensors", None), given.pop("dim", 0)
+    known = node.target in _CATS and len(node.args) <= 2 and not given
+    if known and isinstance(tensors, (list, tuple)) and type(dim) is int and dim in (1, -1):
+        order = tuple(inputs.index(t) for t in tensors if t in inputs)
+        if len(order) == len(tensors) and sorted(order) == list(range(len(inputs))):
+            return order
+    raise Refusal(f"{name} does not begin with torch.cat([...], 1) of all its {len(inputs)} inputs")
+
+
 def _is_shape(node: fx.Node, tensor: fx.Node) -> bool:
     """Whether it is ``tensor.shape`` or ``tensor.size()``."""
     method = node.op == "call_method" and (node.target, node.args) == ("size", (tensor,)) and not node.kwargs
@@ -218,18 +237,19 @@ def linear_chain(model: torch.nn.Module) -> LinearChain | str:
 
     A chain is ``Linear``, or several in turn, each with or without an activation (ReLU, sigmoid, tanh, either
     GELU, SiLU) behind it: a ``Sequential`` (nested ones and ``nn.MLP`` included), or a model whose own
-    ``forward`` can be traced and passes its one input through such layers. ``Identity`` anywhere and
-    ``Flatten()``, ``x.view(-1, K)`` or ``x.view(x.size(0), -1)`` in front and ``squeeze(-1)`` behind are
-    allowed. What is watched or replaced is no chain: hooks (global ones too), a replaced ``forward``, a
-    compiled module, a subclass of a layer, parameters that layers share.
+    ``forward`` can be traced and passes its one input through such layers, or several that ``torch.cat`` has
+    joined along dimension 1. ``Identity`` anywhere and ``Flatten()``, ``x.view(-1, K)`` or
+    ``x.view(x.size(0), -1)`` in front and ``squeeze(-1)`` behind are allowed. What is watched or replaced is
+    no chain: hooks (global ones too), a replaced ``forward``, a compiled module, a subclass of a layer,
+    parameters that layers share.
 
     Args:
         model: any module.
 
     Returns:
         A list of ``(linear module, activation)``, the activation one of None, ``"relu"``, ``"sigmoid"``,
-        ``"tanh"``, ``"gelu"``, ``"gelu_tanh"`` and ``"silu"``, with the attributes ``flatten`` and
-        ``squeeze`` and the method ``holds``; or the reason as text.
+        ``"tanh"``, ``"gelu"``, ``"gelu_tanh"`` and ``"silu"``, with the attributes ``flatten``,
+        ``squeeze`` and ``order`` and the method ``holds``; or the reason as text.
     """
     if not _mlp._names_known:
         return "this torch keeps hooks where fastnn does not find them"

@@ -95,10 +95,10 @@ class _Steps:
             return f"permutation is a {type(self._rows).__name__}"
         if (reason := _backend.torch_reason()) is not None:
             return reason
-        ready = self._step._ready(self._images)
+        ready = self._step._ready((self._images,))
         if isinstance(ready, str):
             return ready
-        plan, options, weight = ready
+        plan, options, weight, images = ready
         rows = self._rows[taken * self._batch_size :]
         size = min(self._batch_size, len(rows))
         weights = sum(w.numel() for table in plan.tables if (w := table.get("weight")) is not None)
@@ -107,7 +107,7 @@ class _Steps:
         rates = None if self._rates is None else self._rates[taken : taken + steps]
         losses = weight.new_empty(steps)
         count = self._step._call(
-            plan.native.run_batches, self._images, self._labels, losses, options, rows[: steps * size], rates
+            plan.native.run_batches, images, self._labels, losses, options, rows[: steps * size], rates
         )
         if isinstance(count, str):
             return count

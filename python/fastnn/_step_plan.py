@@ -83,6 +83,39 @@ class StepPlan:
         """Whether model, loss and optimizer still are what they were, and nobody watches them."""
         return self._watch.unchanged() and (self._watches_all or self.chain.holds())
 
+    def input(self, inputs: tuple[Any, ...], keep_grad: bool) -> Tensor | str:
+        """What goes into the first layer, or why the native call cannot be tried.
+
+        Where the model joins several `inputs`, torch does that here: in the result the native call no longer
+        sees what it would refuse in one of them.
+        """
+        order = self.chain.order
+        if len(inputs) != len(order):
+            return f"inputs: {len(inputs)} given, {len(order)} expected"
+        if len(inputs) == 1:
+            (input,) = inputs
+            return input if isinstance(input, Tensor) else f"the input is a {type(input).__name__}"
+        reason = _backend.torch_reason(*inputs)
+        if reason is not None:
+            return reason
+        for t in inputs:
+            if t is None or t.dim() != 2:
+                return "one of several inputs is no matrix"
+            if t.requires_grad:
+                return "an input requires grad"
+        if keep_grad and self._gradients_share_memory_with(inputs):
+            return "a .grad and an input share memory"
+        return torch.cat([inputs[i] for i in order], 1)  # raises what the model's own would
+
+    def _gradients_share_memory_with(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether writing a ``.grad`` may change one of `inputs`; their storages are looked at as a whole."""
+        memory = {t.untyped_storage().data_ptr() for t in inputs}
+        grads = (p.grad for table in self.tables for p in table.values() if p is not None)
+        return any(
+            g is not None and g.layout is torch.strided and g.untyped_storage().data_ptr() in memory
+            for g in grads
+        )
+
     def loss_options(self) -> LossOptions | str:
         """The options of the loss as they are now, or why they are not covered."""
         module = self._loss_module

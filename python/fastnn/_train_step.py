@@ -80,6 +80,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "std": _check_std,
 }
 _PARTS = ("model", "loss", "optimizer")
+_LAST: Any = object()  # the target is the last positional argument
 _DTYPES = frozenset({torch.float32, torch.float64})  # of a native step's parameters
 
 
@@ -90,7 +91,7 @@ def _name(part: object) -> str:
 class TrainStep:
     r"""A training step as one call: forward, loss, backward, gradient clipping and update.
 
-    ``loss = step(x, y)`` does what this does, in the same arithmetic up to rounding::
+    ``loss = step(x, y)`` does what this does::
 
         model.zero_grad()
         loss = loss_fn(model(x), y)
@@ -98,6 +99,8 @@ class TrainStep:
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)  # if asked for
         optimizer.step()
         loss = loss.detach()
+
+    and ``step(obs, act, y)`` the same with ``model(obs, act)``: all arguments but the last are the model's.
 
     Parameters, buffers and the optimizer's state stay where they are, in the model and the optimizer, and are
     valid after each call: evaluate, save, load, schedule the learning rate and change any option between
@@ -108,12 +111,15 @@ class TrainStep:
 
     - the model is a chain of ``Linear``, each with or without ReLU, sigmoid, tanh, GELU or SiLU behind it:
       ``Sequential``, :class:`fastnn.nn.MLP`, or a ``forward`` that can be traced; ``Flatten()`` or
-      ``x.view(x.size(0), -1)`` may come first and ``squeeze(-1)`` last,
+      ``x.view(x.size(0), -1)`` may come first and ``squeeze(-1)`` last; a model of several inputs, all
+      matrices of one floating dtype, must begin with ``torch.cat`` of all of them along dimension 1, as in
+      ``self.net(torch.cat([obs, act], 1))``,
     - the loss is cross-entropy with class indices, or the mean squared error, reduced by mean or sum; as
-      module or as function,
+      module or as function, whose options only the module has (a ``functools.partial`` or a lambda runs
+      eagerly),
     - the optimizer is Adam, AdamW or SGD, fastnn's or torch's own, and has the parameters of the chain and
       no other,
-    - input, parameters and gradients are float32 or float64 tensors on the CPU.
+    - input, parameters and gradients are float32 or float64 tensors on the CPU, the parameters contiguous.
 
     Anything else the same object runs eagerly, and ``fastnn.explain(step, x, y)``, which takes a step, says
     why. Whether the native call is possible is looked at in every call, so hooks, frozen layers or replaced
@@ -122,17 +128,17 @@ class TrainStep:
     Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too, not
     under ``torch.inference_mode()``.
 
-    On a CUDA device the same models, losses and optimizers, in float32, float64, bfloat16 or float16, have
-    their step captured in a CUDA graph (tested on an emulator, not yet on a GPU): the first two calls with a
-    kind of batch (shape, strides and dtype of input and target) run eagerly, the third captures the step,
-    which waits for the device, and from then on a step is a copy of the batch and one replay, with the loss
-    in a tensor of its own. Four kinds are captured, others run eagerly. Parameters are updated by fastnn's
-    kernels, also for torch's own optimizer. What the optimizer's groups say of lr, betas, eps, weight decay,
-    momentum and dampening is read at each call; other options, replaced parameters, states or tensors (as by
-    ``load_state_dict`` of an optimizer), another stream or other settings for matrix products are captured
-    anew after some eager calls. Inside a CUDA graph of your own the step runs eagerly. A class index that is
-    out of range gives a loss of NaN and parameters of NaN, and raises at the next call; ``FASTNN_CHECK=1``
-    turns graphs off and raises at once.
+    On a CUDA device the same models (of one input), losses and optimizers, in float32, float64, bfloat16 or
+    float16, have their step captured in a CUDA graph (tested on an emulator, not yet on a GPU): the first two
+    calls with a kind of batch (shape, strides and dtype of input and target) run eagerly, the third captures
+    the step, which waits for the device, and from then on a step is a copy of the batch and one replay, with
+    the loss in a tensor of its own. Four kinds are captured, others run eagerly. Parameters are updated by
+    fastnn's kernels, also for torch's own optimizer. What the optimizer's groups say of lr, betas, eps,
+    weight decay, momentum and dampening is read at each call; other options, replaced parameters, states or
+    tensors (as by ``load_state_dict`` of an optimizer), another stream or other settings for matrix products
+    are captured anew after some eager calls. Inside a CUDA graph of your own the step runs eagerly. A class
+    index that is out of range gives a loss of NaN and parameters of NaN, and raises at the next call;
+    ``FASTNN_CHECK=1`` turns graphs off and raises at once.
 
     The arguments are attributes and may be changed between calls. Calls from several threads wait for each
     other.
@@ -204,32 +210,40 @@ class TrainStep:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _plan=None, _lock=threading.RLock())
 
-    def __call__(self, input: Tensor, target: Tensor) -> Tensor:
-        """Take one step on a batch.
+    def __call__(self, input: Any, *rest: Any, target: Any = _LAST) -> Tensor:
+        """Take one step on a batch: ``step(x, y)``, or ``step(obs, act, y)`` for a model of several inputs.
 
         Args:
             input: the model's input, or uint8 images of the same shape.
-            target: the loss's target.
+            rest: the model's other positional inputs, if it takes several, and last the target.
+            target: the loss's target, where it is given by name.
 
         Returns:
             The loss before the update, detached.
 
         Raises:
+            TypeError: the target is missing.
             IndexError: a class index is out of range; nothing has been updated then. On CUDA one of an
                 earlier call may be meant, which has updated: see above.
             Whatever else model, loss and optimizer raise.
         """
+        if target is not _LAST:
+            inputs = (input, *rest)
+        elif rest:
+            inputs, target = (input, *rest[:-1]), rest[-1]
+        else:
+            raise TypeError("TrainStep: expected the model's inputs and the target, got one argument")
         with self._lock:
             outcome = _backend.torch_reason()
             if outcome is None:
                 on_device = isinstance(input, Tensor) and _cuda_graph.is_there(input)
-                loss = self._graphed(input, target) if on_device else self._native(input, target)
+                loss = self._graphed(inputs, target) if on_device else self._native(inputs, target)
                 if not isinstance(loss, str):
                     _backend.decide("train_step", None)
                     return loss
                 outcome = loss
             _backend.decide("train_step", outcome)
-            return self._eager(input, target)
+            return self._eager(inputs, target)
 
     def epoch(
         self,
@@ -241,6 +255,8 @@ class TrainStep:
         lr: Sequence[float] | Tensor | None = None,
     ) -> Tensor:
         """Take a step on each batch of a data set, as ``step(images[rows], labels[rows])`` in a loop does.
+
+        The model has one input.
 
         For images in the order they have, give ``torch.arange(N)`` as `permutation`.
 
@@ -291,18 +307,19 @@ class TrainStep:
             super().__setattr__("_plan", plan)
         return plan
 
-    def _native(self, input: Any, target: Tensor) -> Tensor | str:
+    def _native(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
         """Take the step natively, or leave everything as it is and say why that cannot be."""
-        ready = self._ready(input)
+        ready = self._ready(inputs)
         if isinstance(ready, str):
             return ready
-        plan, options, weight = ready
+        plan, options, weight, input = ready
         loss: Tensor = weight.new_empty(())
         taken = self._call(plan.native.run, input, target, loss, options)
         return taken if isinstance(taken, str) else loss
 
-    def _ready(self, input: Any) -> tuple[StepPlan, LossOptions, Tensor] | str:
-        """Plan, options of the loss and the last layer's weight; or why the native call cannot be tried."""
+    def _ready(self, inputs: tuple[Any, ...]) -> tuple[StepPlan, LossOptions, Tensor, Tensor] | str:
+        """Plan, options of the loss, the last layer's weight and the first one's input; or why the native
+        call cannot be tried."""
         plan = self._find_plan()
         if isinstance(plan, Refused):
             return plan.reason
@@ -318,9 +335,10 @@ class TrainStep:
             return "the last layer has no weight"
         if weight.dtype not in _DTYPES or not weight.is_cpu:
             return f"the parameters are {weight.dtype} on {weight.device}"
-        if not isinstance(input, Tensor):
-            return f"the input is a {type(input).__name__}, not a tensor"
-        return plan, options, weight
+        input = plan.input(inputs, self.keep_grad)
+        if isinstance(input, str):
+            return input
+        return plan, options, weight, input
 
     def _call(self, run: Callable[..., Any], *arguments: Any) -> int | str:
         """How many steps the plan's native `run` has taken; or, with nothing done, why it cannot."""
@@ -335,16 +353,20 @@ class TrainStep:
             return taken
         return "the optimizer has no state" if taken is None else str(taken).splitlines()[0]
 
-    def _graphed(self, input: Tensor, target: Any) -> Tensor | str:
+    def _graphed(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
         """Take the step by a replay of a CUDA graph, or leave everything as it is and say why not."""
         plan = self._find_plan()
-        return plan.reason if isinstance(plan, Refused) else plan.graphs.take(self, plan, input, target)
+        if isinstance(plan, Refused):
+            return plan.reason
+        if len(inputs) != 1 or len(plan.chain.order) != 1:
+            return "steps of several inputs are not captured"
+        return plan.graphs.take(self, plan, inputs[0], target)
 
-    def _eager(self, input: Tensor, target: Tensor) -> Tensor:
+    def _eager(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
         params = list(self.model.parameters())
         self._drop_gradients(params)
         with torch.enable_grad():
-            loss = self.loss(self.model(self._normalised(input)), target)
+            loss = self.loss(self.model(*map(self._normalised, inputs)), target)
             loss.backward()
         if self.max_norm is not None:
             clip_grad_norm_(params, self.max_norm)
