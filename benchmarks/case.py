@@ -51,7 +51,7 @@ class Case:
     `flops` or `bytes` is the compulsory work of one call: what any implementation must do, by the formula of
     the op, whatever ours or a peer really does; where it is flops, `traffic` is the bytes that must be read
     or written once, for the arithmetic intensity. `group` is the report that the case belongs to; in a sweep
-    `at` is the value of what varies.
+    `at` is the value of what varies. A run on fewer than `least_threads` threads leaves the case out.
     """
 
     op: str
@@ -65,6 +65,7 @@ class Case:
     traffic: int = field(default=0, kw_only=True)
     group: str = field(default="ops", kw_only=True)
     at: int = field(default=0, kw_only=True)
+    least_threads: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         if (self.flops > 0) == (self.bytes > 0):

@@ -34,7 +34,7 @@ _COLOURS = {
 }
 _CHAPTERS: dict[str, Callable[[Case], bool]] = {
     "products": lambda case: case.op.split()[0] in ("product", "linear", "gram", "linear_cross_entropy"),
-    "step": lambda case: case.op.startswith("training"),
+    "step": lambda case: case.op in ("training step", "critic step"),
     "memory": lambda case: case.bytes > 0,
 }
 

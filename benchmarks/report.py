@@ -12,9 +12,10 @@ from tabulate import tabulate
 
 from .case import OURS, Case
 from .machine import Peaks
+from .memory import Comparison
 from .runner import Result, Samples
 
-_SCHEMA = 2
+_SCHEMA = 3
 _DTYPES = {torch.float32: "", torch.float64: " fp64", torch.bfloat16: " bf16", torch.float16: " fp16"}
 
 
@@ -31,6 +32,7 @@ class Report:
     """A whole run. `peaks` holds those of one thread and of `settings["threads"]` threads, by threads.
 
     `peers` has a description of each peer besides torch eager, `left_out` the reason why another is missing.
+    `memory` holds what is measured besides times.
     """
 
     machine: Mapping[str, Any]
@@ -41,6 +43,7 @@ class Report:
     cache_bytes: int
     peers: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    memory: Sequence[Comparison] = ()
 
     def peak(self, case: Case) -> float:
         """The measured peak that bounds a case, in its own unit of work a second."""
@@ -118,6 +121,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "left_out": dict(report.left_out),
         "peaks": [asdict(peaks) for peaks in report.peaks.values()],
         "results": [_result_json(report, result) for result in report.results],
+        "memory": [asdict(comparison) for comparison in report.memory],
     }
 
 
@@ -211,6 +215,35 @@ def _heading(report: Report) -> list[str]:
     ]
 
 
+_MEMORY_LEGEND = (
+    "Peak of the resident memory beyond that before the call, each side in a process of its own; "
+    "rest: without the gradients, which are results."
+)
+_MEMORY_HEADERS = ("memory", "shape", "side", "peak", "rest")
+_MEMORY_ALIGNMENT = ("left", "left", "left", "right", "right")
+
+
+def _memory_table(report: Report, tablefmt: str) -> list[str]:
+    """The table of memory and its legend, or nothing."""
+    rows = [
+        (
+            comparison.op,
+            f"{comparison.shape} {comparison.dtype}",
+            side,
+            _size(memory.peak),
+            _size(memory.rest),
+        )
+        for comparison in report.memory
+        for side, memory in comparison.sides.items()
+    ]
+    if not rows:
+        return []
+    table = tabulate(
+        rows, _MEMORY_HEADERS, tablefmt=tablefmt, colalign=_MEMORY_ALIGNMENT, disable_numparse=True
+    )
+    return ["", table, "", _MEMORY_LEGEND]
+
+
 _LEGEND = (
     "speed-up: median over rounds of the peer's time / ours, Python call included; "
     "rate and fraction of the measured peak are ours, of the compulsory work."
@@ -221,7 +254,8 @@ def to_text(report: Report) -> str:
     """The table for a terminal."""
     rows, footnotes = _rows(report)
     table = tabulate(rows, _HEADERS, tablefmt="simple", colalign=_ALIGNMENT, disable_numparse=True)
-    return "\n".join([*_heading(report), "", table, "", _LEGEND, *footnotes])
+    memory = _memory_table(report, "simple")
+    return "\n".join([*_heading(report), "", table, "", _LEGEND, *footnotes, *memory])
 
 
 def to_markdown(report: Report) -> str:
@@ -230,7 +264,8 @@ def to_markdown(report: Report) -> str:
     table = tabulate(rows, _HEADERS, tablefmt="github", colalign=_ALIGNMENT, disable_numparse=True)
     heading = [f"- {line}" for line in _heading(report)]
     notes = [f"- {line}" for line in footnotes]
-    return "\n".join(["# fastnn benchmark", "", *heading, "", table, "", _LEGEND, "", *notes]).rstrip() + "\n"
+    body = ["# fastnn benchmark", "", *heading, "", table, "", _LEGEND, "", *notes]
+    return "\n".join(body).rstrip() + "\n" + "\n".join([*_memory_table(report, "github"), ""])
 
 
 _ALIGNMENT = ("left", "left", "right", "left", "right", "right", "right", "right", "right", "left")

@@ -180,6 +180,14 @@ def run_case(
     case: Case, rounds: int, clock: Clock = time.perf_counter, roster: Roster | None = None
 ) -> Result:
     """Build, check and time one case, with the peers of `roster` that can do its work."""
+    threads = torch.get_num_threads()
+    try:
+        return _run_case(case, rounds, clock, roster)
+    finally:
+        torch.set_num_threads(threads)  # a callable may have set its own
+
+
+def _run_case(case: Case, rounds: int, clock: Clock, roster: Roster | None) -> Result:
     torch.manual_seed(0)
     fallbacks: dict[str, None] = {}
 

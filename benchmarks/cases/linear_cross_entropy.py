@@ -17,7 +17,7 @@ import fastnn.functional
 from ..case import Case, Workload
 
 
-def _torch_loss(x: Tensor, w: Tensor, target: Tensor) -> Tensor:
+def torch_loss(x: Tensor, w: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(F.linear(x, w), target)
 
 
@@ -34,19 +34,22 @@ def _build(n: int, k: int, c: int) -> Workload:
     target = torch.randint(c, (n,))
     calls = {
         "fastnn": partial(_run, fastnn.functional.linear_cross_entropy, x, w, target),
-        "torch": partial(_run, _torch_loss, x, w, target),
+        "torch": partial(_run, torch_loss, x, w, target),
     }
     # Logits of some units, sums of k products, then sums over the classes and the rows.
     return Workload(calls, tolerance=64 * torch.finfo(torch.float32).eps)
 
 
+OP = "linear_cross_entropy forward+backward"
+LARGE = (1024, 768, 32000)
+
 CASES = [
     Case(
-        "linear_cross_entropy forward+backward",
+        OP,
         f"{n}x{k}x{c}",
         partial(_build, n, k, c),
         flops=3 * 2 * n * k * c,
         quick=quick,
     )
-    for n, k, c, quick in ((64, 128, 10, True), (1024, 768, 32000, False))
+    for n, k, c, quick in ((64, 128, 10, True), (*LARGE, False))
 ]

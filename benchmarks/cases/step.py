@@ -1,158 +1,123 @@
-"""A whole training step of an MLP: forward, cross-entropy, backward, Adam.
+"""A whole training step of an MLP: forward, loss, backward, Adam.
 
-Compulsory: 6 flops for each weight and sample, less the 2 for the gradient of the network's input, which
-nobody asks for; bias, loss and update are left out of the count.
+A classifier's, and a critic's as in off-policy reinforcement learning: mean squared error against one value,
+Adam with its eps at 1e-5, gradients clipped by their norm. Compulsory: 6 flops for each weight and sample,
+less the 2 for the gradient of the network's input, which nobody asks for; bias, loss, clipping and update are
+left out of the count.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import fastnn
-import fastnn.nn
-import fastnn.optim
-
-from ..case import OURS, Call, Case, Foreign, Workload
+from ..case import OURS, Call, Case, Workload
 from ..peers import compiled
+from .recipe import EAGER, Recipe, Sides, Step
 
 # Training on one batch would soon fit it exactly, and gradients of nothing end in subnormal moments, which
 # the processor handles in a slow path: not what a training run is like.
 _BATCHES = 16
 
-# One native call a step; a build without it is measured in eager mode, and says so.
-_TRAIN_STEP: Any = getattr(fastnn, "TrainStep", None)
-EAGER = "fastnn eager"
-
-_Batches = list[tuple[Tensor, Tensor]]
+ONE_THREAD = "fastnn, 1 thread"
 
 
-def torch_mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
-    layers: list[nn.Module] = []
-    for wide, narrow in itertools.pairwise(widths):
-        layers += [nn.Linear(wide, narrow), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+class _Steps:
+    """Steps of one recipe, each side on its own way through the same batches."""
 
+    def __init__(self, recipe: Recipe) -> None:
+        self.sides = Sides(recipe)
+        self.batches = [recipe.data(recipe.batch) for _ in range(_BATCHES)]
 
-def eager_step(
-    model: nn.Module, loss_of: nn.Module, optimizer: torch.optim.Optimizer
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The step as it is usually written; returns the loss, detached."""
-
-    def step(x: Tensor, target: Tensor) -> Tensor:
-        optimizer.zero_grad()
-        loss: Tensor = loss_of(model(x), target)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
-
-
-def _eager(model: nn.Module, loss_of: nn.Module, optimizer: torch.optim.Optimizer, batches: _Batches) -> Call:
-    step = eager_step(model, loss_of, optimizer)
-    forever = itertools.cycle(batches)
-    return lambda: step(*next(forever))
-
-
-def _one_call(
-    model: nn.Module, loss_of: nn.Module, optimizer: torch.optim.Optimizer, batches: _Batches
-) -> Call:
-    step = _TRAIN_STEP(model, loss_of, optimizer)
-    forever = itertools.cycle(batches)
-    return lambda: step(*next(forever))
-
-
-def _build(widths: Sequence[int], batch: int, peers: bool) -> Workload:
-    reference = torch_mlp(widths)
-    values = [parameter.detach() for parameter in reference.parameters()]
-    batches = [(torch.randn(batch, widths[0]), torch.randint(widths[-1], (batch,))) for _ in range(_BATCHES)]
-
-    def make(
-        stepper: Callable[..., Call],
-        model: nn.Module,
-        loss_of: nn.Module,
-        adam: Callable[..., torch.optim.Optimizer],
-    ) -> Call:
-        model.load_state_dict(reference.state_dict())
-        return stepper(model, loss_of, adam(model.parameters()), batches)
-
-    def ours(stepper: Callable[..., Call]) -> Call:
-        return make(stepper, fastnn.nn.MLP(list(widths)), fastnn.nn.CrossEntropyLoss(), fastnn.optim.Adam)
-
-    def theirs(adam: Callable[..., torch.optim.Optimizer]) -> Call:
-        return make(_eager, torch_mlp(widths), nn.CrossEntropyLoss(), adam)
-
-    calls = {OURS: ours(_eager)} if _TRAIN_STEP is None else {OURS: ours(_one_call), EAGER: ours(_eager)}
-    calls["torch"] = theirs(torch.optim.Adam)
-    calls["torch fused"] = theirs(partial(torch.optim.Adam, fused=True))
-
-    def compile_it() -> Call:
-        model = torch_mlp(widths)
-        model.load_state_dict(reference.state_dict())
-        step = compiled.training_step(model)
-        forever = itertools.cycle(batches)
+    def call(self, step: Step) -> Call:
+        forever = itertools.cycle(self.batches)
         return lambda: step(*next(forever))
 
-    inputs, targets = zip(*batches, strict=True)
-    foreign = Foreign("training_step", {"values": values, "inputs": inputs, "targets": targets})
-    # Adam's first steps divide each gradient by its own size, so that rounding in the smallest ones counts.
+
+def _build(recipe: Recipe, peers: bool) -> Workload:
+    steps = _Steps(recipe)
+    sides = steps.sides
+    inputs, targets = zip(*steps.batches, strict=True)
+    op = "training_step" if recipe.classifier else "regression_step"
     return Workload(
-        calls,
+        {
+            OURS: steps.call(sides.train_step()),
+            EAGER: steps.call(sides.fastnn_eager()),
+            "torch": steps.call(sides.torch_eager()),
+            "torch fused": steps.call(sides.torch_fused()),
+        },
+        # Adam's first steps divide each gradient by its size, so that rounding in the smallest ones counts.
         tolerance=1e-4,
         checked_calls=5,
-        optional={compiled.NAME: compile_it} if peers else {},
-        foreign=foreign,
+        optional={compiled.NAME: lambda: steps.call(sides.torch_compiled())} if peers else {},
+        foreign=sides.foreign(op, inputs=inputs, targets=targets),
         learners=frozenset({"scikit-learn"}),
     )
 
 
-def flops(widths: Sequence[int], batch: int) -> int:
-    """Those of one step."""
-    products = [wide * narrow for wide, narrow in itertools.pairwise(widths)]
-    return batch * (6 * sum(products) - 2 * products[0])
+def _build_on_threads(recipe: Recipe) -> Workload:
+    steps = _Steps(recipe)
 
+    def held_to(threads: int) -> Call:
+        call = steps.call(steps.sides.train_step())
 
-def traffic(widths: Sequence[int], batch: int) -> int:
-    """Batch read, parameters and both moments read and written; activations may stay in a cache."""
-    parameters = sum((wide + 1) * narrow for wide, narrow in itertools.pairwise(widths))
-    return 4 * (batch * widths[0] + 6 * parameters) + 8 * batch
+        def run() -> object:
+            # Only the first call of a sample, which is not timed, has anything to change.
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            return call()
 
+        return run
 
-_NOTE = f"{OURS} is " + ("eager mode: no TrainStep in this version" if _TRAIN_STEP is None else "TrainStep")
+    # Results do not depend on the number of threads: to the bit.
+    calls = {OURS: held_to(torch.get_num_threads()), ONE_THREAD: held_to(1)}
+    return Workload(calls, tolerance=0.0, checked_calls=5)
 
 
 def _case(
-    widths: Sequence[int], batch: int, *, op: str, group: str, at: int = 0, quick: bool = False
+    op: str, recipe: Recipe, *, name: str = "", group: str = "ops", at: int = 0, quick: bool = False
 ) -> Case:
     return Case(
         op,
-        f"{'-'.join(map(str, widths))}, batch {batch}",
-        partial(_build, widths, batch, group == "ops"),
-        flops=flops(widths, batch),
-        traffic=traffic(widths, batch),
-        note=_NOTE,
+        name + recipe.shape,
+        partial(_build, recipe, group == "ops"),
+        flops=recipe.flops,
+        traffic=recipe.traffic,
+        note=f"{OURS} is TrainStep",
         quick=quick,
         group=group,
         at=at,
     )
 
 
-CASES = [
-    _case(widths, batch, op="training step", group="ops", quick=quick)
-    for widths, batch, quick in (
-        ((784, 28, 10), 64, True),
-        ((784, 128, 10), 64, True),
-        ((17, 64, 64, 6), 32, True),
-        ((784, 512, 10), 128, False),
-        ((784, 1024, 1024, 10), 512, False),
+_CLASSIFIERS = [
+    (Recipe((784, 28, 10), 64), True),
+    (Recipe((784, 128, 10), 64), True),
+    (Recipe((17, 64, 64, 6), 32), True),
+    (Recipe((784, 512, 10), 128), False),
+    (Recipe((784, 1024, 1024, 10), 512), False),
+]
+_critic = partial(Recipe, batch=256, classifier=False, eps=1e-5, max_norm=0.5)
+
+CASES = [_case("training step", recipe, quick=quick) for recipe, quick in _CLASSIFIERS]
+CASES += [
+    _case("critic step", _critic((23, 64, 64, 1), activation=nn.Tanh), name="tanh ", quick=True),
+    _case("critic step", _critic((23, 256, 256, 1)), name="relu ", quick=True),
+]
+CASES += [
+    Case(
+        "step beside one thread",
+        recipe.shape,
+        partial(_build_on_threads, recipe),
+        flops=recipe.flops,
+        note=f"{OURS} is TrainStep on all threads of the run",
+        quick=quick,
+        least_threads=2,
     )
+    for recipe, quick in _CLASSIFIERS
 ]
 
 # One thing varies at a time; torch.compile, which compiles anew for each shape, stays out.
@@ -163,7 +128,7 @@ _SWEEPS: dict[str, list[tuple[int, tuple[int, ...], int]]] = {
 }
 
 CASES += [
-    _case(widths, batch, op=f"step over {what}", group="sweep", at=value, quick=i == 0)
+    _case(f"step over {what}", Recipe(widths, batch), group="sweep", at=value, quick=i == 0)
     for what, points in _SWEEPS.items()
     for i, (value, widths, batch) in enumerate(points)
 ]

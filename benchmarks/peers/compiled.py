@@ -34,8 +34,13 @@ def describe() -> str:
     )
 
 
-def training_step(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """A step with cross-entropy and Adam (Kingma and Ba; torch's defaults); returns the loss, detached."""
+def training_step(
+    model: nn.Module, loss_of: nn.Module, *, eps: float, max_norm: float | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A step with Adam (Kingma and Ba; torch's defaults); returns the loss, detached.
+
+    With `max_norm` the norm of all gradients is clipped, by the formula of torch's `clip_grad_norm_`.
+    """
     import torch._dynamo.config as config
 
     setattr(config, _CONFIG, True)
@@ -43,13 +48,16 @@ def training_step(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     parameters = list(model.parameters())
     ms, vs = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
     count = torch.tensor(0.0)
-    loss_of = nn.CrossEntropyLoss()
-    lr, beta1, beta2, eps = 1e-3, 0.9, 0.999, 1e-8
+    lr, beta1, beta2 = 1e-3, 0.9, 0.999
 
     def step(x: Tensor, target: Tensor) -> Tensor:
         loss: Tensor = loss_of(model(x), target)
         grads = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
+            if max_norm is not None:
+                norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
+                scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+                grads = tuple(grad * scale for grad in grads)
             count.add_(1)
             correction1, correction2 = 1 - beta1**count, (1 - beta2**count).sqrt()
             for parameter, grad, m, v in zip(parameters, grads, ms, vs, strict=True):

@@ -59,21 +59,29 @@ def _cross_entropy_of(logits: Array, target: Array) -> Array:
     return (jax.nn.logsumexp(logits, axis=1) - chosen).mean()
 
 
+def _mse_of(prediction: Array, target: Array) -> Array:
+    return jnp.mean((prediction - target) ** 2)
+
+
 def _cross_entropy(logits: Array, target: Array) -> Run:
     return _jitted(jax.value_and_grad(_cross_entropy_of), logits, target.astype(np.int32))
 
 
-def _adam(parameter: Array, grad: Array, m: Array, v: Array, step: Array) -> tuple[Array, Array, Array]:
+def _adam(
+    parameter: Array, grad: Array, m: Array, v: Array, step: Array, eps: float
+) -> tuple[Array, Array, Array]:
     """Kingma and Ba with torch's defaults and in torch's order of operations."""
-    lr, beta1, beta2, eps = 1e-3, 0.9, 0.999, 1e-8
+    lr, beta1, beta2 = 1e-3, 0.9, 0.999
     m = m + (1 - beta1) * (grad - m)
     v = beta2 * v + (1 - beta2) * grad * grad
     denominator = jnp.sqrt(v) / jnp.sqrt(1 - beta2**step) + eps
     return parameter - lr / (1 - beta1**step) * (m / denominator), m, v
 
 
-def _adam_update(parameters: Any, grads: Any, m: Any, v: Any, step: Array) -> tuple[Any, Any, Any]:
-    updated = [_adam(*each, step) for each in zip(parameters, grads, m, v, strict=True)]
+def _adam_update(
+    parameters: Any, grads: Any, m: Any, v: Any, step: Array, eps: float = 1e-8
+) -> tuple[Any, Any, Any]:
+    updated = [_adam(*each, step, eps) for each in zip(parameters, grads, m, v, strict=True)]
     new = [list(part) for part in zip(*updated, strict=True)]
     return new[0], new[1], new[2]
 
@@ -96,20 +104,44 @@ def _adam_step(values: list[Array], grads: list[Array]) -> Run:
     return run
 
 
-def _logits(parameters: list[Array], x: Array) -> Array:
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"ReLU": jax.nn.relu, "Tanh": jnp.tanh}
+
+
+def _output(parameters: list[Array], x: Array, activation: str) -> Array:
     *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
     for w, b in hidden:
-        x = jax.nn.relu(x @ w.T + b)
+        x = _ACTIVATIONS[activation](x @ w.T + b)
     w, b = last
     return x @ w.T + b
 
 
-def _loss_and_update(parameters: Any, m: Any, v: Any, count: Array, x: Array, target: Array) -> Any:
-    def loss_of(parameters: Any) -> Array:
-        return _cross_entropy_of(_logits(parameters, x), target)
+def _clipped(grads: list[Array], max_norm: float) -> list[Array]:
+    """By the norm of all, by the formula of torch's `clip_grad_norm_`."""
+    norm = jnp.sqrt(sum(jnp.sum(grad * grad) for grad in grads))
+    scale = jnp.minimum(max_norm / (norm + 1e-6), 1.0)
+    return [grad * scale for grad in grads]
 
-    loss, grads = jax.value_and_grad(loss_of)(parameters)
-    return (*_adam_update(parameters, grads, m, v, count), loss)
+
+def _loss_and_update(
+    parameters: Any,
+    m: Any,
+    v: Any,
+    count: Array,
+    x: Array,
+    target: Array,
+    *,
+    loss_of: Callable[[Array, Array], Array] = _cross_entropy_of,
+    activation: str = "ReLU",
+    eps: float = 1e-8,
+    max_norm: float | None = None,
+) -> Any:
+    def loss_at(parameters: Any) -> Array:
+        return loss_of(_output(parameters, x, activation), target)
+
+    loss, grads = jax.value_and_grad(loss_at)(parameters)
+    if max_norm is not None:
+        grads = _clipped(grads, max_norm)
+    return (*_adam_update(parameters, grads, m, v, count, eps), loss)
 
 
 def _initial_state(values: list[Array]) -> list[Any]:
@@ -118,15 +150,14 @@ def _initial_state(values: list[Array]) -> list[Any]:
     return [[jnp.array(each) for each in values], *zeros]
 
 
-def _training_step(values: list[Array], inputs: list[Array], targets: list[Array]) -> Run:
-    """Forward, loss, backward and Adam in one jitted function; the state is donated."""
+def _training_step(values: list[Array], inputs: list[Array], targets: list[Array], **settings: Any) -> Run:
+    """Forward, loss, backward and Adam in one jitted function; the state is donated.
 
-    step = jax.jit(_loss_and_update, donate_argnums=(0, 1, 2))
+    `settings` are those of `_loss_and_update`.
+    """
+    step = jax.jit(partial(_loss_and_update, **settings), donate_argnums=(0, 1, 2))
     batches = itertools.cycle(
-        [
-            (jnp.asarray(x), jnp.asarray(target.astype(np.int32)))
-            for x, target in zip(inputs, targets, strict=True)
-        ]
+        [(jnp.asarray(x), _as_target(target)) for x, target in zip(inputs, targets, strict=True)]
     )
     state = _initial_state(values)
     count = itertools.count(1)
@@ -137,6 +168,11 @@ def _training_step(values: list[Array], inputs: list[Array], targets: list[Array
         return [jax.block_until_ready(loss)]
 
     return run
+
+
+def _as_target(target: Array) -> Array:
+    """Class indices as JAX has them by default, or values."""
+    return jnp.asarray(target.astype(np.int32) if target.dtype.kind == "i" else target)
 
 
 def _training_epoch(values: list[Array], x: Array, target: Array, orders: list[Array]) -> Run:
@@ -152,7 +188,7 @@ def _training_epoch(values: list[Array], x: Array, target: Array, orders: list[A
         (*updated, _), losses = jax.lax.scan(body, (parameters, m, v, first), order)
         return (*updated, losses)
 
-    data = jnp.asarray(x), jnp.asarray(target.astype(np.int32))
+    data = jnp.asarray(x), _as_target(target)
     forever = itertools.cycle([jnp.asarray(order.astype(np.int32)) for order in orders])
     state = _initial_state(values)
     count = itertools.count(1, len(orders[0]))
@@ -174,5 +210,6 @@ OPERATIONS: dict[str, Callable[..., Run]] = {
     "cross_entropy": _cross_entropy,
     "adam": _adam_step,
     "training_step": _training_step,
+    "regression_step": partial(_training_step, loss_of=_mse_of),
     "training_epoch": _training_epoch,
 }

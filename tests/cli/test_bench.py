@@ -138,9 +138,40 @@ def test_cases_are_registered_once_each() -> None:
     ops = {case.op.split()[0] for case in cases}
     optimizers = {"adam", "sgd", "adagrad", "rmsprop"}
     losses = {"cross_entropy", "linear_cross_entropy"}
-    others = {"clip_grad_norm", "training", "step", "epoch"}
+    others = {"clip_grad_norm", "training", "critic", "step", "epoch"}
     assert ops == {"product", "linear", "relu", "gram", *losses, *optimizers, *others}
     assert {case.op.split()[0] for case in cases if case.quick} == ops
+
+
+@needs_native
+def test_a_step_beside_one_thread_gives_the_same_bits_and_the_threads_back(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "step beside one thread 17-64-64-6, batch 32 float32"
+    assert run("--list", "--threads", "2", "--filter", name) == 0
+    assert capsys.readouterr().out == f"{name}\n"
+    assert run("--list", "--threads", "1", "--filter", name) == 0
+    assert name not in capsys.readouterr().out
+
+    (case,) = [case for case in bench.load_benchmarks("cases").all_cases() if case.label == name]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        workload = case.build()
+        counts = []
+        for call in workload.calls.values():
+            call()
+            counts.append(torch.get_num_threads())
+        assert counts == [2, 1]
+        torch.set_num_threads(2)
+        result = runner.run_case(case, 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert workload.tolerance == 0
+    assert result.refused is None
+    assert not result.fallbacks
+    assert list(result.speedups) == ["fastnn, 1 thread"]
 
 
 def run(*options: str) -> int:
@@ -164,7 +195,7 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "measured peak" in table
 
     document = json.loads((out / "bench.json").read_text())
-    whole = {"schema", "machine", "versions", "settings", "peers", "left_out", "peaks", "results"}
+    whole = {"schema", "machine", "versions", "settings", "peers", "left_out", "peaks", "results", "memory"}
     assert set(document) == whole
     assert document["peers"] == document["left_out"] == {}
     assert document["settings"]["threads"] == 1

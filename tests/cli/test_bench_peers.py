@@ -157,7 +157,7 @@ def peers() -> Iterator[Any]:
 
 
 def _some_cases() -> list[Any]:
-    wanted = ("64x28x784", "17-64-64-6", "64x12544", "64x10 ", "adam 784")
+    wanted = ("64x28x784", "17-64-64-6", "critic", "64x12544", "64x10 ", "adam 784")
     return [
         case
         for case in cases.all_cases()

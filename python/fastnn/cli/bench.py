@@ -82,10 +82,11 @@ def run(args: argparse.Namespace) -> int:
     if args.all:
         return _run_all(args)
     cases = [] if args.accuracy else _select(args)
+    args.name = args.name or "bench"
     if args.list:
-        print("\n".join(case.label for case in cases))
+        print("\n".join([*(case.label for case in cases), *_select_memory(args)]))
         return 0
-    if not cases and not args.accuracy:
+    if not (cases or _select_memory(args) or args.accuracy):
         raise CliError(f"no case contains {args.filter!r}; see --list")
     require("bench", "tabulate", "tqdm", *(["matplotlib"] if args.out else []))
     if (reason := _backend.torch_reason()) is not None:
@@ -137,11 +138,21 @@ def _held_to(threads: int) -> Iterator[None]:
 def _select(args: argparse.Namespace) -> list[Case]:
     cases: list[Case] = load_benchmarks("cases").all_cases()
     group = "sweep" if args.sweep else "ops"
+    threads = args.threads or torch.get_num_threads()
     return [
         case
         for case in cases
-        if case.group == group and args.filter in case.label and (case.quick or not args.quick)
+        if case.group == group
+        and args.filter in case.label
+        and (case.quick or not args.quick)
+        and case.least_threads <= threads
     ]
+
+
+def _select_memory(args: argparse.Namespace) -> list[str]:
+    """The label of the comparison of memory, where it is asked for."""
+    label: str = load_benchmarks("memory").LABEL
+    return [] if args.sweep or args.accuracy or args.quick or args.filter not in label else [label]
 
 
 def _settings(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
@@ -170,6 +181,12 @@ def _measure(args: argparse.Namespace, cases: list[Case]) -> Report:
         for case in progress:
             progress.set_postfix_str(case.label)
             results.append(runner.run_case(case, settings["rounds"], roster=peers))
+    absent, memory = dict(peers.absent), []
+    for label in _select_memory(args):
+        try:
+            memory = load_benchmarks("memory").measure(threads)
+        except RuntimeError as error:
+            absent[label] = str(error)
     # A machine shared with others may have been held back during the first probe.
     peaks = {count: peak.best_of(machine.probe(count)) for count, peak in first.items()}
     made: Report = report.Report(
@@ -180,7 +197,8 @@ def _measure(args: argparse.Namespace, cases: list[Case]) -> Report:
         results,
         machine.last_level_cache(),
         peers.present,
-        peers.absent,
+        absent,
+        memory,
     )
     return made
 
