@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -36,6 +37,18 @@ def cpu_model() -> str:
         if told.returncode == 0:
             return told.stdout.strip()
     return platform.processor() or platform.machine()
+
+
+# What tells no processor from another: marks, makers, clocks, the number of cores, the kind of thing it is.
+_NOISE = re.compile(
+    r"\((?:r|tm|c)\)|@.*|\bwith .*|\b\d+(?:st|nd|rd|th) gen\b|\b\w+-core\b|\b(?:intel|amd|cpu|processor)\b"
+)
+
+
+def short_name() -> str:
+    """The processor in a file's name: "Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz" gives "xeon-gold-6248"."""
+    words = re.findall(r"[a-z0-9]+", _NOISE.sub(" ", cpu_model().lower()))
+    return "-".join(words) or "processor"
 
 
 def caches() -> dict[str, int]:

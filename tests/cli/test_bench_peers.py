@@ -209,14 +209,41 @@ def test_all_runs_each_report_on_one_thread_and_on_all(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert main(["bench", "--all", "--out", str(tmp_path), "--name", "m", "--rounds", "3"]) == 1
     names = [command[command.index("--name") + 1] for command in commands]
-    kinds = ("", "-sweep", "-accuracy")
-    assert names == [f"m-{threads}{kind}" for threads in ("1thread", "4threads") for kind in kinds]
-    assert [next((o for o in ("--sweep", "--accuracy") if o in c), None) for c in commands[:3]] == [
-        None,
-        "--sweep",
-        "--accuracy",
-    ]
+    of_cases = [f"m-{threads}{kind}" for threads in ("1thread", "4threads") for kind in ("", "-sweep")]
+    assert names == [*of_cases, "m-4threads-accuracy"]
+    for name, command in zip(names, commands, strict=True):
+        assert command[command.index("--threads") + 1] == ("1" if "1thread" in name else "4")
+        assert ("--sweep" in command) == name.endswith("-sweep")
+        assert ("--accuracy" in command) == name.endswith("-accuracy")
     assert all(command[command.index("--rounds") + 1] == "3" for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Intel(R) Xeon(R) Processor @ 2.50GHz", "xeon"),
+        ("Intel(R) Xeon(R) Gold 6248 CPU @ 2.50GHz", "xeon-gold-6248"),
+        ("13th Gen Intel(R) Core(TM) i7-13700K", "core-i7-13700k"),
+        ("AMD EPYC 7763 64-Core Processor", "epyc-7763"),
+        ("AMD Ryzen 7 PRO 4750U with Radeon Graphics", "ryzen-7-pro-4750u"),
+        ("Apple M2 Pro", "apple-m2-pro"),
+        ("a/b", "a-b"),
+        ("", "processor"),
+    ],
+)
+def test_all_is_named_after_the_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str, name: str
+) -> None:
+    names = []
+
+    def fake_run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        names.append(command[command.index("--name") + 1])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", fake_run)
+    monkeypatch.setattr(bench.load_benchmarks("machine"), "cpu_model", lambda: model)
+    assert main(["bench", "--all", "--threads", "1", "--out", str(tmp_path)]) == 0
+    assert names == [f"{name}-{report}" for report in ("1thread", "1thread-sweep", "1thread-accuracy")]
 
 
 def test_all_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
