@@ -1,6 +1,6 @@
 # make train   train MNIST with fused ops        make test   run the test suite
 # make lint    ruff, mypy, clang-format           make dev    compile in place, for work on the sources
-# make bench   measure against torch and other libraries; writes benchmarks/results
+# make bench   measure against torch and other libraries; writes benchmarks/results and README's tables of them
 PYTHON ?= python3
 VENV   ?= .venv
 PIP     = $(VENV)/bin/pip --disable-pip-version-check
@@ -18,6 +18,7 @@ test: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	$(VENV)/bin/fastnn bench --all --out benchmarks/results $(ARGS)
+	$(VENV)/bin/python -m benchmarks.readme
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,251 @@
+"""The benchmark tables of README.md, out of the committed reports.
+
+``python -m benchmarks.readme``, in the checkout, rewrites what is between each ``<!-- bench:NAME -->`` and
+the ``<!-- /bench -->`` behind it; with ``--check`` it changes nothing and exits with 1 where they differ. A
+row whose case a report lacks is left out, and so is a table without rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .case import OURS
+from .report import seconds
+
+ROOT = Path(__file__).resolve().parents[1]
+MACHINE = "xeon-cascadelake"
+
+_OPENING = re.compile(r"<!-- bench:(.*?) -->")
+_BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+_NETWORKS = ("17-64-64-6, 32", "784-28-10, 64", "784-128-10, 64", "784-512-10, 128", "784-1024-1024-10, 512")
+_CRITICS = ("tanh 23-64-64-1, 256", "relu 23-256-256-1, 256")
+_SIDES = {
+    OURS: "`TrainStep`",
+    "fastnn eager": "fastnn eager",
+    "torch fused": "torch, fused Adam",
+    "torch": "torch",
+    "torch.compile": "`torch.compile`",
+    "JAX": "JAX jit",
+    "scikit-learn": "scikit-learn",
+}
+_EPOCH_SIDES = {
+    OURS: "`epoch`",
+    "fastnn TrainStep": "`TrainStep` in a loop",
+    "torch fused": "torch, fused Adam",
+    "torch": "torch",
+    "torch.compile": "`torch.compile`",
+    "JAX": "JAX",
+}
+_BOTH = {"1thread": ", one thread", "2threads": ", two threads"}
+_SMALL_MLP = "784-28-10 MLP, 4 tensors"
+# Op, shape and dtype of a case, and how README calls it.
+_OPS = {
+    ("linear + bias + relu forward", "64x128x784", "float32"): (
+        "linear + bias + ReLU forward, 64 x 128 x 784 (M N K)"
+    ),
+    ("linear + bias + relu backward", "64x128x784", "float32"): "the same, backward",
+    ("linear + bias + relu forward", "1024x1024x1024", "float32"): "linear + bias + ReLU forward, 1024^3",
+    ("linear + bias + relu backward", "1024x1024x1024", "float32"): "the same, backward",
+    ("linear + bias + relu forward", "512x512x512", "bfloat16"): (
+        "linear + bias + ReLU forward, 512^3, bfloat16"
+    ),
+    ("relu forward", "1M", "float32"): "ReLU forward, 1M",
+    ("relu forward", "16M", "float32"): "ReLU forward, 16M",
+    ("cross_entropy forward+backward", "64x10", "float32"): "cross-entropy forward + backward, 64 x 10",
+    ("cross_entropy forward+backward", "512x32000", "float32"): (
+        "cross-entropy forward + backward, 512 x 32000"
+    ),
+    ("linear_cross_entropy forward+backward", "64x128x10", "float32"): (
+        "linear + cross-entropy in one, 64 x 128 x 10 (N K C)"
+    ),
+    ("linear_cross_entropy forward+backward", "1024x768x32000", "float32"): (
+        "linear + cross-entropy in one, 1024 x 768 x 32000"
+    ),
+    ("gram forward", "64x12544", "float32"): "Gram matrix, 64 x 12544",
+    ("gram backward", "64x12544", "float32"): "the same, backward",
+    ("gram forward", "256x3136", "float32"): "Gram matrix, 256 x 3136",
+    ("gram backward", "256x3136", "float32"): "the same, backward",
+    ("adam", _SMALL_MLP, "float32"): "Adam, 4 parameters of a 784-28-10 network",
+    ("adam", "10M, 100 tensors", "float32"): "Adam, 10M parameters in 100 tensors",
+    ("sgd", _SMALL_MLP, "float32"): "SGD with momentum, the 4 parameters",
+    ("clip_grad_norm", _SMALL_MLP, "float32"): "gradient clipping by norm, the 4 parameters",
+}
+
+Document = Mapping[str, Any]
+Cells = Sequence[str]
+
+
+class Reports:
+    """The JSON files of one machine in a folder; one that is not there has no results."""
+
+    def __init__(self, folder: Path, machine: str = MACHINE) -> None:
+        self._folder, self._machine = folder, machine
+
+    def document(self, name: str) -> Document:
+        path = self._folder / f"{self._machine}-{name}.json"
+        if not path.exists():
+            return {}
+        document: Document = json.loads(path.read_text(encoding="utf-8"))
+        return document
+
+    def results(self, name: str) -> dict[tuple[str, str, str], Document]:
+        """Of each case that was not refused, by op, shape and dtype."""
+        return {
+            (result["op"], result["shape"], result["dtype"]): result
+            for result in self.document(name).get("results", ())
+            if not result["refused"]
+        }
+
+
+def _table(headers: Cells, rows: Sequence[Cells], left: int = 1) -> str:
+    """Rows as markdown, `left` columns of them aligned to the left; nothing without rows."""
+    if not rows:
+        return ""
+    marks = ["---"] * left + ["---:"] * (len(headers) - left)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headers, marks, *rows))
+
+
+def _median(result: Document, side: str) -> float:
+    value: float = result["times"][side]["seconds"]["median"]
+    return value
+
+
+def _ratio(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".") if value >= 10 else f"{value:.2f}"
+
+
+def _steps(
+    reports: Reports,
+    names: Mapping[str, str],
+    op: str,
+    networks: Sequence[str],
+    sides: Mapping[str, str],
+    steps: int = 1,
+) -> str:
+    """Seconds of one step: a row for each network and report, a column for each side that took part.
+
+    `names` has, by report, what its rows say behind the network.
+    """
+    found = {
+        network + said: result
+        for name, said in names.items()
+        for network in networks
+        if (result := reports.results(name).get((op, network.replace(", ", ", batch "), "float32")))
+    }
+    present = [side for side in sides if any(side in result["times"] for result in found.values())]
+    rows = [
+        [
+            row,
+            *(seconds(_median(result, side) / steps) if side in result["times"] else "" for side in present),
+        ]
+        for row, result in found.items()
+    ]
+    return _table(["network, batch", *(sides[side] for side in present)], rows)
+
+
+def _speedup(result: Document | None) -> str:
+    """Over torch, and over its fused optimizer where there is one."""
+    if result is None:
+        return ""
+    over = [
+        result["speedups"][peer]["median"] for peer in ("torch", "torch fused") if peer in result["speedups"]
+    ]
+    return " / ".join(map(_ratio, over))
+
+
+def _ops(reports: Reports) -> str:
+    one, two = reports.results("1thread"), reports.results("2threads")
+    rows = [
+        [name, seconds(_median(one[case], OURS)), _speedup(one[case]), _speedup(two.get(case))]
+        for case, name in _OPS.items()
+        if case in one
+    ]
+    return _table(["work", "fastnn, one thread", "speed-up, one thread", "speed-up, two threads"], rows)
+
+
+def _memory(reports: Reports) -> str:
+    def size(memory: Mapping[str, int]) -> list[str]:
+        peak = memory["peak"]
+        return [f"{value / (1 << 20):.0f} MB" for value in (peak, peak - memory["gradients"])]
+
+    rows = [
+        [
+            f"{each['shape'].replace('x', ' x ')}, {each['dtype']}",
+            *size(each["sides"][OURS]),
+            *size(each["sides"]["torch"]),
+        ]
+        for each in reports.document("1thread").get("memory", ())
+    ]
+    headers = ["linear + cross-entropy in one", "fastnn, peak", "without gradients"]
+    return _table([*headers, "torch, peak", "without gradients"], rows)
+
+
+def _accuracy(reports: Reports) -> str:
+    sides = reports.document("2threads-accuracy").get("sides", {})
+    columns = {side: _SIDES[side] for side in (OURS, "fastnn eager", "torch fused") if side in sides}
+    row = [f"{sides[side]['median_to_target']:.2f} s" for side in columns]
+    return _table(list(columns.values()), [row] if row else [], left=0)
+
+
+def _headed(text: str, table: str) -> str:
+    return f"{text}\n\n{table}" if table else ""
+
+
+_CRITIC_TEXT = (
+    "An update of a critic, as in off-policy reinforcement learning (mean squared error, Adam with eps 1e-5, "
+    "gradients\nclipped to a norm of 0.5):"
+)
+
+TABLES: dict[str, Callable[[Reports], str]] = {
+    "step-1thread": lambda reports: _steps(reports, {"1thread": ""}, "training step", _NETWORKS, _SIDES),
+    "step-2threads": lambda reports: _steps(reports, {"2threads": ""}, "training step", _NETWORKS, _SIDES),
+    "epoch": lambda reports: _steps(
+        reports, {"1thread": ""}, "epoch of 64 steps", _NETWORKS, _EPOCH_SIDES, 64
+    ),
+    "critic": lambda reports: _headed(_CRITIC_TEXT, _steps(reports, _BOTH, "critic step", _CRITICS, _SIDES)),
+    "accuracy": _accuracy,
+    "ops": _ops,
+    "memory": lambda reports: _headed(
+        "Peak memory of a forward and backward beyond what it starts with, in all and without the gradients:",
+        _memory(reports),
+    ),
+}
+
+
+def rewritten(text: str, reports: Reports) -> str:
+    """`text` with the tables of `reports` between its markers.
+
+    Raises:
+        ValueError: a marker names no table or is not closed.
+    """
+    found = [block[2] for block in _BLOCK.finditer(text)]
+    if found != _OPENING.findall(text) or not set(found) <= set(TABLES):
+        raise ValueError(f"README.md: expected closed markers of {', '.join(TABLES)}; found {found}")
+    return _BLOCK.sub(lambda block: block[1] + TABLES[block[2]](reports) + block[3], text)
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Rewrite README.md, or with ``--check`` tell whether that would change it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where they differ")
+    options = parser.parse_args(arguments)
+    path = root / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = rewritten(before, Reports(root / "benchmarks" / "results"))
+    if before == after:
+        return 0
+    if options.check:
+        print("README.md differs from benchmarks/results: run python -m benchmarks.readme", file=sys.stderr)
+        return 1
+    path.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
