@@ -12,7 +12,9 @@ namespace fastnn::FASTNN_ISA {
 
 class FlushSubnormals {
  public:
-  FlushSubnormals() : saved_(mode()) { set_mode(saved_ | kFlush); }
+  explicit FlushSubnormals(bool on = true) : saved_(mode()) {
+    if (on) set_mode(saved_ | kFlush);
+  }
   ~FlushSubnormals() { set_mode(saved_); }
   FlushSubnormals(const FlushSubnormals&) = delete;
   FlushSubnormals& operator=(const FlushSubnormals&) = delete;

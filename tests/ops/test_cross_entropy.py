@@ -124,6 +124,32 @@ def test_stable_for_any_finite_logits(dtype: torch.dtype, classes: int, every_de
     check(x, t)
 
 
+@pytest.mark.skipif(_backend.cpu is None, reason="torch keeps them")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("classes", [10, 40, 100])
+@pytest.mark.parametrize("scale", [1.0, 0.125])
+def test_gradient_has_no_subnormal_numbers(isa: str, scale: float, classes: int, dtype: torch.dtype) -> None:
+    """Products with them are slow."""
+    tiny = torch.finfo(dtype).tiny
+    x = torch.zeros(50, classes, dtype=dtype)
+    x[:, 1:] = math.log(tiny) + torch.linspace(-1, 8, classes - 1, dtype=dtype)  # over 50 rows: about tiny
+    x.requires_grad_()
+    (FF.cross_entropy(x, torch.zeros(50, dtype=torch.int64)) * scale).backward()
+    assert x.grad is not None
+    size = x.grad[:, 1:].abs()
+    assert ((size == 0) | (size >= tiny)).all()
+    assert (size == 0).any()
+    assert (size > 0).any()
+
+
+@pytest.mark.parametrize("scale", [1e-39, 1e-42])
+def test_subnormal_weights_and_probabilities_count(scale: float, every_device: torch.device) -> None:
+    x, t = example((50, 10), torch.float32, every_device)
+    weight = (torch.rand(10) + 0.5).mul(scale).to(every_device)
+    expected = F.cross_entropy(x.double(), t, weight.double())
+    torch.testing.assert_close(FF.cross_entropy(x, t, weight).double(), expected, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("classes", [4, 40, 5000])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_and_inf_logits_make_their_row_nan(bad: float, classes: int, every_device: torch.device) -> None:

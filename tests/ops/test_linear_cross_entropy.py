@@ -275,7 +275,8 @@ def test_errors(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
 MEASURE = """
 import sys, torch, torch.nn.functional as F, fastnn.functional as FF
 torch.manual_seed(0)
-rows, classes, features = {rows}, {classes}, 16
+torch.set_num_threads(1)  # beside other processes threads wait for each other in vain
+rows, features, classes = {shape}
 x, w = (torch.randn(n, features, requires_grad=True) for n in (rows, classes))
 t = torch.randint(classes, (rows,))
 composed = lambda x, w, t: F.cross_entropy(F.linear(x, w), t)
@@ -286,22 +287,24 @@ def status(key):
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
 before = status("VmRSS")
 call(x, w, t).backward()
-print(status("VmHWM") - before)  # not ru_maxrss, which begins with that of the parent process
+# VmHWM, not ru_maxrss, which begins with that of the parent process.
+print(status("VmHWM") - before - x.grad.nbytes - w.grad.nbytes)
 """
 
 
 @native_only
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_peak_memory_is_a_chunk_of_the_logits() -> None:
-    rows, classes = 2048, 16000
+def test_peak_memory_is_a_tenth_of_the_logits() -> None:
+    """Of what is needed beside the gradients, which are results."""
+    shape = rows, _, classes = 1024, 768, 32000
     logits = rows * classes * 4
     peaks = {}
     for name in ("fastnn", "torch"):
-        script = MEASURE.format(rows=rows, classes=classes)
+        script = MEASURE.format(shape=shape)
         answer = subprocess.run(
             [sys.executable, "-c", script, name], check=True, capture_output=True, text=True
         )
         peaks[name] = int(answer.stdout)
-    # Torch holds the logits' size at least twice. Ours: a chunk of 24 MiB, packed copies, the gradients.
+    # Torch holds the logits' size at least twice. Ours: a chunk of 24 MiB, packed copies.
     assert peaks["torch"] > 1.9 * logits
-    assert peaks["fastnn"] < 0.5 * logits
+    assert peaks["fastnn"] < 0.1 * peaks["torch"]

@@ -1,6 +1,7 @@
 #include "ops/cross_entropy/cross_entropy.h"
 
 #include "core/dtype_dispatch.h"
+#include "core/flush_subnormals.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "ops/cross_entropy/formulas.h"
@@ -78,7 +79,11 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
   Sums* partial =
       static_cast<Sums*>(shared_scratch(Scratch::accumulate, static_cast<size_t>(chunks) * sizeof(Sums)));
 
+  // The gradient of a class that is far behind is subnormal where that of one a little further behind is 0,
+  // and products with it take ten times as long. Weights and probabilities may be as small themselves.
+  const bool flush_small = !args.weight && !p.probabilities;
   parallel_for(chunks, grain, [&](int64_t begin, int64_t end) {
+    const FlushSubnormals flush(flush_small);
     for (int64_t c = begin; c < end; ++c) {
       Sums sums;
       const int64_t last = (c + 1) * chunk < units ? (c + 1) * chunk : units;
@@ -140,6 +145,7 @@ void scale_gradient(const CrossEntropyArgs& args, const T* dy, bool scalar, doub
   const int64_t lines = strided ? args.outer * classes : args.outer, length = strided ? inner : classes;
   const int64_t grain = length < kGrainElements ? kGrainElements / length : 1;
   parallel_for(lines, grain, [&](int64_t begin, int64_t end) {
+    const FlushSubnormals flush;
     for (int64_t line = begin; line < end; ++line) {
       T* g = gradient + line * length;
       const T* factors = strided ? dy + line / classes * inner : dy + line;
