@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=positive, help="threads for every side (default: torch's)")
     parser.add_argument(
-        "--rounds", type=positive, help=f"interleaved rounds (default: {_ROUNDS}), seeds with --accuracy"
+        "--rounds",
+        type=positive,
+        help=f"interleaved rounds (default: {_ROUNDS}), seeds with --accuracy (not with --all)",
     )
     parser.add_argument("--quick", action="store_true", help=f"small cases only, {_QUICK_ROUNDS} rounds")
     parser.add_argument("--no-peers", action="store_true", help="against torch eager alone")
@@ -109,13 +111,13 @@ def _run_all(args: argparse.Namespace) -> int:
         raise UsageError("argument --all: needs --out")
     name = args.name or load_benchmarks("machine").short_name()
     counts = [args.threads] if args.threads else sorted({1, torch.get_num_threads()})
-    # Time to an accuracy is one figure: it is taken on all threads only.
+    rounds = ["--rounds", str(args.rounds)] if args.rounds else []
     reports: list[tuple[int, str, list[str]]] = []
     for count in counts:
-        reports += [(count, "", []), (count, "-sweep", ["--sweep"])]
+        reports += [(count, "", rounds), (count, "-sweep", ["--sweep", *rounds])]
+    # Time to an accuracy is one figure, taken on all threads only; its rounds are seeds.
     reports.append((counts[-1], "-accuracy", ["--accuracy"]))
     passed = [*(["--quick"] if args.quick else []), *(["--no-peers"] if args.no_peers else [])]
-    passed += ["--rounds", str(args.rounds)] if args.rounds else []
     codes = []
     for count, suffix, options in reports:
         stem = f"{name}-{count}thread{'s' if count > 1 else ''}{suffix}"
