@@ -191,7 +191,8 @@ def _heading(document: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def _shown(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """Seconds to a target, or that it was not reached."""
     return "not reached" if value is None else f"{value:.2f} s"
 
 
@@ -200,8 +201,8 @@ def to_markdown(document: dict[str, Any]) -> str:
     rows = [
         (
             name,
-            _shown(side["median_to_target"]),
-            ", ".join(_shown(value) for value in side["to_target"]),
+            shown(side["median_to_target"]),
+            ", ".join(shown(value) for value in side["to_target"]),
             f"{side['median_seconds']:.2f} s",
             f"{side['median_accuracy']:.2%}",
         )
@@ -234,7 +235,7 @@ def save(document: dict[str, Any], path: Path) -> None:
                 color=colour(name),
                 linewidth=1,
                 alpha=0.8,
-                label=f"{name}: {_shown(side['median_to_target'])}" if i == 0 else None,
+                label=f"{name}: {shown(side['median_to_target'])}" if i == 0 else None,
             )
     axes.axhline(100 * document["target"], color="black", linewidth=0.8, linestyle="--")
     axes.set_ylim(90, 99)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .accuracy import shown
 from .case import OURS
 from .report import seconds
 
@@ -189,7 +190,7 @@ def _memory(reports: Reports) -> str:
 def _accuracy(reports: Reports) -> str:
     sides = reports.document("2threads-accuracy").get("sides", {})
     columns = {side: _SIDES[side] for side in (OURS, "fastnn eager", "torch fused") if side in sides}
-    row = [f"{sides[side]['median_to_target']:.2f} s" for side in columns]
+    row = [shown(sides[side]["median_to_target"]) for side in columns]
     return _table(list(columns.values()), [row] if row else [], left=0)
 
 

@@ -92,6 +92,19 @@ def test_check_tells_and_changes_nothing(checkout: Path, capsys: pytest.CaptureF
     assert readme.main(["--check"], checkout) == 0
 
 
+@pytest.mark.parametrize(("median", "shown"), [(0.923, "0.92 s"), (None, "not reached")])
+def test_an_accuracy_may_not_be_reached(checkout: Path, median: float | None, shown: str) -> None:
+    path = checkout / "benchmarks" / "results" / f"{readme.MACHINE}-2threads-accuracy.json"
+    path.write_text(json.dumps({"sides": {"fastnn": {"median_to_target": median}}}))
+    (checkout / "README.md").write_text("<!-- bench:accuracy -->\n<!-- /bench -->\n")
+    readme.main([], checkout)
+    assert (checkout / "README.md").read_text().splitlines()[1:4] == [
+        "| `TrainStep` |",
+        "| ---: |",
+        f"| {shown} |",
+    ]
+
+
 @pytest.mark.parametrize("text", ["<!-- bench:no-such -->\n<!-- /bench -->", "<!-- bench:ops -->\nprose"])
 def test_a_wrong_marker_is_refused(checkout: Path, text: str) -> None:
     (checkout / "README.md").write_text(text)
