@@ -191,6 +191,41 @@ def test_strided_targets() -> None:
     compare(chain([20, 33, 5]), nn.CrossEntropyLoss(), OPTIMIZERS["sgd"], [(x, classes[:, 1])], TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("loss", "target", "copies"),
+    [
+        (nn.CrossEntropyLoss(), torch.arange(18) % 5, 0),
+        (nn.CrossEntropyLoss(), (torch.arange(18) % 5).to(torch.uint8), 0),
+        (nn.MSELoss(), torch.randn(18, 5), 1),
+    ],
+    ids=["int64", "uint8", "mse"],
+)
+def test_strided_classes_are_read_where_they_lie(
+    loss: nn.Module, target: Tensor, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = torch.randn(9, 20), target[::2]
+    step = started(chain([20, 33, 5]).float(), loss, OPTIMIZERS["sgd"], x, y)
+    made: list[Tensor] = []
+    original = torch.Tensor.contiguous
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda t: (made.append(t), original(t))[1])
+    native(step, x, y)
+    assert len([t for t in made if t.shape == y.shape]) == copies
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [torch.ones(5, 2, dtype=torch.float64)[:, 0], torch.ones(1, dtype=torch.float64).expand(5)],
+    ids=["strided", "expanded"],
+)
+def test_strided_class_weights_run_eagerly(weight: Tensor) -> None:
+    model, loss = chain([6, 8, 5]), nn.CrossEntropyLoss(weight=torch.ones(5, dtype=torch.float64))
+    step = fastnn.TrainStep(model, loss, OPTIMIZERS["sgd"](model.parameters()))
+    x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
+    native(step, x, y)
+    loss.weight = weight
+    assert reason(step, x, y) == "the class weights are not contiguous"
+
+
 def test_strided_and_varying_batches() -> None:
     wide = torch.randn(40, 60, dtype=torch.float64)
     inputs = [wide[:9, :20], wide[::2, 5:45:2], wide.t()[:20, :20], wide[:, 1:21], wide[:1, :20]]

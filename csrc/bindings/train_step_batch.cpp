@@ -47,16 +47,6 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   const bool vector = squeeze && classes == 1;
   check_not_negated(target_.ptr());
   target_view_ = read_plain(target_.ptr());
-  // Rows of a data set may lie apart: they are copied anyway.
-  const bool rows_fit =
-      rows_ && (target_view_.ndim == 1 ||
-                (target_view_.ndim == 2 && (target_view_.shape[1] == 1 || target_view_.strides[1] == 1)));
-  if (!rows_fit && !target_view_.is_contiguous()) {
-    refuse_if(rows_, "the rows of the targets are not contiguous");
-    static PyObject* const contiguous = interned("contiguous");
-    target_ = owned(PyObject_CallMethodNoArgs(target_.ptr(), contiguous));
-    target_view_ = read_plain(target_.ptr());
-  }
   const auto class_weight = options_[0].cast<py::object>();
   const auto loss_kind = options_[1].cast<std::string>();
   CrossEntropyArgs& loss = args.cross_entropy;
@@ -66,6 +56,7 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   if (loss_kind == "mse_loss") {
     args.loss_kind = TrainStepLoss::mean_squared_error;
     refuse_if(requires_grad(target_.ptr()), "the target requires grad");
+    read_rows_of_target();
     refuse_if(target_view_.dtype != args.dtype, "the target has another dtype than the model");
     refuse_if(target_view_.ndim != (vector ? 1 : 2) || target_view_.shape[0] != entries ||
                   (!vector && target_view_.shape[1] != classes),
@@ -90,10 +81,24 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   lay_out(args.batch, 1);
   if (class_weight.is_none()) return;
   const TensorView weight = read_plain(class_weight.ptr());
-  refuse_if(
-      weight.dtype != args.dtype || weight.ndim != 1 || weight.shape[0] != classes || !weight.is_contiguous(),
-      "the class weights do not fit the classes");
+  refuse_if(weight.dtype != args.dtype || weight.ndim != 1 || weight.shape[0] != classes,
+            "the class weights do not fit the classes");
+  refuse_if(!weight.is_contiguous(), "the class weights are not contiguous");
   loss.weight = weight.data;
+}
+
+// The target of the mean squared error is read row by row, each row at once; class indices, which are
+// copied one by one, may lie at any stride. A data set's rows may lie apart: a batch of them is copied.
+void TrainStepBatches::read_rows_of_target() {
+  if (target_view_.is_contiguous()) return;
+  if (rows_) {
+    refuse_if(target_view_.ndim == 2 && target_view_.shape[1] != 1 && target_view_.strides[1] != 1,
+              "the rows of the targets are not contiguous");
+    return;
+  }
+  static PyObject* const contiguous = interned("contiguous");
+  target_ = owned(PyObject_CallMethodNoArgs(target_.ptr(), contiguous));
+  target_view_ = read_plain(target_.ptr());
 }
 
 // Makes room for the rows of a batch and its target, of `width` values a row.

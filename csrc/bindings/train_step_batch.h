@@ -49,6 +49,7 @@ class TrainStepBatches {
   const double* rates() const { return rates_; }
 
  private:
+  void read_rows_of_target();
   void lay_out(int64_t batch, int64_t width);
   bool take_rows(int64_t step, TrainStepArgs& args) const;
   template <class Index>
