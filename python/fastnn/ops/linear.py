@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastnn import _backend
 from fastnn.ops import _cuda_linear
-from fastnn.ops._function import NativeFunction
+from fastnn.ops._function import NativeFunction, needed_gradients
 
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
 # Those whose gradient is a function of what goes into them, not of what comes out.
@@ -111,7 +111,7 @@ class LinearFunction(NativeFunction):
         ctx: Any, grad_output: Tensor | None, grad_z: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         input, weight, saved = ctx.saved_tensors
-        wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wants_input, wants_weight, wants_bias, _ = ctx.needs_input_grad
         batch, in_features = ctx.input_shape[:-1].numel(), ctx.input_shape[-1]
         activation = ctx.activation
         if grad_z is not None:
@@ -127,6 +127,7 @@ class LinearFunction(NativeFunction):
             grad_input = (grad @ weight).view(ctx.input_shape) if wants_input else None
             grad_weight = grad.t() @ input.reshape(batch, in_features) if wants_weight else None
             return grad_input, grad_weight, grad.sum(0) if wants_bias else None, None
+        wants_input, wants_weight, wants_bias, _ = needed_gradients(ctx)
         flat = grad_output.dim() == 2
         grad = grad_output if flat else grad_output.reshape(batch, out_features)
         grad_input = grad.new_empty((batch, in_features)) if wants_input else None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastnn import _backend
 from fastnn.ops import _cuda_linear_cross_entropy
-from fastnn.ops._function import NativeFunction
+from fastnn.ops._function import NativeFunction, needed_gradients
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy_reason, cross_entropy_torch
 
 # Logits of a chunk of rows. Each chunk reads the weight twice and, but for the first, reads and writes its
@@ -90,7 +90,8 @@ class LinearCrossEntropyFunction(NativeFunction):
             return (*_torch_gradients(ctx, grad_output), None, None, None)
         input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
         if gradients is None:
-            wanted, factors = ctx.needs_input_grad[:3], grad_output.contiguous() if rowwise else None
+            wanted = (needed_gradients(ctx) if native else ctx.needs_input_grad)[:3]
+            factors = grad_output.contiguous() if rowwise else None
             _, gradients, ctx.scale = _run(
                 input, linear_weight, linear_bias, target, weight, ctx.options, wanted, factors
             )

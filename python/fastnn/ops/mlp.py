@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastnn import _backend
 from fastnn.ops import _cuda_linear
-from fastnn.ops._function import NativeFunction
+from fastnn.ops._function import NativeFunction, needed_gradients
 from fastnn.ops.linear import (
     FROM_PREACTIVATION,
     check_activation,
@@ -97,13 +97,13 @@ class MlpFunction(NativeFunction):
             saved[2 * depth : 3 * depth],
             saved[3 * depth :],
         )
-        wants_input, _, *wants = ctx.needs_input_grad
         flat, grad = input, grad_output
         if input.dim() != 2:
             rows = input.shape[:-1].numel()
             flat = input.reshape(rows, input.shape[-1])
             grad = grad_output.reshape(rows, grad_output.shape[-1])
         if _backend.use_native_backward("mlp_backward", grad, flat, *outputs, cuda=True):
+            wants_input, _, *wants = needed_gradients(ctx)
             grad_input = grad.new_empty(*flat.shape) if wants_input else None
             grads = [
                 grad.new_empty(*parameter.shape) if want else None
@@ -123,6 +123,7 @@ class MlpFunction(NativeFunction):
                 grads[depth:],
             )
         else:
+            wants_input, _, *wants = ctx.needs_input_grad
             layers = list(map(Layer, parameters[:depth], parameters[depth:], activations))
             if torch.is_grad_enabled():
                 outputs, preactivations = _differentiable_values(flat, layers)
