@@ -40,11 +40,11 @@ def convert(model: M) -> M:
     differs (hooks on the module or an inner layer, other arguments, a replaced layer, a transform too) the
     forward runs as written; calling `convert` again then traces anew.
 
-    It is left as it is where a trace could miss something: control flow on tensors, ``with``, ``super()``,
-    ``isinstance``, ``print``, ``x += y``, attributes written or lists and objects read, functions of which
-    nothing is known. Read the reason with ``print(fastnn.explain(fastnn.convert, model))``, with
-    ``fastnn.explain(model, x)`` later, or set ``FASTNN_LOG=1``. A torch function that is replaced after the
-    trace is not noticed.
+    It is left as it is where it holds no such chain, and where a trace could miss something: control flow on
+    tensors, ``with``, ``super()``, ``isinstance``, ``print``, ``x += y``, attributes written or lists and
+    objects read, functions of which nothing is known. Read the reason with
+    ``print(fastnn.explain(fastnn.convert, model))``, with ``fastnn.explain(model, x)`` later, or set
+    ``FASTNN_LOG=1``. A torch function that is replaced after the trace is not noticed.
 
     Args:
         model: any module.

@@ -6,7 +6,7 @@ import abc
 import copyreg
 import typing
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from fastnn.ops.mlp import Layer, mlp
 _Module = torch.nn.Module
 _PLANS = "_fastnn_plans"  # where a module keeps what `plan` found
 _ORIGINAL = "_fastnn_original"  # where a class made here keeps the user's
+_NAMED = 4  # so many obstacles make a reason, not a listing
 
 
 class Plan:
@@ -167,6 +168,33 @@ def _chains(seen: Trace) -> list[list[fx.Node]]:
     return chains
 
 
+class _NothingFuses(Refusal):
+    """A forward was seen through, and none of its linear layers starts a chain."""
+
+
+def _refuse_what_does_not_fuse(traces: Iterable[Trace]) -> None:
+    """Raise _NothingFuses where a trace calls a linear layer, and name what it has in the way of chains."""
+    behind = [node for seen in traces for node in seen.graph.nodes if _is_linear(node, seen)]
+    found = list(dict.fromkeys(" and ".join(map(_in_words, node.users)) or "nothing" for node in behind))
+    if len(found) > _NAMED:
+        found[_NAMED:] = ["..."]
+    if found:
+        raise _NothingFuses(
+            "no Linear is followed, directly and only, by a Linear or an activation that fuses "
+            f"(found: {'; '.join(found)})"
+        )
+
+
+def _in_words(node: fx.Node) -> str:
+    """Such as ``leaky_relu(fc1)``."""
+    arguments = [str(a) for a in node.args] + [f"{key}={value}" for key, value in node.kwargs.items()]
+    if node.op == "output":
+        return "return"
+    if node.op == "call_method":
+        return f"{arguments[0]}.{node.target}({', '.join(arguments[1:])})"
+    return f"{getattr(node.target, '__name__', node.target)}({', '.join(arguments)})"
+
+
 def _class_for(original: type[_Module]) -> type[_Module]:
     """The class that instances of `original` get: the same in everything but its call.
 
@@ -234,10 +262,11 @@ def _new(original: type[_Module], *args: Any) -> _Module:
 
 
 def _plans(module: _Module) -> dict[bool, Plan]:
-    """What to run in place of the forward of `module`, by its training flag; nothing where nothing fuses.
+    """What to run in place of the forward of `module`, by its training flag; nothing where nothing can fuse.
 
     Raises:
         Refusal: the forward cannot be seen through.
+        _NothingFuses: it can, and calls linear layers, but none of them starts a chain.
     """
     if not any(isinstance(child, LINEAR_TYPES) for child in module.modules()):
         return {}
@@ -254,6 +283,8 @@ def _plans(module: _Module) -> dict[bool, Plan]:
         chains = _chains(seen) if id(seen) not in plans else []
         if chains:
             plans[id(seen)] = Plan(module, seen, chains)
+    if not plans:
+        _refuse_what_does_not_fuse(traces.values())
     return {training: plans[id(seen)] for training, seen in traces.items() if id(seen) in plans}
 
 
@@ -263,7 +294,7 @@ refused: weakref.WeakKeyDictionary[_Module, _backend.Decision] = weakref.WeakKey
 def fuse(module: _Module, name: str) -> None:
     """Make `module` run the chains of its own forward as one op each, where that can be seen through.
 
-    Otherwise it is left as it is, and the reason goes to the log and into `refused`.
+    Otherwise it is left as it is, and the reason goes to the log; into `refused` too where it cannot be.
 
     Args:
         module: any module; its layers are fastnn's already.
@@ -279,6 +310,8 @@ def fuse(module: _Module, name: str) -> None:
             module.__class__ = _class_for(type(module))
             module.__dict__[_PLANS] = plans
             _backend.decide(op, None)
+    except _NothingFuses as nothing:
+        _backend.decide(op, str(nothing))  # not into `refused`: its layers run natively one by one
     except (Refusal, TypeError) as error:
         refused[module] = _backend.Decision(op, f"it cannot be traced: {error}")
         _backend.decide(*refused[module])
