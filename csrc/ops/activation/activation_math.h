@@ -1,10 +1,15 @@
 // Activations and their gradients for one value, or for one vector of values: the arithmetic of every device.
 // Include it through activation_vec.h or activation_scalar.h, which have the functions that it is made of.
 //
-// Values are those of torch's formulas, NaN and infinities included, save that gelu(inf) = inf. With the
-// bounds of vec_special.h the relative error is at most 2 eps for relu, sigmoid and tanh, 4 eps (1 + z^2) for
-// the others, whose left tail rounding z itself moves by as much; below e^-87 (float; double e^-708) values
-// may be 0.
+// Values are those of torch's formulas, NaN and infinities included, save that gelu(inf) = inf. Errors are at
+// most these, which tests/ops/test_activation_bounds.py checks, where y = z P(z) for the last three and
+// m = min(z, 0): rounding z itself moves their left tail by as much.
+//          relu   sigmoid    tanh       gelu, gelu_tanh, silu
+//   value  exact  2 eps |y|  2 eps |y|  4 eps (1 + m^2) |y|
+//   slope  exact  4 eps |y|  4 eps      4 eps (1 + m^2) (P(z) + |z P'(z)|)
+// Slopes of sigmoid and tanh are no better because they come from the rounded y. In the left tail values and
+// slopes below e^-80 (float; double e^-700) may be 0, because a factor underflows. The slope of gelu_tanh is
+// NaN where z^2 overflows, as in torch.
 #pragma once
 
 #include "core/host_device.h"
