@@ -231,6 +231,41 @@ def test_nan_goes_where_torch_puts_it(every_device: torch.device) -> None:
     assert y[[0, 2]].isfinite().all()
 
 
+def assert_same_special_values(actual: Tensor | None, expected: Tensor) -> None:
+    assert actual is not None
+    got = actual.cpu().double()
+    finite = expected.isfinite()
+    torch.testing.assert_close(got[~finite], expected[~finite], equal_nan=True)
+    assert got[finite].isfinite().all()
+    scale = expected[finite].abs().max().item() if finite.any() else 0.0
+    atol = 16 * torch.finfo(actual.dtype).eps * scale  # as in `assert_near`
+    torch.testing.assert_close(got[finite], expected[finite], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("place", ["input", "gradient", "weight", "bias"])
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_backward_of_special_values(
+    activation: str | None, special: float, place: str, every_device: torch.device
+) -> None:
+    """They go where torch's float64 puts them: one value in the middle, and all that hangs on it."""
+    if activation == "gelu" and place != "gradient":
+        special = float("nan")  # torch's own gelu(inf) is nan where it is vectorised
+    layers = make([6, 19, 7, 3], [activation, activation, None], torch.float32, every_device)
+    x = tensor(5, 6, device=every_device).requires_grad_()
+    dy = tensor(5, 3, device=every_device)
+    bias = layers[1].bias
+    assert bias is not None
+    with torch.no_grad():
+        {"input": x[1], "gradient": dy[1], "weight": layers[1].weight[4], "bias": bias}[place][2] = special
+    y = mlp(x, layers)
+    y.backward(dy)
+    expected, grads = reference(x, layers, dy)
+    assert_same_special_values(y.detach(), expected)
+    for leaf, grad in zip([x, *leaves(layers)], grads, strict=True):
+        assert_same_special_values(leaf.grad, grad)
+
+
 def test_the_same_bits_every_time(every_device: torch.device) -> None:
     rows, sizes = (40, [70, 66, 33, 10]) if emulating() else (130, [300, 257, 129, 10])
     layers = make(sizes, ["relu", "gelu", None], torch.float32, every_device)
