@@ -35,7 +35,8 @@ class Adagrad(NativeOptimizer, torch.optim.Adagrad):
     Args:
         params: parameters, named parameters, or dicts that define groups.
         lr: learning rate, a float or a tensor of one element.
-        lr_decay: how fast the learning rate falls with the number of steps.
+        lr_decay: how fast the learning rate falls with the number of steps. The rate that it leaves is a
+            float64 here; torch rounds it to the dtype of an ``lr`` that is a tensor.
         weight_decay: L2 penalty.
         initial_accumulator_value: what the sum of squares begins with.
         eps: added to the denominator.
