@@ -143,7 +143,10 @@ class TrainStep:
     The arguments are attributes and may be changed between calls. Calls from several threads wait for each
     other.
 
-    Native steps give the same results, bit by bit, for every number of threads and from run to run.
+    Native steps give the same results, bit by bit, for every number of threads and from run to run. They give
+    the eager path's numbers within rounding: measured against the same steps in float64, the norm of the
+    error of each parameter, and that of the losses, is at most three times the eager path's, plus eps of what
+    it is the error of (as the tests see it, after ten steps in float32).
 
     Args:
         model: any module.

@@ -1,0 +1,130 @@
+"""How close a training step comes to exact arithmetic, and that threads do not change a bit of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastnn
+from train_steps import OPTIMIZERS, Optimizer, chain, classes_of, native
+
+LOSSES = {"cross-entropy": nn.CrossEntropyLoss, "mse": nn.MSELoss}
+RATES: dict[str, Optimizer] = {
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
+    "adam-rl": lambda p: fastnn.optim.Adam(p, lr=3e-4, eps=1e-5),
+    "adamw": lambda p: fastnn.optim.AdamW(p, lr=1e-3, weight_decay=0.1, amsgrad=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+}
+
+
+def target_of(loss: nn.Module, m: int, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return classes_of(m, n) if isinstance(loss, nn.CrossEntropyLoss) else torch.randn(m, n, dtype=dtype)
+
+
+def check_exactness(
+    sizes: list[int], activation: str, loss: nn.Module, make: Optimizer, images: bool, **options: Any
+) -> None:
+    """Native steps in float32 against eager ones in float32 and in float64.
+
+    Both in float32 round each of the same sums once a term; they differ in the order of terms, which moves
+    the error of a parameter by a small factor. The floor is for parameters of which torch's happens to be
+    rounded right.
+    """
+    model = chain(sizes, activation, dtype=torch.float32)
+    twins = copy.deepcopy(model), copy.deepcopy(model).double()
+    ours, theirs, exact = (
+        fastnn.TrainStep(m, loss, make(m.parameters()), mean=0.2, std=0.3, **options) for m in (model, *twins)
+    )
+    losses = []
+    for _ in range(10):
+        x = torch.randint(256, (64, sizes[0]), dtype=torch.uint8) if images else torch.randn(64, sizes[0])
+        y = target_of(loss, 64, sizes[-1])
+        batches = (x, y), (x if images else x.double(), y.double() if y.is_floating_point() else y)
+        losses.append([native(ours, *batches[0])])
+        with fastnn.disabled():
+            losses[-1] += [theirs(*batches[0]), exact(*batches[1])]
+    results = [torch.tensor(values, dtype=torch.float64) for values in zip(*losses, strict=True)]
+    for p, q, r in [
+        *zip(*(m.parameters() for m in (model, *twins)), strict=True),
+        results,
+    ]:
+        allowed = 3 * (q - r).norm() + torch.finfo(torch.float32).eps * r.norm()
+        assert (p - r).norm() <= allowed
+
+
+@pytest.mark.parametrize("images", [False, True], ids=["float", "bytes"])
+@pytest.mark.parametrize("max_norm", [None, 0.05], ids=["plain", "clip"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("make", RATES)
+def test_float32_is_as_exact_as_torchs(
+    make: str, loss: str, activation: str, max_norm: float | None, images: bool
+) -> None:
+    check_exactness([100, 48, 32, 10], activation, LOSSES[loss](), RATES[make], images, max_norm=max_norm)
+
+
+@pytest.mark.parametrize(("loss", "activation"), [("cross-entropy", "relu"), ("mse", "tanh")])
+def test_every_variant_is_as_exact_as_torchs(isa: str, loss: str, activation: str) -> None:
+    check_exactness([784, 128, 10], activation, LOSSES[loss](), OPTIMIZERS["sgd-momentum"], False)
+
+
+def check_bits(
+    start: nn.Module, loss: nn.Module, make: Optimizer, x: Tensor, y: Tensor, **options: Any
+) -> None:
+    """The same steps, bit by bit, by any number of threads."""
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 5, 2):
+            torch.set_num_threads(threads)
+            model = copy.deepcopy(start)
+            step = fastnn.TrainStep(model, loss, make(model.parameters()), **options)
+            losses = [native(step, x, y) for _ in range(4)]
+            results.append([torch.stack(losses), *(p.detach() for p in model.parameters())])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch"),
+    [([40, 605, 301, 33], 65), ([785, 512, 10], 128), ([70, 1500, 1900, 10], 100)],
+    ids=str,
+)
+@pytest.mark.parametrize("options", [{}, {"max_norm": 0.1}], ids=["plain", "clip"])
+@pytest.mark.parametrize(
+    ("dtype", "make"),
+    [
+        (torch.uint8, OPTIMIZERS["adam"]),
+        (torch.float32, OPTIMIZERS["adam-amsgrad"]),
+        (torch.float32, OPTIMIZERS["adamw"]),
+        (
+            torch.float32,
+            lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True, weight_decay=0.1, maximize=True),
+        ),
+    ],
+)
+def test_bits_do_not_depend_on_threads(
+    sizes: list[int], batch: int, options: dict[str, Any], dtype: torch.dtype, make: Optimizer
+) -> None:
+    images = torch.randint(256, (batch, sizes[0]), dtype=torch.uint8)
+    x, y = images if dtype is torch.uint8 else images / 255, classes_of(batch, sizes[-1])
+    check_bits(chain(sizes, "gelu", dtype=torch.float32), nn.CrossEntropyLoss(), make, x, y, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_norm": 0.01, "keep_grad": True}], ids=["plain", "clip"])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("hidden", [[23, 64, 64], [23, 256, 256], [301, 517]], ids=str)
+def test_bits_of_other_losses_and_dtypes(
+    hidden: list[int], dtype: torch.dtype, loss: str, activation: str, options: dict[str, Any]
+) -> None:
+    module, sizes = LOSSES[loss](), [*hidden, 1 if loss == "mse" else 10]
+    x, y = torch.randn(256, sizes[0], dtype=dtype), target_of(module, 256, sizes[-1], dtype)
+    check_bits(chain(sizes, activation, dtype=dtype), module, RATES["adam-rl"], x, y, **options)
