@@ -129,7 +129,7 @@ def _parameters(plan: StepPlan) -> list[Tensor]:
 def _check_step(step: TrainStep, plan: StepPlan) -> None:
     _refuse_if(step.max_norm is not None, "max_norm is set")
     _refuse_if(step.keep_grad, "keep_grad is set")
-    _refuse_if(len(plan.chain.order) != 1, "the model takes several inputs")
+    _refuse_if(plan.inputs != 1, "the model takes several inputs")
     _refuse_if(
         torch.is_inference_mode_enabled() or torch.is_anomaly_enabled(),
         "inference mode or anomaly detection is on",

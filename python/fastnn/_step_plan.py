@@ -47,6 +47,7 @@ class StepPlan:
     Attributes:
         native: the compiled module's part, which reads and checks the tensors of each call.
         chain: the layers.
+        inputs: how many the model takes.
         tables: the parameters of each layer, by their names in it.
         last: those of the last layer, whose dtype the loss has.
         optimizer_name: that of its update among the native ones.
@@ -72,6 +73,7 @@ class StepPlan:
         self._loss_name = loss_name
         self._loss_module = step.loss if isinstance(step.loss, torch.nn.Module) else None
         self.chain = chain
+        self.inputs = len(chain.order)
         self._watch = _backend.cpu.Watch()
         watch_globals(self._watch)
         self._watches_all = watch_chain(self._watch, chain)
@@ -83,18 +85,13 @@ class StepPlan:
         """Whether model, loss and optimizer still are what they were, and nobody watches them."""
         return self._watch.unchanged() and (self._watches_all or self.chain.holds())
 
-    def input(self, inputs: tuple[Any, ...], keep_grad: bool) -> Tensor | str:
-        """What goes into the first layer, or why the native call cannot be tried.
+    def joined(self, inputs: tuple[Any, ...], keep_grad: bool) -> Tensor | str:
+        """What goes into the first layer of a model that joins several `inputs`, or why it cannot natively.
 
-        Where the model joins several `inputs`, torch does that here: in the result the native call no longer
-        sees what it would refuse in one of them.
+        In the result the native call no longer sees what it would refuse in one of them.
         """
-        order = self.chain.order
-        if len(inputs) != len(order):
-            return f"inputs: {len(inputs)} given, {len(order)} expected"
-        if len(inputs) == 1:
-            (input,) = inputs
-            return input if isinstance(input, Tensor) else f"the input is a {type(input).__name__}"
+        if len(inputs) != self.inputs:
+            return f"inputs: {len(inputs)} given, {self.inputs} expected"
         reason = _backend.torch_reason(*inputs)
         if reason is not None:
             return reason
@@ -105,7 +102,7 @@ class StepPlan:
                 return "an input requires grad"
         if keep_grad and self._gradients_share_memory_with(inputs):
             return "a .grad and an input share memory"
-        return torch.cat([inputs[i] for i in order], 1)  # raises what the model's own would
+        return torch.cat([inputs[i] for i in self.chain.order], 1)  # raises what the model's own would
 
     def _gradients_share_memory_with(self, inputs: tuple[Tensor, ...]) -> bool:
         """Whether writing a ``.grad`` may change one of `inputs`; their storages are looked at as a whole."""

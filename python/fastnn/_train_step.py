@@ -338,9 +338,14 @@ class TrainStep:
             return "the last layer has no weight"
         if weight.dtype not in _DTYPES or not weight.is_cpu:
             return f"the parameters are {weight.dtype} on {weight.device}"
-        input = plan.input(inputs, self.keep_grad)
-        if isinstance(input, str):
-            return input
+        if len(inputs) == 1 == plan.inputs:
+            input = inputs[0]
+            if not isinstance(input, Tensor):
+                return f"the input is a {type(input).__name__}, not a tensor"
+        else:
+            input = plan.joined(inputs, self.keep_grad)
+            if isinstance(input, str):
+                return input
         return plan, options, weight, input
 
     def _call(self, run: Callable[..., Any], *arguments: Any) -> int | str:
@@ -361,7 +366,7 @@ class TrainStep:
         plan = self._find_plan()
         if isinstance(plan, Refused):
             return plan.reason
-        if len(inputs) != 1 or len(plan.chain.order) != 1:
+        if len(inputs) != 1 or plan.inputs != 1:
             return "steps of several inputs are not captured"
         return plan.graphs.take(self, plan, inputs[0], target)
 
