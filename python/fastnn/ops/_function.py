@@ -8,6 +8,8 @@ import torch
 
 # Whether the backward that runs reaches a node; a torch without it computes every gradient.
 _will_run = getattr(torch._C, "_will_engine_execute_node", None)
+_PAUSE = 63  # so many calls ask nothing after an exception
+_calls_to_pass = 0
 
 
 class NativeFunction(torch.autograd.Function):
@@ -29,27 +31,28 @@ def needed_gradients(ctx: Any) -> tuple[bool, ...]:
     ``backward(inputs=...)`` and ``autograd.grad`` name the tensors that count, which `needs_input_grad` does
     not know: a critic that an actor is trained through would compute the gradients of its own weights for
     nothing. A function whose first argument requires no gradient runs for its parameters' sake: nothing is
-    asked then. Else the first and the last are asked about, and each only where one of them is not needed,
-    for asking takes a hundredth of the training step of a tiny network.
+    asked then. Else the last and the first are asked about, and each only where one of them is not needed,
+    for asking takes a hundredth of the training step of a tiny network. Of a leaf that ``autograd.grad``
+    returns torch says it by an exception, which takes as long as a small op: everything is computed then, and
+    in the next calls too.
 
     Only in the backward of a native kernel: what torch.compile traces cannot ask.
     """
+    global _calls_to_pass
     needs: tuple[bool, ...] = ctx.needs_input_grad
     if not needs[0] or _will_run is None or True not in needs[1:]:
+        return needs
+    if _calls_to_pass:
+        _calls_to_pass -= 1
         return needs
     edges = ctx.next_functions  # of the tensors; without a node where one requires no grad
     first, last = edges[0][0], edges[-1][0]
     try:
-        if last is not None and _will_run(first) and _will_run(last):
+        wants_first = hasattr(first, "variable") or _will_run(first)  # a leaf that comes first is an input
+        if wants_first and last is not None and _will_run(last):
             return needs
-    except Exception:  # as in `_runs`
-        pass
-    nodes = iter([node for node, _ in edges if node is not None])
-    return tuple([need and _runs(next(nodes, None)) for need in needs])
-
-
-def _runs(node: Any) -> bool:
-    try:
-        return _will_run(node)  # type: ignore[misc, no-any-return]
-    except Exception:  # a leaf that autograd.grad returns, or a torch that answers otherwise
-        return True
+        nodes = iter([node for node, _ in edges[1:] if node is not None])
+        return wants_first, *[need and _will_run(next(nodes)) for need in needs[1:]]
+    except Exception:  # also of a torch that answers otherwise
+        _calls_to_pass = _PAUSE
+        return needs
