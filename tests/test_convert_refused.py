@@ -218,3 +218,10 @@ def test_what_a_refused_module_holds_is_fused_all_the_same() -> None:
     model = fastnn.convert(Outer())
     decisions = fastnn.explain(model, torch.randn(4, 6)).decisions
     assert [op for op, reason in decisions if reason is None] == ["mlp"]
+
+
+def test_a_reason_is_gone_with_the_conversion() -> None:
+    model = fastnn.convert(Branches())
+    assert "branches" in str(fastnn.explain(model, torch.randn(3, 6)))
+    fastnn.revert(model)
+    assert "branches" not in str(fastnn.explain(model, torch.randn(3, 6)))

@@ -319,6 +319,7 @@ def fuse(module: _Module, name: str) -> None:
 
 def unfuse(module: _Module) -> None:
     """Undo `fuse`."""
+    refused.pop(module, None)
     original = type(module).__dict__.get(_ORIGINAL)
     if original is not None:
         module.__class__ = original

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import fastnn
 from fastnn import _backend
 from fastnn.cli import bench
 from fastnn.cli.main import main
@@ -251,6 +252,21 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_nothing_to_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--filter", "no such case") == 1
     assert "no case contains 'no such case'" in capsys.readouterr().err
+
+
+def test_missing_benchmarks_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the package was copied without the folder beside it."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "fastnn.benchmarks" else find_spec(name, *rest),
+    )
+    monkeypatch.setattr(fastnn, "__file__", str(tmp_path / "python" / "fastnn" / "__init__.py"))
+    assert run("--filter", "relu") == 1
+    assert "fastnn bench: error: the benchmarks are not installed" in capsys.readouterr().err
 
 
 def test_missing_packages_are_named(

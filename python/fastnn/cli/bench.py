@@ -63,10 +63,15 @@ def load_benchmarks(module: str) -> ModuleType:
 
     A wheel carries the package. In a source checkout its files are the folder beside ``python/``, which is
     put in the same place here.
+
+    Raises:
+        CliError: neither is there.
     """
     name = "fastnn.benchmarks"
     if importlib.util.find_spec(name) is None:
         folder = Path(fastnn.__file__).resolve().parents[2] / "benchmarks"
+        if not folder.is_dir():
+            raise CliError(f"the benchmarks are not installed, and there is no {folder}")
         spec = importlib.util.spec_from_file_location(
             name, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
