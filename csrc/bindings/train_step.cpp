@@ -153,7 +153,7 @@ class TrainStep {
     // Before they are written: an exception behind this call, as from a signal's handler, must find it done.
     owned(PyObject_CallOneArg(increment_version, written.ptr()));
     {
-      const KernelCall call(work_ * batches.steps() / 16);
+      const KernelCall call(work_ * batches.steps());
       cpu_kernels().train_step.run(args, batches.steps() > 1 ? Progress<GroupStep>::next : nullptr, &p);
     }
     return py::int_(p.taken);
@@ -262,7 +262,7 @@ class TrainStep {
       at.push_back(arena.take(from_preactivation(layers_[l].activation) ? m * width : 0, size));
       at.push_back(arena.take(stored && !keep_grad_ ? weight.view.numel() : 0, size));
       at.push_back(arena.take(bias.object && !keep_grad_ ? width : 0, size));
-      work_ += m * weight.view.numel();
+      work_ += weight.view.numel() * 3 * m / 16 + weight.view.numel() * 8;  // three products, an update
     }
     const size_t even = arena.take(m * widest, size), odd = arena.take(m * widest, size);
     memory_.grow(arena.size());
@@ -339,7 +339,7 @@ class TrainStep {
   std::vector<TrainStepLayer> chain_;
   std::vector<size_t> offsets_;
   ScratchBuffer memory_, batch_memory_;
-  int64_t work_ = 0;
+  int64_t work_ = 0;  // operations of a step
 };
 
 }  // namespace
