@@ -148,6 +148,12 @@ def test_subnormal_weights_and_probabilities_count(scale: float, every_device: t
     weight = (torch.rand(10) + 0.5).mul(scale).to(every_device)
     expected = F.cross_entropy(x.double(), t, weight.double())
     torch.testing.assert_close(FF.cross_entropy(x, t, weight).double(), expected, rtol=1e-3, atol=0)
+    q = example((50, 10), torch.float32, every_device, "probabilities")[1] * scale
+    expected = F.cross_entropy(x.double(), q.double(), reduction="sum")
+    # A loss that is subnormal itself has one more rounding.
+    half_step = 0.5 * torch.finfo(torch.float32).smallest_normal * torch.finfo(torch.float32).eps
+    loss = FF.cross_entropy(x, q, reduction="sum").double()
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=half_step)
 
 
 @pytest.mark.parametrize("classes", [4, 40, 5000])

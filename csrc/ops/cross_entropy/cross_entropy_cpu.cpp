@@ -80,7 +80,8 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
       static_cast<Sums*>(shared_scratch(Scratch::accumulate, static_cast<size_t>(chunks) * sizeof(Sums)));
 
   // The gradient of a class that is far behind is subnormal where that of one a little further behind is 0,
-  // and products with it take ten times as long. Weights and probabilities may be as small themselves.
+  // and products with it are slow (core/flush_subnormals.h). Weights and probabilities may be as small
+  // themselves.
   const bool flush_small = !args.weight && !p.probabilities;
   parallel_for(chunks, grain, [&](int64_t begin, int64_t end) {
     const FlushSubnormals flush(flush_small);
