@@ -200,7 +200,7 @@ def _headed(text: str, table: str) -> str:
 
 _CRITIC_TEXT = (
     "An update of a critic, as in off-policy reinforcement learning (mean squared error, Adam with eps 1e-5, "
-    "gradients\nclipped to a norm of 0.5):"
+    "gradients\nclipped to a norm of 0.5; observation and action joined beforehand, for all sides):"
 )
 
 TABLES: dict[str, Callable[[Reports], str]] = {
