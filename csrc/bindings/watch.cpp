@@ -35,6 +35,16 @@ class Watch {
                                    py::reinterpret_borrow<py::object>(value));
     contents_.push_back(std::move(content));
   }
+  // type.name is value, looked up along the bases.
+  void class_item(const py::type& type, py::object name, py::object value) {
+    for (Class& watched : classes_)
+      if (watched.type.is(type)) {
+        watched.attributes.emplace_back(std::move(name), std::move(value));
+        watched.tag = 0;
+        return;
+      }
+    classes_.push_back({type, {{std::move(name), std::move(value)}}, 0});
+  }
   void type(py::object object) { types_.emplace_back(object, py::type::of(object)); }
 
   bool unchanged() const {
@@ -47,12 +57,10 @@ class Watch {
       if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != type.ptr()) return false;
     for (const Content& content : contents_)
       if (!same(content)) return false;
-    for (const Item& item : attributes_) {
-      const auto found =
-          py::reinterpret_steal<py::object>(PyObject_GetAttr(item.holder.ptr(), item.key.ptr()));
-      if (!found) PyErr_Clear();  // it is gone
-      if (found.ptr() != item.value.ptr()) return false;
-    }
+    for (const Class& watched : classes_)
+      if (!same(watched)) return false;
+    for (const Item& item : attributes_)
+      if (!is_attribute(item.holder, item.key, item.value)) return false;
     return true;
   }
 
@@ -65,6 +73,10 @@ class Watch {
     for (const Content& content : contents_) {
       Py_VISIT(content.container.ptr());
       for (const auto& [key, value] : content.entries) Py_VISIT(value.ptr());
+    }
+    for (const Class& watched : classes_) {
+      Py_VISIT(watched.type.ptr());
+      for (const auto& [name, value] : watched.attributes) Py_VISIT(value.ptr());
     }
     for (const auto& [object, type] : types_) {
       Py_VISIT(object.ptr());
@@ -82,6 +94,11 @@ class Watch {
     py::dict container;
     std::vector<std::pair<py::object, py::object>> entries;
   };
+  struct Class {
+    py::type type;
+    std::vector<std::pair<py::object, py::object>> attributes;
+    mutable unsigned tag;  // what Python's cache of methods called the class when they were last found
+  };
 
   static bool same(const Content& content) {
     PyObject* const dict = content.container.ptr();
@@ -95,7 +112,25 @@ class Watch {
     return true;
   }
 
+  static bool is_attribute(const py::object& object, const py::object& name, const py::object& value) {
+    const auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name.ptr()));
+    if (!found) PyErr_Clear();  // it is gone
+    return found.ptr() == value.ptr();
+  }
+
+  // Python gives a class a new tag, which no other ever has, after any change of it or of its bases; 0 is
+  // none.
+  static bool same(const Class& watched) {
+    const auto* const type = reinterpret_cast<const PyTypeObject*>(watched.type.ptr());
+    if (watched.tag && watched.tag == type->tp_version_tag) return true;
+    for (const auto& [name, value] : watched.attributes)
+      if (!is_attribute(watched.type, name, value)) return false;
+    watched.tag = type->tp_version_tag;
+    return true;
+  }
+
   std::vector<Item> items_, attributes_;
+  std::vector<Class> classes_;
   std::vector<Content> contents_;
   std::vector<std::pair<py::object, py::object>> types_;
 };
@@ -109,6 +144,7 @@ void register_watch(py::module_& m) {
       .def("absent", &Watch::absent)
       .def("attribute", &Watch::attribute)
       .def("content", &Watch::content)
+      .def("class_item", &Watch::class_item)
       .def("type", &Watch::type)
       .def("unchanged", &Watch::unchanged);
 }

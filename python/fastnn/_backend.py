@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastnn import _replaced
+
 logger = logging.getLogger("fastnn")
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -130,12 +132,15 @@ def _plain_call() -> Any:
         (_function_modes, 0),
         (_any_autocast, False),
         (_jit_state, None),
+        (_replaced.functions.unchanged, True),
     ]
     return cpu.PlainCall(_PLAIN_TYPES, quiet)
 
 
 cpu, cpu_missing = _load_cpu()
 if cpu_missing is None:
+    _replaced.functions.watch(cpu.Watch())
+    _replaced.classes.watch(cpu.Watch())
     _is_plain_call = _plain_call()
 else:
     warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)
@@ -222,7 +227,7 @@ def _transform_reason() -> str | None:
         return "autocast is active"
     if _jit_state() is not None:
         return "torch.jit is tracing"
-    return None
+    return _replaced.replaced_function()
 
 
 def _cuda_reason(tensors: tuple[Tensor | None, ...]) -> str | None:

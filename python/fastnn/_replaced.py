@@ -1,0 +1,97 @@
+"""Whether a program has replaced what the native code stands in for: functions and classes of torch or fastnn.
+
+``torch.nn.Linear.forward = mine`` is how some libraries add their adapters. Native code that runs instead of
+such a name would pass it by, so it asks here first. What was replaced before fastnn was imported is found too:
+torch's own functions are known by the file that they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+_HOMES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+Owner = type | ModuleType
+
+
+class Names:
+    """Names of classes or modules, and what they stood for when they were listed.
+
+    Attributes:
+        unchanged: whether all still stand for that, in some 0.1 us; always True until `watch` was called.
+    """
+
+    def __init__(self, names: Iterable[tuple[Owner, str]]) -> None:
+        self._names: list[tuple[Owner, str, Any]] = []
+        self._watch: Any = None
+        self.unchanged: Callable[[], bool] = lambda: True
+        for owner, name in names:
+            self.add(owner, name)
+
+    def add(self, owner: Owner, name: str) -> None:
+        """List another name; what somebody has put there already is never found unchanged."""
+        value = getattr(owner, name, None)
+        own = not isinstance(value, FunctionType) or value.__code__.co_filename.startswith(_HOMES)
+        self._names.append((owner, name, value if own else object()))
+        if self._watch is not None:
+            self._look_at(*self._names[-1])
+
+    def watch(self, watch: Any) -> None:
+        """Look at the names by a `Watch` of the compiled module from now on."""
+        self._watch = watch
+        for entry in self._names:
+            self._look_at(*entry)
+        self.unchanged = watch.unchanged
+
+    def _look_at(self, owner: Owner, name: str, value: Any) -> None:
+        if isinstance(owner, type):
+            self._watch.class_item(owner, name, value)
+        else:
+            self._watch.item(owner.__dict__, name, value)
+
+    def replaced(self) -> str | None:
+        """Why native code must not run: a name that stands for something else now; None without one."""
+        if self.unchanged():
+            return None
+        for owner, name, value in self._names:
+            if getattr(owner, name, None) is not value:
+                inner = owner.__qualname__ if isinstance(owner, type) else ""
+                module = owner.__module__ if isinstance(owner, type) else owner.__name__
+                return f"{'.'.join(filter(None, (module, inner, name)))} was replaced"
+        return None
+
+
+functions = Names(
+    [
+        *((F, name) for name in ("linear", "relu", "silu", "gelu", "cross_entropy", "mse_loss")),
+        *((torch, name) for name in ("relu", "sigmoid", "tanh")),
+    ]
+)
+classes = Names(
+    [
+        *((torch.nn.Module, name) for name in ("__call__", "_call_impl", "_wrapped_call_impl")),
+        *(
+            (getattr(torch.nn, kind), "forward")
+            for kind in (
+                *("Linear", "ReLU", "Sigmoid", "Tanh", "GELU", "SiLU", "Sequential", "Flatten", "Identity"),
+                *("CrossEntropyLoss", "MSELoss"),
+            )
+        ),
+    ]
+)
+
+
+def replaced_function() -> str | None:
+    """Why no op may run natively: a function of torch that it stands in for was replaced; else None."""
+    return functions.replaced()
+
+
+def replaced_class() -> str | None:
+    """Why modules may not be passed by: the call or forward of one of their classes was replaced; else None."""
+    return classes.replaced()

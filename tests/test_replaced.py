@@ -1,0 +1,82 @@
+"""What a program has replaced in torch or fastnn is noticed, and its undoing too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastnn
+from fastnn import _backend, _replaced
+
+pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+
+FUNCTIONS = [(owner, name) for owner, name, _ in _replaced.functions._names]
+CLASSES = [(owner, name) for owner, name, _ in _replaced.classes._names]
+
+
+def _id(value: Any) -> str | None:
+    return getattr(value, "__name__", None)
+
+
+@pytest.mark.parametrize(("owner", "name"), FUNCTIONS, ids=_id)
+def test_a_replaced_function(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert _replaced.replaced_function() is None
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *args, **kwargs: None)
+            assert _replaced.replaced_function() == f"{owner.__name__}.{name} was replaced"
+            assert fastnn.explain(fastnn.functional.gram_matrix, torch.ones(2, 3)).decisions[0].reason
+        assert fastnn.explain(fastnn.functional.gram_matrix, torch.ones(2, 3)).decisions[0].reason is None
+    assert _replaced.replaced_class() is None
+
+
+@pytest.mark.parametrize(("owner", "name"), CLASSES, ids=_id)
+def test_a_replaced_method(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert _replaced.replaced_class() is None
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *args, **kwargs: None)
+            reason = _replaced.replaced_class()
+            assert reason is not None
+            assert reason.endswith(f"{owner.__name__}.{name} was replaced")
+    assert _replaced.replaced_class() is None
+
+
+def test_other_changes_of_a_class_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(3):
+        monkeypatch.setattr(torch.nn.Linear, "adapter", i, raising=False)
+        assert _replaced.replaced_class() is None
+
+
+@pytest.mark.parametrize(
+    ("place", "question"),
+    [("torch.nn.Linear.forward", "replaced_class"), ("torch.nn.functional.linear", "replaced_function")],
+)
+def test_replaced_before_the_import(place: str, question: str) -> None:
+    code = f"""
+import torch
+{place} = lambda *args: None
+from fastnn import _replaced
+assert _replaced.{question}().endswith("was replaced")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_function_that_torch_ops_replace_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = F.linear
+
+    def mine(*args: Any) -> Any:
+        calls.append(args)
+        return original(*args)
+
+    x, w = torch.randn(3, 4), torch.randn(2, 4)
+    expected = F.linear(x, w)
+    monkeypatch.setattr(F, "linear", mine)
+    assert torch.equal(fastnn.functional.linear(x, w), expected)
+    assert len(calls) == 1
