@@ -1,8 +1,8 @@
-"""Whether a program has replaced what the native code stands in for: functions and classes of torch or fastnn.
+"""Whether a program has replaced what native code stands in for: functions and classes of torch or fastnn.
 
 ``torch.nn.Linear.forward = mine`` is how some libraries add their adapters. Native code that runs instead of
-such a name would pass it by, so it asks here first. What was replaced before fastnn was imported is found too:
-torch's own functions are known by the file that they come from.
+such a name would pass it by, so it asks here first. What was replaced before fastnn was imported is found
+too: torch's own functions are known by the file that they come from.
 """
 
 from __future__ import annotations
@@ -93,5 +93,5 @@ def replaced_function() -> str | None:
 
 
 def replaced_class() -> str | None:
-    """Why modules may not be passed by: the call or forward of one of their classes was replaced; else None."""
+    """Why modules may not be passed by: call or forward of one of their classes was replaced; else None."""
     return classes.replaced()
