@@ -241,6 +241,10 @@ FASTNN_INLINE void store_partial(double* p, Vec<double> v, int n) {
 #endif
 
 template <class T>
+FASTNN_INLINE Vec<Acc<T>> load_lanes(const T* p, int n) {
+  return n == kLanes<Acc<T>> ? load(p) : load_partial(p, n);
+}
+template <class T>
 FASTNN_INLINE void store_lanes(T* p, Vec<Acc<T>> v, int n) {
   if (n == kLanes<Acc<T>>)
     store(p, v);

@@ -1,6 +1,6 @@
 #include "gemm/dot.h"
 
-#include "gemm/transpose.h"
+#include "core/transpose.h"
 
 namespace fastnn::FASTNN_ISA {
 

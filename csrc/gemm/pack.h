@@ -4,7 +4,7 @@
 
 #include "gemm/blocking.h"
 #include "gemm/operand.h"
-#include "gemm/transpose.h"
+#include "core/transpose.h"
 
 namespace fastnn::FASTNN_ISA {
 

@@ -15,8 +15,9 @@ namespace {
 
 // Up to this many classes the rows lie along the lanes of a vector: maximum, sum, exp and log then serve as
 // many rows as there are lanes. Above it, one row at a time, whose reductions across the lanes and scalar
-// logarithm cost less than the transposition would.
-constexpr int64_t kLaneClasses = 64;
+// logarithm cost less than the transposition would. Measured on Zen 4 (AVX-512), 256 rows, forward, one row
+// at a time / along the lanes, us: 100 classes 22 / 13, 200 31 / 22, 300 42 / 34, 400 42 / 45, 512 50 / 61.
+constexpr int64_t kLaneClasses = 256;
 
 // Elements of a chunk of rows, whose losses are summed into one partial sum. Chunks depend on the shape
 // alone, so the sum does not depend on the number of threads.

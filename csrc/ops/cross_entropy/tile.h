@@ -4,6 +4,7 @@
 
 #include "core/parallel.h"
 #include "core/scratch.h"
+#include "core/transpose.h"
 #include "core/vec_math.h"
 #include "ops/cross_entropy/formulas.h"
 #include "ops/cross_entropy/problem.h"
@@ -12,35 +13,69 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
+// Calls block(k, width) for squares of at most kLanes classes from k on; where all are whole, the last one
+// overlaps the one before it.
+template <class A, class Block>
+FASTNN_INLINE void for_squares(int64_t classes, const Block& block) {
+  constexpr int64_t kStep = kLanes<A>;
+  if (classes < kStep) return block(int64_t{0}, static_cast<int>(classes));
+  int64_t k = 0;
+  for (; k + kStep <= classes; k += kStep) block(k, static_cast<int>(kStep));
+  if (k < classes) block(classes - kStep, static_cast<int>(kStep));
+}
+
 // tile (classes, lanes) from n rows; lanes without a row are 0.
 template <class T>
 void load_tile(const T* x, int64_t row_stride, int64_t class_stride, int64_t classes, int n, Acc<T>* tile) {
-  constexpr int kStep = kLanes<Acc<T>>;
+  using A = Acc<T>;
+  constexpr int kStep = kLanes<A>;
   if (class_stride != 1) {
     for (int64_t k = 0; k < classes; ++k)
       store(tile + k * kStep,
             n == kStep ? load(x + k * class_stride) : load_partial(x + k * class_stride, n));
     return;
   }
-  for (int lane = 0; lane < kStep; ++lane)
-    for (int64_t k = 0; k < classes; ++k)
-      tile[k * kStep + lane] = lane < n ? to_acc(x[lane * row_stride + k]) : Acc<T>(0);
+  for_squares<A>(classes, [&](int64_t k, int width) {
+    Vec<A> rows[kStep];
+    if (n == kStep && width == kStep) {
+      load_transposed(x + k, row_stride, rows);
+    } else {
+      for (int lane = 0; lane < kStep; ++lane)
+        rows[lane] = lane < n ? load_lanes(x + lane * row_stride + k, width) : Vec<A>{};
+      transpose<A>(rows);
+    }
+    for (int i = 0; i < width; ++i) store(tile + (k + i) * kStep, rows[i]);
+  });
 }
 
 template <class T>
 void store_tile(T* x, int64_t row_stride, int64_t class_stride, int64_t classes, int n, const Acc<T>* tile) {
-  constexpr int kStep = kLanes<Acc<T>>;
+  using A = Acc<T>;
+  constexpr int kStep = kLanes<A>;
   if (class_stride != 1) {
-    for (int64_t k = 0; k < classes; ++k) {
-      if (n == kStep)
-        store(x + k * class_stride, load(tile + k * kStep));
-      else
-        store_partial(x + k * class_stride, load(tile + k * kStep), n);
-    }
+    for (int64_t k = 0; k < classes; ++k) store_lanes(x + k * class_stride, load(tile + k * kStep), n);
     return;
   }
-  for (int lane = 0; lane < n; ++lane)
-    for (int64_t k = 0; k < classes; ++k) x[lane * row_stride + k] = from_acc<T>(tile[k * kStep + lane]);
+  for_squares<A>(classes, [&](int64_t k, int width) {
+    Vec<A> rows[kStep];
+    for (int i = 0; i < kStep; ++i) rows[i] = i < width ? load(tile + (k + i) * kStep) : Vec<A>{};
+    transpose<A>(rows);
+    for (int lane = 0; lane < n; ++lane) store_lanes(x + lane * row_stride + k, rows[lane], width);
+  });
+}
+
+// The largest of the classes, in four chains: one would wait for each comparison. (A NaN may be passed over:
+// the sum of the exponentials is NaN then.)
+template <class A>
+FASTNN_INLINE Vec<A> largest_class(int64_t classes, const A* tile) {
+  constexpr int kStep = kLanes<A>;
+  Vec<A> m[4];
+  for (Vec<A>& v : m) v = load(tile);
+  int64_t k = 1;
+  for (; k + 4 <= classes; k += 4)
+    for (int u = 0; u < 4; ++u) m[u] = max(m[u], load(tile + (k + u) * kStep));
+  for (; k < classes; ++k) m[0] = max(m[0], load(tile + k * kStep));
+  return max(max(m[0], m[1]), max(m[2], m[3]));
 }
 
 // Sum over the classes in two levels, so that the rounding error grows with its root.
@@ -69,8 +104,7 @@ void tile_rows(const Problem<T>& p, int64_t row, int n, int64_t x_offset, int64_
   A* q_tile = tile + tile_size;
   load_tile(static_cast<const T*>(p.args.logits) + x_offset, x_row_stride, class_stride, classes, n, tile);
 
-  Vec<A> largest = load(tile);
-  for (int64_t k = 1; k < classes; ++k) largest = max(largest, load(tile + k * kStep));
+  const Vec<A> largest = largest_class(classes, tile);
 
   // From here on: what depends on the target. An index that is ignored stands for class 0 until the end.
   int64_t index[kStep] = {};

@@ -18,11 +18,6 @@ constexpr int64_t kElementsPerThread = 4096;
 constexpr int64_t kChunk = 1024;
 
 template <class T>
-FASTNN_INLINE Vec<Acc<T>> load_lanes(const T* p, int lanes) {
-  return lanes == kLanes<Acc<T>> ? load(p) : load_partial(p, lanes);
-}
-
-template <class T>
 FASTNN_INLINE Vec<Acc<T>> rounded_to(Vec<Acc<T>> x) {
   T stored[kLanes<Acc<T>>];
   store(stored, x);
