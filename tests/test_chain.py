@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -219,7 +221,60 @@ def test_a_changed_model_is_another_chain(change: str) -> None:
     assert not chain.holds()
 
 
-def test_what_the_forward_read_is_watched() -> None:
+LIMIT = 1.0
+
+
+class Reading(T.Module):
+    """A forward that is a chain as long as nothing that it reads on the way is another."""
+
+    gain = 2.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = T.Linear(3, 3)
+        self.more = T.ModuleList([T.Linear(3, 3)])
+        self.scale, self.shift, self.kind, self.nothing = 2.0, 0.0, 1, None
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activate(self.fc(x))
+        for layer in self.more:
+            x = layer(x)
+        if self.nothing is not None:
+            x = self.nothing(x)
+        read = (self.scale, self.shift, self.kind, self.gain, LIMIT, getattr(self, "extra", 1.0))
+        return x if self.training or max(read) < 3 else torch.tanh(x)
+
+
+READ: dict[str, Callable[[Reading], object]] = {
+    "attribute": lambda m: setattr(m, "scale", 5.0),
+    "its sign": lambda m: setattr(m, "shift", -0.0),
+    "its type": lambda m: setattr(m, "kind", True),
+    "class attribute": lambda m: setattr(Reading, "gain", 4.0),
+    "absent attribute": lambda m: setattr(m, "extra", 4.0),
+    "method": lambda m: setattr(m, "activate", torch.sin),
+    "None": lambda m: setattr(m, "nothing", torch.sin),
+    "global": lambda m: globals().update(LIMIT=4.0),
+    "longer list": lambda m: m.more.append(T.Linear(3, 3)),
+    "training flag": lambda m: m.eval(),
+}
+
+
+@pytest.mark.parametrize("change", READ)
+def test_what_the_forward_read_is_watched(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "LIMIT", LIMIT)
+    monkeypatch.setattr(Reading, "gain", Reading.gain)
+    model = Reading()
+    chain = linear_chain(model)
+    assert names(chain) == ["relu", None]
+    assert chain.holds()
+    READ[change](model)
+    assert not chain.holds()
+
+
+def test_what_a_layer_holds_is_watched() -> None:
     model = Wrapped(T.Linear(3, 3), torch.relu)
     chain = linear_chain(model)
     assert chain.holds()
@@ -229,6 +284,18 @@ def test_what_the_forward_read_is_watched() -> None:
     chain = linear_chain(layer)
     layer.activation = "relu"
     assert not chain.holds()
+
+
+def test_a_traced_model_is_freed_at_once() -> None:
+    model = Reading()
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        assert linear_chain(model).holds()
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

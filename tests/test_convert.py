@@ -92,8 +92,9 @@ def test_the_root_is_converted(root: torch.nn.Module, want: type) -> None:
 
 @pytest.mark.parametrize("bad", [None, 3, torch.nn.Linear, torch.zeros(2), [torch.nn.ReLU()]])
 def test_not_a_module(bad: object) -> None:
+    kinds = "a torch.nn.Module"
     for op in ("convert", "revert"):
-        with pytest.raises(TypeError, match=rf"{op}: expected a torch.nn.Module, got {type(bad).__name__}"):
+        with pytest.raises(TypeError, match=rf"{op}: expected {kinds}, got {type(bad).__name__}$"):
             getattr(fastnn, op)(bad)
 
 
@@ -291,3 +292,80 @@ def test_a_module_that_contains_itself_ends() -> None:
     assert type(model.head) is nn.Sequential
     fastnn.revert(model)
     assert type(model.head) is torch.nn.Sequential
+
+
+class Critic(torch.nn.Module):
+    """Layers that a forward calls one after the other, and writes to in between."""
+
+    def __init__(self, kind: type[torch.nn.Linear] = torch.nn.Linear) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = kind(6, 5), kind(5, 4)
+
+
+class Clamps(Critic):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(x))
+        self.fc2.weight.data.clamp_(min=0)
+        return self.fc2(h)
+
+
+class Copies(Critic):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(x))
+        self.fc2.bias.data.copy_(h.data.mean(0)[:4])
+        return self.fc2(h)
+
+
+class ClampsOut(Critic):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(x))
+        torch.clamp(self.fc2.weight.detach(), min=0, out=self.fc2.weight.data)
+        return self.fc2(h)
+
+
+class WritesItsInput(Critic):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc1(x)
+        x.data.zero_()
+        return self.fc2(torch.relu(h)) + x[:, :4]
+
+
+class ChangesOptions(Critic):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(x))
+        object.__setattr__(self.fc2, "bias", None)
+        return self.fc2(h)
+
+
+WRITERS = [Clamps, Copies, ClampsOut, WritesItsInput, ChangesOptions]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_forward_written_by_hand_runs_as_written(kind: type[Critic]) -> None:
+    theirs = kind()
+    mine, by_layers = fastnn.convert(copy.deepcopy(theirs)), kind(nn.Linear)
+    by_layers.load_state_dict(theirs.state_dict())
+    assert type(mine) is kind
+    start = torch.randn(7, 6)
+    found = []
+    for model in (mine, by_layers, theirs):
+        x = start.clone().requires_grad_()
+        y = model(x)
+        y.square().sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([y.detach(), x.detach(), x.grad, *gradients, *model.state_dict().values()])
+    for a, b, want in zip(*found, strict=True):
+        assert torch.equal(a, b)
+        close(a, want)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+def test_dynamic_quantization_after_revert() -> None:
+    theirs = Net().eval()
+    mine = fastnn.revert(fastnn.convert(copy.deepcopy(theirs)))
+    quantized = [torch.ao.quantization.quantize_dynamic(model, dtype=torch.qint8) for model in (mine, theirs)]
+    assert type(quantized[0].head[0]) is torch.ao.nn.quantized.dynamic.Linear
+    assert types_of(quantized[0]) == types_of(quantized[1])
+    x = torch.randn(4, 6)
+    assert torch.equal(quantized[0](x), quantized[1](x))

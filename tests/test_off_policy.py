@@ -126,9 +126,9 @@ class FusedAgent(Agent):
         assert {decision.reason for decision in seen.decisions} == {None}
         ran = [decision.op for decision in seen.decisions]
         assert ran.count("train_step") == 2
-        # Three slow copies; actor and critic, forward and backward.
-        assert ran.count("mlp") == 3 + 2 * (i % 2)
-        assert ran.count("mlp_backward") == 2 * (i % 2)
+        # The layers of three slow copies; of actor and critic, forward and backward.
+        assert ran.count("linear") == 3 * (3 + 2 * (i % 2))
+        assert ran.count("linear_backward") == 3 * 2 * (i % 2)
         result: list[Tensor] = seen.result
         return result
 

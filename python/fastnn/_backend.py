@@ -39,6 +39,22 @@ class Decision(NamedTuple):
     reason: str | None
 
 
+class Conversion(NamedTuple):
+    """What `convert` or `revert` made of one module.
+
+    Attributes:
+        name: the qualified name in the model, "" for the root.
+        kind: the name of the class that it had.
+        became: that of the class that it has now, or None where it was left alone.
+        note: why it was left alone, and what of it fuses; may be empty.
+    """
+
+    name: str
+    kind: str
+    became: str | None
+    note: str
+
+
 def _switched_on(variable: str) -> bool:
     """Whether an environment variable says yes; 0, false, no, off, nothing and absence say no."""
     return os.environ.get(variable, "").lower() not in ("", "0", "false", "no", "off")
@@ -153,7 +169,7 @@ _disabled_lock = threading.Lock()
 check_at_once = _switched_on("FASTNN_CHECK")
 _log_decisions = _switched_on("FASTNN_LOG")
 _logged: set[Decision] = set()
-_recorders: list[Callable[[Decision], None]] = []
+_recorders: list[Callable[[Any], None]] = []
 
 
 @contextlib.contextmanager
@@ -173,8 +189,8 @@ def disabled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def recording(recorder: Callable[[Decision], None]) -> Iterator[None]:
-    """Call `recorder` with every decision taken inside the block."""
+def recording(recorder: Callable[[Any], None]) -> Iterator[None]:
+    """Call `recorder` with every `Decision` taken and every `Conversion` done inside the block."""
     _recorders.append(recorder)
     try:
         yield
@@ -289,9 +305,19 @@ def decide(op: str, reason: str | None) -> bool:
     return reason is None
 
 
-def _report(decision: Decision) -> None:
+def is_recording() -> bool:
+    """Whether anybody is told what `record` is given."""
+    return bool(_recorders)
+
+
+def record(what: Decision | Conversion) -> None:
+    """Tell it to whoever records."""
     for recorder in _recorders:
-        recorder(decision)
+        recorder(what)
+
+
+def _report(decision: Decision) -> None:
+    record(decision)
     if _log_decisions and decision not in _logged:
         _logged.add(decision)
         where = "its native kernel" if decision.reason is None else f"torch ({decision.reason})"

@@ -1,4 +1,4 @@
-"""Chains of linear layers with activations: in the trace of a forward, and whole models that are one."""
+"""Models that are nothing but a chain of linear layers with activations."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         if forward is None:
             raise Refusal(f"{name} is no layer of a chain")
         try:
-            seen = trace(module, forward)[module.training]
+            seen = trace(module, forward)
         except Refusal as refusal:
             raise Refusal(f"{name} cannot be traced: {refusal}") from None
         self._guards += seen.guards
@@ -251,10 +251,9 @@ def linear_chain(model: torch.nn.Module) -> LinearChain | str:
         ``"tanh"``, ``"gelu"``, ``"gelu_tanh"`` and ``"silu"``, with the attributes ``flatten``,
         ``squeeze`` and ``order`` and the method ``holds``; or the reason as text.
     """
-    if not _mlp._names_known:
-        return "this torch keeps hooks where fastnn does not find them"
-    if _mlp._anything_global():
-        return "a hook for all modules is registered"
+    reason = _mlp.why_nothing_fuses()
+    if reason is not None:
+        return reason
     chain = LinearChain()
     try:
         chain._module(model, "")

@@ -1,14 +1,17 @@
-"""Swap the modules of a model between torch and fastnn, in place."""
+"""Swap the classes of a model's modules between torch and fastnn, in place."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 
-from fastnn import _functional, nn
+from fastnn import _backend, nn
+from fastnn._backend import Conversion
+from fastnn.nn import mlp as _mlp
+from fastnn.nn.activation import activation_of
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -23,28 +26,19 @@ _TO_TORCH[nn.MLP] = torch.nn.Sequential
 
 
 def convert(model: M) -> M:
-    """Turn the torch modules of `model` that have a fastnn counterpart into it, in place.
+    """Turn torch's modules in `model` into fastnn's where there are such, in place.
 
     These are ``Linear``, ``ReLU``, ``CrossEntropyLoss`` and ``Sequential`` (which then runs each stretch of
-    ``Linear`` and activation as one op), the root included. A module keeps its identity and only changes its
-    class: parameters, buffers, hooks, optimizers that hold the parameters, sharing between places of the
-    model, and the training flag all stay. Left alone are subclasses (so also parametrized, lazy and
-    quantised layers), scripted modules, and whatever is inside a module that ``torch.compile`` took.
-    Calling it again changes nothing more.
+    ``Linear`` and activation as one op), the root included. Only the class of a module changes: its identity,
+    parameters, buffers, hooks, the training flag, sharing between places of the model and optimizers that
+    hold the parameters stay. A ``forward`` that is written by hand runs as written, its layers one by one.
 
-    A module with a ``forward`` of its own, such as ``self.fc2(F.relu(self.fc1(x)))``, gets a subclass of its
-    class with the same name, whose call runs each chain of ``Linear`` and activation (relu, tanh, sigmoid,
-    gelu, silu as function, method or module) as one op; ``model.forward(x)`` itself stays as written. The
-    forward is traced once, with its arguments without default as tensors. Whatever it read on the way
-    (attributes, flags, global constants, which module is where) is compared at each call, and where anything
-    differs (hooks on the module or an inner layer, other arguments, a replaced layer, a transform too) the
-    forward runs as written; calling `convert` again then traces anew.
+    Left alone are subclasses (so also parametrized, lazy and quantised layers), scripted modules, and
+    whatever is inside a module that ``torch.compile`` took. Calling it again changes nothing more.
+    ``print(fastnn.explain(fastnn.convert, model))`` says what became of each module, and why not.
 
-    It is left as it is where it holds no such chain, and where a trace could miss something: control flow on
-    tensors, ``with``, ``super()``, ``isinstance``, ``print``, ``x += y``, attributes written or lists and
-    objects read, functions of which nothing is known. Read the reason with
-    ``print(fastnn.explain(fastnn.convert, model))``, with ``fastnn.explain(model, x)`` later, or set
-    ``FASTNN_LOG=1``. A torch function that is replaced after the trace is not noticed.
+    What looks for torch's exact classes finds none: ``torch.ao.quantization.quantize_dynamic`` would quantize
+    nothing, so call :func:`revert` first.
 
     Args:
         model: any module.
@@ -55,22 +49,17 @@ def convert(model: M) -> M:
     Raises:
         TypeError: `model` is no :class:`torch.nn.Module`.
     """
-    _check("convert", model)
-    names = {id(module): name for name, module in model.named_modules()}
-    modules = list(_eager_modules(model, set()))
-    for module in modules:
-        _change_class(module, _TO_FASTNN)
-    for module in modules:
-        _functional.fuse(module, names[id(module)])
+    parts = _parts("convert", model)
+    eager = set(map(id, _eager_modules(model, set())))
+    _change(parts, _TO_FASTNN, lambda part: None if id(part) in eager else "torch.compile took it")
     return model
 
 
 def revert(model: M) -> M:
-    """Turn the fastnn modules of `model` into torch's, in place: what :func:`convert` did is undone.
+    """Turn fastnn's modules in `model` into torch's, in place: undo :func:`convert`.
 
-    Modules that were made as fastnn ones are turned too, an ``MLP`` into a ``Sequential``. Those that no
-    single torch module equals stay: ``Linear`` with an activation, ``CrossEntropyLoss`` with a z-loss,
-    ``GramMatrix``, and subclasses.
+    What was made as fastnn's is turned too, an ``MLP`` into a ``Sequential``. What nothing of torch's equals
+    stays: ``Linear`` with an activation, ``CrossEntropyLoss`` with a z-loss, ``GramMatrix``, and subclasses.
 
     Args:
         model: any module.
@@ -81,31 +70,79 @@ def revert(model: M) -> M:
     Raises:
         TypeError: `model` is no :class:`torch.nn.Module`.
     """
-    _check("revert", model)
-    for module in model.modules():
-        _functional.unfuse(module)
-        if not _beyond_torch(module):
-            _change_class(module, _TO_TORCH)
+    _change(_parts("revert", model), _TO_TORCH, _beyond_torch)
     return model
 
 
-def _beyond_torch(module: torch.nn.Module) -> bool:
-    """Whether an option is set that the torch module lacks."""
-    if isinstance(module, nn.Linear):
-        return module.activation is not None
-    return isinstance(module, nn.CrossEntropyLoss) and module.z_loss != 0
+def _parts(op: str, model: object) -> list[tuple[str, Any]]:
+    """What there is to change, with the names that it has in `model`."""
+    if isinstance(model, torch.nn.Module):
+        return list(model.named_modules())
+    raise TypeError(f"{op}: expected a torch.nn.Module, got {type(model).__name__}")
 
 
-def _check(op: str, model: object) -> None:
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"{op}: expected a torch.nn.Module, got {type(model).__name__}")
+def _change(
+    parts: list[tuple[str, Any]], counterparts: dict[type, type], why_not: Callable[[Any], str | None]
+) -> None:
+    before = [type(part) for _, part in parts]
+    reasons = []
+    for _, part in parts:
+        counterpart = counterparts.get(type(part))  # the exact type: a subclass may override anything
+        reason = why_not(part)
+        if reason is None and counterpart is None:
+            reason = _no_counterpart(part, counterparts)
+        if reason is None:
+            part.__class__ = counterpart
+        reasons.append(reason)
+    if _backend.is_recording():  # after all: what fuses hangs on several modules
+        for (name, part), kind, reason in zip(parts, before, reasons, strict=True):
+            became = None if type(part) is kind else _public_name(type(part))
+            fusion = _fusion(part) if counterparts is _TO_FASTNN else None
+            note = "; ".join(filter(None, (reason, fusion)))
+            _backend.record(Conversion(name, kind.__name__, became, note))
 
 
-def _change_class(module: torch.nn.Module, counterparts: Mapping[type, type]) -> None:
-    # The exact type: a subclass may override anything.
-    counterpart = counterparts.get(type(module))
-    if counterpart is not None:
-        module.__class__ = counterpart
+def _beyond_torch(part: Any) -> str | None:
+    """Which option is set that torch's lacks, or None."""
+    if isinstance(part, nn.Linear) and part.activation is not None:
+        return "torch's has no activation"
+    if isinstance(part, nn.CrossEntropyLoss) and part.z_loss != 0:
+        return "torch's has no z_loss"
+    return None
+
+
+def _no_counterpart(part: Any, counterparts: dict[type, type]) -> str:
+    kind = type(part)
+    if isinstance(part, torch.jit.ScriptModule):
+        return "it is scripted"
+    base = next((base for base in kind.__mro__ if base in counterparts), None)
+    wanted = _package(next(iter(counterparts.values())))
+    if kind in counterparts.values() or (base is None and _package(kind) == wanted):
+        return f"it is {wanted}'s already"
+    return "no counterpart" if base is None else f"a subclass of {_public_name(base)}"
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _public_name(kind: type) -> str:
+    return f"{_package(kind)}.nn.{kind.__name__}"
+
+
+def _fusion(part: Any) -> str | None:
+    """What of a `Sequential` runs as one op, or whether a layer can be in such an op."""
+    nothing_fuses = _mlp.why_nothing_fuses()
+    if type(part) in (nn.Sequential, nn.MLP):
+        names, runs = list(part._modules), _mlp.fused_runs(list(part))
+        where = ", ".join(f"{names[run[0]]} to {names[run[-1]]}" for run in runs)
+        return f"one op: {where}" if runs else nothing_fuses or "nothing in it fuses"
+    activation = activation_of(part)
+    if nothing_fuses is not None or (type(part) is not nn.Linear and activation is None):
+        return None
+    if not _mlp._only_forward(part):
+        return "never fuses: it has a hook, a replaced forward or a compiled one"
+    return "fuses behind a Linear in a Sequential" if activation not in (None, "relu") else None
 
 
 def _eager_modules(module: torch.nn.Module, seen: set[int]) -> Iterator[torch.nn.Module]:

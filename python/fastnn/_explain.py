@@ -1,4 +1,4 @@
-"""Tell which ops a piece of code ran, and where."""
+"""Tell which ops a piece of code ran, and where, and what it converted."""
 
 from __future__ import annotations
 
@@ -7,43 +7,59 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from fastnn import _backend, _functional
-from fastnn._backend import Decision
+from fastnn import _backend
+from fastnn._backend import Conversion, Decision
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` saw; ``str()`` of it is a table.
+    """What :func:`explain` saw; ``str()`` of it is a table, or two.
 
     Attributes:
         result: what the function returned.
         decisions: one entry for each call of an op, in order: ``op``, and ``reason``, which is None for a
             native kernel and else says why torch ran it.
+        conversions: one entry for each module that ``convert`` or ``revert`` met, in order:
+            ``name`` in the model, ``kind`` (the class that it had), ``became`` (the class that it has now,
+            None where it was left alone), and ``note``: why it was left, or what of it fuses when called.
     """
 
     result: Any
     decisions: tuple[Decision, ...]
+    conversions: tuple[Conversion, ...] = ()
 
     def __str__(self) -> str:
-        if not self.decisions:
-            return "no fastnn op ran"
-        rows = [("op", "calls", "ran on", "why not natively")]
-        for (op, reason), calls in Counter(self.decisions).items():
-            rows.append((op, str(calls), "native" if reason is None else "torch", reason or ""))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join(
-            f"{op:<{widths[0]}}  {calls:>{widths[1]}}  {where:<{widths[2]}}  {why}".rstrip()
-            for op, calls, where, why in rows
-        )
+        tables = []
+        if self.conversions:
+            made = [(c.name or "(root)", c.kind, c.became or "-", c.note) for c in self.conversions]
+            tables.append(_table([("name", "class", "became", "why not, or what fuses"), *made]))
+        if self.decisions:
+            counted = [
+                (op, str(calls), "native" if reason is None else "torch", reason or "")
+                for (op, reason), calls in Counter(self.decisions).items()
+            ]
+            tables.append(_table([("op", "calls", "ran on", "why not natively"), *counted], right=1))
+        return "\n\n".join(tables) or "no fastnn op ran"
+
+
+def _table(rows: list[tuple[str, ...]], right: int | None = None) -> str:
+    """Lines of the rows in columns; the one with the number `right` is flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column == right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Run ``fn(*args, **kwargs)`` and report which fastnn ops ran natively, and why others did not.
 
-    Where `fn` is a model, what kept :func:`fastnn.convert` from fusing a forward in it comes first. Backward
-    ops that run inside `fn` are reported too. Ops that other threads run meanwhile are mixed in.
+    ``explain(fastnn.convert, model)`` reports what became of each module, why others stayed, and which
+    stretches of a ``Sequential`` run as one op when it is called. Backward ops that run inside `fn` are
+    reported too. What other threads do meanwhile is mixed in.
 
     Args:
         fn: anything callable, such as a model or one step of a training loop.
@@ -56,9 +72,11 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     Raises:
         Whatever `fn` raises.
     """
-    decisions: list[Decision] = []
-    if isinstance(fn, torch.nn.Module):
-        decisions += [_functional.refused[module] for module in fn.modules() if module in _functional.refused]
-    with _backend.recording(decisions.append):
+    seen: list[Decision | Conversion] = []
+    with _backend.recording(seen.append):
         result = fn(*args, **kwargs)
-    return Explanation(result, tuple(decisions))
+    return Explanation(
+        result,
+        tuple(entry for entry in seen if isinstance(entry, Decision)),
+        tuple(entry for entry in seen if isinstance(entry, Conversion)),
+    )

@@ -57,13 +57,6 @@ class Attribute:
         return getattr(self._owner(), name, default)
 
 
-class IsTensor(Attribute):
-    """Whether a name gives a tensor on a module, read as a mapping for a `Guard`."""
-
-    def get(self, name: str, default: object) -> object:
-        return isinstance(super().get(name, default), torch.Tensor)
-
-
 class _Cell:
     """A variable of an enclosing function, read as a mapping for a `Guard`."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.proxy import TraceError
 
-from fastnn._purity import MISSING, Attribute, Guard, IsTensor, Refusal, check_function, check_value
+from fastnn._purity import MISSING, Attribute, Guard, Refusal, check_function, check_value
 from fastnn.nn.mlp import Sequential
 
 _Module = torch.nn.Module
@@ -57,15 +57,12 @@ class _Tensor(fx.Proxy):
 
 
 class _Tracer(fx.proxy.GraphAppendingTracer):
-    def __init__(self, training: bool) -> None:
+    def __init__(self) -> None:
         super().__init__(fx.Graph())
-        self.training = training  # what all modules say of themselves
-        self.reads_training = False
         self.modules: dict[str, _Module] = {}
         self.guards: list[Guard] = []
         self.refusal: Refusal | None = None
         self._views: dict[int, _View] = {}
-        self._attributes: dict[str, fx.Proxy] = {}
 
     def refuse(self, reason: str) -> Refusal:
         """Give the exception to raise; the traced code may catch it, so it is kept."""
@@ -75,7 +72,6 @@ class _Tracer(fx.proxy.GraphAppendingTracer):
     def forget(self) -> None:
         """Let go of what points back here: no cycle keeps the module until garbage is collected."""
         self._views.clear()
-        self._attributes.clear()
 
     def view(self, module: _Module, path: str) -> _View:
         view = self._views.get(id(module))
@@ -83,14 +79,6 @@ class _Tracer(fx.proxy.GraphAppendingTracer):
             kind = _Container if type(module) in _CONTAINERS else _View
             view = self._views[id(module)] = kind(self, module, path)
         return view
-
-    def tensor(self, module: _Module, name: str, path: str) -> fx.Proxy:
-        """A parameter, buffer or plain tensor, read anew at each call."""
-        if path not in self._attributes:
-            self.guards.append(Guard(IsTensor(module), name, True, path))
-            proxy: fx.Proxy = self.create_proxy("get_attr", path, (), {})
-            self._attributes[path] = proxy
-        return self._attributes[path]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """As torch.fx does, in our class."""
@@ -107,7 +95,7 @@ class _View:
     """Stands for a module while its forward, or that of a module above it, is traced.
 
     The module itself is neither called nor touched. Calling the view records a call of the module; reading an
-    attribute gives a view, a stand-in of a tensor, a constant, or a method that is followed.
+    attribute gives a view, a constant, or a method that is followed; a tensor that a module has is refused.
     """
 
     def __init__(self, tracer: _Tracer, module: _Module, path: str) -> None:
@@ -133,16 +121,10 @@ class _View:
             raise
 
     def _fastnn_read(self, name: str) -> Any:
-        tracer, module = self._fastnn_tracer, self._fastnn_module
+        module = self._fastnn_module
         path = f"{self._fastnn_path}.{name}" if self._fastnn_path else name
         state, found = module.__dict__, inspect.getattr_static(type(module), name, MISSING)
-        if name == "training":
-            tracer.reads_training = True
-            self._fastnn_guard(state, name, tracer.training, path)
-            return tracer.training
         if name in state and not isinstance(found, property):
-            if isinstance(state[name], Tensor):
-                return tracer.tensor(module, name, path)
             return self._fastnn_value(state, name, path)
         if found is not MISSING:
             return self._fastnn_of_class(found, name, path)
@@ -168,7 +150,7 @@ class _View:
         table = self._fastnn_module.__dict__[kind]
         value = table[name]
         if isinstance(value, Tensor):
-            return self._fastnn_tracer.tensor(self._fastnn_module, name, path)
+            raise Refusal(f"it reads the tensor self.{path}")
         self._fastnn_guard(self._fastnn_module.__dict__, kind, table, path)
         self._fastnn_guard(table, name, value, path)
         return None if value is None else self._fastnn_tracer.view(value, path)
@@ -240,15 +222,14 @@ def own_forward(module: _Module) -> Callable[..., Any] | None:
     forward: Any = inspect.getattr_static(kind, "forward")
     if (getattr(forward, "__module__", None) or "").partition(".")[0] in ("torch", "fastnn"):
         return None
-    original = getattr(kind, "_fastnn_original", kind)
     for name in ("__call__", "_call_impl", "_wrapped_call_impl", "__getattribute__"):
-        if getattr(original, name) is not getattr(_Module, name):
+        if getattr(kind, name) is not getattr(_Module, name):
             raise Refusal(f"{kind.__name__} has its own {name}")
     return forward  # type: ignore[no-any-return]
 
 
-def trace(module: _Module, forward: Callable[..., Any]) -> dict[bool, Trace]:
-    """The ways through `forward`, a method of `module`, by the training flag: the same where it is not read.
+def trace(module: _Module, forward: Callable[..., Any]) -> Trace:
+    """The way through `forward`, a method of `module`.
 
     The arguments without a default value stand for tensors, the others keep their default values. Neither
     the module nor anything global is touched.
@@ -257,8 +238,7 @@ def trace(module: _Module, forward: Callable[..., Any]) -> dict[bool, Trace]:
         Refusal: the forward cannot be seen through.
     """
     try:
-        evaluating, reads_training = _trace(module, forward, False)
-        return {False: evaluating, True: _trace(module, forward, True)[0] if reads_training else evaluating}
+        return _trace(module, forward)
     except Refusal:
         raise
     except Exception as error:  # whatever the code of a forward raises when it meets stand-ins
@@ -268,8 +248,8 @@ def trace(module: _Module, forward: Callable[..., Any]) -> dict[bool, Trace]:
         raise Refusal(f"{type(error).__name__}: {text}") from error
 
 
-def _trace(module: _Module, forward: Callable[..., Any], training: bool) -> tuple[Trace, bool]:
-    tracer = _Tracer(training)
+def _trace(module: _Module, forward: Callable[..., Any]) -> Trace:
+    tracer = _Tracer()
     tracer.guards += check_function(forward)
     tracer.guards.append(Guard(Attribute(type(module)), "forward", forward, "forward"))
     names = []
@@ -288,4 +268,4 @@ def _trace(module: _Module, forward: Callable[..., Any], training: bool) -> tupl
         tracer.forget()
         if tracer.refusal is not None:
             raise tracer.refusal
-    return Trace(tracer.graph, tracer.modules, tracer.guards, len(names)), tracer.reads_training
+    return Trace(tracer.graph, tracer.modules, tracer.guards, len(names))

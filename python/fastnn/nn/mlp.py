@@ -35,6 +35,13 @@ def _anything_global() -> bool:
     return bool(_forward_hooks or _forward_pre_hooks or _backward_hooks or _backward_pre_hooks)
 
 
+def why_nothing_fuses() -> str | None:
+    """What stands against passing any layer's call by, or None."""
+    if not _names_known:
+        return "this torch keeps hooks where fastnn does not find them"
+    return "a hook for all modules is registered" if _anything_global() else None
+
+
 def _only_forward(layer: torch.nn.Module) -> bool:
     """Whether calling `layer` does nothing besides the forward of its class."""
     state = layer.__dict__
@@ -88,8 +95,21 @@ def _chain(layers: list[torch.nn.Module], start: int) -> _Chain:
     return _Chain(weights, biases, activations, i)
 
 
+def fused_runs(layers: list[torch.nn.Module]) -> list[range]:
+    """The places of the layers that a call of a `Sequential` runs together, each run as one op."""
+    if why_nothing_fuses() is not None:
+        return []
+    runs, i = [], 0
+    while i < len(layers):
+        behind = max(_chain(layers, i).behind, i + 1)
+        if behind - i > 1:
+            runs.append(range(i, behind))
+        i = behind
+    return runs
+
+
 def _run(layers: list[torch.nn.Module], input: Any) -> Any:
-    fusing = _names_known and not _anything_global()
+    fusing = why_nothing_fuses() is None
     i = 0
     while i < len(layers):
         weights, biases, activations, behind = _chain(layers, i) if fusing else _Chain([], [], [], i)
