@@ -91,8 +91,8 @@ def test_the_root_is_converted(root: torch.nn.Module, want: type) -> None:
 
 
 @pytest.mark.parametrize("bad", [None, 3, torch.nn.Linear, torch.zeros(2), [torch.nn.ReLU()]])
-def test_not_a_module(bad: object) -> None:
-    kinds = "a torch.nn.Module"
+def test_neither_module_nor_optimizer(bad: object) -> None:
+    kinds = "a torch.nn.Module or torch.optim.Optimizer"
     for op in ("convert", "revert"):
         with pytest.raises(TypeError, match=rf"{op}: expected {kinds}, got {type(bad).__name__}$"):
             getattr(fastnn, op)(bad)

@@ -40,10 +40,10 @@ class Decision(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """What `convert` or `revert` made of one module.
+    """What `convert` or `revert` made of one module or optimizer.
 
     Attributes:
-        name: the qualified name in the model, "" for the root.
+        name: the qualified name in the model, "" for the root or an optimizer.
         kind: the name of the class that it had.
         became: that of the class that it has now, or None where it was left alone.
         note: why it was left alone, and what of it fuses; may be empty.

@@ -1,4 +1,4 @@
-"""Swap the classes of a model's modules between torch and fastnn, in place."""
+"""Swap the classes of a model's modules, or of an optimizer, between torch and fastnn, in place."""
 
 from __future__ import annotations
 
@@ -8,77 +8,91 @@ from typing import Any, TypeVar
 
 import torch
 
-from fastnn import _backend, nn
+from fastnn import _backend, nn, optim
 from fastnn._backend import Conversion
 from fastnn.nn import mlp as _mlp
 from fastnn.nn.activation import activation_of
+from fastnn.optim._float32 import Float32State
 
-M = TypeVar("M", bound=torch.nn.Module)
+T = TypeVar("T", bound=torch.nn.Module | torch.optim.Optimizer)
 
 _TO_FASTNN: dict[type, type] = {
     torch.nn.Linear: nn.Linear,
     torch.nn.ReLU: nn.ReLU,
     torch.nn.CrossEntropyLoss: nn.CrossEntropyLoss,
     torch.nn.Sequential: nn.Sequential,
+    torch.optim.Adam: optim.Adam,
+    torch.optim.AdamW: optim.AdamW,
+    torch.optim.SGD: optim.SGD,
+    torch.optim.Adagrad: optim.Adagrad,
+    torch.optim.RMSprop: optim.RMSprop,
 }
 _TO_TORCH: dict[type, type] = {ours: theirs for theirs, ours in _TO_FASTNN.items()}
 _TO_TORCH[nn.MLP] = torch.nn.Sequential
 
 
-def convert(model: M) -> M:
-    """Turn torch's modules in `model` into fastnn's where there are such, in place.
+def convert(target: T) -> T:
+    """Turn torch's modules in a model, or torch's optimizer, into fastnn's where there are such, in place.
 
     These are ``Linear``, ``ReLU``, ``CrossEntropyLoss`` and ``Sequential`` (which then runs each stretch of
-    ``Linear`` and activation as one op), the root included. Only the class of a module changes: its identity,
-    parameters, buffers, hooks, the training flag, sharing between places of the model and optimizers that
-    hold the parameters stay. A ``forward`` that is written by hand runs as written, its layers one by one.
+    ``Linear`` and activation as one op), the root included, and the optimizers ``Adam``, ``AdamW``, ``SGD``,
+    ``Adagrad`` and ``RMSprop``, amid a training too. Only the class of an object changes: its identity,
+    parameters, buffers, hooks, the training flag, sharing between places of the model, an optimizer's state,
+    groups, learning rate schedulers and the keys of every state_dict stay. A ``forward`` that is written by
+    hand runs as written, its layers one by one.
 
-    Left alone are subclasses (so also parametrized, lazy and quantised layers), scripted modules, and
-    whatever is inside a module that ``torch.compile`` took. Calling it again changes nothing more.
-    ``print(fastnn.explain(fastnn.convert, model))`` says what became of each module, and why not.
+    Left alone are subclasses (so also parametrized, lazy and quantised layers), scripted modules, whatever is
+    inside a module that ``torch.compile`` took, and optimizers with a ``step`` of their own on the object.
+    Calling it again changes nothing more. ``print(fastnn.explain(fastnn.convert, target))`` says what became
+    of each module, and why not.
 
     What looks for torch's exact classes finds none: ``torch.ao.quantization.quantize_dynamic`` would quantize
     nothing, so call :func:`revert` first.
 
     Args:
-        model: any module.
+        target: any module or optimizer.
 
     Returns:
-        `model` itself.
+        `target` itself.
 
     Raises:
-        TypeError: `model` is no :class:`torch.nn.Module`.
+        TypeError: `target` is neither a :class:`torch.nn.Module` nor a :class:`torch.optim.Optimizer`.
     """
-    parts = _parts("convert", model)
-    eager = set(map(id, _eager_modules(model, set())))
-    _change(parts, _TO_FASTNN, lambda part: None if id(part) in eager else "torch.compile took it")
-    return model
+    parts = _parts("convert", target)
+    eager = _eager_modules(target, set()) if isinstance(target, torch.nn.Module) else [target]
+    mine = set(map(id, eager))
+    _change(parts, _TO_FASTNN, lambda part: None if id(part) in mine else "torch.compile took it")
+    return target
 
 
-def revert(model: M) -> M:
-    """Turn fastnn's modules in `model` into torch's, in place: undo :func:`convert`.
+def revert(target: T) -> T:
+    """Turn fastnn's modules in a model, or fastnn's optimizer, into torch's, in place: undo :func:`convert`.
 
     What was made as fastnn's is turned too, an ``MLP`` into a ``Sequential``. What nothing of torch's equals
-    stays: ``Linear`` with an activation, ``CrossEntropyLoss`` with a z-loss, ``GramMatrix``, and subclasses.
+    stays: ``Linear`` with an activation, ``CrossEntropyLoss`` with a z-loss, ``GramMatrix``, optimizers with
+    ``state_dtype`` or ``master_weights``, and subclasses.
 
     Args:
-        model: any module.
+        target: any module or optimizer.
 
     Returns:
-        `model` itself.
+        `target` itself.
 
     Raises:
-        TypeError: `model` is no :class:`torch.nn.Module`.
+        TypeError: `target` is neither a :class:`torch.nn.Module` nor a :class:`torch.optim.Optimizer`.
     """
-    _change(_parts("revert", model), _TO_TORCH, _beyond_torch)
-    return model
+    _change(_parts("revert", target), _TO_TORCH, _beyond_torch)
+    return target
 
 
-def _parts(op: str, model: object) -> list[tuple[str, Any]]:
-    """What there is to change, with the names that it has in `model`."""
-    if isinstance(model, torch.nn.Module):
-        return list(model.named_modules())
-    raise TypeError(f"{op}: expected a torch.nn.Module, got {type(model).__name__}")
+def _parts(op: str, target: object) -> list[tuple[str, Any]]:
+    """What there is to change, with the names that it has in `target`."""
+    if isinstance(target, torch.optim.Optimizer):
+        return [("", target)]
+    if isinstance(target, torch.nn.Module):
+        return list(target.named_modules())
+    kind = type(target).__name__
+    raise TypeError(f"{op}: expected a torch.nn.Module or torch.optim.Optimizer, got {kind}")
 
 
 def _change(
@@ -91,6 +105,8 @@ def _change(
         reason = why_not(part)
         if reason is None and counterpart is None:
             reason = _no_counterpart(part, counterparts)
+        elif reason is None and isinstance(part, torch.optim.Optimizer):
+            reason = _take_step_along(part, counterpart)
         if reason is None:
             part.__class__ = counterpart
         reasons.append(reason)
@@ -108,6 +124,8 @@ def _beyond_torch(part: Any) -> str | None:
         return "torch's has no activation"
     if isinstance(part, nn.CrossEntropyLoss) and part.z_loss != 0:
         return "torch's has no z_loss"
+    if isinstance(part, Float32State) and part.state_dtype is not None:
+        return "torch's has no state_dtype and no master_weights"
     return None
 
 
@@ -127,7 +145,8 @@ def _package(kind: type) -> str:
 
 
 def _public_name(kind: type) -> str:
-    return f"{_package(kind)}.nn.{kind.__name__}"
+    space = "optim" if issubclass(kind, torch.optim.Optimizer) else "nn"
+    return f"{_package(kind)}.{space}.{kind.__name__}"
 
 
 def _fusion(part: Any) -> str | None:
@@ -143,6 +162,22 @@ def _fusion(part: Any) -> str | None:
     if not _mlp._only_forward(part):
         return "never fuses: it has a hook, a replaced forward or a compiled one"
     return "fuses behind a Linear in a Sequential" if activation not in (None, "relu") else None
+
+
+def _take_step_along(optimizer: torch.optim.Optimizer, counterpart: Any) -> str | None:
+    """Let a learning rate scheduler's counter around `step` call the counterpart's, or say why it cannot.
+
+    Such a counter lies on the object and holds, as a variable, the function that it found in the class.
+    """
+    step: Any = optimizer.__dict__.get("step")
+    if step is None:
+        return None
+    if hasattr(step, "_wrapped_by_lr_sched"):
+        for cell in step.__closure__ or ():
+            if cell.cell_contents is type(optimizer).step:
+                cell.cell_contents = counterpart.step
+                return None
+    return "its step is replaced"
 
 
 def _eager_modules(module: torch.nn.Module, seen: set[int]) -> Iterator[torch.nn.Module]:

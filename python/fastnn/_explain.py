@@ -19,7 +19,7 @@ class Explanation:
         result: what the function returned.
         decisions: one entry for each call of an op, in order: ``op``, and ``reason``, which is None for a
             native kernel and else says why torch ran it.
-        conversions: one entry for each module that ``convert`` or ``revert`` met, in order:
+        conversions: one entry for each module or optimizer that ``convert`` or ``revert`` met, in order:
             ``name`` in the model, ``kind`` (the class that it had), ``became`` (the class that it has now,
             None where it was left alone), and ``note``: why it was left, or what of it fuses when called.
     """
