@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -65,6 +68,21 @@ from fastnn import _replaced
 assert _replaced.{question}().endswith("was replaced")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_not_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    scope: dict[str, Any] = {}
+    exec(
+        compile("def forward(self, x): return x", f"{Path(torch.__file__).parent}ish/layers.py", "exec"),
+        scope,
+    )
+    original = torch.nn.Linear.forward
+    assert _replaced.original(torch.nn.Linear, "forward") is original
+    wrapped = functools.wraps(scope["forward"])(original.__class__(original.__code__, {}))
+    # The second is a wrapper of torch's own around a stranger, the third no function.
+    for mine in (scope["forward"], wrapped, mock.MagicMock()):
+        monkeypatch.setattr(torch.nn.Linear, "forward", mine)
+        assert _replaced.original(torch.nn.Linear, "forward") not in (original, mine)
 
 
 def test_a_function_that_torch_ops_replace_is_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,17 +7,33 @@ too: torch's own functions are known by the file that they come from.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-_HOMES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_HOMES = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
 
 Owner = type | ModuleType
+
+
+def is_own(value: object) -> bool:
+    """Whether it is torch's or fastnn's, whatever wrappers of theirs are around it."""
+    while isinstance(value, FunctionType):
+        if not value.__code__.co_filename.startswith(_HOMES):
+            return False
+        value = getattr(value, "__wrapped__", None)
+    return value is None or isinstance(value, BuiltinFunctionType)
+
+
+def original(owner: Owner, name: str) -> object:
+    """What `name` stands for; where that is somebody else's, what nothing else is."""
+    value = getattr(owner, name, None)
+    return value if is_own(value) else object()
 
 
 class Names:
@@ -36,9 +52,7 @@ class Names:
 
     def add(self, owner: Owner, name: str) -> None:
         """List another name; what somebody has put there already is never found unchanged."""
-        value = getattr(owner, name, None)
-        own = not isinstance(value, FunctionType) or value.__code__.co_filename.startswith(_HOMES)
-        self._names.append((owner, name, value if own else object()))
+        self._names.append((owner, name, original(owner, name)))
         if self._watch is not None:
             self._look_at(*self._names[-1])
 
@@ -77,7 +91,8 @@ classes = Names(
     [
         *((torch.nn.Module, name) for name in ("__call__", "_call_impl", "_wrapped_call_impl")),
         *(
-            (getattr(torch.nn, kind), "forward")
+            (getattr(torch.nn, kind), name)
+            for name in ("__call__", "forward")
             for kind in (
                 *("Linear", "ReLU", "Sigmoid", "Tanh", "GELU", "SiLU", "Sequential", "Flatten", "Identity"),
                 *("CrossEntropyLoss", "MSELoss"),

@@ -11,4 +11,5 @@ from fastnn.nn.mlp import MLP, Sequential
 __all__ = ["MLP", "CrossEntropyLoss", "GramMatrix", "Linear", "ReLU", "Sequential", "utils"]
 
 for _kind in (Linear, ReLU, CrossEntropyLoss, Sequential):
-    _replaced.classes.add(_kind, "forward")
+    for _name in ("__call__", "forward"):
+        _replaced.classes.add(_kind, _name)

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnn import functional
+from fastnn import _replaced, functional
 from fastnn.ops.linear import check_activation, torch_activation
+
+_torch_forward = _replaced.original(torch.nn.Linear, "forward")
 
 
 class Linear(torch.nn.Linear):
@@ -64,6 +66,9 @@ class Linear(torch.nn.Linear):
             output = F.linear(input, self.weight, self.bias)
             return torch_activation(output, self.activation)
         else:
+            theirs = torch.nn.Linear.forward
+            if theirs is not _torch_forward and theirs is not Linear.forward:
+                return torch_activation(theirs(self, input), self.activation)
             return functional.linear(input, self.weight, self.bias, self.activation)
 
     def extra_repr(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as _module
 
+from fastnn import _backend, _replaced
 from fastnn.nn.activation import activation_of, module_of
 from fastnn.nn.linear import Linear
 from fastnn.ops.linear import check_activation, linear
@@ -31,15 +32,25 @@ _names_known = (
 )
 
 
+_never_fuses = (
+    _backend.cpu_missing if _names_known else "this torch keeps hooks where fastnn does not find them"
+)
+_is_compiling = torch.compiler.is_compiling
+_unchanged = _replaced.classes.unchanged
+_torch_forward = torch.nn.Sequential.forward
+
+
 def _anything_global() -> bool:
     return bool(_forward_hooks or _forward_pre_hooks or _backward_hooks or _backward_pre_hooks)
 
 
 def why_nothing_fuses() -> str | None:
     """What stands against passing any layer's call by, or None."""
-    if not _names_known:
-        return "this torch keeps hooks where fastnn does not find them"
-    return "a hook for all modules is registered" if _anything_global() else None
+    if _is_compiling():
+        return "torch.compile is tracing"
+    if _anything_global():
+        return "a hook for all modules is registered"
+    return _never_fuses if _never_fuses is not None or _unchanged() else _replaced.replaced_class()
 
 
 def _only_forward(layer: torch.nn.Module) -> bool:
@@ -109,10 +120,9 @@ def fused_runs(layers: list[torch.nn.Module]) -> list[range]:
 
 
 def _run(layers: list[torch.nn.Module], input: Any) -> Any:
-    fusing = why_nothing_fuses() is None
     i = 0
     while i < len(layers):
-        weights, biases, activations, behind = _chain(layers, i) if fusing else _Chain([], [], [], i)
+        weights, biases, activations, behind = _chain(layers, i)
         if len(weights) > 1:
             input = mlp_chain(input, weights, biases, activations)
         elif weights:
@@ -142,7 +152,11 @@ class Sequential(torch.nn.Sequential):
                 input = module(input)
             return input
         else:
-            output: Tensor = _run(list(self), input)
+            if why_nothing_fuses() is None:
+                output: Tensor = _run(list(self), input)
+            else:
+                theirs = torch.nn.Sequential.forward
+                output = (_torch_forward if theirs is Sequential.forward else theirs)(self, input)
             return output
 
 

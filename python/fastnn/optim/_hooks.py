@@ -9,6 +9,8 @@ from typing import Any
 import torch.optim.optimizer as torch_optimizer
 from torch.autograd import profiler
 
+from fastnn import _replaced
+
 Step = Callable[..., Any]
 
 # Changed in place by torch, never replaced. A torch that has other names for them always gets its own
@@ -27,11 +29,42 @@ def is_profiling() -> bool:
     return bool(getattr(profiler, "_is_profiler_enabled", True))
 
 
+def torchs_class(kind: type) -> Any:
+    """The optimizer of torch that a class of ours stands in for."""
+    return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] == "torch")
+
+
+_own_steps: set[Step] = set()  # of torch's classes; one each, and another with torch's wrapping
+
+
+def replaced_step(kind: Any) -> Step | None:
+    """The step that somebody put into torch's class `kind`, None where it has torch's own.
+
+    torch itself puts a wrapping around that when the first optimizer of the class is made.
+    """
+    step: Step = kind.step
+    if step in _own_steps:
+        return None
+    if _replaced.is_own(step):
+        _own_steps.add(step)
+        return None
+    return step
+
+
+def wrap_replaced_step(kind: Any) -> None:
+    """Do what torch does when an optimizer of its class `kind` is made, where its step was replaced."""
+    theirs = replaced_step(kind)
+    if theirs is not None and not hasattr(theirs, "hooked"):
+        kind.step = torch_optimizer.Optimizer.profile_hook_step(theirs)
+        kind.step.hooked = True
+
+
 def hooked_when_needed(step: Step) -> Step:
     """Wrap an optimizer's ``step`` as torch does, but skip the wrapping while it would have no effect.
 
     torch opens a profiler range and looks for hooks around every step, which takes as long as the update of
-    a small network. Here that happens only while a profiler runs or a step hook is registered.
+    a small network. Here that happens only while a profiler runs or a step hook is registered. Where somebody
+    replaced the step of torch's class, that is what runs.
     """
     with_hooks = torch_optimizer.Optimizer.profile_hook_step(step)
     if not _names_known:
@@ -39,6 +72,9 @@ def hooked_when_needed(step: Step) -> Step:
 
     @functools.wraps(step)
     def wrapper(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        theirs = replaced_step(self._torchs)
+        if theirs is not None:
+            return theirs(self) if closure is None else theirs(self, closure)
         if (
             is_profiling()
             or self._optimizer_step_pre_hooks

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fastnn import _backend
+from fastnn import _backend, _replaced
 from fastnn.optim._float32 import Float32State
-from fastnn.optim._hooks import hooked_when_needed, is_profiling
+from fastnn.optim._hooks import hooked_when_needed, is_profiling, torchs_class, wrap_replaced_step
 
 # torch's check that a step which is captured into a CUDA graph may be; its name changed after torch 2.10. A
 # torch that has neither goes without.
@@ -20,6 +20,9 @@ _check_capture: Callable[[torch.optim.Optimizer], None] | None = getattr(
     "_accelerator_graph_capture_health_check",
     getattr(torch.optim.Optimizer, "_cuda_graph_capture_health_check", None),
 )
+
+
+_torch_zero_grad = _replaced.original(torch.optim.Optimizer, "zero_grad")
 
 
 def _match_layout(param: Tensor, grad: Tensor) -> Tensor:
@@ -33,6 +36,16 @@ class NativeOptimizer(Float32State):
 
     _op: ClassVar[str]  # its name among decisions; `<op>_step` is the native function
     _lists: ClassVar[int]  # how many lists torch's `_init_group` fills
+    _torchs: ClassVar[Any]  # the class of torch's that it stands in for
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Note which class of torch's it stands in for."""
+        super().__init_subclass__(**options)
+        cls._torchs = torchs_class(cls)
+
+    def _patch_step_function(self) -> None:
+        super()._patch_step_function()
+        wrap_replaced_step(self._torchs)
 
     @hooked_when_needed
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -64,7 +77,7 @@ class NativeOptimizer(Float32State):
         Args:
             set_to_none: drop them, so that the next backward need not add to them.
         """
-        if not set_to_none or is_profiling():
+        if not set_to_none or is_profiling() or self._torchs.zero_grad is not _torch_zero_grad:
             super().zero_grad(set_to_none)
             return
         for group in self.param_groups:
