@@ -191,8 +191,8 @@ def _run_case(case: Case, rounds: int, clock: Clock, roster: Roster | None) -> R
     torch.manual_seed(0)
     fallbacks: dict[str, None] = {}
 
-    def note(decision: _backend.Decision) -> None:
-        if decision.reason is not None:
+    def note(decision: object) -> None:
+        if isinstance(decision, _backend.Decision) and decision.reason is not None:
             fallbacks[f"{decision.op}: {decision.reason}"] = None
 
     with _backend.recording(note):

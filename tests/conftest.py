@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+# Before fastnn is imported, which reads it: most tests are of kernels, on tensors that are small.
+os.environ.setdefault("FASTNN_ALWAYS_NATIVE", "1")
 
 import pytest
 import torch

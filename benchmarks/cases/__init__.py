@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from ..case import Case
-from . import clip, cross_entropy, epoch, gram, linear, linear_cross_entropy, optimizers, products, relu, step
+from . import (
+    clip,
+    converted,
+    cross_entropy,
+    epoch,
+    gram,
+    linear,
+    linear_cross_entropy,
+    optimizers,
+    products,
+    relu,
+    step,
+)
 
 
 def all_cases() -> list[Case]:
@@ -16,6 +28,7 @@ def all_cases() -> list[Case]:
         gram,
         optimizers,
         clip,
+        converted,
         step,
         epoch,
     )

@@ -43,5 +43,5 @@ CASES = [
         bytes=rows * (2 * classes * 4 + 8),
         quick=quick,
     )
-    for rows, classes, quick in ((64, 10, True), (4096, 1000, False), (512, 32000, False))
+    for rows, classes, quick in ((64, 10, True), (256, 100, False), (4096, 1000, False), (512, 32000, False))
 ]

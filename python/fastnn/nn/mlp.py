@@ -14,7 +14,7 @@ from torch.nn.modules import module as _module
 
 from fastnn import _backend, _replaced
 from fastnn.nn.activation import activation_of, module_of
-from fastnn.nn.linear import Linear
+from fastnn.nn.linear import Linear, parameters_of
 from fastnn.ops.linear import check_activation, linear
 from fastnn.ops.mlp import mlp_chain
 
@@ -66,15 +66,6 @@ def _only_forward(layer: torch.nn.Module) -> bool:
     )
 
 
-def _parameters_of(layer: Linear) -> tuple[Tensor, Tensor | None]:
-    """`layer.weight` and `layer.bias`, without the microsecond that each takes through Module.__getattr__."""
-    state = layer.__dict__
-    own = state["_parameters"]
-    if "weight" in own and "bias" in own and "weight" not in state and "bias" not in state:
-        return own["weight"], own["bias"]
-    return layer.weight, layer.bias  # pruned, a replica of DataParallel, replaced by a user
-
-
 class _Chain(NamedTuple):
     """Linear layers that run as one op, and where the modules behind them begin."""
 
@@ -99,7 +90,7 @@ def _chain(layers: list[torch.nn.Module], start: int) -> _Chain:
         if following is not None and (activation is None or activation == following == "relu"):
             activation = following
             i += 1
-        weight, bias = _parameters_of(layer)
+        weight, bias = parameters_of(layer)
         weights.append(weight)
         biases.append(bias)
         activations.append(activation)

@@ -11,6 +11,7 @@ from torch.nn import _reduction
 
 from fastnn import _backend
 from fastnn.ops._function import NativeFunction
+from fastnn.ops._sizes import SMALL, is_small_cross_entropy
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _INDEX_DTYPES = frozenset({torch.int64, torch.uint8})
@@ -253,7 +254,13 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    reason = cross_entropy_reason(input, target, weight, ignore_index, reduction, label_smoothing, cuda=True)
+    # Where there are options, torch takes several ops.
+    if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
+        reason: str | None = SMALL
+    else:
+        reason = cross_entropy_reason(
+            input, target, weight, ignore_index, reduction, label_smoothing, cuda=True
+        )
     if not _backend.decide("cross_entropy", reason):
         return cross_entropy_torch(
             input,

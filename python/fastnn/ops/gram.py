@@ -10,6 +10,7 @@ from torch import Tensor
 from fastnn import _backend, _cuda_limits
 from fastnn.ops._cuda_linear import with_workspace
 from fastnn.ops._function import NativeFunction
+from fastnn.ops._sizes import SMALL, is_small_gram
 
 
 def _features(op: str, input: Tensor) -> Tensor:
@@ -95,7 +96,8 @@ def gram_matrix(input: Tensor, normalize: bool = False) -> Tensor:
         RuntimeError: an input of another number of dimensions.
     """
     features = _features("gram_matrix", input)
-    if not _backend.decide("gram_matrix", _backend.torch_reason(features, cuda=True)):
+    reason = SMALL if is_small_gram(features) else _backend.torch_reason(features, cuda=True)
+    if not _backend.decide("gram_matrix", reason):
         # Scaled before the product: a float16 sum could overflow where its mean does not.
         scaled = features * _scale(features, normalize) if normalize else features
         output = torch.matmul(scaled, features.mT)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastnn import _backend
 from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction, needed_gradients
+from fastnn.ops._sizes import SMALL, is_small_linear
 
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
 # Those whose gradient is a function of what goes into them, not of what comes out.
@@ -202,7 +203,10 @@ def linear(
         RuntimeError: shapes or dtypes that do not fit together.
     """
     check_activation("linear", activation)
-    reason = _backend.torch_reason(input, weight, bias, cuda=True) or shape_reason(input, weight, bias)
+    if is_small_linear(input, weight, activation):
+        reason: str | None = SMALL
+    else:
+        reason = _backend.torch_reason(input, weight, bias, cuda=True) or shape_reason(input, weight, bias)
     if not _backend.decide("linear", reason):
         return torch_activation(F.linear(input, weight, bias), activation)
     if torch.is_grad_enabled() and (

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastnn import _backend
 from fastnn.ops import _cuda_linear_cross_entropy
 from fastnn.ops._function import NativeFunction, needed_gradients
+from fastnn.ops._sizes import SMALL, is_small_linear_cross_entropy
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy_reason, cross_entropy_torch
 
 # Logits of a chunk of rows. Each chunk reads the weight twice and, but for the first, reads and writes its
@@ -294,7 +295,10 @@ def linear_cross_entropy(
     if linear_weight.dim() == 2 and len(batch) != 1:
         input = input.reshape(batch.numel(), input.shape[-1])
         target = target.reshape(batch.numel(), *target.shape[len(batch) :])
-    reason = _torch_reason(input, linear_weight, linear_bias, target, weight, loss_options)
+    if is_small_linear_cross_entropy(input, linear_weight):
+        reason: str | None = SMALL
+    else:
+        reason = _torch_reason(input, linear_weight, linear_bias, target, weight, loss_options)
     if not _backend.decide("linear_cross_entropy", reason):
         loss = linear_cross_entropy_torch(
             input, linear_weight, target, linear_bias=linear_bias, weight=weight, **loss_options

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastnn import _backend
 from fastnn.ops._function import NativeFunction
+from fastnn.ops._sizes import SMALL, is_small_relu
 
 
 def _dense(t: Tensor) -> Tensor:
@@ -92,6 +93,9 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     Raises:
         RuntimeError: ``inplace`` on a leaf that requires grad, as in torch.
     """
+    if is_small_relu(input):
+        _backend.decide("relu", SMALL)
+        return F.relu(input, inplace)
     if inplace:
         return _relu_inplace(input)
     if not _backend.decide("relu", _backend.torch_reason(input, cuda=True)):

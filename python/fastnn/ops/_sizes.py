@@ -1,0 +1,104 @@
+"""From what size on a native op on the CPU repays what it costs beside torch's.
+
+Checks, and a node of the autograd graph that is written in Python, take a few microseconds more than torch's
+own op, and for some shapes MKL is ahead besides. Below these limits the public functions call torch's op, so
+that no layer becomes slower by being fastnn's. Chains of two and more layers have no limit: their one node
+takes the place of several.
+
+Measured on one thread of a Zen 4 (``benchmarks/NOTES.md`` has the table). FASTNN_ALWAYS_NATIVE=1 in the
+environment lifts all limits. What cannot be asked for its size here is asked by `_backend.torch_reason`.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+SMALL = "it is too little work to repay a native call"
+
+_always_native = os.environ.get("FASTNN_ALWAYS_NATIVE", "").lower() not in ("", "0", "false", "no", "off")
+_is_compiling = torch.compiler.is_compiling  # sizes may be symbols then, which must not be compared
+
+# M N K of a single layer up to which torch computes it, by activation: the last is that of all others, which
+# torch computes slowly.
+_LINEAR = {None: 1 << 21, "relu": 1 << 21}, 1 << 15
+_LINEAR_WITH_GRADIENTS = {None: 1 << 20, "relu": 1 << 16}, 1 << 13
+_LINEAR_DEEP = 1 << 16  # without gradients, from _DEEP inputs on
+_DEEP = 512
+_TINY_LINEAR = 1 << 13  # the least of all these limits
+_LINEAR_16_BIT = 1 << 15  # in bfloat16 and float16, whose products torch computes slowly
+
+_GRAM = 1 << 19  # C C L
+# Logits, with and without gradient. Torch is slow where the classes fill no vector.
+_FEW_CLASSES = 16
+_CROSS_ENTROPY = {True: (1 << 8, 1 << 10), False: (1 << 14, 1 << 15)}
+_LINEAR_CROSS_ENTROPY = 1 << 13  # N K C
+# Bytes from which glibc's allocator maps memory anew at each call. An op that only moves memory gains by huge
+# pages alone.
+_MAPPED = 32 << 20
+
+
+def _may_be_small(input: Tensor) -> bool:
+    """Whether there are limits for it: a plain tensor on the CPU, whose sizes are numbers."""
+    return type(input) is Tensor and input.is_cpu and not _always_native and not _is_compiling()
+
+
+def is_tiny_linear(input: Tensor, outputs: int) -> bool:
+    """Whether torch should compute a layer of so many outputs, whatever else it is; quicker to ask."""
+    try:
+        return _may_be_small(input) and input.numel() * outputs <= _TINY_LINEAR
+    except (AttributeError, TypeError):
+        return False
+
+
+def is_small_linear(input: Tensor, weight: Tensor, activation: str | None) -> bool:
+    """Whether torch should compute a single layer."""
+    try:
+        if not _may_be_small(input):
+            return False
+        outputs, inputs = weight.shape
+        work = input.numel() * outputs
+        if input.dtype.itemsize == 2:
+            return work <= _LINEAR_16_BIT
+        if torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad):
+            # The gradients of one row are outer products and a pass over W: memory, where torch is ahead.
+            limits, others = _LINEAR_WITH_GRADIENTS
+            return input.numel() == inputs or work <= limits.get(activation, others)
+        limits, others = _LINEAR
+        return work <= (_LINEAR_DEEP if inputs >= _DEEP else limits.get(activation, others))
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
+def is_small_relu(input: Tensor) -> bool:
+    """Whether torch should compute it."""
+    try:
+        return _may_be_small(input) and input.nbytes < _MAPPED
+    except (AttributeError, TypeError):
+        return False
+
+
+def is_small_gram(features: Tensor) -> bool:
+    """Whether torch should compute the Gram matrices of (B, C, L)."""
+    return _may_be_small(features) and features.numel() * features.size(1) < _GRAM
+
+
+def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
+    """Whether torch should compute the loss of class indices, without smoothing, weights and z-loss."""
+    try:
+        if not _may_be_small(input) or input.dim() != 2 or target.dim() != 1:
+            return False
+        limits = _CROSS_ENTROPY[input.size(1) < _FEW_CLASSES]
+        return input.numel() < limits[torch.is_grad_enabled() and input.requires_grad]
+    except (AttributeError, IndexError, TypeError):
+        return False
+
+
+def is_small_linear_cross_entropy(input: Tensor, linear_weight: Tensor) -> bool:
+    """Whether torch should compute layer and loss."""
+    try:
+        return _may_be_small(input) and input.numel() * linear_weight.size(0) < _LINEAR_CROSS_ENTROPY
+    except (AttributeError, IndexError, TypeError):
+        return False

@@ -1,0 +1,106 @@
+"""Below measured sizes torch's own op runs; the environment can ask for the kernels all the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastnn import _backend
+
+pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+
+# What runs in a process of its own: the tests of this one have asked for the kernels.
+SCRIPT = """
+import torch, fastnn
+from fastnn import functional as N
+
+def ran(fn, *args, **options):
+    decisions = fastnn.explain(fn, *args, **options).decisions
+    return [d.op for d in decisions if d.reason is None]
+
+def tensor(*shape, grad=False, dtype=torch.float32):
+    return torch.randn(shape, dtype=dtype).requires_grad_(grad)
+
+w = {n: tensor(n, 64, grad=True) for n in (3, 1024)}
+b = tensor(3, grad=True)
+layer = fastnn.nn.Linear(64, 3)
+found = {
+    "linear": [ran(N.linear, tensor(1, 64), w[3], b), ran(N.linear, tensor(64, 64), w[1024])],
+    "layer": [ran(layer, tensor(1, 64)), ran(layer, tensor(16384, 64))],
+    "one row": [
+        ran(N.linear, tensor(1, 4096), tensor(4096, 4096, grad=True)),
+        ran(N.linear, tensor(1, 4096), tensor(4096, 4096)),
+    ],
+    "tanh": [ran(N.linear, tensor(2, 64), w[3], b, "tanh"), ran(N.linear, tensor(64, 64), w[3], b, "tanh")],
+    "bfloat16": [
+        ran(N.linear, tensor(8, 64, dtype=torch.bfloat16), tensor(8, 64, dtype=torch.bfloat16)),
+        ran(N.linear, tensor(64, 64, dtype=torch.bfloat16), tensor(64, 64, dtype=torch.bfloat16)),
+    ],
+    "relu": [ran(N.relu, tensor(1000)), ran(N.relu, torch.zeros(9 << 20))],
+    "relu_": [ran(N.relu, tensor(1000), inplace=True), ran(N.relu, torch.zeros(9 << 20), inplace=True)],
+    "gram": [ran(N.gram_matrix, tensor(8, 64)), ran(N.gram_matrix, tensor(64, 784))],
+    "cross_entropy": [
+        ran(N.cross_entropy, tensor(4, 4), torch.zeros(4, dtype=torch.int64)),
+        ran(N.cross_entropy, tensor(256, 10), torch.zeros(256, dtype=torch.int64)),
+    ],
+    "many classes": [
+        ran(N.cross_entropy, tensor(256, 100, grad=True), torch.zeros(256, dtype=torch.int64)),
+        ran(N.cross_entropy, tensor(512, 100, grad=True), torch.zeros(512, dtype=torch.int64)),
+    ],
+    "linear_cross_entropy": [
+        ran(N.linear_cross_entropy, tensor(2, 64), w[3], torch.zeros(2, dtype=torch.int64)),
+        ran(N.linear_cross_entropy, tensor(64, 64), w[3], torch.zeros(64, dtype=torch.int64)),
+    ],
+}
+options = [
+    ran(N.cross_entropy, tensor(4, 4), torch.zeros(4, dtype=torch.int64), **given)
+    for given in ({"z_loss": 0.1}, {"label_smoothing": 0.1}, {"weight": torch.ones(4)})
+]
+chain = ran(fastnn.nn.MLP([2, 2, 2]), tensor(1, 2))
+"""
+
+
+def _run(checks: str, **environment: str) -> None:
+    own = {name: value for name, value in os.environ.items() if name != "FASTNN_ALWAYS_NATIVE"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + checks],
+        env={**own, **environment},
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_small_work_is_torchs() -> None:
+    _run(
+        """
+for name, (small, large) in found.items():
+    assert small == [], (name, small)
+    assert len(large) == 1, (name, large)
+assert all(options)
+assert chain == ["mlp"]
+"""
+    )
+
+
+def test_all_that_is_covered_is_native_if_asked_for() -> None:
+    _run(
+        "assert all(small and large for small, large in found.values()), found",
+        FASTNN_ALWAYS_NATIVE="1",
+    )
+
+
+def test_the_reason_is_said() -> None:
+    _run(
+        """
+x = tensor(1, 64)
+said = fastnn.explain(layer, x)
+assert "too little work" in str(said), said
+assert torch.equal(said.result, torch.nn.functional.linear(x, layer.weight, layer.bias))
+"""
+    )
