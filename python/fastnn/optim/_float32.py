@@ -83,7 +83,7 @@ class Float32State(torch.optim.Optimizer):
         params, grads, *states = lists
         copies = {param: self._in_float32(param) for param in params if self._is_wide(param)}
         grad_copies = [g.to(torch.float32) if p in copies else g for p, g in zip(params, grads, strict=True)]
-        self._torch_update(group, [[copies.get(p, p) for p in params], grad_copies, *states], found)
+        self._update_as_given(group, [[copies.get(p, p) for p in params], grad_copies, *states], found)
         for param, copy in copies.items():
             param.copy_(copy)
         if getattr(self, "grad_scale", None) is not None:
@@ -98,8 +98,8 @@ class Float32State(torch.optim.Optimizer):
         master: Tensor = self.state[param][_MASTER]
         return master.copy_(torch.where(master.to(param.dtype) == param, master, param))
 
-    def _torch_update(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
-        """Call torch's own function for the group."""
+    def _update_as_given(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
+        """Let torch update these tensors in the place of the group's."""
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch.autograd.graph import increment_version
 
 from fastnn import _backend, _replaced
 from fastnn.optim._float32 import Float32State
+from fastnn.optim._fused import fit_for_fused, unscale
 from fastnn.optim._hooks import hooked_when_needed, is_profiling, torchs_class, wrap_replaced_step
 
 # torch's check that a step which is captured into a CUDA graph may be; its name changed after torch 2.10. A
@@ -126,12 +127,21 @@ class NativeOptimizer(Float32State):
         if _check_capture is not None and "capturable" in self.defaults:
             _check_capture(self)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            update = self._torch_update if self.state_dtype is None else self._update_in_float32
+            update = self._update_as_given if self.state_dtype is None else self._update_in_float32
             update(group, *self._gather(group))
 
-    def _scaling(self) -> dict[str, Any]:
-        """What a GradScaler left for torch's fused functions."""
-        return {
-            "grad_scale": getattr(self, "grad_scale", None),
-            "found_inf": getattr(self, "found_inf", None),
-        }
+    def _update_as_given(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
+        # What a GradScaler left to torch's fused functions.
+        scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        fused = group.get("fused")
+        if fused and not fit_for_fused(lists):
+            if not unscale(lists[1], **scaling):
+                return
+            fused, scaling = None, dict.fromkeys(scaling)
+        self._torch_update(group, lists, found, {"fused": fused, **scaling})
+
+    def _torch_update(
+        self, group: dict[str, Any], lists: list[list[Any]], found: Any, fused: dict[str, Any]
+    ) -> None:
+        """Call torch's own function; `fused` are its arguments that concern fused kernels."""
+        raise NotImplementedError

@@ -63,7 +63,9 @@ class Adagrad(NativeOptimizer, torch.optim.Adagrad):
             start = self.defaults["initial_accumulator_value"]
             self.state[param]["sum"] = torch.full_like(param, start, dtype=torch.float32)
 
-    def _torch_update(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
+    def _torch_update(
+        self, group: dict[str, Any], lists: list[list[Any]], found: Any, fused: dict[str, Any]
+    ) -> None:
         has_sparse_grad, has_complex = found
         params, grads, sums, steps = lists
         torch_adagrad(
@@ -80,6 +82,5 @@ class Adagrad(NativeOptimizer, torch.optim.Adagrad):
             maximize=group["maximize"],
             differentiable=group["differentiable"],
             has_complex=has_complex,
-            fused=group["fused"],
-            **self._scaling(),
+            **fused,
         )

@@ -59,7 +59,9 @@ class Adam(NativeOptimizer, torch.optim.Adam):
     _op = "adam"
     _lists = 6
 
-    def _torch_update(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
+    def _torch_update(
+        self, group: dict[str, Any], lists: list[list[Any]], found: Any, fused: dict[str, Any]
+    ) -> None:
         beta1, beta2 = group["betas"]
         params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps = lists
         torch_adam(
@@ -80,9 +82,8 @@ class Adam(NativeOptimizer, torch.optim.Adam):
             foreach=group["foreach"],
             capturable=group["capturable"],
             differentiable=group["differentiable"],
-            fused=group["fused"],
             decoupled_weight_decay=group["decoupled_weight_decay"],
-            **self._scaling(),
+            **fused,
         )
 
 

@@ -57,7 +57,9 @@ class RMSprop(NativeOptimizer, torch.optim.RMSprop):
     _op = "rmsprop"
     _lists = 6
 
-    def _torch_update(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
+    def _torch_update(
+        self, group: dict[str, Any], lists: list[list[Any]], found: Any, fused: dict[str, Any]
+    ) -> None:
         params, grads, square_avgs, buffers, grad_avgs, steps = lists  # torch's function has another order
         torch_rmsprop(
             params,

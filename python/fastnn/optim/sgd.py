@@ -54,7 +54,9 @@ class SGD(NativeOptimizer, torch.optim.SGD):
     _op = "sgd"
     _lists = 3
 
-    def _torch_update(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
+    def _torch_update(
+        self, group: dict[str, Any], lists: list[list[Any]], found: Any, fused: dict[str, Any]
+    ) -> None:
         params, grads, buffers = lists
         torch_sgd(
             params,
@@ -68,8 +70,7 @@ class SGD(NativeOptimizer, torch.optim.SGD):
             maximize=group["maximize"],
             has_sparse_grad=found,
             foreach=group["foreach"],
-            fused=group["fused"],
-            **self._scaling(),
+            **fused,
         )
         if group["momentum"] != 0:
             updated = (param for param in group["params"] if param.grad is not None)
