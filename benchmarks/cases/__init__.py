@@ -12,6 +12,7 @@ from . import (
     linear,
     linear_cross_entropy,
     optimizers,
+    polyak,
     products,
     relu,
     step,
@@ -29,6 +30,7 @@ def all_cases() -> list[Case]:
         optimizers,
         clip,
         converted,
+        polyak,
         step,
         epoch,
     )

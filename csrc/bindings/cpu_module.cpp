@@ -29,6 +29,7 @@ PYBIND11_MODULE(_cpu, m) {
   register_linear_cross_entropy(m);
   register_mlp(m);
   register_plain_call(m);
+  register_polyak(m);
   register_probe(m);
   register_relu(m);
   register_rmsprop(m);

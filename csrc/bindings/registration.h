@@ -16,6 +16,7 @@ void register_linear(pybind11::module_& m);
 void register_linear_cross_entropy(pybind11::module_& m);
 void register_mlp(pybind11::module_& m);
 void register_plain_call(pybind11::module_& m);
+void register_polyak(pybind11::module_& m);
 void register_probe(pybind11::module_& m);
 void register_relu(pybind11::module_& m);
 void register_rmsprop(pybind11::module_& m);

@@ -10,6 +10,7 @@
 #include "ops/gram/gram.h"
 #include "ops/linear/linear.h"
 #include "ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "ops/polyak/polyak.h"
 #include "ops/probe/probe.h"
 #include "ops/relu/relu.h"
 #include "ops/rmsprop/rmsprop.h"
@@ -28,6 +29,7 @@ struct CpuKernels {
   LinearKernels linear;
   LinearCrossEntropyKernels linear_cross_entropy;
   PairMicrokernels pair_microkernels;
+  PolyakKernels polyak;
   ProbeKernels probe;
   ReluKernels relu;
   RmspropKernels rmsprop;

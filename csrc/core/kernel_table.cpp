@@ -13,6 +13,7 @@ CpuKernels kernel_table() {
       linear_kernels(),
       linear_cross_entropy_kernels(),
       pair_microkernel_for,
+      polyak_kernels(),
       probe_kernels(),
       relu_kernels(),
       rmsprop_kernels(),

@@ -139,7 +139,7 @@ def test_cases_are_registered_once_each() -> None:
     ops = {case.op.split()[0] for case in cases}
     optimizers = {"adam", "sgd", "adagrad", "rmsprop"}
     losses = {"cross_entropy", "linear_cross_entropy"}
-    others = {"clip_grad_norm", "converted", "training", "critic", "step", "epoch"}
+    others = {"clip_grad_norm", "converted", "polyak", "training", "critic", "step", "epoch"}
     assert ops == {"product", "linear", "relu", "gram", *losses, *optimizers, *others}
     assert {case.op.split()[0] for case in cases if case.quick} == ops
 

@@ -1,4 +1,4 @@
-"""Optimizers: drop-in for those of :mod:`torch.optim`.
+"""Optimizers: drop-in for those of :mod:`torch.optim`. And the soft update of target networks.
 
 Parameters of 16 bits
     bfloat16 keeps 8 bits of a number and float16 11. An update smaller than :math:`2^{-9}` (float16:
@@ -30,7 +30,8 @@ Parameters of 16 bits
 
 from fastnn.optim.adagrad import Adagrad
 from fastnn.optim.adam import Adam, AdamW
+from fastnn.optim.polyak import polyak_
 from fastnn.optim.rmsprop import RMSprop
 from fastnn.optim.sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop", "polyak_"]
