@@ -54,7 +54,7 @@ def clip_grad_norm_(
     <https://proceedings.mlr.press/v28/pascanu13.html>`_.
     """
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    grads = [grad for p in listed if (grad := p.grad) is not None]
+    grads = [p.grad for p in listed if p.grad is not None]  # torch.compile cannot trace := in here
     norm = _clip_natively(grads, max_norm, norm_type, error_if_nonfinite)
     if _backend.decide("clip_grad_norm", None if isinstance(norm, Tensor) else norm):
         assert isinstance(norm, Tensor)
