@@ -83,6 +83,9 @@ class TrainStep {
   // why torch must do the step, or None where the optimizer has no state yet. One call at a time: the caller
   // sees to that.
   py::object run(const py::list& groups, const py::dict& state, TrainStepBatches& batches) {
+    // What Python does within a call, a signal's handler for one, may take a step itself.
+    if (running_) return py::str("a call of this step is under way");
+    const Running running{running_};
     return adam_ ? run_with<AdamStep>(groups, state, batches) : run_with<SgdStep>(groups, state, batches);
   }
 
@@ -325,7 +328,14 @@ class TrainStep {
     }
   }
 
+  struct Running {
+    explicit Running(bool& flag) : flag(flag) { flag = true; }
+    ~Running() { flag = false; }
+    bool& flag;
+  };
+
   std::vector<Layer> layers_;
+  bool running_ = false;
   bool adam_;
   bool flatten_;  // the input's dimensions behind the first are one
   bool squeeze_;  // the output has no second dimension where that is 1
