@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 SOURCE = Path(__file__).parent / "cuda_emulator"
-BUILD = Path(__file__).parents[1] / "build" / "emulator"
+# One for each Python that uses the checkout: modules of one do not load in another.
+BUILD = Path(__file__).parents[1] / "build" / f"emulator-{sys.implementation.cache_tag}"
 
 # In which order the threads of a kernel run: a kernel without a race gives the same bits in all of them.
 ORDERS = [("forward", 0), ("reverse", 0), ("warps", 1), ("threads", 2)]

@@ -35,15 +35,14 @@ class Server:
                     self.send_error(404)
                     return
                 data = server.files[self.path]
+                trickles = self.path in server.trickle
                 self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
+                self.send_header("Content-Length", str(10**9 if trickles else len(data)))
                 self.end_headers()
-                if self.path in server.trickle:
-                    for value in data:
-                        self.wfile.write(bytes([value]))
-                        time.sleep(0.02)
-                else:
-                    self.wfile.write(data[: len(data) // 2] if self.path in server.cut else data)
+                self.wfile.write(data[: len(data) // 2] if self.path in server.cut else data)
+                while trickles:  # until the client hangs up
+                    self.wfile.write(bytes(1))
+                    time.sleep(0.02)
 
             def log_message(self, *arguments: object) -> None:
                 pass
@@ -197,13 +196,11 @@ def test_a_cache_that_cannot_be_written_ends_in_the_digits(
 
 
 def test_a_trickling_answer_is_given_up(tmp_path: Path, server: Server) -> None:
-    """Each byte comes within the time for a piece, but all of them would take 20 s."""
-    server.files["/slow"] = bytes(1000)
+    """Each byte comes within the time for a piece, but there is no end to them."""
+    server.files["/slow"] = b""
     server.trickle.add("/slow")
-    begun = time.monotonic()
     with pytest.raises(DataError, match=r"not complete after 0\.2 s"):
         download(f"{server.address}slow", tmp_path / "f", check=lambda path: None, total_seconds=0.2)
-    assert time.monotonic() - begun < 10
     assert list(tmp_path.iterdir()) == []
 
 
