@@ -89,6 +89,64 @@ def test_the_place_of_the_cache(tmp_path: Path, monkeypatch) -> None:
     assert cache_dir() == Path("/home/somebody/.cache/fastnn")
 
 
+def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user whom the machine does not know, in a container."""
+    for variable in ("FASTNN_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+def test_without_a_home_directory_there_are_the_digits(tmp_path: Path, miniature, monkeypatch) -> None:
+    _no_home(monkeypatch)
+    said: list[str] = []
+    assert load(None, said.append).name == "digits"
+    assert "no home directory" in said[-1]
+    given = miniature.write(tmp_path / "given")
+    assert load_mnist(given, refuse, files=miniature.files).source == str(given)
+    monkeypatch.setenv("FASTNN_DATA_DIR", str(given))
+    assert load_mnist(None, refuse, files=miniature.files).source == str(given)
+
+
+# That may be neither read nor written, whoever runs the tests: names are at most 255 bytes long.
+FORBIDDEN = "x" * 300
+
+
+@pytest.mark.parametrize("variable", ["FASTNN_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "FASTNN_DATA_DIR"])
+@pytest.mark.parametrize("mirrors", ["", "http://127.0.0.1:9/"])
+def test_directories_that_may_not_be_used_end_in_the_digits(
+    tmp_path: Path, variable: str, mirrors: str, monkeypatch
+) -> None:
+    for name in ("FASTNN_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(variable, str(tmp_path / FORBIDDEN))
+    monkeypatch.setenv("FASTNN_MIRRORS", mirrors)
+    said: list[str] = []
+    assert load(None, said.append).name == "digits"
+    assert "MNIST IS NOT AVAILABLE" in said[-1]
+    assert ("lacks train-images" in said[0]) == (variable == "FASTNN_DATA_DIR")
+    with pytest.raises(DataError, match="lacks train-images"):
+        load(tmp_path / FORBIDDEN, said.append)
+
+
+def test_an_unreadable_cached_copy_is_fetched_anew(miniature, monkeypatch) -> None:
+    directory = miniature.write(cache_dir() / "mnist")
+
+    def refuse_it(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("fastnn.data.mnist.read_idx", refuse_it)
+    said: list[str] = []
+    with pytest.raises(MnistUnavailableError, match="no mirror is set"):
+        load_mnist(None, said.append, files=miniature.files)
+    assert "Permission denied" in said[0]
+    assert str(directory) in said[0]
+
+
 def test_the_digits_come_last_and_loudly() -> None:
     said: list[str] = []
     data = load(None, said.append)

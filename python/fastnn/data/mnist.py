@@ -46,10 +46,19 @@ class MnistUnavailableError(DataError):
 
 
 def cache_dir() -> Path:
-    """``$FASTNN_CACHE_DIR``, else ``$XDG_CACHE_HOME/fastnn``, else ``~/.cache/fastnn``."""
+    """``$FASTNN_CACHE_DIR``, else ``$XDG_CACHE_HOME/fastnn``, else ``~/.cache/fastnn``.
+
+    Raises:
+        MnistUnavailableError: the user has no home directory.
+    """
     if own := os.environ.get("FASTNN_CACHE_DIR"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastnn"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastnn"
+    except RuntimeError:
+        raise MnistUnavailableError(
+            "there is no home directory to keep it in, and FASTNN_CACHE_DIR is not set"
+        ) from None
 
 
 def mirrors() -> Sequence[str]:
@@ -66,8 +75,9 @@ def load_mnist(
 ) -> Dataset:
     """Find and read MNIST: ``data_dir``, then ``$FASTNN_DATA_DIR``, then the cache, then the mirrors.
 
-    A given ``data_dir`` is the only place looked in. ``$FASTNN_DATA_DIR`` may lack files (then ``notify`` is
-    told and the search goes on) but not hold bad ones. A bad file in the cache is fetched anew.
+    A given ``data_dir`` is the only place looked in. ``$FASTNN_DATA_DIR`` may lack files or not let look into
+    it (then ``notify`` is told and the search goes on) but not hold bad ones. A bad file in the cache is
+    fetched anew.
 
     Raises:
         DataError: a file in ``data_dir`` or ``$FASTNN_DATA_DIR`` is bad, or ``data_dir`` lacks one.
@@ -84,7 +94,7 @@ def load_mnist(
     if not _lacking(cache, files):
         try:
             return _from_directory(cache, files)
-        except DataError as error:
+        except (DataError, OSError) as error:
             notify(f"the cached copy is bad and is fetched anew: {error}")
     for file in files:
         if not _cached_well(cache, file):
@@ -115,11 +125,18 @@ def _from_directory(directory: Path, files: Sequence[IdxFile]) -> Dataset:
 
 def _locate(directory: Path, file: IdxFile) -> Path:
     plain = directory / file.name
-    return plain if plain.is_file() else directory / f"{file.name}.gz"
+    return plain if _is_file(plain) else directory / f"{file.name}.gz"
 
 
 def _lacking(directory: Path, files: Sequence[IdxFile]) -> list[str]:
-    return [file.name for file in files if not _locate(directory, file).is_file()]
+    return [file.name for file in files if not _is_file(_locate(directory, file))]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # as where the directory may not be searched
+        return False
 
 
 def _cached_well(cache: Path, file: IdxFile) -> bool:
