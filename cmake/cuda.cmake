@@ -1,57 +1,31 @@
-# fastnn._cuda, a second module: built where nvcc is found, never needed by the first.
-set(FASTNN_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO (where nvcc is found), ON (or fail) or OFF")
+# fastnn._cuda, a second module: built where a GPU and a fit nvcc are found, never needed by the first.
+set(FASTNN_CUDA AUTO CACHE STRING
+    "Build the CUDA kernels: AUTO (where there is a GPU, and an nvcc for it), ON (or fail) or OFF")
 set(FASTNN_CUDA_ARCHS "" CACHE STRING
     "Architectures in CMake's notation, such as 80-real;90; empty: the GPU present, else 80, 90 and PTX")
 option(FASTNN_CUDA_WERROR "Treat the warnings of nvcc and of its host compiler as errors" OFF)
 
-string(TOUPPER "${FASTNN_CUDA}" fastnn_cuda)
-if(NOT fastnn_cuda MATCHES "^(AUTO|ON|OFF|TRUE|FALSE|1|0)$")
-  message(FATAL_ERROR "FASTNN_CUDA=${FASTNN_CUDA}: expected AUTO, ON or OFF")
+include(${CMAKE_CURRENT_LIST_DIR}/cuda_choice.cmake)
+if(NOT fastnn_cuda_why_not)
+  set(CMAKE_CUDA_ARCHITECTURES "${fastnn_archs}")
+  if(NOT CMAKE_CUDA_COMPILER AND "$ENV{CUDACXX}" STREQUAL "")
+    set(ENV{CUDACXX} "${fastnn_nvcc}")
+  endif()
+  if(fastnn_cuda STREQUAL "AUTO")
+    include(CheckLanguage)
+    set(ENV{CUDAARCHS} "${fastnn_archs}")
+    check_language(CUDA)  # looks whether it compiles and links, in a project of its own
+    if(NOT CMAKE_CUDA_COMPILER)
+      set(fastnn_cuda_why_not "${fastnn_nvcc} does not compile and link")
+    endif()
+  endif()
 endif()
-if(fastnn_cuda MATCHES "^(OFF|FALSE|0)$")
+fastnn_say_cuda_choice()
+if(fastnn_cuda_why_not)
   return()
-endif()
-
-# Compute capabilities of the GPUs present, as CMake writes architectures; empty without one.
-function(detect_gpus result)
-  set(${result} "" PARENT_SCOPE)
-  find_program(FASTNN_NVIDIA_SMI nvidia-smi)
-  if(NOT FASTNN_NVIDIA_SMI)
-    return()
-  endif()
-  execute_process(
-    COMMAND ${FASTNN_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader
-    OUTPUT_VARIABLE found ERROR_QUIET RESULT_VARIABLE status OUTPUT_STRIP_TRAILING_WHITESPACE)
-  if(status EQUAL 0 AND found MATCHES "^[0-9.\n]+$")
-    string(REPLACE "." "" found "${found}")
-    string(REPLACE "\n" ";" found "${found}")
-    list(REMOVE_DUPLICATES found)
-    list(FILTER found EXCLUDE REGEX "^[1-7].$")  # the kernels of matrix products need 80
-    list(TRANSFORM found APPEND "-real")
-    set(${result} "${found}" PARENT_SCOPE)
-  endif()
-endfunction()
-
-set(fastnn_archs "${FASTNN_CUDA_ARCHS}")
-if(NOT fastnn_archs)
-  detect_gpus(fastnn_archs)
-endif()
-if(NOT fastnn_archs)
-  set(fastnn_archs 80-real 90)  # 90 without -real: machine code and PTX
-endif()
-set(CMAKE_CUDA_ARCHITECTURES "${fastnn_archs}")
-
-if(fastnn_cuda STREQUAL "AUTO")
-  include(CheckLanguage)
-  check_language(CUDA)  # looks whether nvcc is there and compiles
-  if(NOT CMAKE_CUDA_COMPILER)
-    message(STATUS "No working nvcc: fastnn is built without CUDA kernels")
-    return()
-  endif()
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
-message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${fastnn_archs}")
 
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
