@@ -24,6 +24,7 @@ class FakeCuda:
         self.current = "the user's"
         self.at_device = "cuda:0"
         self.fails_at: set[str] = set()
+        self.error: Callable[[str], RuntimeError] = RuntimeError
         self.generator_captures = False  # torch's before 2.13 does so until a capture has succeeded
         self._made = iter(("side", "fresh", "another"))
         for name in ("device", "stream", "current_stream", "synchronize", "graph"):
@@ -44,7 +45,7 @@ class FakeCuda:
     def note(self, call: str) -> None:
         self.calls.append(f"{call} on {self.current} of {self.at_device}")
         if call in self.fails_at and self.current != "another":
-            raise RuntimeError(f"{call} fails\nand more of it")
+            raise self.error(f"{call} fails\nand more of it")
 
     @contextlib.contextmanager
     def device(self, device: torch.device) -> Iterator[None]:
@@ -165,6 +166,17 @@ def test_the_first_failure_is_told(cuda: FakeCuda) -> None:
         capture(cuda)
     assert _cuda_graph.why_failed(DEVICE) == "body fails"
     assert _cuda_graph.why_failed(torch.device("cuda:0")) is None
+
+
+@pytest.mark.parametrize("fails_at", ["begin", "body", "end"])
+def test_lack_of_memory_passes(cuda: FakeCuda, fails_at: str) -> None:
+    cuda.fails_at, cuda.error = {fails_at, "end"}, torch.OutOfMemoryError
+    with pytest.raises(torch.OutOfMemoryError, match=fails_at):
+        capture(cuda)
+    assert _cuda_graph.why_failed(DEVICE) is None
+    assert (cuda.current, cuda.at_device, cuda.generator_captures) == ("the user's", "cuda:0", False)
+    cuda.fails_at = set()
+    assert capture(cuda)[1] == "outputs"
 
 
 @pytest.mark.cuda

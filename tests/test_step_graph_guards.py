@@ -194,6 +194,57 @@ def test_a_capture_that_fails(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -
     assert pair.take(classes(7)) == "it cannot be captured: CUDA error: no graphs today"
 
 
+def test_captures_of_other_kinds_that_fail(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no graphs today")
+
+    monkeypatch.setattr(_cuda_graph, "capture", fails)
+    pair = Pair(graphs)
+    for size in range(1, 1 + _step_graph.MOST_GRAPHS):
+        for _ in range(1 + _step_graph.CAPTURE_AFTER):
+            why = pair.take(classes(size))
+        assert why == "it cannot be captured: no graphs today"
+    why = pair.take(classes(9))
+    assert why == "captures of other kinds of batches have failed: it cannot be captured: no graphs today"
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more of it"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda e: str(e)[:24])
+def test_a_capture_that_lacks_memory_is_tried_again(
+    error: RuntimeError, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For more kinds of batches than are captured, after twice as many calls each time."""
+    capture, tried = _cuda_graph.capture, []
+
+    def fails(*_: object) -> None:
+        tried.append(error)
+        raise error
+
+    monkeypatch.setattr(_cuda_graph, "capture", fails)
+    pair = Pair(graphs)
+    sizes = range(1, 3 + _step_graph.MOST_GRAPHS)
+    for size in sizes:
+        tried.clear()
+        for call in range(1, 9):
+            why = str(pair.take(classes(size)))
+            assert len(tried) == (call >= 3) + (call >= 8)  # after 2 calls, and after 4 more
+            assert ("lacked memory" in why) == (call >= 3)
+            assert "other kinds" not in why
+        assert why.startswith("a capture lacked memory, the next is after 8 such calls: CUDA")
+        assert "\n" not in why
+    monkeypatch.setattr(_cuda_graph, "capture", capture)
+    for _ in range(8):
+        assert "lacked memory" in str(pair.take(classes(1)))
+    pair.replay(classes(1))
+    assert graphs.captures == 1
+
+
 def test_no_capture_after_one_that_broke(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(graphs)
     pair.capture(classes(7))

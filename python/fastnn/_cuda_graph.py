@@ -43,6 +43,13 @@ def why_failed(device: torch.device) -> str | None:
     return _failed.get(device)
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether it is one that may pass."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("out of memory", "STATUS_ALLOC_FAILED")
+    )
+
+
 def capture(
     device: torch.device,
     rehearse: Callable[[], object],
@@ -53,7 +60,7 @@ def capture(
 
     Waits for the device. Whatever is raised, the current device and stream are as before. What `body` raises
     comes out; where CUDA or torch cannot end the capture besides, or for itself, `why_failed` tells from then
-    on.
+    on, unless it was for lack of memory.
 
     Args:
         device: of the tensors that `body` works on.
@@ -106,7 +113,8 @@ def _record(
         if error is raised:  # and the capture has been ended
             raise
         first = raised or error
-        _failed[device] = str(first).partition("\n")[0]
+        if not lacks_memory(first):
+            _failed[device] = str(first).partition("\n")[0]
         _failed_graphs.append(graph)
         _end_allocation(device, pool)
         _free_generator(device)

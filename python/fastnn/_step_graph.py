@@ -47,7 +47,8 @@ class StepGraphs:
     def __init__(self) -> None:
         self._wait = CAPTURE_AFTER
         self._seen: dict[Hashable, int] = {}
-        self._graphs: dict[Hashable, _StepGraph | str] = {}  # or why the capture failed
+        self._graphs: dict[Hashable, _StepGraph | str] = {}  # or why there never is one
+        self._short: dict[Hashable, tuple[int, str]] = {}  # of memory: the calls before another try, and why
         self._held: _Held | None = None
         self._refusal: str | None = None  # what stood in the way the last time
 
@@ -70,6 +71,7 @@ class StepGraphs:
     def _forget(self) -> None:
         self._graphs.clear()
         self._seen.clear()
+        self._short.clear()
         self._held = None
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
 
@@ -87,13 +89,18 @@ class StepGraphs:
         if failed is not None:
             return f"a capture has failed on {input.device}: {failed}"
         if len(self._graphs) >= MOST_GRAPHS:
+            whys = [graph for graph in self._graphs.values() if isinstance(graph, str)]
+            if whys:
+                return f"captures of other kinds of batches have failed: {whys[-1]}"
             return f"{MOST_GRAPHS} other kinds of batches have been captured"
         seen = self._seen.get(kind, 0)
-        if seen < self._wait:
+        wait, short = self._short.get(kind, (self._wait, None))
+        if seen < wait:
             if len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
+                self._short.clear()
             self._seen[kind] = seen + 1
-            return self._refusal or f"a step is captured after {self._wait} calls with such a batch"
+            return short or self._refusal or f"a step is captured after {wait} calls with such a batch"
         self._refusal = None
         try:
             if self._held is None:
@@ -107,8 +114,14 @@ class StepGraphs:
             raise
         except Exception as error:
             # The eager step raises its own error, if it has one.
-            self._graphs[kind] = f"it cannot be captured: {str(error).partition(chr(10))[0]}"
+            why = str(error).partition("\n")[0]
+            if _cuda_graph.lacks_memory(error):
+                reason = f"a capture lacked memory, the next is after {2 * wait} such calls: {why}"
+                self._seen[kind], self._short[kind] = 0, (2 * wait, reason)
+                return reason
+            self._graphs[kind] = f"it cannot be captured: {why}"
             return str(self._graphs[kind])
+        self._short.pop(kind, None)
         self._graphs[kind] = graph
         return graph
 
