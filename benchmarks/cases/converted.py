@@ -6,6 +6,7 @@ Converting must not make them slower. Backward is that of the sum of the outputs
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -52,7 +53,7 @@ def _train(model: torch.nn.Module, x: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(model(x).sum(), list(model.parameters()))
 
 
-def _build(kind: partial[torch.nn.Module], width: int, rows: int, backward: bool) -> Workload:
+def _build(kind: Callable[[], torch.nn.Module], width: int, rows: int, backward: bool) -> Workload:
     model = kind()
     call = _train if backward else _infer
     x = torch.randn(rows, width)
@@ -64,7 +65,7 @@ def _build(kind: partial[torch.nn.Module], width: int, rows: int, backward: bool
     return Workload(calls, tolerance=256 * torch.finfo(torch.float32).eps)
 
 
-def _weights(kind: partial[torch.nn.Module]) -> int:
+def _weights(kind: Callable[[], torch.nn.Module]) -> int:
     return sum(p.numel() for p in kind().parameters() if p.dim() == 2)
 
 

@@ -18,30 +18,7 @@ from fastnn import _backend
 from fastnn import functional as FF
 
 # Around vectors; on CUDA around the limits between the kernels (64, 512), and longer than shared memory.
-CLASSES = [
-    1,
-    2,
-    3,
-    7,
-    10,
-    15,
-    16,
-    17,
-    31,
-    33,
-    64,
-    65,
-    100,
-    256,
-    257,
-    511,
-    512,
-    513,
-    1000,
-    4099,
-    32_001,
-    262_147,
-]
+CLASSES = [1, 2, 3, 7, 10, 15, 16, 17, 31, 33, 65, 100, 256, 257, 511, 512, 513, 1000, 4099, 32_001, 262_147]
 REDUCTIONS = ["mean", "sum", "none"]
 
 
