@@ -68,15 +68,22 @@ class Watch {
     for (const auto* items : {&items_, &attributes_})
       for (const Item& item : *items) {
         Py_VISIT(item.holder.ptr());
+        Py_VISIT(item.key.ptr());
         Py_VISIT(item.value.ptr());
       }
     for (const Content& content : contents_) {
       Py_VISIT(content.container.ptr());
-      for (const auto& [key, value] : content.entries) Py_VISIT(value.ptr());
+      for (const auto& [key, value] : content.entries) {
+        Py_VISIT(key.ptr());
+        Py_VISIT(value.ptr());
+      }
     }
     for (const Class& watched : classes_) {
       Py_VISIT(watched.type.ptr());
-      for (const auto& [name, value] : watched.attributes) Py_VISIT(value.ptr());
+      for (const auto& [name, value] : watched.attributes) {
+        Py_VISIT(name.ptr());
+        Py_VISIT(value.ptr());
+      }
     }
     for (const auto& [object, type] : types_) {
       Py_VISIT(object.ptr());
