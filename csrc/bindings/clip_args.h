@@ -20,7 +20,7 @@ struct ClipArgs {
   int64_t count() const { return static_cast<int64_t>(tensors.size()); }
 };
 
-// Throws where torch must clip; nothing has been written then.
+// Throws NotCovered where torch must clip; nothing has been written then.
 inline ClipArgs read_clip_args(const pybind11::list& grads) {
   ClipArgs args;
   MemoryRanges ranges;
@@ -52,20 +52,13 @@ inline ClipArgs read_clip_args(const pybind11::list& grads) {
   return args;
 }
 
-// Calls clip(args); returns the norm, or a str that says why torch must clip where `read_clip_args` throws or
+// Calls clip(args); returns the norm, or a str that says why torch must clip where that throws NotCovered or
 // clip returns false.
 template <class Clip>
 pybind11::object clip_or_why_not(const pybind11::list& grads, const Clip& clip) {
   namespace py = pybind11;
   ClipArgs args;
-  try {
-    args = read_clip_args(grads);
-  } catch (const py::error_already_set& error) {
-    if (!error.matches(PyExc_Exception)) throw;
-    return py::str(py::str(error.value()));
-  } catch (const std::runtime_error& reason) {
-    return py::str(reason.what());
-  }
+  if (const auto reason = why_not([&] { args = read_clip_args(grads); })) return *reason;
   if (!clip(args)) return py::str("the norm is not finite");
   return args.norm;
 }

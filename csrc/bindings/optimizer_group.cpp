@@ -40,6 +40,19 @@ bool same_shape(const TensorView& a, const TensorView& b) {
   return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
 }
 
+// read_tensor(), where a tensor that cannot be read (sparse, without memory, of another dtype or device) is
+// one that torch must handle.
+bool readable(PyObject* object, TensorView& view) {
+  try {
+    return read_tensor(object, view);
+  } catch (const py::error_already_set& error) {  // torch's, who was asked for the memory
+    if (!error.matches(PyExc_Exception)) throw;
+    throw NotCovered(text(error.value().ptr()));
+  } catch (const Unreadable& error) {
+    throw NotCovered(error.what());
+  }
+}
+
 }  // namespace
 
 PyObject* torch_attribute(const char* module, const char* name) {
@@ -65,7 +78,7 @@ TensorView read_plain(PyObject* object) {
   if (type != tensor && type != parameter)
     throw NotCovered(concat(Py_TYPE(object)->tp_name, " is a tensor subclass"));
   TensorView view;
-  if (!read_tensor(object, view)) throw NotCovered("this torch has no DLPack exchange interface");
+  if (!readable(object, view)) throw NotCovered("this torch has no DLPack exchange interface");
   return view;
 }
 
@@ -93,10 +106,15 @@ PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); 
 
 // Without waiting for a device.
 double number(PyObject* object) {
-  if (kHasDevice && !PyFloat_Check(object) && !PyLong_Check(object)) {
+  if (!PyFloat_Check(object) && !PyLong_Check(object)) {
+    const PyNumberMethods* const methods = Py_TYPE(object)->tp_as_number;
+    if (!methods || (!methods->nb_float && !methods->nb_index))
+      throw NotCovered(concat("an option is a ", Py_TYPE(object)->tp_name, ", not a number"));
     TensorView view;
-    if (read_tensor(object, view) && !host_can_read(view))
-      throw NotCovered("an option other than lr is a tensor on the device");
+    if (readable(object, view)) {
+      if (!host_can_read(view)) throw NotCovered("an option other than lr is a tensor on the device");
+      if (view.numel() != 1) throw NotCovered("an option is a tensor of several numbers");
+    }
   }
   const double value = PyFloat_AsDouble(object);
   if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
@@ -268,10 +286,8 @@ void* OptimizerGroup::state_like(PyObject* state, PyObject* key, const TensorVie
 }
 
 void* OptimizerGroup::state_or_new(PyObject* param, PyObject* key, const TensorView& p, bool& is_new) {
-  // The optimizer's own mapping makes the dict where there is none, as in torch.
   PyObject* const known = find_state(param);
-  py::object state =
-      known ? py::reinterpret_borrow<py::object>(known) : owned(PyObject_GetItem(state_, param));
+  py::object state = known ? py::reinterpret_borrow<py::object>(known) : py::dict();
   if (!PyDict_Check(state.ptr())) throw NotCovered("the state of a parameter is no dict");
   PyObject* found = find(state.ptr(), key);
   is_new = !found || found == Py_None;
@@ -287,7 +303,8 @@ void* OptimizerGroup::state_or_new(PyObject* param, PyObject* key, const TensorV
                           : make(py::handle(param), py::arg("dtype") = py::handle(float32));
   const TensorView view = read_written(tensor.ptr());
   check_like(view, key, p);
-  new_states_.push_back({std::move(state), py::reinterpret_borrow<py::object>(key), std::move(tensor)});
+  new_states_.push_back(
+      {param, std::move(state), py::reinterpret_borrow<py::object>(key), std::move(tensor)});
   return view.data;
 }
 
@@ -319,9 +336,11 @@ void OptimizerGroup::check_disjoint() {
 }
 
 void OptimizerGroup::commit() {
-  for (const NewState& made : new_states_)
-    if (PyDict_SetItem(made.state.ptr(), made.key.ptr(), made.tensor.ptr()) != 0)
+  for (const NewState& made : new_states_) {
+    PyObject* const state = PyDict_SetDefault(state_, made.param, made.state.ptr());
+    if (!state || PyDict_SetItem(state, made.key.ptr(), made.tensor.ptr()) != 0)
       throw py::error_already_set();
+  }
   count_step();
 }
 

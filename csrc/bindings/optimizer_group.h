@@ -28,9 +28,25 @@ inline void refuse_if(bool condition, const char* why) {
 // A parameter has no state yet, or not in the type that it shall have.
 struct Uninitialized {};
 
+// Calls read(), which writes nothing. Nothing where it returns; a str that says why torch must do the work
+// where it throws NotCovered; None where it throws Uninitialized. Any other exception is an error, of the
+// library or of what the user's objects do when they are read, and comes out.
+template <class Read>
+std::optional<pybind11::object> why_not(const Read& read) {
+  try {
+    read();
+  } catch (const Uninitialized&) {
+    return pybind11::none();
+  } catch (const NotCovered& reason) {
+    return pybind11::str(reason.what());
+  }
+  return std::nullopt;
+}
+
 // Keys and names, kept for the life of the process.
 PyObject* interned(const char* name);
 
+// The value of an option; throws NotCovered where it is no number.
 double number(PyObject* object);
 
 // An attribute of a module, kept for the life of the process.
@@ -40,7 +56,7 @@ pybind11::object owned(PyObject* object);
 
 bool requires_grad(PyObject* tensor);
 
-// A tensor whose memory kernels may touch: no subclass, no lazily negated view. Throws NotCovered.
+// A tensor whose memory kernels may touch: no subclass, and with memory of its own. Throws NotCovered.
 TensorView read_plain(PyObject* object);
 void check_not_negated(PyObject* tensor);
 
@@ -117,7 +133,9 @@ class OptimizerGroup {
   const pybind11::list& written() const { return written_; }
 
  private:
+  // `state` is that of `param`, or what becomes it where there is none yet.
   struct NewState {
+    PyObject* param;
     pybind11::object state, key, tensor;
   };
 
@@ -158,18 +176,25 @@ class OptimizerStep : protected OptimizerGroup {
   static constexpr int64_t kNumbers = 0;  // of DeviceScalars::numbers; 0 where the kernel reads none
 
   // For a caller that computes the gradients and calls the kernel itself: calls visit(param, view, tensor)
-  // for every parameter of the group. check_disjoint() and commit() follow, then the update.
+  // for every parameter of the group. check_disjoint() and commit() follow, then the update. Returns whether
+  // all of them have their state; the tensors of the others lack it.
   template <class Accept, class Visit>
-  void each_parameter(const Accept& accept, const Visit& visit) {
+  bool each_parameter(const Accept& accept, const Visit& visit) {
+    bool all = true;
     PyObject* params = parameters();
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
       PyObject* param = PyList_GET_ITEM(params, i);
       accept(param);
       Tensor tensor{};
       const TensorView p = read_param(param, tensor);
-      read_state(param, p, tensor);
+      try {
+        read_state(param, p, tensor);
+      } catch (const Uninitialized&) {
+        all = false;
+      }
       visit(param, p, tensor);
     }
+    return all;
   }
   using OptimizerGroup::also_reads;
   using OptimizerGroup::also_writes;
@@ -222,21 +247,14 @@ pybind11::object optimizer_step(const pybind11::dict& group, const pybind11::dic
                                 const pybind11::object& numbers) {
   namespace py = pybind11;
   std::optional<Step> step;
-  try {
+  const auto reason = why_not([&] {
     step.emplace(group, state, match_layout);
     step->set_scaling(grad_scale, found_inf);
     step->set_precision(float_state, masters);
     step->set_numbers(numbers, Step::kNumbers);
     step->prepare();
-  } catch (const Uninitialized&) {
-    return py::none();
-  } catch (const py::error_already_set& error) {
-    if (!error.matches(PyExc_Exception)) throw;
-    return py::str(py::str(error.value()));
-  } catch (const std::runtime_error& reason) {
-    return py::str(reason.what());
-  }
-  return step->run();
+  });
+  return reason ? *reason : step->run();
 }
 
 template <class Step>

@@ -78,11 +78,11 @@ bool read_tensor(PyObject* object, TensorView& view) {
   dlpack::Tensor tensor;
   if (api->tensor_from_py_object_no_sync(object, &tensor) != 0) throw py::error_already_set();
   view.cuda_device = TensorView::kNoCudaDevice;
-  check(read_device(tensor.device, view), "fastnn: a ", kKernelsOf,
-        " kernel was given a tensor of device type ", tensor.device.type);
-  check(tensor.ndim <= TensorView::kMaxDims, "fastnn: a tensor has ", tensor.ndim,
-        " dimensions, kernels take at most ", TensorView::kMaxDims);
-  check(read_dtype(tensor.dtype, view.dtype), "fastnn: kernels do not take this tensor's dtype");
+  check<Unreadable>(read_device(tensor.device, view), "fastnn: a ", kKernelsOf,
+                    " kernel was given a tensor of device type ", tensor.device.type);
+  check<Unreadable>(tensor.ndim <= TensorView::kMaxDims, "fastnn: a tensor has ", tensor.ndim,
+                    " dimensions, kernels take at most ", TensorView::kMaxDims);
+  check<Unreadable>(read_dtype(tensor.dtype, view.dtype), "fastnn: kernels do not take this tensor's dtype");
   view.ndim = tensor.ndim;
   int64_t dense = 1;
   for (int d = tensor.ndim - 1; d >= 0; --d) {
@@ -93,8 +93,8 @@ bool read_tensor(PyObject* object, TensorView& view) {
   }
   view.data = static_cast<char*>(tensor.data) + (tensor.data ? tensor.byte_offset : 0);
   // FakeTensor, functional tensors and a storage resized to 0 answer with no memory behind a nonzero shape.
-  check(view.data || dense == 0, "fastnn: a tensor of shape ", shape_string(view),
-        " has no memory behind it");
+  check<Unreadable>(view.data || dense == 0, "fastnn: a tensor of shape ", shape_string(view),
+                    " has no memory behind it");
   return true;
 }
 

@@ -7,14 +7,20 @@
 #include <pybind11/stl.h>  // std::optional arguments: None is an absent tensor
 
 #include <optional>
+#include <stdexcept>
 
 #include "bindings/dlpack.h"
 #include "core/tensor_view.h"
 
 namespace fastnn {
 
-// Fills `view` from a tensor. Returns false where `object` is no tensor; throws where it is one that the
-// kernels of this module cannot read.
+// Of a tensor that the kernels of this module cannot read. RuntimeError in Python.
+struct Unreadable : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Fills `view` from a tensor. Returns false where `object` is no tensor; throws Unreadable, or torch's own
+// error, where it is one that the kernels of this module cannot read.
 bool read_tensor(PyObject* object, TensorView& view);
 
 // DLPack's exchange API of a type of tensors, or null.

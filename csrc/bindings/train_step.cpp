@@ -127,12 +127,14 @@ class TrainStep {
     Progress<GroupStep> p{*this, batches};
     TrainStepArgs& args = p.args;
     py::list written;
-    try {
+    bool stepped = true;
+    const auto reason = why_not([&] {
       read_parameters();
       batches.read_input(flatten_, args);
       batches.read_target(read_plain(parameters_[parameters_.size() - 2].object), squeeze_, args);
-      if (!batches.take(0, args, p.totals)) return py::int_(0);
-      read_groups(groups, state, batches, args, p.groups);
+      stepped = batches.take(0, args, p.totals);
+      if (!stepped) return;
+      const bool has_state = read_groups(groups, state, batches, args, p.groups);
       lay_out(args);
       GroupStep& all = p.groups.front();
       for (size_t i = 1; i < p.groups.size(); ++i) all.also_touches(p.groups[i]);
@@ -140,14 +142,11 @@ class TrainStep {
       for (const Parameter& parameter : parameters_)
         if (parameter.gradient) all.also_writes(parameter.gradient_view);
       all.check_disjoint();
-    } catch (const Uninitialized&) {
-      return py::none();
-    } catch (const py::error_already_set& error) {
-      if (!error.matches(PyExc_Exception)) throw;
-      return py::str(py::str(error.value()));
-    } catch (const std::runtime_error& reason) {
-      return py::str(reason.what());
-    }
+      // After everything else: who makes the state then makes no more than this step needs.
+      if (!has_state) throw Uninitialized();
+    });
+    if (reason) return *reason;
+    if (!stepped) return py::int_(0);
     for (GroupStep& step : p.groups) {
       step.commit();
       for (const py::handle tensor : step.written()) written.append(tensor);
@@ -195,11 +194,13 @@ class TrainStep {
     if (update.sgd_options == &step.options()) step.advance(update.sgd);
   }
 
+  // Whether every parameter has its state.
   template <class GroupStep>
-  void read_groups(const py::list& groups, const py::dict& state, const TrainStepBatches& batches,
+  bool read_groups(const py::list& groups, const py::dict& state, const TrainStepBatches& batches,
                    const TrainStepArgs& args, std::vector<GroupStep>& steps) {
     steps.reserve(groups.size());
     size_t found = 0, wanted = 0;
+    bool has_state = true;
     for (const py::handle group : groups) {
       GroupStep& step = steps.emplace_back(py::reinterpret_borrow<py::dict>(group), state, match_layout_);
       if (batches.rates()) step.set_lr(batches.rates()[0]);
@@ -207,17 +208,19 @@ class TrainStep {
         find(object);
         check_plain(object);
       };
-      step.each_parameter(accept, [&](PyObject* object, const TensorView& view, const auto& tensor) {
-        Parameter& parameter = find(object);
-        refuse_if(!view.is_contiguous(), "a parameter is not contiguous");
-        refuse_if(view.dtype != args.dtype, "the parameters have several dtypes");
-        parameter.view = view;
-        set_update(parameter.update, tensor, step.options());
-        ++found;
-      });
+      has_state &=
+          step.each_parameter(accept, [&](PyObject* object, const TensorView& view, const auto& tensor) {
+            Parameter& parameter = find(object);
+            refuse_if(!view.is_contiguous(), "a parameter is not contiguous");
+            refuse_if(view.dtype != args.dtype, "the parameters have several dtypes");
+            parameter.view = view;
+            set_update(parameter.update, tensor, step.options());
+            ++found;
+          });
     }
     for (const Parameter& parameter : parameters_) wanted += parameter.object != nullptr;
     refuse_if(found != wanted || steps.empty(), "the optimizer does not have every parameter of the chain");
+    return has_state;
   }
 
   Parameter& find(PyObject* object) {
@@ -226,7 +229,9 @@ class TrainStep {
         refuse_if(parameter.view.data != nullptr, "a parameter is in several groups");
         return parameter;
       }
-    throw NotCovered("the optimizer has parameters that the chain lacks");
+    throw NotCovered(
+        "the optimizer has parameters that the chain lacks: give each model an optimizer and a TrainStep of "
+        "its own");
   }
 
   static void set_update(ParameterUpdate& update, const AdamTensor& tensor, const AdamOptions& options) {

@@ -45,8 +45,8 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   const int64_t entries = args.input.shape[0], classes = last_weight.ndim == 2 ? last_weight.shape[0] : 0;
   refuse_if(classes == 0, "the last layer has no outputs");
   const bool vector = squeeze && classes == 1;
-  check_not_negated(target_.ptr());
   target_view_ = read_plain(target_.ptr());
+  check_not_negated(target_.ptr());
   const auto class_weight = options_[0].cast<py::object>();
   const auto loss_kind = options_[1].cast<std::string>();
   CrossEntropyArgs& loss = args.cross_entropy;
@@ -76,8 +76,8 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   loss.inner = 1;
   loss.target_dtype = target_view_.dtype;
   loss.ignore_index = options_[3].cast<int64_t>();
-  loss.label_smoothing = options_[4].cast<double>();
-  loss.z_loss = options_[5].cast<double>();
+  loss.label_smoothing = number(PyTuple_GET_ITEM(options_.ptr(), 4));
+  loss.z_loss = number(PyTuple_GET_ITEM(options_.ptr(), 5));
   lay_out(args.batch, 1);
   if (class_weight.is_none()) return;
   const TensorView weight = read_plain(class_weight.ptr());
