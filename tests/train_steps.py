@@ -89,6 +89,21 @@ def started(model: nn.Module, loss: Any, make: Optimizer, *batch: Tensor, **opti
     return step
 
 
+def accumulator(p: Tensor) -> Any:
+    return p.view_as(p).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+
+
+class Kept:
+    """A hook on a gradient accumulator, which lives as long as somebody keeps it."""
+
+    def __init__(self, node: Any, register: str, hook: Callable[..., None]) -> None:
+        self.node = node
+        self.handle = getattr(node, register)(hook)
+
+    def remove(self) -> None:
+        self.handle.remove()
+
+
 def classes_of(m: int, n: int) -> Tensor:
     return torch.randint(n, (m,))
 

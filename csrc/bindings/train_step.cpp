@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/accumulator_hooks.h"
 #include "bindings/activation_caster.h"
 #include "bindings/adam_step.h"
 #include "bindings/arena.h"
@@ -65,7 +66,7 @@ class TrainStep {
  public:
   TrainStep(std::vector<std::pair<py::dict, Activation>> layers, const std::string& optimizer, bool flatten,
             bool squeeze, std::optional<double> max_norm, bool keep_grad, double mean, double std,
-            py::function match_layout)
+            py::function match_layout, py::function accumulator_hooks)
       : adam_(optimizer == "adam"),
         flatten_(flatten),
         squeeze_(squeeze),
@@ -73,7 +74,9 @@ class TrainStep {
         keep_grad_(keep_grad),
         byte_scale_(1 / (255 * std)),
         byte_shift_(-mean / std),
-        match_layout_(std::move(match_layout)) {
+        match_layout_(std::move(match_layout)),
+        accumulator_hooks_(std::move(accumulator_hooks)),
+        accumulators_(2 * layers.size()) {
     for (auto& [parameters, activation] : layers) layers_.push_back({std::move(parameters), activation});
     check(!layers_.empty(), kOp, ": no layers");
   }
@@ -95,13 +98,18 @@ class TrainStep {
   int traverse(visitproc visit, void* arg) const {
     for (const Layer& layer : layers_) Py_VISIT(layer.parameters.ptr());
     for (const Parameter& parameter : parameters_) Py_VISIT(parameter.gradient.ptr());
+    for (const AccumulatorHooks& hooks : accumulators_)
+      if (const int stop = hooks.traverse(visit, arg)) return stop;
     Py_VISIT(match_layout_.ptr());
+    Py_VISIT(accumulator_hooks_.ptr());
     return 0;
   }
   void clear() {
     layers_.clear();
     parameters_.clear();
+    accumulators_.clear();
     match_layout_ = py::function();
+    accumulator_hooks_ = py::function();
   }
 
  private:
@@ -214,6 +222,9 @@ class TrainStep {
             refuse_if(!view.is_contiguous(), "a parameter is not contiguous");
             refuse_if(view.dtype != args.dtype, "the parameters have several dtypes");
             parameter.view = view;
+            refuse_if(accumulators_[static_cast<size_t>(&parameter - parameters_.data())].any(
+                          object, view.data, accumulator_hooks_),
+                      "a parameter has a hook");
             set_update(parameter.update, tensor, step.options());
             ++found;
           });
@@ -347,7 +358,8 @@ class TrainStep {
   std::optional<double> max_norm_;
   bool keep_grad_;
   double byte_scale_, byte_shift_;
-  py::function match_layout_;
+  py::function match_layout_, accumulator_hooks_;
+  std::vector<AccumulatorHooks> accumulators_;  // of weight and bias of each layer in turn
 
   // Of one call; kept so that the next one need not allocate.
   std::vector<Parameter> parameters_;  // weight and bias of each layer in turn
@@ -362,7 +374,7 @@ class TrainStep {
 void register_train_step(py::module_& m) {
   py::class_<TrainStep>(m, "TrainStep", collectable<TrainStep>())
       .def(py::init<std::vector<std::pair<py::dict, Activation>>, const std::string&, bool, bool,
-                    std::optional<double>, bool, double, double, py::function>())
+                    std::optional<double>, bool, double, double, py::function, py::function>())
       .def("run",
            [](TrainStep& step, const py::list& groups, const py::dict& state, py::object input,
               py::object target, const TensorView& loss, py::tuple options) {

@@ -229,13 +229,14 @@ def _check_path(
     for instruction in following:
         if not isinstance(value, ModuleType) or instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
             break
+        guards.append(Guard(holder, key, value, path))
         key = instruction.argval
-        holder, value, path = Attribute(value), getattr(value, key, MISSING), f"{path}.{key}"
+        holder = value.__dict__ if key in value.__dict__ else Attribute(value)
+        value, path = getattr(value, key, MISSING), f"{path}.{key}"
     if value is MISSING:
         raise Refusal(f"it reads {path}, which is not defined")
     if isinstance(value, FunctionType) and id(value) not in _torch_functions():
         _check_function(value, guards, seen)
     else:
         check_value(value, path)
-    if id(value) not in _torch_functions() and not isinstance(value, BuiltinFunctionType):
-        guards.append(Guard(holder, key, value, path))
+    guards.append(Guard(holder, key, value, path))

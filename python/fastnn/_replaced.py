@@ -10,12 +10,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    GetSetDescriptorType,
+    MethodDescriptorType,
+    ModuleType,
+)
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+_COMPILED = (BuiltinFunctionType, MethodDescriptorType, GetSetDescriptorType)
 _HOMES = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
 
 Owner = type | ModuleType
@@ -27,13 +34,20 @@ def is_own(value: object) -> bool:
         if not value.__code__.co_filename.startswith(_HOMES):
             return False
         value = getattr(value, "__wrapped__", None)
-    return value is None or isinstance(value, BuiltinFunctionType)
+    return value is None or isinstance(value, _COMPILED)
 
 
 def original(owner: Owner, name: str) -> object:
     """What `name` stands for; where that is somebody else's, what nothing else is."""
     value = getattr(owner, name, None)
     return value if is_own(value) else object()
+
+
+def _add(watch: Any, owner: Owner, name: str, value: Any) -> None:
+    if isinstance(owner, type):
+        watch.class_item(owner, name, value)
+    else:
+        watch.item(owner.__dict__, name, value)
 
 
 class Names:
@@ -54,20 +68,18 @@ class Names:
         """List another name; what somebody has put there already is never found unchanged."""
         self._names.append((owner, name, original(owner, name)))
         if self._watch is not None:
-            self._look_at(*self._names[-1])
+            _add(self._watch, *self._names[-1])
 
     def watch(self, watch: Any) -> None:
         """Look at the names by a `Watch` of the compiled module from now on."""
         self._watch = watch
-        for entry in self._names:
-            self._look_at(*entry)
+        self.add_to(watch)
         self.unchanged = watch.unchanged
 
-    def _look_at(self, owner: Owner, name: str, value: Any) -> None:
-        if isinstance(owner, type):
-            self._watch.class_item(owner, name, value)
-        else:
-            self._watch.item(owner.__dict__, name, value)
+    def add_to(self, watch: Any) -> None:
+        """Have a `Watch` look at the names that are listed now."""
+        for entry in self._names:
+            _add(watch, *entry)
 
     def replaced(self) -> str | None:
         """Why native code must not run: a name that stands for something else now; None without one."""
@@ -80,6 +92,12 @@ class Names:
                 return f"{'.'.join(filter(None, (module, inner, name)))} was replaced"
         return None
 
+
+# A call of one of these on a tensor is taken for the function of that name, where a forward is traced.
+_METHODS = (
+    *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"),
+    *("flatten", "view", "reshape", "squeeze", "size", "shape"),
+)
 
 functions = Names(
     [
@@ -98,6 +116,7 @@ classes = Names(
                 *("CrossEntropyLoss", "MSELoss"),
             )
         ),
+        *((torch.Tensor, name) for name in _METHODS),
     ]
 )
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnn import _backend, nn, optim
+from fastnn import _autograd_hooks, _backend, _replaced, nn, optim
 from fastnn._chain import LinearChain, linear_chain
 from fastnn._purity import Refusal
 from fastnn._step_graph import StepGraphs
-from fastnn._watch import watch_chain, watch_globals, watch_module, watch_optimizer
+from fastnn._watch import watch_chain, watch_globals, watch_module, watch_optimizer, watch_tables
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy
 from fastnn.optim._native import _match_layout
 
@@ -50,6 +50,7 @@ class StepPlan:
         inputs: how many the model takes.
         tables: the parameters of each layer, by their names in it.
         last: those of the last layer, whose dtype the loss has.
+        unused: parameters of the model that no layer of the chain has.
         optimizer_name: that of its update among the native ones.
         graphs: of CUDA, that have captured the step.
     """
@@ -65,6 +66,7 @@ class StepPlan:
             step.mean,
             step.std,
             _match_layout,
+            _autograd_hooks.on_accumulator,
         )
         self.tables = [module._parameters for module, _ in chain]
         self.last = self.tables[-1]
@@ -76,10 +78,14 @@ class StepPlan:
         self.inputs = len(chain.order)
         self._watch = _backend.cpu.Watch()
         watch_globals(self._watch)
+        _replaced.classes.add_to(self._watch)
         self._watches_all = watch_chain(self._watch, chain)
         if self._loss_module is not None:
             watch_module(self._watch, self._loss_module)
         watch_optimizer(self._watch, step.optimizer)
+        watch_tables(self._watch, step.model)
+        chained = {id(p) for table in self.tables for p in table.values()}
+        self.unused = [p for p in step.model.parameters() if id(p) not in chained]
 
     def holds(self) -> bool:
         """Whether model, loss and optimizer still are what they were, and nobody watches them."""
@@ -138,27 +144,29 @@ class StepPlan:
 _LONGEST_PAUSE = 63
 
 
-class Refused(NamedTuple):
+class Refused:
     """Why there is no plan, and for how many calls that is believed before it is looked at again.
 
     Looking takes longer than a small step, the more so where a forward has to be traced; the pause doubles
     each time, up to `_LONGEST_PAUSE`, so that it costs next to nothing in a model that never fits.
     """
 
-    reason: str
-    pause: int
-    left: int
+    def __init__(self, reason: str, pause: int) -> None:
+        self.reason = reason
+        self.pause = pause
+        self.left = pause
 
 
 def make_plan(step: TrainStep, last: StepPlan | Refused | None) -> StepPlan | Refused:
     """The plan for `step`, or why there is none; `last` is what was found the last time."""
     if isinstance(last, Refused) and last.left > 0:
-        return last._replace(left=last.left - 1)
+        last.left -= 1
+        return last
     plan = _plan_or_reason(step)
     if isinstance(plan, StepPlan):
         return plan
     pause = min(2 * last.pause + 1, _LONGEST_PAUSE) if isinstance(last, Refused) else 0
-    return Refused(plan, pause, pause)
+    return Refused(plan, pause)
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:
@@ -177,6 +185,9 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _plan_or_reason(step: TrainStep) -> StepPlan | str:
+    reason = _replaced.replaced_class()
+    if reason is not None:
+        return reason
     loss, optimizer = step.loss, step.optimizer
     is_module = isinstance(loss, torch.nn.Module)
     loss_name = _LOSS_MODULES.get(type(loss)) if is_module else _loss_function(loss)

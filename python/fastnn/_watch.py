@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fastnn import _autograd_hooks, _replaced
 from fastnn._chain import LinearChain
 from fastnn._purity import MISSING, Attribute, Guard, Refusal
 from fastnn._trace import Keys
@@ -17,6 +18,10 @@ from fastnn.nn import mlp as _mlp
 from fastnn.optim import _hooks
 
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# What a call of a module is made of.
+_CALL = ("__call__", "_call_impl", "_wrapped_call_impl")
+# What `Module.parameters` is made of.
+_LISTING = ("parameters", "named_parameters", "_named_members", "named_modules")
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _GLOBAL_HOOKS = (
     _mlp._forward_hooks,
@@ -31,15 +36,21 @@ _GLOBAL_HOOKS = (
 def watch_globals(watch: Any) -> None:
     """No hooks for all modules or all optimizers."""
     for hooks in _GLOBAL_HOOKS:
-        if hooks is None:
+        if hooks is None or not _autograd_hooks.names_known:
             raise Refusal("this torch keeps hooks where fastnn does not find them")
         _stays_empty(watch, hooks, "a hook for all modules or optimizers is registered")
 
 
 def watch_module(watch: Any, module: torch.nn.Module) -> None:
-    """Calling the module does what its class says and nothing else."""
+    """Calling the module does what its class says now and nothing else."""
     watch.type(module)
-    name = type(module).__name__
+    kind = type(module)
+    name = kind.__name__
+    for method in _CALL:
+        if getattr(kind, method) is not getattr(torch.nn.Module, method):
+            raise Refusal(f"{name} has its own {method}")
+    for method in (*_CALL, "forward"):
+        watch.class_item(kind, method, getattr(kind, method))
     for hooks in _MODULE_HOOKS:
         _stays_empty(watch, module.__dict__[hooks], f"{name} has a hook")
     for replaced in ("forward", "_compiled_call_impl"):
@@ -56,9 +67,26 @@ def watch_chain(watch: Any, chain: LinearChain) -> bool:
     return all(watched)
 
 
+def watch_tables(watch: Any, model: torch.nn.Module) -> None:
+    """``model.parameters()`` stays the same."""
+    for module in model.modules():
+        kind = type(module)
+        for name in _LISTING:
+            if getattr(kind, name) is not getattr(torch.nn.Module, name) or name in module.__dict__:
+                raise Refusal(f"{kind.__name__} has its own {name}()")
+        watch.content(module.__dict__["_modules"])
+        watch.content(module.__dict__["_parameters"])
+
+
 def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
-    """A step of the optimizer is what its class says; a scheduler's counting wrapper changes nothing."""
+    """A step of the optimizer is what torch or fastnn made of its class; a scheduler's counting wrapper
+    changes nothing."""
     watch.type(optimizer)
+    kind = type(optimizer)
+    for owner in (kind, _hooks.torchs_class(kind)):
+        if not _replaced.is_own(owner.step):
+            raise Refusal(f"{owner.__name__}.step was replaced")
+        watch.class_item(owner, "step", owner.step)
     attributes = optimizer.__dict__
     for hooks in _OPTIMIZER_HOOKS:
         _stays_empty(watch, attributes[hooks], "the optimizer has a step hook")

@@ -1,0 +1,37 @@
+#include "bindings/accumulator_hooks.h"
+
+#include "bindings/optimizer_group.h"
+
+namespace py = pybind11;
+
+namespace fastnn {
+
+bool AccumulatorHooks::any(PyObject* param, const void* memory, const py::function& look) {
+  static PyObject* const use_count = interned("_use_count");
+  const long count = PyLong_AsLong(owned(PyObject_CallMethodNoArgs(param, use_count)).ptr());
+  if (count == -1 && PyErr_Occurred()) throw py::error_already_set();
+  if (count == 1) {
+    hooks_ = py::object();
+    return false;
+  }
+  if (!is_known(param, memory, count)) {
+    param_ = param;
+    memory_ = memory;
+    count_ = count;
+    hooks_ = look(py::handle(param));
+  }
+  if (!PyTuple_Check(hooks_.ptr())) return true;
+  for (const py::handle dict : py::reinterpret_borrow<py::tuple>(hooks_))
+    if (py::len(dict) > 0) return true;
+  return false;
+}
+
+bool AccumulatorHooks::is_known(PyObject* param, const void* memory, long count) const {
+  if (!hooks_ || !PyTuple_Check(hooks_.ptr()) || param != param_ || memory != memory_ || count != count_)
+    return false;
+  for (const py::handle dict : py::reinterpret_borrow<py::tuple>(hooks_))
+    if (Py_REFCNT(dict.ptr()) == 1) return false;  // the node that had it is gone
+  return PyTuple_GET_SIZE(hooks_.ptr()) > 0;
+}
+
+}  // namespace fastnn
