@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import fastnn
 from fastnn import _backend, _cuda_graph, _step_graph
 from step_graphs import Batch, Graphs, Pair, adam, classes, reason
-from train_steps import OPTIMIZERS, Optimizer, chain
+from train_steps import OPTIMIZERS, Kept, Optimizer, accumulator, chain
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
 
@@ -127,11 +128,17 @@ def _accumulation_hook(pair: Pair) -> Any:
     return pair.model[0].weight.register_post_accumulate_grad_hook(lambda _: None)
 
 
+def _accumulator_hook(pair: Pair) -> Any:
+    return Kept(accumulator(pair.model[2].bias), "register_prehook", lambda *_: None)
+
+
 def _optimizer_hook(pair: Pair) -> Any:
     return pair.optimizer.register_step_pre_hook(lambda *_: None)
 
 
-@pytest.mark.parametrize("add", [_module_hook, _parameter_hook, _accumulation_hook, _optimizer_hook])
+@pytest.mark.parametrize(
+    "add", [_module_hook, _parameter_hook, _accumulation_hook, _accumulator_hook, _optimizer_hook]
+)
 def test_a_hook_that_comes_later(add: Callable[[Pair], Any], graphs: Graphs) -> None:
     pair = Pair(graphs)
     pair.capture(classes(7))
@@ -141,6 +148,45 @@ def test_a_hook_that_comes_later(add: Callable[[Pair], Any], graphs: Graphs) -> 
     for _ in range(12):
         pair.take(classes(7))
     pair.replay(classes(7))
+
+
+def test_hooks_for_saved_tensors(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    pair.capture(classes(7))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        assert pair.take(classes(7)) == "a hook for saved tensors is set"
+    pair.replay(classes(7))
+
+
+def test_a_gradient_of_a_parameter_that_only_the_optimizer_has(graphs: Graphs) -> None:
+    pair = Pair(graphs)
+    others = [nn.Parameter(torch.ones(3, dtype=torch.float64, device=d)) for d in ("cpu", graphs.device)]
+    for optimizer, other in zip((pair.theirs, pair.optimizer), others, strict=True):
+        optimizer.add_param_group({"params": [other]})
+    pair.capture(classes(7))
+    before = others[1].detach().clone()
+    pair.replay(classes(7))
+    assert torch.equal(others[1], before)
+    others[1].grad = torch.ones_like(before)
+    for _ in range(8):
+        x, y = (t.to(graphs.device) for t in classes(7))
+        assert reason(pair.step, x, y) is not None
+        assert (others[1] < before).all()
+        before = others[1].detach().clone()
+    assert others[1].grad is not None
+
+
+def test_the_steps_before_a_capture_are_no_surprise(graphs: Graphs) -> None:
+    pair = Pair(graphs, native=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fastnn.EagerStepWarning)
+        pair.capture(classes(7))
+        pair.replay(classes(7))
+    pair.step.native = False
+    pair.model.append(nn.Dropout(0.0).to(graphs.device))
+    x, y = (t.to(graphs.device) for t in classes(7))
+    with pytest.warns(fastnn.EagerStepWarning, match="Dropout"):
+        pair.step(x, y)
 
 
 def test_a_class_out_of_range(graphs: Graphs) -> None:

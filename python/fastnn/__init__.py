@@ -5,10 +5,11 @@ from fastnn._backend import disabled
 from fastnn._convert import convert, revert
 from fastnn._explain import explain
 from fastnn._info import info
-from fastnn._train_step import TrainStep
+from fastnn._train_step import EagerStepWarning, TrainStep
 from fastnn._version import __version__
 
 __all__ = [
+    "EagerStepWarning",
     "TrainStep",
     "__version__",
     "convert",

@@ -188,6 +188,11 @@ def disabled() -> Iterator[None]:
             _disabled_depth -= 1
 
 
+def is_disabled() -> bool:
+    """Whether torch's ops have been asked for, by `disabled` or FASTNN_DISABLE."""
+    return _disabled_depth > 0
+
+
 @contextlib.contextmanager
 def recording(recorder: Callable[[Any], None]) -> Iterator[None]:
     """Call `recorder` with every `Decision` taken and every `Conversion` done inside the block."""

@@ -107,7 +107,7 @@ class _Steps:
         rates = None if self._rates is None else self._rates[taken : taken + steps]
         losses = weight.new_empty(steps)
         count = self._step._call(
-            plan.native.run_batches, images, self._labels, losses, options, rows[: steps * size], rates
+            plan, plan.native.run_batches, images, self._labels, losses, options, rows[: steps * size], rates
         )
         if isinstance(count, str):
             return count

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fastnn import _backend, _cuda_graph
+from fastnn import _autograd_hooks, _backend, _cuda_graph
+from fastnn._parameter_list import drop_gradients
 from fastnn._purity import Refusal
 from fastnn._step_plan import StepPlan, make_state, uses_adam
 from fastnn.ops.cross_entropy import REDUCTIONS
@@ -71,7 +72,7 @@ def train_on_chip(
     group = step.optimizer.param_groups[0]
     ignore_index = plan.loss_options()[3]
     lr = (group["lr"], None) if rates is None else (0.0, rates.to(images.device))
-    step._drop_gradients(list(step.model.parameters()))
+    drop_gradients(step.model.parameters())
     kernels.train_epoch(
         *(images.view(len(images), -1), labels, permutation.contiguous(), batch),
         *(1 / (255 * step.std), -step.mean / step.std, ignore_index, given),
@@ -134,6 +135,7 @@ def _check_step(step: TrainStep, plan: StepPlan) -> None:
         torch.is_inference_mode_enabled() or torch.is_anomaly_enabled(),
         "inference mode or anomaly detection is on",
     )
+    _refuse_if(_autograd_hooks.on_saved_tensors(True) is not None, "a hook for saved tensors is set")
     options = plan.loss_options()
     if isinstance(options, str):
         raise Refusal(options)
@@ -158,8 +160,7 @@ def _check_data(plan: StepPlan, params: list[Tensor], images: Tensor, labels: Te
         _refuse_if(p.dtype is not torch.float32, f"parameters are {p.dtype}, not float32")
         _refuse_if(not p.is_contiguous(), "a parameter is not contiguous")
         _refuse_if(not p.requires_grad, "a parameter is frozen")
-        hooks = p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None)
-        _refuse_if(any(hooks), "a parameter has a hook")  # empty where the last one was removed
+        _refuse_if(_autograd_hooks.on_leaf(p), "a parameter has a hook")
         _refuse_if(p.device != images.device, "devices are mixed")
     _refuse_if(images.dtype is not torch.uint8, f"the images are {images.dtype}, not uint8")
     _refuse_if(images.dim() != 2 and not plan.chain.flatten, "the images are no matrix")
@@ -175,11 +176,18 @@ def _states(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[dict
     own = optimizer.param_groups[0]["params"]
     same = len(own) == len(params) and {id(p) for p in own} == {id(p) for p in params}
     _refuse_if(not same, "the optimizer has other parameters than the model")
-    if not all(optimizer.state.get(p) for p in params):
+    known = {p: state for p in params if (state := optimizer.state.get(p))}
+    _check_states(params, known)
+    if len(known) < len(params):  # and nothing else is in the way
         make_state(optimizer)
-    states = [optimizer.state[p] for p in params]
+        known = {p: optimizer.state[p] for p in params}
+        _check_states(params, known)
+    return [known[p] for p in params]
+
+
+def _check_states(params: list[Tensor], states: dict[Tensor, dict[str, Any]]) -> None:
     tensors = list(params)
-    for p, state in zip(params, states, strict=True):
+    for p, state in states.items():
         for key in ("exp_avg", "exp_avg_sq"):
             t = state[key]
             alike = t.shape == p.shape and t.dtype is p.dtype and t.device == p.device and t.is_contiguous()
@@ -188,7 +196,6 @@ def _states(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[dict
         count = state["step"]
         _refuse_if(not isinstance(count, Tensor) or count.dtype is not torch.float32, "step is no float32")
     _refuse_if(len({t.data_ptr() for t in tensors}) != len(tensors), "parameters or states share memory")
-    return states
 
 
 def _is_decoupled(optimizer: torch.optim.Optimizer) -> bool:

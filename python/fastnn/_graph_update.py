@@ -52,8 +52,11 @@ class GraphUpdate:
         device = trained[0].device
         ids = {id(p) for p in trained}
         self._groups = [_Group(group, optimizer.state, name, ids, device) for group in optimizer.param_groups]
+        self._others = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in ids]
         if not any(group.params for group in self._groups):
             raise Refusal("the optimizer updates none of the parameters")
+        if any(p.grad is not None for p in self._others):
+            raise Refusal("the optimizer has a gradient of a parameter that the step does not train")
         self.memory = [t for group in self._groups for t in group.memory()]
         self.written: list[Tensor] = []
 
@@ -69,8 +72,12 @@ class GraphUpdate:
     def holds(self) -> bool:
         """Whether groups and parameters are those they were. Reads the numbers, for `refresh`."""
         groups = self._optimizer.param_groups
-        return len(groups) == len(self._groups) and all(
-            group is mine.own and mine.holds() for group, mine in zip(groups, self._groups, strict=True)
+        return (
+            len(groups) == len(self._groups)
+            and all(
+                group is mine.own and mine.holds() for group, mine in zip(groups, self._groups, strict=True)
+            )
+            and all(p.grad is None for p in self._others)
         )
 
     def refresh(self) -> None:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fastnn import _backend, _cuda_graph
+from fastnn import _autograd_hooks, _backend, _cuda_graph
 from fastnn._graph_update import GraphUpdate
+from fastnn._parameter_list import drop_gradients
 from fastnn._purity import Refusal
 from fastnn.nn.utils import clip_grad_norm_
 
@@ -39,6 +40,12 @@ _LONGEST_WAIT = 64
 _MOST_SEEN = 64  # kinds of batches that are counted
 
 _NAMES = ("weight", "bias")  # of a layer's parameters
+
+
+class WarmUp(str):
+    """A reason for an eager step that is none to worry about: a captured step begins with some."""
+
+    __slots__ = ()
 
 
 class StepGraphs:
@@ -100,7 +107,8 @@ class StepGraphs:
                 self._seen.clear()
                 self._short.clear()
             self._seen[kind] = seen + 1
-            return short or self._refusal or f"a step is captured after {wait} calls with such a batch"
+            expected = WarmUp(f"a step is captured after {wait} calls with such a batch")
+            return short or self._refusal or expected
         self._refusal = None
         try:
             if self._held is None:
@@ -138,6 +146,8 @@ def _reason(step: TrainStep, plan: StepPlan, input: Any, target: Any) -> str | N
         return "param_groups is no list"
     if torch.is_inference_mode_enabled() or torch.is_anomaly_enabled():
         return "inference mode or anomaly detection is on"
+    if _autograd_hooks.on_saved_tensors(True) is not None:
+        return "a hook for saved tensors is set"
     params = [p for table in plan.tables for name in _NAMES if (p := table.get(name)) is not None]
     if not params:
         return "the model has no parameters"
@@ -146,7 +156,7 @@ def _reason(step: TrainStep, plan: StepPlan, input: Any, target: Any) -> str | N
         return reason
     device = params[0].device
     for p in params:
-        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+        if _autograd_hooks.on_leaf(p):
             return "a parameter has a hook"
         if p.device != device:
             return "devices are mixed"
@@ -305,7 +315,7 @@ class _StepGraph:
     def take(self, step: TrainStep, input: Tensor, target: Tensor) -> Tensor:
         held = self._held
         held.kernels.raise_told_bad_index()
-        step._drop_gradients(held.params)
+        drop_gradients(held.params)
         with torch.no_grad():
             self._input.copy_(input, non_blocking=True)
             self._target.copy_(target, non_blocking=True)

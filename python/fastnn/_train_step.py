@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastnn import _backend, _cuda_graph
+from fastnn import _autograd_hooks, _backend, _cuda_graph
 from fastnn._epoch import run_epoch
+from fastnn._parameter_list import ParameterList, drop_gradients
+from fastnn._step_graph import WarmUp
 from fastnn._step_plan import Loss, LossOptions, Refused, StepPlan, make_plan, make_state
 from fastnn.nn.utils import clip_grad_norm_
 
@@ -53,9 +57,9 @@ def _check_max_norm(max_norm: Any) -> None:
             raise ValueError(f"TrainStep: max_norm must be at least 0, got {max_norm}")
 
 
-def _check_keep_grad(keep_grad: object) -> None:
-    if not isinstance(keep_grad, bool):
-        raise TypeError(f"TrainStep: keep_grad must be a bool, got {type(keep_grad).__name__}")
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"TrainStep: {name} must be a bool, got {type(value).__name__}")
 
 
 def _check_mean(mean: Any) -> None:
@@ -75,9 +79,10 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "loss": _check_loss,
     "optimizer": _check_optimizer,
     "max_norm": _check_max_norm,
-    "keep_grad": _check_keep_grad,
+    "keep_grad": partial(_check_flag, "keep_grad"),
     "mean": _check_mean,
     "std": _check_std,
+    "native": partial(_check_flag, "native"),
 }
 _PARTS = ("model", "loss", "optimizer")
 _LAST: Any = object()  # the target is the last positional argument
@@ -86,6 +91,13 @@ _DTYPES = frozenset({torch.float32, torch.float64})  # of a native step's parame
 
 def _name(part: object) -> str:
     return getattr(part, "__name__", type(part).__name__)
+
+
+class EagerStepWarning(UserWarning):
+    """A :class:`TrainStep` runs eagerly; said once by each of them for each reason.
+
+    ``warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)`` silences it.
+    """
 
 
 class TrainStep:
@@ -121,10 +133,12 @@ class TrainStep:
       no other,
     - input, parameters and gradients are float32 or float64 tensors on the CPU, the parameters contiguous.
 
-    Anything else the same object runs eagerly, and ``fastnn.explain(step, x, y)``, which takes a step, says
-    why. Whether the native call is possible is looked at in every call, so hooks, frozen layers or replaced
-    parameters are respected (after an obstacle in the model is gone it may take some tens of calls until that
-    is noticed).
+    Anything else the same object runs eagerly, as fast as the loop above, and warns once for each reason
+    (:class:`fastnn.EagerStepWarning`); ``fastnn.explain(step, x, y)``, which takes a step, says why at any
+    time, and ``native=True`` makes it an error. Whether the native call is possible is looked at in every
+    call, so hooks (of modules and optimizers, of parameters and their gradient accumulators, for saved
+    tensors), replaced methods of torch's classes, frozen layers or replaced parameters are respected (after
+    an obstacle in the model is gone it may take some tens of calls until that is noticed).
     Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too, not
     under ``torch.inference_mode()``.
 
@@ -159,6 +173,9 @@ class TrainStep:
         mean: of images given as uint8, which become :math:`(x / 255 - \text{mean}) / \text{std}` in the dtype
             of the model's parameters.
         std: see `mean`.
+        native: whether a step that would have to run eagerly raises RuntimeError instead, with the reason and
+            before anything is changed. Where fastnn is switched off, and before a CUDA graph is captured,
+            steps run eagerly all the same.
 
     Raises:
         TypeError: `model` is no module, `loss` not callable, or `optimizer` no optimizer or one that
@@ -168,6 +185,8 @@ class TrainStep:
     """
 
     _plan: StepPlan | Refused | None
+    _parameters: ParameterList
+    _told: set[str]  # reasons for eager steps that have been warned of
     _lock: threading.RLock  # the plan's buffers and the parameters' .grad serve one call at a time
 
     def __init__(
@@ -180,6 +199,7 @@ class TrainStep:
         keep_grad: bool = False,
         mean: float = 0.0,
         std: float = 1.0,
+        native: bool = False,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -188,7 +208,9 @@ class TrainStep:
         self.keep_grad = keep_grad
         self.mean = mean
         self.std = std
+        self.native = native
         super().__setattr__("_lock", threading.RLock())
+        super().__setattr__("_told", set())
         own = {id(p) for p in model.parameters()}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("TrainStep: the optimizer holds none of the model's parameters")
@@ -201,6 +223,8 @@ class TrainStep:
         check(value)
         super().__setattr__(name, value)
         super().__setattr__("_plan", None)
+        if name == "model":
+            super().__setattr__("_parameters", ParameterList(value))
 
     def __repr__(self) -> str:
         rest = ", ".join(f"{name}={getattr(self, name)!r}" for name in _CHECKS if name not in _PARTS)
@@ -211,7 +235,8 @@ class TrainStep:
         return {name: self.__dict__[name] for name in _CHECKS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _plan=None, _lock=threading.RLock())
+        parameters = ParameterList(state["model"])
+        self.__dict__.update(state, _plan=None, _parameters=parameters, _told=set(), _lock=threading.RLock())
 
     def __call__(self, input: Any, *rest: Any, target: Any = _LAST) -> Tensor:
         """Take one step on a batch: ``step(x, y)``, or ``step(obs, act, y)`` for a model of several inputs.
@@ -228,6 +253,7 @@ class TrainStep:
             TypeError: the target is missing.
             IndexError: a class index is out of range; nothing has been updated then. On CUDA one of an
                 earlier call may be meant, which has updated: see above.
+            RuntimeError: the step cannot run natively, and `native` is set.
             Whatever else model, loss and optimizer raise.
         """
         if target is not _LAST:
@@ -246,6 +272,7 @@ class TrainStep:
                     return loss
                 outcome = loss
             _backend.decide("train_step", outcome)
+            self._tell(outcome)
             return self._eager(inputs, target)
 
     def epoch(
@@ -302,6 +329,22 @@ class TrainStep:
         with self._lock:
             return run_epoch(self, images, labels, batch_size, permutation, lr)
 
+    def _tell(self, reason: str) -> None:
+        """Warn of the eager step to come, or refuse it, where nobody expects it."""
+        if isinstance(reason, WarmUp) or _backend.is_disabled():
+            return
+        if self.native:
+            raise RuntimeError(f"TrainStep: native=True, but the step cannot run natively: {reason}")
+        if reason in self._told:
+            return
+        warnings.warn(
+            f"TrainStep runs eagerly: {reason}. This is said once for each reason; to silence it: "
+            'warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)',
+            EagerStepWarning,
+            stacklevel=3,
+        )
+        self._told.add(reason)
+
     def _find_plan(self) -> StepPlan | Refused:
         """The plan as long as it holds, else a new one."""
         plan = self._plan
@@ -317,7 +360,7 @@ class TrainStep:
             return ready
         plan, options, weight, input = ready
         loss: Tensor = weight.new_empty(())
-        taken = self._call(plan.native.run, input, target, loss, options)
+        taken = self._call(plan, plan.native.run, input, target, loss, options)
         return taken if isinstance(taken, str) else loss
 
     def _ready(self, inputs: tuple[Any, ...]) -> tuple[StepPlan, LossOptions, Tensor, Tensor] | str:
@@ -333,6 +376,8 @@ class TrainStep:
             return "param_groups is no list"
         if torch.is_inference_mode_enabled() or torch.is_anomaly_enabled():
             return "inference mode or anomaly detection is on"
+        if _autograd_hooks.on_saved_tensors(True) is not None:
+            return "a hook for saved tensors is set"
         weight = plan.last.get("weight")
         if weight is None:
             return "the last layer has no weight"
@@ -348,7 +393,7 @@ class TrainStep:
                 return input
         return plan, options, weight, input
 
-    def _call(self, run: Callable[..., Any], *arguments: Any) -> int | str:
+    def _call(self, plan: StepPlan, run: Callable[..., Any], *arguments: Any) -> int | str:
         """How many steps the plan's native `run` has taken; or, with nothing done, why it cannot."""
         optimizer = self.optimizer
         taken = run(optimizer.param_groups, optimizer.state, *arguments)
@@ -357,6 +402,8 @@ class TrainStep:
             taken = run(optimizer.param_groups, optimizer.state, *arguments)
         if type(taken) is int:
             if taken:
+                if plan.unused:
+                    drop_gradients(plan.unused)
                 optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
             return taken
         return "the optimizer has no state" if taken is None else str(taken).splitlines()[0]
@@ -371,24 +418,25 @@ class TrainStep:
         return plan.graphs.take(self, plan, inputs[0], target)
 
     def _eager(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
-        params = list(self.model.parameters())
-        self._drop_gradients(params)
-        with torch.enable_grad():
-            loss = self.loss(self.model(*map(self._normalised, inputs)), target)
-            loss.backward()
+        drop_gradients(self._parameters.now())
+        if torch.is_grad_enabled():
+            loss = self._differentiate(inputs, target)
+        else:
+            with torch.enable_grad():
+                loss = self._differentiate(inputs, target)
+        params = self._parameters.now()
         if self.max_norm is not None:
             clip_grad_norm_(params, self.max_norm)
         self.optimizer.step()
         if not self.keep_grad:
-            self._drop_gradients(params)
+            drop_gradients(params)
         return loss.detach()
 
-    def _drop_gradients(self, params: Sequence[Tensor]) -> None:
-        """Those of `params`, the model's, and of whatever else the optimizer updates."""
-        for listed in (params, *(group["params"] for group in self.optimizer.param_groups)):
-            for p in listed:
-                if p.grad is not None:
-                    p.grad = None
+    def _differentiate(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
+        """The loss, whose gradients the parameters have then."""
+        loss = self.loss(self.model(*map(self._normalised, inputs)), target)
+        loss.backward()
+        return loss
 
     def _normalised(self, input: Any) -> Any:
         if not isinstance(input, Tensor) or input.dtype is not torch.uint8:
