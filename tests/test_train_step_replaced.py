@@ -71,6 +71,7 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     "Adam.step": (torch.optim.Adam, "step", lambda: _step("adam-torch")),
     "AdamW.step": (torch.optim.AdamW, "step", lambda: _step("adamw-torch")),
     "SGD.step": (torch.optim.SGD, "step", lambda: _step("sgd")),
+    "torch's Adam.step, which fastnn's heeds": (torch.optim.Adam, "step", lambda: _step("adam")),
     "fastnn's Adam.step": (fastnn.optim.Adam, "step", lambda: _step("adam")),
     "F.linear": (F, "linear", lambda: _step("adam")),
     "F.relu": (F, "relu", lambda: _step("adam")),
