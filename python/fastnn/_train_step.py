@@ -359,7 +359,9 @@ class TrainStep:
         if isinstance(ready, str):
             return ready
         plan, options, weight, input = ready
-        loss: Tensor = weight.new_empty(())
+        if plan.loss_like.dtype is not weight.dtype:
+            plan.loss_like = weight.new_empty(())
+        loss = torch.empty_like(plan.loss_like)
         taken = self._call(plan, plan.native.run, input, target, loss, options)
         return taken if isinstance(taken, str) else loss
 
