@@ -2,9 +2,11 @@
 //   forward   z_l = h_{l-1} W_l^T + b_l,  h_l = act_l(z_l),  h_{-1} = x, y = h_{L-1}
 //   backward  of each layer as in ops/linear/linear.h, from the last to the first; the gradients of hidden
 //             z_l come out of the product of the layer above and never leave the call
+#include <algorithm>
 #include <vector>
 
 #include "bindings/activation_caster.h"
+#include "bindings/linear_args.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -37,18 +39,14 @@ int64_t multiply_adds(const TensorView& x, const Tensors& weights) {
   return sum;
 }
 
-const TensorView* preactivation(const Optionals& preactivations, size_t layer) {
-  return preactivations.empty() ? nullptr : pointer(preactivations[layer]);
-}
-
-// preactivations[l] takes z_l where a backward will need it; an empty list asks for none.
+// preactivations[l] takes z_l where a backward will need it.
 void forward(const TensorView& x, const Tensors& weights, const Optionals& biases,
              const Activations& activations, const Tensors& outputs, const Optionals& preactivations) {
   const size_t layers = weights.size();
   check_length("biases", biases.size(), layers);
   check_length("activations", activations.size(), layers);
   check_length("outputs", outputs.size(), layers);
-  if (!preactivations.empty()) check_length("preactivations", preactivations.size(), layers);
+  check_length("preactivations", preactivations.size(), layers);
   check_floating("mlp", "input", x);
   check_ndim("mlp", "input", x, 2);
   for (size_t l = 0; l < layers; ++l) {
@@ -56,92 +54,96 @@ void forward(const TensorView& x, const Tensors& weights, const Optionals& biase
     if (biases[l]) check_vector("mlp", "bias", *biases[l], x.dtype, weights[l].shape[0]);
     check_matrix("mlp", "output", outputs[l], x.dtype, x.shape[0], weights[l].shape[0]);
     check_contiguous("mlp", "output", outputs[l]);
-    if (const TensorView* z = preactivation(preactivations, l)) {
+    if (const TensorView* z = pointer(preactivations[l])) {
       check_matrix("mlp", "preactivation", *z, x.dtype, x.shape[0], weights[l].shape[0]);
       check_contiguous("mlp", "preactivation", *z);
     }
-    prefer_huge_pages({&outputs[l], preactivation(preactivations, l)});
+    prefer_huge_pages({&outputs[l], pointer(preactivations[l])});
   }
   const KernelCall call(multiply_adds(x, weights) / 16);
   for (size_t l = 0; l < layers; ++l)
     cpu_kernels().linear.forward(l ? outputs[l - 1] : x, weights[l], pointer(biases[l]), activations[l],
-                                 outputs[l], preactivation(preactivations, l));
+                                 outputs[l], pointer(preactivations[l]));
 }
 
-// outputs[l] is the output of layer l; the last one is needed only if its activation's gradient is taken from
-// it. preactivations as forward gave them.
-void backward(const TensorView& dy, const TensorView& x, const Tensors& weights, const Optionals& outputs,
-              const Optionals& preactivations, const Activations& activations,
+// What a layer's gradients are taken from and where they go; `dy` is that of its output, for the last layer,
+// and for those below of z.
+LinearGradients layer_gradients(size_t l, const TensorView& dy, const std::optional<TensorView>& x,
+                                const Optionals& weights, const Optionals& outputs, const Optionals& dweights,
+                                const Optionals& dbiases) {
+  return {dy,
+          nullptr,
+          Activation::none,
+          pointer(l ? outputs[l - 1] : x),
+          pointer(weights[l]),
+          nullptr,
+          Activation::none,
+          nullptr,
+          pointer(dweights[l]),
+          pointer(dbiases[l])};
+}
+
+// Of x, weights, outputs and preactivations (as forward gave them) only what the wanted gradients are taken
+// from must be there: a layer's input for that of its weight, its weight for those of the layers below and of
+// x, and what the gradient of its activation is a function of.
+void backward(const TensorView& dy, const std::optional<TensorView>& x, const Optionals& weights,
+              const Optionals& outputs, const Optionals& preactivations, const Activations& activations,
               const std::optional<TensorView>& dx, const Optionals& dweights, const Optionals& dbiases) {
   const size_t layers = weights.size();
   check_length("outputs", outputs.size(), layers);
-  if (!preactivations.empty()) check_length("preactivations", preactivations.size(), layers);
+  check_length("preactivations", preactivations.size(), layers);
   check_length("activations", activations.size(), layers);
   check_length("weight gradients", dweights.size(), layers);
   check_length("bias gradients", dbiases.size(), layers);
-  check_floating("mlp", "input", x);
-  check_ndim("mlp", "input", x, 2);
+  check_ndim("mlp", "grad_output", dy, 2);
   check(layers > 0, "mlp: no layers");
-  const int64_t m = x.shape[0];
-  int64_t widest = 0;
-  std::vector<const TensorView*> saved(layers);  // what the gradient of each layer's activation is taken from
-  size_t lowest = layers;                        // the first layer that has a gradient to give
-  for (size_t l = layers; l-- > 0;) {
-    check(l == 0 || outputs[l - 1], "mlp: the output of layer ", l - (l > 0), " is missing");
-    const TensorView& input = l ? *outputs[l - 1] : x;
-    check_ndim("mlp", "input", input, 2);
-    check_weight(l, weights[l], input);
-    const int64_t n = weights[l].shape[0], k = weights[l].shape[1];
-    if (outputs[l]) check_matrix("mlp", "output", *outputs[l], x.dtype, m, n);
-    if (activations[l] != Activation::none) {
-      const bool from_z = from_preactivation(activations[l]);
-      saved[l] = from_z ? preactivation(preactivations, l) : pointer(outputs[l]);
-      check(saved[l] != nullptr, "mlp: the ", from_z ? "preactivation" : "output", " of layer ", l,
-            " is missing");
-      if (from_z) check_matrix("mlp", "preactivation", *saved[l], x.dtype, m, n);
-    }
-    if (dweights[l]) {
-      check_matrix("mlp", "weight gradient", *dweights[l], x.dtype, n, k);
-      check_contiguous("mlp", "weight gradient", *dweights[l]);
-    }
-    if (dbiases[l]) {
-      check_vector("mlp", "bias gradient", *dbiases[l], x.dtype, n);
-      check_contiguous("mlp", "bias gradient", *dbiases[l]);
-    }
-    prefer_huge_pages({pointer(dweights[l])});
+  size_t lowest = layers;  // the first layer that has a gradient to give
+  for (size_t l = layers; l-- > 0;)
     if (dweights[l] || dbiases[l] || (l == 0 && dx)) lowest = l;
-    if (l > 0 && k > widest) widest = k;
-  }
-  check_matrix("mlp", "grad_output", dy, x.dtype, m, weights.back().shape[0]);
-  if (dx) {
-    check_matrix("mlp", "grad_input", *dx, x.dtype, m, x.shape[1]);
-    check_contiguous("mlp", "grad_input", *dx);
-    prefer_huge_pages({pointer(dx)});
-  }
 
-  const KernelCall call(multiply_adds(x, weights) / 16);
-  // The gradient of a hidden output is read while that of the one before is written.
-  const size_t bytes = static_cast<size_t>(m * widest * dtype_size(x.dtype));
-  const ScopedBuffer even(bytes), odd(bytes);
+  // Of each layer the checks are those of a layer alone, on a gradient of the shape that will be there.
+  const int64_t m = dy.shape[0];
+  int64_t widest = 0, work = 0;
+  std::vector<const TensorView*> saved(layers);  // what the gradient of each layer's activation is taken from
   TensorView gradient = dy;
   for (size_t l = layers; l-- > lowest;) {
+    if (activations[l] != Activation::none)
+      saved[l] = from_preactivation(activations[l]) ? pointer(preactivations[l]) : pointer(outputs[l]);
+    LinearGradients args = layer_gradients(l, gradient, x, weights, outputs, dweights, dbiases);
+    args.saved = saved[l];
+    args.activation = activations[l];
     TensorView below;
-    LinearGradients args{gradient,
-                         nullptr,
-                         Activation::none,
-                         l ? pointer(outputs[l - 1]) : &x,
-                         &weights[l],
-                         nullptr,
-                         Activation::none,
-                         nullptr,
-                         pointer(dweights[l]),
-                         pointer(dbiases[l])};
+    if (l > lowest) {
+      check(weights[l].has_value(), "mlp: the weight of layer ", l, " is missing");
+      check_ndim("mlp", "weight", *weights[l], 2);
+      below = contiguous_matrix(nullptr, dy.dtype, m, weights[l]->shape[1]);
+      args.dx = &below;
+      widest = std::max(widest, weights[l]->shape[1]);
+    } else if (l == 0) {
+      args.dx = pointer(dx);
+    }
+    check_linear_backward(args);
+    prefer_huge_pages({pointer(dweights[l])});
+    const int64_t width = (args.dx ? args.dx->shape[1] : 0) + (args.dw ? args.dw->shape[1] : 0);
+    work += gradient.numel() + gradient.numel() * width / 16;
+    gradient = below;
+  }
+  prefer_huge_pages({pointer(dx)});
+
+  const KernelCall call(work);
+  // The gradient of a hidden output is read while that of the one before is written.
+  const size_t bytes = static_cast<size_t>(m * widest * dtype_size(dy.dtype));
+  const ScopedBuffer even(bytes), odd(bytes);
+  gradient = dy;
+  for (size_t l = layers; l-- > lowest;) {
+    TensorView below;
+    LinearGradients args = layer_gradients(l, gradient, x, weights, outputs, dweights, dbiases);
     if (l + 1 == layers) {  // further down the product above has seen to it
       args.saved = saved[l];
       args.activation = activations[l];
     }
     if (l > lowest) {
-      below = contiguous_matrix((l % 2 ? odd : even).data(), x.dtype, m, weights[l].shape[1]);
+      below = contiguous_matrix((l % 2 ? odd : even).data(), dy.dtype, m, weights[l]->shape[1]);
       args.dx = &below;
       args.below_saved = saved[l - 1];
       args.below_activation = activations[l - 1];

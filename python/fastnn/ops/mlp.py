@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _backend
@@ -15,10 +15,11 @@ from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction, needed_gradients
 from fastnn.ops.linear import (
     FROM_PREACTIVATION,
+    ComputedLinear,
+    ComputedLinearFunction,
     check_activation,
     linear,
     shape_reason,
-    torch_activation,
     torch_activation_gradient,
 )
 
@@ -34,9 +35,53 @@ class Layer(NamedTuple):
 Activations = Sequence[str | None]
 
 
-# What a forward leaves behind, as matrices: outputs, of which the last is None where no backward needs it;
-# and preactivations, None but for the layers whose gradients need them, or an empty list.
+# A list with a place for each layer.
 Values = list[Any]
+
+
+# Whether the graph is there still after the backward that runs.
+_keeps_graph: Callable[[], bool] = getattr(
+    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
+)
+
+Select = Callable[[Sequence[Any]], tuple[Any, ...]]
+
+
+class _Saved(NamedTuple):
+    """What a chain's forward keeps for its backward; each gives None in the place of what is not kept."""
+
+    # Of (input, *weights, *outputs, *preactivations, None) what torch keeps of the same layers, one by one:
+    # of one whose weight wants a gradient its input; of one whose input does, its weight; and where anything
+    # of it does what the gradient of its activation is taken from.
+    values: Select
+    # Of (input, *weights, *biases, None) those that want a gradient. The backward of the backward leads to
+    # them, and does not look at their values.
+    wanted: Select
+    preactivations: tuple[bool, ...]
+
+
+@cache
+def _to_save(needs: tuple[bool, ...], activations: tuple[str | None, ...]) -> _Saved:
+    """`needs`: as in ``ctx.needs_input_grad``."""
+    depth = len(activations)
+    wants_input, _, *wants = needs
+    wants_weight, wants_bias = wants[:depth], wants[depth:]
+    # Whether a gradient goes through the input, and through the output of each layer.
+    reached = [wants_input]
+    for layer in zip(wants_weight, wants_bias, strict=True):
+        reached.append(reached[-1] or any(layer))
+    of_layers = list(zip(activations, reached[1:], [*wants_weight[1:], False], strict=True))
+    preactivations = [activation in FROM_PREACTIVATION and reach for activation, reach, _ in of_layers]
+    outputs = [
+        above or (reach and activation is not None and activation not in FROM_PREACTIVATION)
+        for activation, reach, above in of_layers
+    ]
+    kept = [wants_weight[0], *reached[:-1], *outputs, *preactivations]
+    return _Saved(_select(kept), _select([wants_input, *wants]), tuple(preactivations))
+
+
+def _select(wanted: Sequence[bool]) -> Select:
+    return itemgetter(*[i if want else -1 for i, want in enumerate(wanted)])
 
 
 def _forward(
@@ -44,17 +89,22 @@ def _forward(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     activations: Activations,
-    saving: bool,
+    saving: Sequence[bool] = (),
 ) -> tuple[Tensor, Values, Values]:
-    """The output of the chain; outputs and, if `saving`, preactivations of its layers."""
+    """The output of the chain; as matrices those of its layers and, where `saving`, preactivations."""
     flat = input if input.dim() == 2 else input.reshape(input.shape[:-1].numel(), input.shape[-1])
     rows = flat.shape[0]
-    outputs: Values = [flat.new_empty(rows, weight.shape[0]) for weight in weights]
-    preactivations: Values = []
-    if saving and not FROM_PREACTIVATION.isdisjoint(activations):
+    new = flat.new_empty
+    outputs: Values = [new(rows, weight.shape[0]) for weight in weights]
+    output = outputs[-1]
+    if flat is not input:
+        # What is returned must be no view, or it could not be changed in place: a view of it is filled.
+        output = new(*input.shape[:-1], output.shape[1])
+        outputs[-1] = output.view(outputs[-1].shape)
+    preactivations: Values = [None] * len(outputs)
+    if True in saving:
         preactivations = [
-            torch.empty_like(output) if activation in FROM_PREACTIVATION else None
-            for output, activation in zip(outputs, activations, strict=True)
+            torch.empty_like(output) if save else None for output, save in zip(outputs, saving, strict=True)
         ]
     kernels = _backend.native(flat)
     if kernels is _backend.cpu:
@@ -62,86 +112,84 @@ def _forward(
     else:
         below = flat
         for i, layer in enumerate(zip(weights, biases, activations, strict=True)):
-            z = preactivations[i] if preactivations else None
-            _cuda_linear.forward(kernels, below, *layer, outputs[i], z)
+            _cuda_linear.forward(kernels, below, *layer, outputs[i], preactivations[i])
             below = outputs[i]
-    last = outputs[-1]
-    output = last if input.dim() == 2 else last.view(*input.shape[:-1], last.shape[1])
     return output, outputs, preactivations
 
 
 class MlpFunction(NativeFunction):
-    """Saves what torch's chain would: the input, the parameters, hidden outputs, and z of GELU and SiLU."""
+    """Saves what `_Saved` says."""
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, input: Tensor, activations: Activations, *parameters: Any
+        ctx: Any, input: Tensor, activations: tuple[str | None, ...], *parameters: Any
     ) -> Tensor:
         depth = len(activations)
+        saved = _to_save(ctx.needs_input_grad, activations)
+        weights = parameters[:depth]
         output, outputs, preactivations = _forward(
-            input, parameters[:depth], parameters[depth:], activations, saving=True
+            input, weights, parameters[depth:], activations, saved.preactivations
         )
-        if activations[-1] is None or activations[-1] in FROM_PREACTIVATION:
-            outputs[-1] = None  # nobody needs it, so it may be changed in place
-        ctx.activations = activations
-        ctx.save_for_backward(input, *parameters, *outputs, *preactivations)
+        outputs[-1] = output
+        ctx.save_for_backward(*saved.values((input, *weights, *outputs, *preactivations, None)))
+        # Inputs of the node make no cycle of references; outputs would.
+        ctx.wanted = saved.wanted((input, *parameters, None))
+        ctx.chain = activations, input.shape, [weight.shape for weight in weights]
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        input, *saved = ctx.saved_tensors
-        activations = ctx.activations
+        activations, input_shape, weight_shapes = ctx.chain
         depth = len(activations)
-        parameters, outputs, preactivations = (
-            saved[: 2 * depth],
-            saved[2 * depth : 3 * depth],
-            saved[3 * depth :],
-        )
-        flat, grad = input, grad_output
-        if input.dim() != 2:
-            rows = input.shape[:-1].numel()
-            flat = input.reshape(rows, input.shape[-1])
-            grad = grad_output.reshape(rows, grad_output.shape[-1])
-        if _backend.use_native_backward("mlp_backward", grad, flat, *outputs, cuda=True):
+        values = ctx.saved_tensors
+        if len(input_shape) != 2:
+            rows, (out_features, _) = input_shape[:-1].numel(), weight_shapes[-1]
+            values = [*values]
+            values[0] = _as_matrix(values[0], rows, input_shape[-1])
+            values[2 * depth] = _as_matrix(values[2 * depth], rows, out_features)
+            grad_output = grad_output.reshape(rows, out_features)
+        if _backend.use_native_backward("mlp_backward", grad_output, *values, cuda=True):
             wants_input, _, *wants = needed_gradients(ctx)
-            grad_input = grad.new_empty(*flat.shape) if wants_input else None
-            grads = [
-                grad.new_empty(*parameter.shape) if want else None
-                for parameter, want in zip(parameters, wants, strict=True)
-            ]
-            kernels = _backend.native(grad)
+            new = grad_output.new_empty  # takes half as long for numbers as for a Size
+            grad_input = new(grad_output.shape[0], input_shape[-1]) if wants_input else None
+            grad_weights, grad_biases = [], []
+            for i, (n, k) in enumerate(weight_shapes):
+                grad_weights.append(new(n, k) if wants[i] else None)
+                grad_biases.append(new(n) if wants[depth + i] else None)
+            kernels = _backend.native(grad_output)
             call = kernels.mlp_backward if kernels is _backend.cpu else partial(_cuda_backward, kernels)
             call(
-                grad,
-                flat,
-                parameters[:depth],
-                outputs,
-                preactivations,
-                activations,
-                grad_input,
-                grads[:depth],
-                grads[depth:],
+                *(grad_output, values[0], values[1 : 1 + depth]),
+                *(values[1 + depth : 1 + 2 * depth], values[1 + 2 * depth :], activations),
+                *(grad_input, grad_weights, grad_biases),
             )
         else:
             wants_input, _, *wants = ctx.needs_input_grad
-            layers = list(map(Layer, parameters[:depth], parameters[depth:], activations))
             if torch.is_grad_enabled():
-                outputs, preactivations = _differentiable_values(flat, layers)
-            grad_input, *grads = _torch_backward(
-                grad, flat, layers, outputs, preactivations, wants_input, wants
+                values = _differentiable(ctx, values, grad_output)
+            grad_input, grad_weights, grad_biases = _torch_backward(
+                *(grad_output, values[0], values[1 : 1 + depth]),
+                *(values[1 + depth : 1 + 2 * depth], values[1 + 2 * depth :], activations),
+                *(wants_input, wants[:depth], wants[depth:]),
             )
-        if grad_input is not None and grad_input.dim() != input.dim():
-            grad_input = grad_input.view(input.shape)
-        return grad_input, None, *grads
+        if not _keeps_graph():  # torch then frees what was saved
+            ctx.wanted = None
+        if grad_input is not None and len(input_shape) != 2:
+            grad_input = grad_input.view(input_shape)
+        return grad_input, None, *grad_weights, *grad_biases
+
+
+def _as_matrix(t: Tensor | None, rows: int, columns: int) -> Tensor | None:
+    return None if t is None else t.reshape(rows, columns)
 
 
 def _cuda_backward(
     kernels: Any,
     grad: Tensor,
-    flat: Tensor,
-    weights: Sequence[Tensor],
-    outputs: Values,
-    preactivations: Values,
+    input: Tensor | None,
+    weights: Sequence[Any],
+    outputs: Sequence[Any],
+    preactivations: Sequence[Any],
     activations: Activations,
     grad_input: Tensor | None,
     grad_weights: Values,
@@ -159,13 +207,13 @@ def _cuda_backward(
     ]
     last = 0 if grad_input is not None else min(wanted, default=len(activations))
     for i in reversed(range(last, len(activations))):
-        below = activations[i - 1] if i else None
+        below = activations[i - 1] if i > last else None
         grad_below = grad_input
         if i > last:
-            grad_below = torch.empty(outputs[i - 1].shape, dtype=grad.dtype, device=grad.device)
+            grad_below = grad.new_empty(grad.shape[0], weights[i].shape[1])
         _cuda_linear.backward(
             kernels,
-            *(grad, own_saved, own, outputs[i - 1] if i else flat, weights[i]),
+            *(grad, own_saved, own, outputs[i - 1] if i else input, weights[i]),
             *(grad_below, grad_weights[i], grad_biases[i]),
             *(saved[i - 1] if below is not None else None, below),
         )
@@ -174,43 +222,57 @@ def _cuda_backward(
         own = own_saved = None
 
 
-def _differentiable_values(flat: Tensor, layers: Sequence[Layer]) -> tuple[Values, Values]:
-    """Outputs and preactivations as functions of input and parameters, for the backward of the backward."""
-    outputs, preactivations = [], []
-    for weight, bias, activation in layers:
-        z = F.linear(flat, weight, bias)
-        flat = torch_activation(z, activation)
-        preactivations.append(z)
-        outputs.append(flat)
-    return outputs, preactivations
+def _differentiable(ctx: Any, values: Sequence[Any], grad_output: Tensor) -> Values:
+    """What was saved, as functions of what wants a gradient: for the backward of the backward."""
+    activations, input_shape, weight_shapes = ctx.chain
+    depth = len(activations)
+    rows = grad_output.shape[0]
+    input, *wanted = ctx.wanted
+    below = values[0] if input is None else input.reshape(rows, input_shape[-1])
+    result: Values = [below, *values[1:]]
+    for i, (activation, (n, k)) in enumerate(zip(activations, weight_shapes, strict=True)):
+        at_output, at_z = 1 + depth + i, 1 + 2 * depth + i
+        if (below is None or not below.requires_grad) and wanted[i] is None and wanted[depth + i] is None:
+            below = values[at_output]  # a constant
+            continue
+        output = values[at_output]
+        if output is None:  # no gradient is taken from its values
+            output = grad_output.new_zeros(()).expand(rows, n)
+        layer = ComputedLinear(activation, output, values[at_z], torch.Size((rows, k)))
+        weight = values[1 + i] if wanted[i] is None else wanted[i]
+        below, result[at_z] = ComputedLinearFunction.apply(below, weight, wanted[depth + i], layer)
+        result[at_output] = below
+    return result
 
 
 def _torch_backward(
     grad: Tensor,
-    flat: Tensor,
-    layers: Sequence[Layer],
-    outputs: Values,
-    preactivations: Values,
+    input: Any,
+    weights: Sequence[Any],
+    outputs: Sequence[Any],
+    preactivations: Sequence[Any],
+    activations: Activations,
     wants_input: bool,
-    wants: Sequence[bool],
-) -> list[Tensor | None]:
+    wants_weight: Sequence[bool],
+    wants_bias: Sequence[bool],
+) -> tuple[Tensor | None, Values, Values]:
     """The gradients of input, weights and biases in torch's own ops: exact under double backward and vmap."""
-    depth = len(layers)
-    grads: list[Tensor | None] = [None] * (1 + 2 * depth)
+    depth = len(activations)
+    grad_weights: Values = [None] * depth
+    grad_biases: Values = [None] * depth
     for i in reversed(range(depth)):
-        activation = layers[i].activation
+        activation = activations[i]
         if activation is not None:
             saved = preactivations if activation in FROM_PREACTIVATION else outputs
             grad = torch_activation_gradient(grad, saved[i], activation)
-        if wants[i]:
-            grads[1 + i] = grad.t() @ (outputs[i - 1] if i else flat)
-        if wants[depth + i]:
-            grads[1 + depth + i] = grad.sum(0)
-        if i or wants_input:
-            grad = grad @ layers[i].weight
-    if wants_input:
-        grads[0] = grad
-    return grads
+        if wants_weight[i]:
+            grad_weights[i] = grad.t() @ (outputs[i - 1] if i else input)
+        if wants_bias[i]:
+            grad_biases[i] = grad.sum(0)
+        if not (wants_input or any(wants_weight[:i]) or any(wants_bias[:i])):
+            return None, grad_weights, grad_biases  # what lies below need not be there
+        grad = grad @ weights[i]
+    return grad, grad_weights, grad_biases
 
 
 def mlp(input: Tensor, layers: Sequence[Layer]) -> Tensor:
@@ -237,6 +299,12 @@ def mlp(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     return mlp_chain(input, *map(list, zip(*layers, strict=True)))
 
 
+@cache
+def _check_activations(activations: tuple[str | None, ...]) -> None:
+    for activation in activations:
+        check_activation("mlp", activation)
+
+
 def mlp_chain(
     input: Tensor,
     weights: Sequence[Tensor],
@@ -244,10 +312,11 @@ def mlp_chain(
     activations: Activations,
 ) -> Tensor:
     """:func:`mlp` of layers whose parts come in lists of their own."""
+    _check_activations(tuple(activations))
     reason = _backend.torch_reason(input, *weights, *biases, cuda=True)
-    for weight, bias, activation in zip(weights, biases, activations, strict=True):
-        check_activation("mlp", activation)
-        reason = reason or shape_reason(input, weight, bias)
+    if reason is None:
+        for weight, bias in zip(weights, biases, strict=True):
+            reason = reason or shape_reason(input, weight, bias)
     if reason is not None:
         for weight, bias, activation in zip(weights, biases, activations, strict=True):
             input = linear(input, weight, bias, activation)
@@ -257,6 +326,6 @@ def mlp_chain(
         weights[0].requires_grad  # the answer nearly always
         or any(t is not None and t.requires_grad for t in (input, *weights, *biases))
     ):
-        output: Tensor = MlpFunction.apply(input, activations, *weights, *biases)
+        output: Tensor = MlpFunction.apply(input, tuple(activations), *weights, *biases)
         return output
-    return _forward(input, weights, biases, activations, saving=False)[0]
+    return _forward(input, weights, biases, activations)[0]
