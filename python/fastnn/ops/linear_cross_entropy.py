@@ -61,7 +61,9 @@ class LinearCrossEntropyFunction(NativeFunction):
 
     With reduction "none" the gradients need `grad_output`: backward then computes the logits again, as a
     second backward does with any reduction. Gradients are kept as attributes, not with `save_for_backward`,
-    so that backward hands over the only reference.
+    so that backward hands over the only reference. What is saved beside them is looked at where the logits
+    are computed again, and may be changed in place where they are not. The bias, which torch's gradients are
+    not taken from, may be changed before any first backward: "none" keeps a copy.
     """
 
     @staticmethod
@@ -74,9 +76,11 @@ class LinearCrossEntropyFunction(NativeFunction):
         weight: Tensor | None,
         options: dict[str, Any],
     ) -> Tensor:
-        ctx.save_for_backward(input, linear_weight, linear_bias, target, weight)
-        ctx.options = options
+        ctx.options, ctx.dtype = options, input.dtype
         rowwise = options["reduction"] == "none"
+        copy = linear_bias.clone() if rowwise and linear_bias is not None else None
+        ctx.save_for_backward(input, linear_weight, copy, target, weight)
+        ctx.bias = None if linear_bias is None else (linear_bias, linear_bias._version)
         wanted = (False,) * 3 if rowwise else ctx.needs_input_grad[:3]
         loss, gradients, ctx.scale = _run(input, linear_weight, linear_bias, target, weight, options, wanted)
         ctx.gradients = None if rowwise else gradients
@@ -89,12 +93,13 @@ class LinearCrossEntropyFunction(NativeFunction):
         rowwise = ctx.options["reduction"] == "none"
         if torch.is_grad_enabled() or (rowwise and not native):
             return (*_torch_gradients(ctx, grad_output), None, None, None)
-        input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
         if gradients is None:
+            input, linear_weight, bias_copy, target, weight = ctx.saved_tensors
             wanted = (needed_gradients(ctx) if native else ctx.needs_input_grad)[:3]
             factors = grad_output.contiguous() if rowwise else None
+            bias = bias_copy if rowwise else _unchanged_bias(ctx)
             _, gradients, ctx.scale = _run(
-                input, linear_weight, linear_bias, target, weight, ctx.options, wanted, factors
+                input, linear_weight, bias, target, weight, ctx.options, wanted, factors
             )
         if not rowwise:
             if not native:
@@ -107,13 +112,28 @@ class LinearCrossEntropyFunction(NativeFunction):
                         kernels.cross_entropy_scale_gradient(g, grad_output.to(g.dtype), ctx.scale)
             elif grad_output.item() != 1:
                 gradients = [None if g is None else g.mul_(grad_output) for g in gradients]
-        return (*(None if g is None else g.to(input.dtype) for g in gradients), None, None, None)
+        return (*(None if g is None else g.to(ctx.dtype) for g in gradients), None, None, None)
+
+
+def _unchanged_bias(ctx: Any) -> Tensor | None:
+    if ctx.bias is None:
+        return None
+    bias: Tensor
+    bias, version = ctx.bias
+    if bias._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"linear_cross_entropy's linear_bias is at version {bias._version}; expected version {version} "
+            "instead"
+        )
+    return bias
 
 
 def _torch_gradients(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
     """Return the gradients as differentiable functions of the inputs and of `grad_output`."""
     differentiable = torch.is_grad_enabled()
-    input, linear_weight, linear_bias, target, weight = ctx.saved_tensors
+    input, linear_weight, _, target, weight = ctx.saved_tensors
+    linear_bias = _unchanged_bias(ctx)
     with torch.enable_grad():
         loss = linear_cross_entropy_torch(
             input, linear_weight, target, linear_bias=linear_bias, weight=weight, **ctx.options
@@ -217,6 +237,9 @@ def _torch_reason(
     reason = _backend.torch_reason(input, linear_weight, linear_bias, weight, cuda=True)
     if reason is not None:
         return reason
+    tensors = (input, linear_weight, linear_bias, target, weight)
+    if torch.is_grad_enabled() and any(t is not None and t.is_inference() for t in tensors):
+        return "torch guards what it saves of inference tensors"
     return cross_entropy_reason(
         input,
         target,
