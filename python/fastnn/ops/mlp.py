@@ -172,7 +172,8 @@ class MlpFunction(NativeFunction):
                 *(values[1 + depth : 1 + 2 * depth], values[1 + 2 * depth :], activations),
                 *(wants_input, wants[:depth], wants[depth:]),
             )
-        if not _keeps_graph():  # torch then frees what was saved
+        # Torch then frees what was saved; what compiled autograd traces cannot ask, and is done at once.
+        if not torch.compiler.is_compiling() and not _keeps_graph():
             ctx.wanted = None
         if grad_input is not None and len(input_shape) != 2:
             grad_input = grad_input.view(input_shape)
