@@ -60,7 +60,10 @@ options = [
     ran(N.cross_entropy, tensor(4, 4), torch.zeros(4, dtype=torch.int64), **given)
     for given in ({"z_loss": 0.1}, {"label_smoothing": 0.1}, {"weight": torch.ones(4)})
 ]
-chain = ran(fastnn.nn.MLP([2, 2, 2]), tensor(1, 2))
+mlp = fastnn.nn.MLP([2, 2, 2])
+wide = fastnn.nn.MLP([1024, 1024, 2])
+wide_rows = [ran(wide, tensor(rows, 1024)) for rows in (1, 2)]
+found["chain"] = [ran(mlp, tensor(31, 2)), ran(mlp, tensor(32, 2))]
 """
 
 
@@ -83,7 +86,7 @@ for name, (small, large) in found.items():
     assert small == [], (name, small)
     assert len(large) == 1, (name, large)
 assert all(options)
-assert chain == ["mlp"]
+assert wide_rows == [[], ["mlp"]]
 """
     )
 

@@ -15,6 +15,7 @@ from torch.nn.modules import module as _module
 from fastnn import _backend, _replaced
 from fastnn.nn.activation import activation_of, module_of
 from fastnn.nn.linear import Linear, parameters_of
+from fastnn.ops._sizes import are_few_rows
 from fastnn.ops.linear import check_activation, linear
 from fastnn.ops.mlp import mlp_chain
 
@@ -143,8 +144,13 @@ class Sequential(torch.nn.Sequential):
                 input = module(input)
             return input
         else:
+            layers = list(self._modules.values())
+            if are_few_rows(input, layers):
+                for module in layers:
+                    input = module(input)
+                return input
             if why_nothing_fuses() is None:
-                output: Tensor = _run(list(self), input)
+                output: Tensor = _run(layers, input)
             else:
                 theirs = torch.nn.Sequential.forward
                 output = (_torch_forward if theirs is Sequential.forward else theirs)(self, input)

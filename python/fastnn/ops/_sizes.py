@@ -12,6 +12,7 @@ environment lifts all limits. What cannot be asked for its size here is asked by
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,8 +28,12 @@ _LINEAR = {None: 1 << 21, "relu": 1 << 21}, 1 << 15
 _LINEAR_WITH_GRADIENTS = {None: 1 << 20, "relu": 1 << 16}, 1 << 13
 _LINEAR_DEEP = 1 << 16  # without gradients, from _DEEP inputs on
 _DEEP = 512
-_TINY_LINEAR = 1 << 13  # the least of all these limits
+_TINY_LINEAR = 1 << 16  # without activation; about the least of these limits
 _LINEAR_16_BIT = 1 << 15  # in bfloat16 and float16, whose products torch computes slowly
+
+# Of a chain: rows, and M N K of its largest layer.
+_FEW_ROWS = 32
+_FEW_ROWS_WORK = 1 << 20
 
 _GRAM = 1 << 19  # C C L
 # Logits, with and without gradient. Torch is slow where the classes fill no vector.
@@ -46,7 +51,7 @@ def _may_be_small(input: Tensor) -> bool:
 
 
 def is_tiny_linear(input: Tensor, outputs: int) -> bool:
-    """Whether torch should compute a layer of so many outputs, whatever else it is; quicker to ask."""
+    """Whether torch should compute a layer without activation of so many outputs; quicker to ask."""
     try:
         return _may_be_small(input) and input.numel() * outputs <= _TINY_LINEAR
     except (AttributeError, TypeError):
@@ -69,6 +74,23 @@ def is_small_linear(input: Tensor, weight: Tensor, activation: str | None) -> bo
         limits, others = _LINEAR
         return work <= (_LINEAR_DEEP if inputs >= _DEEP else limits.get(activation, others))
     except (AttributeError, TypeError, ValueError):
+        return False
+
+
+def are_few_rows(input: Tensor, layers: Sequence[torch.nn.Module]) -> bool:
+    """Whether layers that could run as one op should run one by one, each in torch's op."""
+    try:
+        if not _may_be_small(input):
+            return False
+        rows = input.numel() // input.size(-1)
+        if rows >= _FEW_ROWS:
+            return False
+        most = _FEW_ROWS_WORK // rows
+        for layer in layers:
+            if isinstance(layer, torch.nn.Linear) and layer.in_features * layer.out_features > most:
+                return rows == 1 and torch.is_grad_enabled() and layer.weight.requires_grad
+        return True
+    except (AttributeError, IndexError, TypeError, ZeroDivisionError):
         return False
 
 
