@@ -10,6 +10,13 @@ namespace fastnn::cross_entropy_args {
 
 inline constexpr const char* kOp = "cross_entropy";
 
+// As python/fastnn/ops/cross_entropy.py counts them.
+inline Reduction read_reduction(const char* op, int value) {
+  check<std::invalid_argument>(value >= 0 && value <= static_cast<int>(Reduction::sum), op,
+                               ": reduction must be 0, 1 or 2, got ", value);
+  return static_cast<Reduction>(value);
+}
+
 // (C), (N, C) or (N, C, d1, ...) as (outer, classes, inner).
 inline void read_logits(const TensorView& x, CrossEntropyArgs& args) {
   check_floating(kOp, "input", x);
@@ -72,7 +79,7 @@ inline CrossEntropyArgs read_forward(const TensorView& x, const TensorView& targ
   read_target(target, x, args);
   if (weight) read_weight(*weight, x, args);
   args.ignore_index = ignore_index;
-  args.reduction = static_cast<Reduction>(reduction);
+  args.reduction = read_reduction(kOp, reduction);
   args.label_smoothing = label_smoothing;
   args.z_loss = z_loss;
   check_dtype(kOp, "loss", loss, x.dtype);

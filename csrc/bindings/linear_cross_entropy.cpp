@@ -1,8 +1,10 @@
 #include "ops/linear_cross_entropy/linear_cross_entropy.h"
 
+#include <algorithm>
 #include <optional>
 
 #include "bindings/class_indices.h"
+#include "bindings/cross_entropy_args.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -41,8 +43,15 @@ void run(const TensorView& x, const TensorView& weight, const Optional& bias, co
   const int64_t rows = x.shape[0], classes = weight.shape[0];
   if (bias) check_vector(kOp, "linear_bias", *bias, x.dtype, classes);
 
-  LinearCrossEntropyArgs args = {x,           weight,      pointer(bias), {},        dy ? dy->data : nullptr,
-                                 pointer(dx), pointer(dw), pointer(db),   chunk_rows};
+  LinearCrossEntropyArgs args = {x,
+                                 weight,
+                                 pointer(bias),
+                                 {},
+                                 dy ? dy->data : nullptr,
+                                 pointer(dx),
+                                 pointer(dw),
+                                 pointer(db),
+                                 std::min(chunk_rows, rows)};
   check(target.dtype == DType::i64 || target.dtype == DType::u8, kOp, ": target has dtype ",
         dtype_name(target.dtype), ", expected int64 or uint8");
   check_vector(kOp, "target", target, target.dtype, rows);
@@ -55,7 +64,7 @@ void run(const TensorView& x, const TensorView& weight, const Optional& bias, co
     args.loss.weight = class_weight->data;
   }
   args.loss.ignore_index = ignore_index;
-  args.loss.reduction = static_cast<Reduction>(reduction);
+  args.loss.reduction = cross_entropy_args::read_reduction(kOp, reduction);
   args.loss.label_smoothing = label_smoothing;
   args.loss.z_loss = z_loss;
   check_dtype(kOp, "loss", loss, x.dtype);

@@ -67,7 +67,7 @@ void chunk(const TensorView& x, int64_t begin, const TensorView& target,
   check_contiguous(kOp, "target", target);
   const int64_t rows = x.shape[0], all = target.shape[0];
   check(begin >= 0 && begin <= all - rows, kOp, ": ", rows, " rows from ", begin, " on of a batch of ", all);
-  const bool rowwise = static_cast<Reduction>(reduction) == Reduction::none;
+  const bool rowwise = cross_entropy_args::read_reduction(kOp, reduction) == Reduction::none;
   if (rowwise) {
     check_vector(kOp, "loss", loss, x.dtype, all);
     check_contiguous(kOp, "loss", loss);
