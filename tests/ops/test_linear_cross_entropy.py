@@ -250,7 +250,7 @@ def test_errors(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
         (RuntimeError, r"linear_bias has shape \(1,\)", (x, w, t), {"linear_bias": x.new_zeros(1)}),
         (RuntimeError, r"weight has shape \(2,\)", (x, w, t), {"weight": x.new_ones(2)}),
         (RuntimeError, r"linear_weight \(C, K\)", (x, w[0], t), {}),
-        (RuntimeError, r"needs input \(N, K\)", (x[0], w[None], t[0]), {}),
+        (RuntimeError, r"expected input \(N, K\)", (x[0], w[None], t[0]), {}),
         (RuntimeError, "class probabilities", (x, w, x.new_ones(5, CLASSES)), {"ignore_index": 1}),
         (RuntimeError, "to be Long or Byte, but got Int", (x, w, t.int()), {}),
         (RuntimeError, "dtype", (x, w.double(), t), {}),

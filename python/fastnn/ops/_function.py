@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # Whether the backward that runs reaches a node; a torch without it computes every gradient.
 _will_run = getattr(torch._C, "_will_engine_execute_node", None)
@@ -23,6 +25,24 @@ class NativeFunction(torch.autograd.Function):
         super().__init_subclass__()
         # The method that torch's own `apply` ends in, bound once.
         cls.apply = super(torch.autograd.Function, cls).apply  # type: ignore[method-assign, misc]
+
+
+def refused(op: str, refusal: Exception, twin: Callable[[], Tensor]) -> Tensor:
+    """What torch makes of a call that the compiled module refused: its own error, with what was said before.
+
+    So an error has torch's type and words, and names what was expected. Errors of another origin are raised.
+
+    Args:
+        op: as errors of the compiled module name it.
+        refusal: the error.
+        twin: the call in torch's ops.
+    """
+    if not str(refusal).startswith(f"{op}: "):
+        raise refusal
+    try:
+        return twin()
+    except (RuntimeError, ValueError) as error:
+        raise type(error)(f"{error}\n{refusal}") from None
 
 
 def needed_gradients(ctx: Any) -> tuple[bool, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import _reduction
 
 from fastnn import _backend
-from fastnn.ops._function import NativeFunction
+from fastnn.ops._function import NativeFunction, refused
 from fastnn.ops._sizes import SMALL, is_small_cross_entropy
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
@@ -32,6 +32,8 @@ def cross_entropy_torch(
     """:func:`cross_entropy` in torch ops: the fallback, and what double backward differentiates."""
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
+    if isinstance(target, Tensor) and target.dtype == torch.uint8:
+        target = target.long()  # torch takes uint8 for some shapes only, and 156 for -100
     loss = F.cross_entropy(
         input,
         target,
@@ -188,9 +190,9 @@ def cross_entropy_reason(
         return "ignore_index with class probabilities"
     if not 0.0 <= label_smoothing <= 1.0:
         return f"label_smoothing={label_smoothing}"
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         return f"reduction={reduction!r}"
-    if not -(2**63) <= ignore_index < 2**63 or isinstance(ignore_index, float):
+    if not -(2**63) <= ignore_index < 2**63 or isinstance(ignore_index, (float, bool)):
         return f"ignore_index={ignore_index!r}"
     if input.numel() == 0 or not 1 <= input.dim() <= 8:
         return f"input of shape {tuple(input.shape)}"
@@ -254,14 +256,8 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    # Where there are options, torch takes several ops.
-    if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
-        reason: str | None = SMALL
-    else:
-        reason = cross_entropy_reason(
-            input, target, weight, ignore_index, reduction, label_smoothing, cuda=True
-        )
-    if not _backend.decide("cross_entropy", reason):
+
+    def twin() -> Tensor:
         return cross_entropy_torch(
             input,
             target,
@@ -271,8 +267,21 @@ def cross_entropy(
             label_smoothing=label_smoothing,
             z_loss=z_loss,
         )
+
+    # Where there are options, torch takes several ops.
+    if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
+        reason: str | None = SMALL
+    else:
+        reason = cross_entropy_reason(
+            input, target, weight, ignore_index, reduction, label_smoothing, cuda=True
+        )
+    if not _backend.decide("cross_entropy", reason):
+        return twin()
     options = (ignore_index, reduction, label_smoothing, z_loss)
-    if torch.is_grad_enabled() and input.requires_grad:
-        loss: Tensor = CrossEntropyFunction.apply(input, target, weight, options)
-        return loss
-    return _run(input, target, weight, None, *options)[0]
+    try:
+        if torch.is_grad_enabled() and input.requires_grad:
+            loss: Tensor = CrossEntropyFunction.apply(input, target, weight, options)
+            return loss
+        return _run(input, target, weight, None, *options)[0]
+    except (RuntimeError, ValueError) as error:
+        return refused("cross_entropy", error, twin)

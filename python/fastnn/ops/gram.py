@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from fastnn.ops._sizes import SMALL, is_small_gram
 
 def _features(op: str, input: Tensor) -> Tensor:
     """`input` as (B, C, L)."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{op}: input must be a Tensor, got {type(input).__name__}")
     if input.dim() not in (2, 3, 4):
         raise RuntimeError(
             f"{op}: input must have shape (C, L), (B, C, L) or (B, C, H, W), got {tuple(input.shape)}"
@@ -93,14 +96,18 @@ def gram_matrix(input: Tensor, normalize: bool = False) -> Tensor:
         ``normalize``).
 
     Raises:
+        TypeError: ``input`` is no Tensor.
         RuntimeError: an input of another number of dimensions.
     """
     features = _features("gram_matrix", input)
     reason = SMALL if is_small_gram(features) else _backend.torch_reason(features, cuda=True)
     if not _backend.decide("gram_matrix", reason):
         # Scaled before the product: a float16 sum could overflow where its mean does not.
-        scaled = features * _scale(features, normalize) if normalize else features
+        scale = _scale(features, normalize)
+        scaled = features * scale if normalize else features
         output = torch.matmul(scaled, features.mT)
+        if math.isnan(scale):
+            output = output * scale  # which a product without terms did not see
     elif torch.is_grad_enabled() and features.requires_grad:
         output = GramFunction.apply(features, normalize)
     else:

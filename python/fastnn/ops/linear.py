@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastnn import _backend
 from fastnn.ops import _cuda_linear
-from fastnn.ops._function import NativeFunction, needed_gradients
+from fastnn.ops._function import NativeFunction, needed_gradients, refused
 from fastnn.ops._sizes import SMALL, is_small_linear
 
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
@@ -195,9 +195,9 @@ class ComputedLinearFunction(LinearFunction):
         return output, z
 
 
-def shape_reason(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+def shape_reason(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
     """Why torch must run a layer whose tensors have these shapes, or None."""
-    if weight.dim() != 2 or input.dim() == 0:
+    if weight is None or weight.dim() != 2 or input.dim() == 0:
         return "weight is not a matrix or input has no dimension"
     if bias is None:
         return None
@@ -250,9 +250,12 @@ def linear(
         reason = _backend.torch_reason(input, weight, bias, cuda=True) or shape_reason(input, weight, bias)
     if not _backend.decide("linear", reason):
         return torch_activation(F.linear(input, weight, bias), activation)
-    if torch.is_grad_enabled() and (
-        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
-        output: Tensor = LinearFunction.apply(input, weight, bias, activation)[0]
-        return output
-    return _forward(input, weight, bias, activation, saving=False)[0]
+    try:
+        if torch.is_grad_enabled() and (
+            input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        ):
+            output: Tensor = LinearFunction.apply(input, weight, bias, activation)[0]
+            return output
+        return _forward(input, weight, bias, activation, saving=False)[0]
+    except RuntimeError as error:
+        return refused("linear", error, lambda: torch_activation(F.linear(input, weight, bias), activation))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastnn import _backend
 from fastnn.ops import _cuda_linear_cross_entropy
-from fastnn.ops._function import NativeFunction, needed_gradients
+from fastnn.ops._function import NativeFunction, needed_gradients, refused
 from fastnn.ops._sizes import SMALL, is_small_linear_cross_entropy
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy_reason, cross_entropy_torch
 
@@ -189,35 +189,67 @@ def _run(
     return loss, gradients, None
 
 
-def _check_shapes(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
+def _check(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
+    """Raise unless types and shapes fit: torch's sentence, where it has one, and what was expected."""
     op = "linear_cross_entropy"
-    if input.dim() == 0 or linear_weight.dim() < 2:
+    required = {"input": input, "linear_weight": linear_weight, "target": target}
+    for name, t in (required if linear_bias is None else required | {"linear_bias": linear_bias}).items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {name} must be a Tensor, got {type(t).__name__}")
+    batch, outputs = tuple(input.shape[:-1]), tuple(linear_weight.shape[:-1])
+    found = f"input {tuple(input.shape)} and linear_weight {tuple(linear_weight.shape)}"
+    if input.dim() == 0:
         raise RuntimeError(
-            f"{op}: expected input (*, K) and linear_weight (C, K), got shapes "
-            f"{tuple(input.shape)} and {tuple(linear_weight.shape)}"
+            f"expected input with dimensionality 1 or 2, got 0\n{op}: expected input (*, K), got {found}"
+        )
+    if linear_weight.dim() < 2:
+        raise RuntimeError(
+            f"expected linear_weight with dimensionality at least 2, got {linear_weight.dim()}\n"
+            f"{op}: expected linear_weight (C, K), got {found}"
         )
     if input.shape[-1] != linear_weight.shape[-1]:
         raise RuntimeError(
+            "expected equal input and linear_weight last dimensions (in_features), got "
+            f"{input.shape[-1]} and {linear_weight.shape[-1]}, respectively\n"
             f"{op}: input has K={input.shape[-1]}, linear_weight expects {linear_weight.shape[-1]}"
         )
-    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:-1]:
+    if linear_bias is not None and linear_bias.shape != outputs:
+        got = tuple(linear_bias.shape)
         raise RuntimeError(
-            f"{op}: linear_bias has shape {tuple(linear_bias.shape)}, "
-            f"expected {tuple(linear_weight.shape[:-1])}"
+            f"expected linear_bias shape {outputs}, got {got}\n"
+            f"{op}: linear_bias has shape {got}, expected {outputs}"
         )
-    batch = input.shape[:-1]
-    if linear_weight.dim() > 2:
-        if len(batch) != 1:
+    if len(outputs) > 1:
+        if not batch:
             raise RuntimeError(
-                f"{op}: linear_weight of shape {tuple(linear_weight.shape)} needs input (N, K), "
-                f"got shape {tuple(input.shape)}"
+                f"K-dimensional loss defined by linear_weight shape {tuple(linear_weight.shape)} requires "
+                f"batched input, (N, {input.shape[-1]}), "
+                f"got unbatched input with shape {tuple(input.shape)}\n"
+                f"{op}: expected input (N, K), got {found}"
             )
-    elif target.shape not in (batch, batch + linear_weight.shape[:1]):
-        error = ValueError if target.dim() == len(batch) == 1 else RuntimeError
-        raise error(
-            f"{op}: target has shape {tuple(target.shape)}, expected class indices {tuple(batch)} or class "
-            f"probabilities {(*batch, linear_weight.shape[0])}"
+        if len(batch) > 1:
+            raise RuntimeError(
+                f"expected input with dimensionality 1 or 2, got {input.dim()}\n"
+                f"{op}: expected input (N, K), got {found}"
+            )
+    elif target.shape not in (batch, batch + outputs):
+        expected = (
+            f"{op}: target has shape {tuple(target.shape)}, expected class indices {batch} or class "
+            f"probabilities {batch + outputs}"
         )
+        if len(batch) > 1:
+            raise RuntimeError(f"expected input with dimensionality 1 or 2, got {input.dim()}\n{expected}")
+        raise _target_error(input, linear_weight, target, expected)
+
+
+def _target_error(input: Tensor, linear_weight: Tensor, target: Tensor, expected: str) -> Exception:
+    """What torch says of a target for logits of this shape."""
+    logits = input.new_zeros((*input.shape[:-1], linear_weight.shape[0]))
+    try:
+        F.cross_entropy(logits, target)
+    except (RuntimeError, ValueError) as error:
+        return type(error)(f"{error}\n{expected}")
+    return RuntimeError(expected)
 
 
 def _torch_reason(
@@ -301,13 +333,17 @@ def linear_cross_entropy(
     Raises:
         IndexError: an index is neither in [0, C) nor ``ignore_index``. On CUDA the loss is NaN then, and the
             next call raises, or with FASTNN_CHECK=1 in the environment this one, which waits for the device.
+        TypeError: one of the required arguments is no Tensor.
         ValueError: the batch sizes of ``input`` and ``target`` differ; an unknown ``reduction``.
         RuntimeError: other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1];
             ``ignore_index`` together with class probabilities.
     """
-    _check_shapes(input, linear_weight, target, linear_bias)
+    _check(input, linear_weight, target, linear_bias)
     if target.is_floating_point() and ignore_index is not None:
-        raise RuntimeError("linear_cross_entropy: ignore_index is given, but target has class probabilities")
+        raise RuntimeError(
+            "ignore_index cannot be specified when target contains probabilities\n"
+            f"linear_cross_entropy: ignore_index={ignore_index} is given, but target has class probabilities"
+        )
     loss_options: dict[str, Any] = {
         "reduction": reduction,
         "ignore_index": -100 if ignore_index is None else ignore_index,
@@ -318,21 +354,38 @@ def linear_cross_entropy(
     if linear_weight.dim() == 2 and len(batch) != 1:
         input = input.reshape(batch.numel(), input.shape[-1])
         target = target.reshape(batch.numel(), *target.shape[len(batch) :])
+
+    def twin() -> Tensor:
+        return linear_cross_entropy_torch(
+            input, linear_weight, target, linear_bias=linear_bias, weight=weight, **loss_options
+        )
+
     if is_small_linear_cross_entropy(input, linear_weight):
         reason: str | None = SMALL
     else:
         reason = _torch_reason(input, linear_weight, linear_bias, target, weight, loss_options)
-    if not _backend.decide("linear_cross_entropy", reason):
-        loss = linear_cross_entropy_torch(
-            input, linear_weight, target, linear_bias=linear_bias, weight=weight, **loss_options
-        )
-    elif torch.is_grad_enabled() and any(
+    if _backend.decide("linear_cross_entropy", reason):
+        try:
+            loss = _native(input, linear_weight, linear_bias, target, weight, loss_options)
+        except (RuntimeError, ValueError) as error:
+            loss = refused("linear_cross_entropy", error, twin)
+    else:
+        loss = twin()
+    return loss.view(batch) if reduction == "none" and linear_weight.dim() == 2 else loss
+
+
+def _native(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    options: dict[str, Any],
+) -> Tensor:
+    arguments = (input, linear_weight, linear_bias, target, weight, options)
+    if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (input, linear_weight, linear_bias)
     ):
-        loss = LinearCrossEntropyFunction.apply(
-            input, linear_weight, linear_bias, target, weight, loss_options
-        )
-    else:
-        args = (input, linear_weight, linear_bias, target, weight)
-        loss = _run(*args, loss_options, (False,) * 3)[0]
-    return loss.view(batch) if reduction == "none" and linear_weight.dim() == 2 else loss
+        loss: Tensor = LinearCrossEntropyFunction.apply(*arguments)
+        return loss
+    return _run(*arguments, (False,) * 3)[0]

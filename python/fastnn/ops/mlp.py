@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fastnn import _backend
 from fastnn.ops import _cuda_linear
-from fastnn.ops._function import NativeFunction, needed_gradients
+from fastnn.ops._function import NativeFunction, needed_gradients, refused
 from fastnn.ops.linear import (
+    ACTIVATIONS,
     FROM_PREACTIVATION,
     ComputedLinear,
     ComputedLinearFunction,
@@ -300,12 +301,6 @@ def mlp(input: Tensor, layers: Sequence[Layer]) -> Tensor:
     return mlp_chain(input, *map(list, zip(*layers, strict=True)))
 
 
-@cache
-def _check_activations(activations: tuple[str | None, ...]) -> None:
-    for activation in activations:
-        check_activation("mlp", activation)
-
-
 def mlp_chain(
     input: Tensor,
     weights: Sequence[Tensor],
@@ -313,20 +308,31 @@ def mlp_chain(
     activations: Activations,
 ) -> Tensor:
     """:func:`mlp` of layers whose parts come in lists of their own."""
-    _check_activations(tuple(activations))
+    for activation in activations:
+        if activation not in ACTIVATIONS:
+            check_activation("mlp", activation)
     reason = _backend.torch_reason(input, *weights, *biases, cuda=True)
     if reason is None:
         for weight, bias in zip(weights, biases, strict=True):
             reason = reason or shape_reason(input, weight, bias)
     if reason is not None:
-        for weight, bias, activation in zip(weights, biases, activations, strict=True):
-            input = linear(input, weight, bias, activation)
-        return input
+        return _layer_by_layer(input, weights, biases, activations)
     _backend.decide("mlp", None)
-    if torch.is_grad_enabled() and (
-        weights[0].requires_grad  # the answer nearly always
-        or any(t is not None and t.requires_grad for t in (input, *weights, *biases))
-    ):
-        output: Tensor = MlpFunction.apply(input, tuple(activations), *weights, *biases)
-        return output
-    return _forward(input, weights, biases, activations)[0]
+    try:
+        if torch.is_grad_enabled() and (
+            weights[0].requires_grad  # the answer nearly always
+            or any(t is not None and t.requires_grad for t in (input, *weights, *biases))
+        ):
+            output: Tensor = MlpFunction.apply(input, tuple(activations), *weights, *biases)
+            return output
+        return _forward(input, weights, biases, activations)[0]
+    except RuntimeError as error:
+        return refused("mlp", error, lambda: _layer_by_layer(input, weights, biases, activations))
+
+
+def _layer_by_layer(
+    input: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Activations
+) -> Tensor:
+    for layer in zip(weights, biases, activations, strict=True):
+        input = linear(input, *layer)
+    return input
