@@ -17,10 +17,10 @@ constexpr int64_t kStepsAhead = 8;
 
 template <bool Packs, int Rows, int Vectors, class A>
 void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t b_row,
-                 [[maybe_unused]] A* packed, A* tile, int64_t tile_stride, bool accumulate) {
+                 [[maybe_unused]] A* packed, A* tile, int64_t tile_stride, Found found) {
   constexpr int kL = kLanes<A>;
   Vec<A> sums[Rows][Vectors] = {};
-  if (depth >= kPrefetchedDepth) {
+  if (depth >= kPrefetchedDepth && found != Found::fresh) {
     const A* line = tile;
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
@@ -69,7 +69,7 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) {
       A* const to = tile + j * kL;
-      store(to, accumulate ? load(to) + sums[i][j] : sums[i][j]);
+      store(to, found != Found::nothing ? load(to) + sums[i][j] : sums[i][j]);
     }
     tile += tile_stride;
     forget_origin(tile);

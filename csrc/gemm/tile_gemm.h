@@ -95,6 +95,7 @@ class TileGemm {
       for (pass_ = 0; pass_ < g_.passes_.count; ++pass_) {
         k_ = g_.passes_.begin(pass_);
         depth_ = g_.passes_.begin(pass_ + 1) - k_;
+        chain_ = chain_length(depth_);
         place_a();
         const int64_t fitting = kBlockBytes / (depth_ * kTileColumns<A> * kSize + 1);
         const int64_t count = needed_panels();
@@ -190,9 +191,31 @@ class TileGemm {
                           : one_tile;
       const auto kernel =
           microkernel_for<A>(static_cast<int>(height), static_cast<int>(padded / kL), panel.packed);
-      kernel(depth_, a_ + (i - first_row_) * tile_step_, a_row_, by_columns_ ? height : a_column_,
-             panel.values, panel.row_stride, panel.packed, tile, direct ? g_.n_ : padded, pass_ > 0);
+      const A* const a = a_ + (i - first_row_) * tile_step_;
+      const int64_t a_column = by_columns_ ? height : a_column_, stride = direct ? g_.n_ : padded;
+      const Found found = pass_ > 0 ? Found::waiting : Found::nothing;
+      if (chain_ == depth_)
+        kernel(depth_, a, a_row_, a_column, panel.values, panel.row_stride, panel.packed, tile, stride,
+               found);
+      else
+        multiply_in_chains(kernel, a, a_column, panel, tile, stride, found);
       if (!direct && pass_ == g_.passes_.count - 1) finish(i, height, column, padded, tile);
+    }
+
+    // Not inlined, so that tiles of a single chain, which are short of time, are not burdened.
+    __attribute__((noinline)) void multiply_in_chains(Microkernel<A> kernel, const A* a, int64_t a_column,
+                                                      const Panel& panel, A* tile, int64_t stride,
+                                                      Found found) const {
+      const A* b = panel.values;
+      A* packed = panel.packed;
+      for (int64_t p = 0; p < depth_; p += chain_) {
+        kernel(min(chain_, depth_ - p), a, a_row_, a_column, b, panel.row_stride, packed, tile, stride,
+               found);
+        found = Found::fresh;
+        a += chain_ * a_column;
+        b += chain_ * panel.row_stride;
+        if (packed) packed += chain_ * panel.padded;
+      }
     }
 
     void finish(int64_t i, int64_t height, int64_t column, int64_t padded, const A* tile) const {
@@ -206,7 +229,7 @@ class TileGemm {
     const int64_t top_, bottom_, left_, right_;  // tiles, panels
     const int64_t first_row_, rows_;
     const int64_t first_vector_, vectors_;
-    int64_t pass_ = 0, k_ = 0, depth_ = 0;
+    int64_t pass_ = 0, k_ = 0, depth_ = 0, chain_ = 0;
     const A* a_ = nullptr;
     int64_t tile_step_ = 0;  // values of A from one row to the next, as tiles are concerned
     int64_t a_row_ = 0;
