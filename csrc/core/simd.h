@@ -288,6 +288,22 @@ template <class V>
 FASTNN_INLINE V min(V a, V b) {
   return a > b ? b : a;
 }
+// The instruction gives its second operand where either is NaN; the compiler does not find it by itself.
+#if defined(__AVX512F__)
+FASTNN_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_maskz_max_ps(0xffff, (__m512)b, (__m512)a);
+}
+FASTNN_INLINE Vec<float> min(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_maskz_min_ps(0xffff, (__m512)b, (__m512)a);
+}
+#elif defined(__AVX2__)
+FASTNN_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_max_ps((__m256)b, (__m256)a);
+}
+FASTNN_INLINE Vec<float> min(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_min_ps((__m256)b, (__m256)a);
+}
+#endif
 
 // x 2^n for whole numbers n, rounded once, in one instruction where there is one.
 #if defined(__AVX512F__)

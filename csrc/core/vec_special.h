@@ -79,7 +79,7 @@ FASTNN_INLINE Vec<T> tanh(Vec<T> x) {
   IntVec n;
   const Vec<T> r = reduce_by_ln2<T>(magnitude + magnitude, whole, n);
   const Vec<T> power = bit_cast<Vec<T>>((n + Format::kBias) << Format::kFractionBits);
-  const Vec<T> m = power * ((r * r) * exp_series<T, 2, Format::kExpDegree>(r) + r) + (power - T(1));
+  const Vec<T> m = power * ((r * r) * table_series<ExpRest<T>>(r) + r) + (power - T(1));
   return bit_cast<Vec<T>>(bit_cast<IntVec>(m / (m + T(2))) | sign);
 }
 
