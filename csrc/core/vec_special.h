@@ -2,8 +2,9 @@
 // instruction set.
 //
 // Error bounds, tested in tests/ops/test_vec_math.py: sigmoid 3 ulp, but it may be 0 below e^-88 (float;
-// double e^-709); tanh 3 ulp; normal_cdf 4 ulp for x >= 0, (7 + x^2 / 2) ulp for x < 0 down to the smallest
-// normal number, 0 below it. NaN gives NaN, the limits at the infinities are exact, tanh(-0) = -0.
+// double e^-709); tanh 0.9 ulp; normal_cdf 4 ulp for x >= 0, (7 + x^2 / 2) ulp for x < 0 down to
+// the smallest normal number, 0 below it. NaN gives NaN, the limits at the infinities are exact, tanh(-0) =
+// -0.
 #pragma once
 
 #include "core/vec_math.h"
@@ -39,17 +40,31 @@ struct NormalTail<double> {
       0x1.de6d02a26289cp-9,  -0x1.3fb7ce475a168p-15, -0x1.0959f1400a390p-10};
 };
 
-namespace detail {
+// (tanh(x) / x - 1) / x^2 as a polynomial in x^2 for x up to kBound, from where on tanh(x) > 1/2. Found as Q
+// was; the coefficients in float were then moved by a few units in the last place, to where the largest error
+// of tanh was least. Left out is less than 1/10 (double 1/50) of the rounding error.
+template <class T>
+struct TanhRest;
 
-template <class T, int kFirst>
-FASTNN_INLINE Vec<T> normal_tail_series(Vec<T> u) {
-  using Tail = NormalTail<T>;
-  constexpr T kCoefficient = Tail::kQ[kFirst];
-  if constexpr (kFirst == Tail::kDegree)
-    return splat(kCoefficient);
-  else
-    return normal_tail_series<T, kFirst + 1>(u) * u + kCoefficient;
-}
+template <>
+struct TanhRest<float> {
+  static constexpr float kBound = 0.55f;
+  static constexpr int kDegree = 4;
+  static constexpr float kQ[kDegree + 1] = {-0x1.555556p-2f, 0x1.110feep-3f, -0x1.b9a044p-5f, 0x1.5d234cp-6f,
+                                            -0x1.b13082p-8f};
+};
+
+template <>
+struct TanhRest<double> {
+  static constexpr double kBound = 0.55;
+  static constexpr int kDegree = 10;
+  static constexpr double kQ[kDegree + 1] = {
+      -0x1.5555555555555p-2,  0x1.1111111111032p-3,  -0x1.ba1ba1b9fec84p-5,  0x1.664f487713373p-6,
+      -0x1.226e32f00cf0cp-7,  0x1.d6d339333f329p-9,  -0x1.7d97cfd138c28p-10, 0x1.34c5a8a996cd4p-11,
+      -0x1.ec1091436eb2ap-13, 0x1.64fd88e9900a4p-14, -0x1.59a834187ce22p-16};
+};
+
+namespace detail {
 
 template <class T>
 FASTNN_INLINE Vec<T> sigmoid(Vec<T> x) {
@@ -60,27 +75,38 @@ FASTNN_INLINE Vec<T> sigmoid(Vec<T> x) {
 template <class T>
 FASTNN_INLINE Vec<T> sigmoid(Vec<T> x, Vec<T>& complement) {
   const Vec<T> e = exp<T>(x < 0 ? x : -x);
-  const Vec<T> larger = T(1) / (e + T(1)), smaller = e * larger;
+  const Vec<T> smaller = e / (e + T(1)), larger = T(1) - smaller;
   complement = x < 0 ? larger : smaller;
   return x < 0 ? smaller : larger;
 }
 
-// With m = e^(2 |x|) - 1, tanh |x| = m / (m + 2); m = 2^n (e^r - 1) + (2^n - 1) loses no digits as x goes to
-// 0.
+// With |x| = n ln 2 / 2 + h, A = 2^n and t = tanh h, 1 - tanh |x| = w = 2 (1 - t) / ((A + 1) + (A - 1) t).
+// From kBound on a rough y = 1 - w is improved by what w = 1 - y, exact because y >= 1/2, misses of that, so
+// that the error is hardly more than that of rounding the result. Below, n is 0.
 template <class T>
 FASTNN_INLINE Vec<T> tanh(Vec<T> x) {
   using Format = FloatFormat<T>;
   using IntVec = Vec<typename Format::Int>;
+  using Rest = TanhRest<T>;
+  constexpr T kTwoLog2E = T(2.88539008177792681472), kHalfLn2 = T(0.34657359027997265471);
   constexpr T kRoundsToOne = sizeof(T) == 4 ? T(10) : T(20);  // 2 e^(-2 x) is below a quarter ulp of 1
   const IntVec sign = bit_cast<IntVec>(x) & bit_cast<IntVec>(splat(T(-0.0)));
-  Vec<T> magnitude = bit_cast<Vec<T>>(bit_cast<IntVec>(x) ^ sign);
-  magnitude = magnitude > kRoundsToOne ? splat(kRoundsToOne) : magnitude;  // a NaN passes
-  Vec<T> whole;
-  IntVec n;
-  const Vec<T> r = reduce_by_ln2<T>(magnitude + magnitude, whole, n);
-  const Vec<T> power = bit_cast<Vec<T>>((n + Format::kBias) << Format::kFractionBits);
-  const Vec<T> m = power * ((r * r) * table_series<ExpRest<T>>(r) + r) + (power - T(1));
-  return bit_cast<Vec<T>>(bit_cast<IntVec>(m / (m + T(2))) | sign);
+  const Vec<T> a = min(bit_cast<Vec<T>>(bit_cast<IntVec>(x) ^ sign), splat(kRoundsToOne));  // a NaN passes
+  const auto small = a < Rest::kBound;
+  const Vec<T> shifted = a * kTwoLog2E + Format::kRounder, n = shifted - Format::kRounder;
+  const IntVec exponent =
+      bit_cast<IntVec>(shifted) - bit_cast<IntVec>(splat(Format::kRounder)) + Format::kBias;
+  const Vec<T> power = bit_cast<Vec<T>>(exponent << Format::kFractionBits);
+  const Vec<T> rest =
+      kFuses ? a - n * kHalfLn2 : (a - n * (Format::kLn2High / 2)) - n * (Format::kLn2Low / 2);
+  const Vec<T> h = small ? a : rest, square = h * h;
+  const Vec<T> t = (h * square) * table_series<Rest>(square) + h;
+  const Vec<T> plus = power + T(1), minus = power - T(1);
+  const Vec<T> inverse = rough_inverse(minus * t + plus);
+  const Vec<T> y = T(1) - (T(1) - t) * (inverse + inverse), w = T(1) - y;
+  const Vec<T> first = kFuses ? T(2) - plus * w : (T(2) - power * w) - w;
+  const Vec<T> large = y - (first - t * (minus * w + T(2))) * inverse;
+  return bit_cast<Vec<T>>(bit_cast<IntVec>(small ? t : large) | sign);
 }
 
 // P(Z <= x) for a standard normal Z, and its density at x.
@@ -93,7 +119,7 @@ FASTNN_INLINE Vec<T> normal_cdf(Vec<T> x, Vec<T>& density) {
   a = beyond ? splat(Tail::kLargest) : a;
   const Vec<T> bell = beyond ? Vec<T>{} : exp<T>(a * a * T(-0.5));
   const Vec<T> t = T(1) / (a * Tail::kScale + T(1));
-  const Vec<T> tail = bell * (t * normal_tail_series<T, 0>(t - T(0.5)));
+  const Vec<T> tail = bell * (t * table_series<Tail>(t - T(0.5)));
   density = bell * kInvSqrt2Pi;
   return x < 0 ? tail : T(1) - tail;
 }

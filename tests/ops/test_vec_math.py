@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled
 
 # The bounds that vec_math.h and vec_special.h state.
 EXP_ULP = LOG_ULP = 2.0
-SIGMOID_ULP = TANH_ULP = 3.0
+SIGMOID_ULP, TANH_ULP = 3.0, 0.9
 
 
 def normal_cdf_ulp(x: Tensor) -> Tensor:
@@ -61,7 +61,8 @@ def test_sigmoid_tanh_and_normal_cdf_float32_error(isa: str) -> None:
     x = around_zero(87, torch.float32, 400_001)
     assert max_ulp(run("sigmoid", x), x.double().sigmoid()) <= SIGMOID_ULP
     x = around_zero(12, torch.float32, 400_001)
-    x = x[x != 0]
+    # Every number around the one where the formula changes, too.
+    x = torch.cat([x[x != 0], torch.arange(0x3F00_0000, 0x3F12_0000, dtype=torch.int32).view(torch.float32)])
     assert max_ulp(run("tanh", x), x.double().tanh()) <= TANH_ULP
     x = around_zero(12.9, torch.float32, 400_001)
     excess = ulps(run("normal_cdf", x), torch.special.erfc(-x.double() / 2**0.5) / 2) - normal_cdf_ulp(

@@ -4,10 +4,11 @@
 // Values are those of torch's formulas, NaN and infinities included, save that gelu(inf) = inf. Errors are at
 // most these, which tests/ops/test_activation_bounds.py checks, where y = z P(z) for the last three and
 // m = min(z, 0): rounding z itself moves their left tail by as much.
-//          relu   sigmoid    tanh       gelu, gelu_tanh, silu
-//   value  exact  2 eps |y|  2 eps |y|  4 eps (1 + m^2) |y|
-//   slope  exact  4 eps |y|  4 eps      4 eps (1 + m^2) (P(z) + |z P'(z)|)
-// Slopes of sigmoid and tanh are no better because they come from the rounded y. In the left tail values and
+//          relu   sigmoid    tanh          gelu, gelu_tanh, silu
+//   value  exact  2 eps |y|  0.75 eps |y|  4 eps (1 + m^2) |y|
+//   slope  exact  4 eps |y|  eps           4 eps (1 + m^2) (P(z) + |z P'(z)|)
+// Slopes of sigmoid and tanh are no better because they come from the rounded y. That of silu in (-14, -3)
+// has 2.5 eps of itself. CUDA's own tanh has 2 eps |y|, and so the slope 4 eps. In the left tail values and
 // slopes below e^-80 (float; double e^-700) may be 0, because a factor underflows. The slope of gelu_tanh is
 // NaN where z^2 overflows, as in torch.
 #pragma once
