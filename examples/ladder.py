@@ -213,7 +213,7 @@ def draw(file: Path, losses: dict[str, Tensor], times: dict[str, float]) -> None
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     figure.suptitle("One network on every rung of the ladder: 64 x 1000 x 100 x 10, squared error, SGD")
     for number, (rung, values) in enumerate(losses.items()):
-        left.plot(values, label=rung, color=plt.cm.viridis(number / 8), linewidth=2 * (8 - number))
+        left.plot(values, label=rung, color=plt.cm.viridis(number / 8), linewidth=8 - number)
     left.set(title="All rungs have the same loss", xlabel="step", ylabel="loss", yscale="log")
     left.legend(frameon=False)
     micros = [1e6 * t for t in times.values()]
@@ -228,7 +228,7 @@ def draw(file: Path, losses: dict[str, Tensor], times: dict[str, float]) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/ladder"), help="where the results go")
+    parser.add_argument("--out", type=Path, default=Path("runs/ladder"), help="for the results")
     parser.add_argument("--small", action="store_true", help="fewer steps")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
