@@ -92,6 +92,7 @@ def draw(file: Path, paths: dict[str, list[float]], times: dict[str, dict[str, f
         drawn = bars.bar(place + 0.4 * number - 0.2, micros, 0.38, color=color, label=library)
         bars.bar_label(drawn, [f"{m:.0f}" for m in micros], padding=2, fontsize=8)
     bars.set(title="Time of optimizer.step()", ylabel="microseconds (median)")
+    bars.margins(y=0.15)
     bars.set_xticks(place, list(paths), fontsize=8)
     bars.legend(frameon=False)
     for axis in (curve, distance, bars):
