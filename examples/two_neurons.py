@@ -91,6 +91,7 @@ def draw(file: Path, x: Tensor, y: Tensor, models: Any, losses: Any, seconds: An
         at = range(0, len(losses[name]), 100)
         curve.plot(at, losses[name][::100], color=COLORS[name], linewidth=width, label=name)
     curve.set(title="The loss of each step", xlabel="step", ylabel="sum of absolute errors", yscale="log")
+    curve.locator_params(axis="x", nbins=5)
     drawn = bars.bar(list(seconds), list(seconds.values()), color=[COLORS[name] for name in seconds])
     bars.bar_label(drawn, [f"{s:.2f} s" for s in seconds.values()], padding=3)
     bars.set(title=f"Time of {steps:,} steps", ylabel="seconds", ylim=(0, 1.15 * max(seconds.values())))
