@@ -211,7 +211,11 @@ def draw(path: Path, title: str, results: dict[str, Result]) -> None:
             # Steps of different sizes are compared by their time, else by their number.
             end = r.seconds if runs is BATCHES else len(r.losses)
             curves.plot(
-                torch.linspace(0, end, len(smooth)), smooth, color=color, label=run.name, linewidth=1.4
+                torch.linspace(0, end, len(smooth) + 1)[1:],
+                smooth,
+                color=color,
+                label=run.name,
+                linewidth=1.4,
             )
             times = torch.linspace(0, end, len(r.accuracy) + 1)[1:]
             tests.plot(times, r.accuracy, color=color, marker="o", markersize=3, linewidth=1.4)
@@ -221,8 +225,6 @@ def draw(path: Path, title: str, results: dict[str, Result]) -> None:
         curves.set(ylabel="training loss", yscale="log")
         curves.legend(frameon=False)
         tests.set(title="Test accuracy", ylabel="%")
-        if runs is BATCHES:
-            curves.set_xlim(left=1e-3, auto=True)
         for axis in (curves, tests):
             axis.set(
                 xlabel="seconds" if runs is BATCHES else "step", xscale="log" if runs is BATCHES else "linear"

@@ -1,0 +1,265 @@
+"""What a convolutional network sees: its activations, its filters, and where it looks.
+
+A small CNN reads MNIST: three blocks of convolution, batch norm, ReLU; then the mean of each of the K feature
+maps A_k over its Z positions (global average pooling), and one linear layer:
+
+    score_c = sum_k W[c, k] (1/Z) sum_ij A_k[i, j] + b_c
+
+Four looks inside:
+
+    activations  the maps themselves, block by block
+    filters      gradient ascent on the input: the picture that excites one map most
+    CAM          sum_k W[c, k] A_k[i, j]: how much each position adds to the score of class c
+    Grad-CAM     sum_k a_k A_k[i, j] with a_k = (1/Z) sum_ij d score_c / d A_k[i, j], for any layer
+
+Here d score_c / d A_k[i, j] = W[c, k] / Z, so on the last block Grad-CAM is CAM / Z: their correlation must
+be 1. On the block before no theory says so, and they differ.
+
+The convolutions are torch's; linear layer, loss and Adam are fastnn's. Convolutions take nearly all of the
+time, so do not expect a speed-up here: the example shows that both mix, and how.
+
+    python examples/look_inside.py [--out DIR] [--small]
+
+MNIST comes from FASTNN_DATA_DIR or the cache; without it, scikit-learn's 8x8 digits take its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fastnn
+import fastnn.data
+
+BATCH = 128
+
+
+class Net(nn.Module):
+    """Three blocks, global average pooling, a linear layer; `library` is fastnn or torch, for the latter."""
+
+    def __init__(self, library: ModuleType) -> None:
+        super().__init__()
+        convolutions = [
+            nn.Conv2d(1, 16, 5, stride=2, padding=2, bias=False),
+            nn.Conv2d(16, 32, 3, padding=1, bias=False),
+            nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        ]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()) for conv in convolutions
+        )
+        self.classify = library.nn.Linear(64, 10)
+
+    def activations(self, x: Tensor) -> list[Tensor]:
+        """The maps of each block: (B, 16, H/2, W/2), (B, 32, H/2, W/2), (B, 64, H/4, W/4)."""
+        first = self.blocks[0](x)
+        second = self.blocks[1](first)
+        return [first, second, self.blocks[2](F.max_pool2d(second, 2))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W) to (B, 10)."""
+        return self.classify(self.activations(x)[-1].mean((2, 3)))
+
+
+def make_step(net: Net, library: ModuleType, steps: int) -> tuple:
+    """Loss, optimizer and a one-cycle schedule of its rate."""
+    optimizer = library.optim.Adam(net.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
+    return library.nn.CrossEntropyLoss(), optimizer, schedule
+
+
+def take_step(net: Net, parts: tuple, x: Tensor, y: Tensor) -> float:
+    """The same lines for fastnn's parts and for torch's."""
+    loss_fn, optimizer, schedule = parts
+    optimizer.zero_grad()
+    loss = loss_fn(net(x), y)
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+    return loss.item()
+
+
+def compare(net: Net, x: Tensor, y: Tensor, steps: int) -> tuple[float, float, float]:
+    """Milliseconds of a step with fastnn and with torch, in turn, and the largest difference of losses."""
+    ours, theirs = copy.deepcopy(net), Net(torch)
+    theirs.load_state_dict(net.state_dict())
+    our_parts, their_parts = make_step(ours, fastnn, 1000), make_step(theirs, torch, 1000)
+    ms: tuple[list, list] = [], []
+    difference = 0.0
+    for rows in torch.randperm(len(x))[: steps * BATCH].split(BATCH):
+        losses = []
+        for spent, model, parts in zip(ms, (ours, theirs), (our_parts, their_parts), strict=True):
+            start = time.perf_counter()
+            losses.append(take_step(model, parts, x[rows], y[rows]))
+            spent.append(1e3 * (time.perf_counter() - start))
+        difference = max(difference, abs(losses[0] - losses[1]))
+    return min(ms[0]), min(ms[1]), difference
+
+
+def favourite_picture(net: Net, block: int, channel: int, size: int) -> Tensor:
+    """Gradient ascent from faint noise: the input that excites one map most, (size, size)."""
+    x = 0.1 * torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(channel))
+    x.requires_grad_()
+    for _ in range(40):
+        excitement = net.activations(x)[block][0, channel].mean()
+        # A smooth picture of small values is asked for too; else noise of single pixels wins.
+        roughness = x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean()
+        (gradient,) = torch.autograd.grad(excitement - 0.05 * roughness, x)
+        with torch.no_grad():
+            x += 0.2 * gradient / (gradient.std() + 1e-8)
+            x.clamp_(-1, 3)
+    return x.detach()[0, 0]
+
+
+def cam(net: Net, x: Tensor, label: int) -> Tensor:
+    """Class activation map (H/4, W/4) of x (1, 1, H, W)."""
+    with torch.no_grad():
+        return torch.einsum("k,kij->ij", net.classify.weight[label], net.activations(x)[-1][0])
+
+
+def grad_cam(net: Net, x: Tensor, label: int, block: int) -> Tensor:
+    """The same by gradients, on the maps of any block."""
+    maps = net.activations(x)
+    score = net.classify(maps[-1].mean((2, 3)))[0, label]
+    (gradient,) = torch.autograd.grad(score, maps[block])
+    return torch.einsum("k,kij->ij", gradient[0].mean((1, 2)), maps[block][0]).detach()
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Of all values, the smaller map enlarged."""
+    a, b = (
+        F.interpolate(m[None, None], size=max(a.shape, b.shape), mode="bilinear").flatten() for m in (a, b)
+    )
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="What a convolutional network sees.")
+    parser.add_argument("--out", type=Path, default=Path("runs/examples/look_inside"))
+    parser.add_argument("--small", action="store_true", help="few images")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    os.environ.setdefault("FASTNN_MIRRORS", "")  # MNIST from this machine only, not from the network
+    data = fastnn.data.load(None, print).first(6000 if args.small else None)
+    shape = (-1, 1, data.height, data.width)
+    x = ((torch.from_numpy(data.train_images) - data.mean) / data.std).view(shape)
+    y = torch.from_numpy(data.train_labels)
+    test_x = ((torch.from_numpy(data.test_images) - data.mean) / data.std).view(shape)
+    test_y = torch.from_numpy(data.test_labels)
+
+    torch.manual_seed(0)
+    net = Net(fastnn)
+    our_ms, torch_ms, difference = compare(net, x, y, 10)
+    epochs = 20 if data.name != "mnist" else 2 if args.small else 3
+    rows = torch.cat([torch.randperm(len(x)) for _ in range(epochs)]).split(BATCH)
+    parts = make_step(net, fastnn, len(rows))
+    start = time.perf_counter()
+    for some in tqdm(rows, unit="step", disable=None):
+        take_step(net, parts, x[some], y[some])
+    seconds = time.perf_counter() - start
+    net.eval()
+    with torch.no_grad():
+        predicted = torch.cat([net(some).argmax(1) for some in test_x.split(1000)])
+    accuracy = 100 * float((predicted == test_y).float().mean())
+    several = range(50)
+    last = [
+        correlation(cam(net, test_x[[i]], test_y[i]), grad_cam(net, test_x[[i]], test_y[i], 2))
+        for i in several
+    ]
+    middle = [
+        correlation(cam(net, test_x[[i]], test_y[i]), grad_cam(net, test_x[[i]], test_y[i], 1))
+        for i in several
+    ]
+    least = 98.5 if data.name == "mnist" and not args.small else 80.0
+    claims = {
+        "test accuracy, %": claim(accuracy, at_least=least),
+        "CAM and Grad-CAM on the last block, least correlation": claim(min(last), at_least=0.99),
+        "CAM and Grad-CAM on the block before, mean correlation": claim(
+            sum(middle) / len(middle), at_most=0.99
+        ),
+        "losses of ten steps, largest difference from torch's": claim(difference, at_most=1e-3),
+    }
+    times = {
+        "training, seconds": seconds, "a step with fastnn, ms": our_ms, "a step with torch, ms": torch_ms,
+        "speed-up": torch_ms / our_ms,
+    }  # fmt: skip
+    draw(args.out / "look_inside.png", f"{data.title}, test accuracy {accuracy:.2f}%", net, test_x, test_y)
+    metrics = {"claims": claims, "times": times, "data": data.title}
+    (args.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    for name, value in times.items():
+        print(f"{name}: {value:.3g}")
+    for name, made in claims.items():
+        print(f"{'ok  ' if made['holds'] else 'FAIL'} {name}: {made['value']:.4g}")
+    return 0 if all(made["holds"] for made in claims.values()) else 1
+
+
+def claim(value: float, **limit: float) -> dict:
+    """A number, what it must be, and whether it is."""
+    low, high = limit.get("at_least", value), limit.get("at_most", value)
+    return {"value": value, **limit, "holds": low <= value <= high}
+
+
+def tiles(maps: Tensor, columns: int) -> Tensor:
+    """Maps (K, h, w), each scaled to 0 ... 1, side by side in rows as one picture."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    scaled = F.pad((maps - low) / (high - low + 1e-8), (0, 1, 0, 1), value=1.0)
+    return torch.cat([torch.cat(list(row), dim=1) for row in scaled.split(columns)])
+
+
+def draw(path: Path, title: str, net: Net, x: Tensor, y: Tensor) -> None:
+    figure = plt.figure(figsize=(11, 9), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1, 1.1, 1.6))
+    with torch.no_grad():
+        activations = [maps[0, :16] for maps in net.activations(x[:1])]
+    for axis, (name, maps) in zip(
+        top.subplots(1, 4),
+        [("input", x[0]), *((f"activations, block {n}", maps) for n, maps in enumerate(activations, 1))],
+        strict=True,
+    ):
+        axis.imshow(
+            tiles(maps, 4) if len(maps) > 1 else maps[0], cmap="gray" if len(maps) == 1 else "viridis"
+        )
+        axis.set_title(name)
+        axis.set_axis_off()
+    for block, axis in enumerate(middle.subplots(1, 3)):
+        favourites = torch.stack(
+            [favourite_picture(net, block, channel, x.shape[-1]) for channel in range(12)]
+        )
+        axis.imshow(tiles(favourites, 6), cmap="gray")
+        axis.set_title(f"what excites 12 maps of block {block + 1} most")
+        axis.set_axis_off()
+    axes = bottom.subplots(3, 8)
+    for column, i in zip(axes.T, range(8), strict=True):
+        image, label = x[[i]], int(y[i])
+        looks = (cam(net, image, label), grad_cam(net, image, label, 2), grad_cam(net, image, label, 1))
+        for axis, look in zip(column, looks, strict=True):
+            size = (0, x.shape[-1], x.shape[-1], 0)
+            axis.imshow(image[0, 0], cmap="gray", extent=size)
+            axis.imshow(look.relu(), cmap="inferno", alpha=0.6, extent=size, interpolation="bilinear")
+            axis.set(xticks=[], yticks=[])
+        column[0].set_title(f"a {label}")
+    for axis, name in zip(
+        axes[:, 0], ("CAM", "Grad-CAM,\nlast block", "Grad-CAM,\nblock before"), strict=True
+    ):
+        axis.set_ylabel(name)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
