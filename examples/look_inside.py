@@ -116,11 +116,10 @@ def favourite_picture(net: Net, block: int, channel: int, size: int) -> Tensor:
     x.requires_grad_()
     for _ in range(40):
         excitement = net.activations(x)[block][0, channel].mean()
-        # A smooth picture of small values is asked for too; else noise of single pixels wins.
-        roughness = x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean()
-        (gradient,) = torch.autograd.grad(excitement - 0.05 * roughness, x)
+        (gradient,) = torch.autograd.grad(excitement, x)
         with torch.no_grad():
-            x += 0.2 * gradient / (gradient.std() + 1e-8)
+            x += 0.3 * gradient / (gradient.std() + 1e-8)
+            x.lerp_(F.avg_pool2d(x, 3, stride=1, padding=1), 0.3)  # else noise of single pixels wins
             x.clamp_(-1, 3)
     return x.detach()[0, 0]
 

@@ -7,9 +7,9 @@ The content of a picture is its features; its style is which maps go together, a
 
 The painting x starts as the photograph, and L-BFGS lowers
 
-    loss(x) = 0.04 |F(x) - F(photograph)|^2 / |F(photograph)|^2
+    loss(x) = 0.035 |F(x) - F(photograph)|^2 / |F(photograph)|^2
             + mean over layers of |G_l(x) - G_l(style)|^2 / |G_l(style)|^2
-            + 0.05 (mean squared difference of neighbouring pixels, "total variation")
+            + 0.02 (mean squared difference of neighbouring pixels, "total variation")
 
 where distances are relative to their targets, so that the factors suit any weights. torchvision's
 trained weights are taken by --weights vgg19.pth (its state_dict, with the keys features.0.weight and so on).
@@ -45,15 +45,16 @@ from tqdm import tqdm
 import fastnn
 
 STYLE = (1, 6, 11, 20)  # relu1_1, relu2_1, relu3_1, relu4_1 in torchvision's numbering
-CONTENT = 13  # relu3_2
+CONTENT = {"random": 3, "trained": 13}  # relu1_2 keeps shapes sharp; relu3_2
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # torchvision's
 
 
 class VGG19(nn.Module):
     """VGG19 up to relu4_1, with torchvision's layer numbers and therefore its state_dict keys."""
 
-    def __init__(self, pool: nn.Module) -> None:
+    def __init__(self, pool: nn.Module, content: int) -> None:
         super().__init__()
+        self.content = content  # the layer of the content
         layers: list[nn.Module] = []
         channels = 3
         for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512):  # 0: halve height and width
@@ -70,7 +71,7 @@ class VGG19(nn.Module):
         found = {}
         for number, layer in enumerate(self.features):
             x = layer(x)
-            if number in STYLE or number == CONTENT:
+            if number in STYLE or number == self.content:
                 found[number] = x
         return found
 
@@ -78,11 +79,11 @@ class VGG19(nn.Module):
 def make_vgg(weights: Path | None) -> VGG19:
     """With torchvision's weights, or random ones of He's initialisation."""
     if weights is not None:
-        vgg = VGG19(nn.MaxPool2d(2))
+        vgg = VGG19(nn.MaxPool2d(2), CONTENT["trained"])
         state = torch.load(weights, weights_only=True)
         vgg.load_state_dict({key: state[key] for key in vgg.state_dict()})
     else:
-        vgg = VGG19(nn.AvgPool2d(2))
+        vgg = VGG19(nn.AvgPool2d(2), CONTENT["random"])
         for layer in vgg.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -117,7 +118,7 @@ def fastnn_gram(features: Tensor) -> Tensor:
 def paint(vgg: VGG19, content: Tensor, style: Tensor, steps: int, gram: Callable) -> tuple:
     """The painting, and loss and seconds of each evaluation."""
     with torch.no_grad():
-        content_features = vgg(content)[CONTENT]
+        content_features = vgg(content)[vgg.content]
         style_grams = {layer: gram(vgg(style)[layer]) for layer in STYLE}
     x = content.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([x], max_iter=steps, max_eval=steps, history_size=20, tolerance_change=0.0)
@@ -129,10 +130,10 @@ def paint(vgg: VGG19, content: Tensor, style: Tensor, steps: int, gram: Callable
         start = time.perf_counter()
         optimizer.zero_grad()
         features = vgg(x)
-        loss = 0.04 * distance(features[CONTENT], content_features)
+        loss = 0.035 * distance(features[vgg.content], content_features)
         loss = loss + sum(distance(gram(features[n]), style_grams[n]) for n in STYLE) / len(STYLE)
         roughness = x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean()
-        loss = loss + 0.05 * roughness
+        loss = loss + 0.02 * roughness
         loss.backward()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
@@ -234,7 +235,7 @@ def draw(path: Path, kind: str, pictures: dict[str, Tensor], losses: list[float]
     for place in "DE":
         axes[place].spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"Style transfer: VGG19 with {kind}")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=72)
 
 
 if __name__ == "__main__":
