@@ -148,7 +148,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="What a convolutional network sees.")
-    parser.add_argument("--out", type=Path, default=Path("runs/examples/look_inside"))
+    parser.add_argument("--out", type=Path, default=Path("runs/look_inside"))
     parser.add_argument("--small", action="store_true", help="few images")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ def evaluate(model: Net, dataset: Digits) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="The classic MNIST program, and the same with fastnn.")
-    parser.add_argument("--out", type=Path, default=Path("runs/examples/mnist"))
+    parser.add_argument("--out", type=Path, default=Path("runs/mnist"))
     parser.add_argument("--small", action="store_true", help="few images, one epoch")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -174,7 +174,7 @@ def photograph(logs: Path, picture: Path) -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="A regression trained by one process and by two.")
-    parser.add_argument("--out", type=Path, default=Path("runs/examples/regression_many_processes"))
+    parser.add_argument("--out", type=Path, default=Path("runs/regression_many_processes"))
     parser.add_argument("--csv", type=Path, help="13 features and a target in place of the diabetes set")
     parser.add_argument("--small", action="store_true", help="few epochs, no browser")
     parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
@@ -236,7 +236,9 @@ def main() -> int:
     if reason:
         print(f"TensorBoard's page: skipped, {reason}")
 
-    claims = {"R^2 on the test rows": claim(r2["one process"], at_least=0.3)}
+    claims = {}
+    if args.csv is None:  # nobody knows how well a file of one's own can be predicted
+        claims["R^2 on the test rows"] = claim(r2["one process"], at_least=0.3)
     truth = torch.cat([p.flatten() for p in models["one process"].state_dict().values()])
     for name in list(models)[1:]:
         state = torch.cat([p.flatten() for p in models[name].state_dict().values()])

@@ -164,7 +164,7 @@ def measure_gram(maps: list[Tensor], gram: Callable, others: Callable) -> tuple[
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="One photograph painted in the style of another.")
-    parser.add_argument("--out", type=Path, default=Path("runs/examples/style_transfer"))
+    parser.add_argument("--out", type=Path, default=Path("runs/style_transfer"))
     parser.add_argument("--weights", type=Path, help="torchvision's vgg19 state_dict")
     parser.add_argument("--small", action="store_true", help="a stamp, few evaluations")
     parser.add_argument("--full", action="store_true", help="a larger picture, 300 evaluations")
