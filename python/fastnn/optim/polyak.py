@@ -49,7 +49,7 @@ def polyak_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tenso
     Source: Lillicrap et al., `Continuous Control with Deep Reinforcement Learning
     <https://arxiv.org/abs/1509.02971>`_.
     """
-    target_list, source_list = _listed(targets), _listed(sources)
+    target_list, source_list = _listed("targets", targets), _listed("sources", sources)
     if len(target_list) != len(source_list):
         raise ValueError(
             f"polyak_: as many sources as targets are expected, but there are {len(target_list)} targets and "
@@ -66,8 +66,12 @@ def polyak_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tenso
             _update_with_torch(pairs, float(tau))
 
 
-def _listed(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+def _listed(name: str, tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    if not isinstance(tensors, Iterable):
+        raise TypeError(f"polyak_: {name} must be a tensor or tensors, got {type(tensors).__name__}")
+    return list(tensors)
 
 
 def _update_natively(targets: list[Tensor], sources: list[Tensor], tau: float) -> str | None:
