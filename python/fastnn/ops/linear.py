@@ -222,8 +222,8 @@ def linear(
     SiLU from :math:`z = x W^\top + b`, which forward then stores too. 16-bit inputs are summed in float32,
     and the activation sees the sum before it is rounded.
 
-    On the CPU the activation of a given z is off by at most 2 eps of its value (sigmoid, tanh) or 4 eps
-    :math:`(1 + \min(z, 0)^2)` of it (GELU, SiLU); below e^-80 (float32; float64 e^-700) it may be 0.
+    On the CPU the activation of a given z is off by at most 2 eps of its value (sigmoid), 0.75 eps (tanh) or
+    4 eps :math:`(1 + \min(z, 0)^2)` of it (GELU, SiLU); below e^-80 (float32; float64 e^-700) it may be 0.
 
     On CUDA float32 keeps its accuracy (large products run on the tensor cores in three parts) unless
     ``torch.backends.cuda.matmul`` allows TF32. Large products of the other dtypes are torch's; what is fused
