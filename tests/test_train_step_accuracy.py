@@ -32,7 +32,8 @@ def check_exactness(
 
     Both in float32 round each of the same sums once a term; they differ in the order of terms, which moves
     the error of a parameter by a small factor. The floor is for parameters of which torch's happens to be
-    rounded right.
+    rounded right. Errors are added up without squares: Adam divides by the root of a moment, which blows up
+    that of the odd weight whose gradient is nearly 0, in either.
     """
     model = chain(sizes, activation, dtype=torch.float32)
     twins = copy.deepcopy(model), copy.deepcopy(model).double()
@@ -52,8 +53,8 @@ def check_exactness(
         *zip(*(m.parameters() for m in (model, *twins)), strict=True),
         results,
     ]:
-        allowed = 3 * (q - r).norm() + torch.finfo(torch.float32).eps * r.norm()
-        assert (p - r).norm() <= allowed
+        allowed = 3 * (q - r).norm(1) + torch.finfo(torch.float32).eps * r.norm(1)
+        assert (p - r).norm(1) <= allowed
 
 
 @pytest.mark.parametrize("images", [False, True], ids=["float", "bytes"])
