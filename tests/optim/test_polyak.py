@@ -291,9 +291,9 @@ ERRORS: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], type[Exception], str
     "tau above 1": (lambda: (randoms([2]), randoms([2]), 1.1), ValueError, "tau must be in"),
     "tau is NaN": (lambda: (randoms([2]), randoms([2]), NAN), ValueError, "tau must be in"),
     "nothing is given": (
-        lambda: (None, randoms([2]), 0.5),
+        lambda: (randoms([2]), None, 0.5),
         TypeError,
-        "targets must be a tensor or tensors, got NoneType",
+        "sources must be a tensor or tensors, got NoneType",
     ),
     "tau is no number": (lambda: (randoms([2]), randoms([2]), None), TypeError, "not supported"),
     "no tensor": (
