@@ -2,9 +2,9 @@
 // kernel reads them.
 #pragma once
 
+#include "core/transpose.h"
 #include "gemm/blocking.h"
 #include "gemm/operand.h"
-#include "core/transpose.h"
 
 namespace fastnn::FASTNN_ISA {
 
