@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastnn
 from fastnn import _backend
@@ -123,3 +123,12 @@ def test_tensors_that_kernels_cannot_read_are_left_to_torch(gradient: torch.Tens
     with _backend.recording(seen.append), contextlib.suppress(NotImplementedError):  # torch's own
         fastnn.nn.utils.clip_grad_norm_([p], 1.0)
     assert seen[0].reason is not None
+
+
+def test_an_error_while_polyak_reads_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Tensor) -> bool:
+        raise KeyError("broken")
+
+    monkeypatch.setattr(Tensor, "is_neg", broken, raising=False)
+    with pytest.raises(KeyError, match="broken"):
+        _backend.cpu.polyak([torch.ones(2)], [torch.zeros(2)], 0.5)

@@ -22,6 +22,21 @@ FUNCTIONS = [(owner, name) for owner, name, _ in _replaced.functions._names]
 CLASSES = [(owner, name) for owner, name, _ in _replaced.classes._names]
 
 
+def test_the_names_that_are_watched() -> None:
+    """Written out, so that none goes missing with its test."""
+    functions = {(owner.__name__, name) for owner, name in FUNCTIONS}
+    own = ("linear", "relu", "silu", "gelu", "cross_entropy", "mse_loss")
+    assert functions >= {("torch.nn.functional", name) for name in own}
+    assert functions >= {("torch", name) for name in ("relu", "sigmoid", "tanh")}
+    layers = ("Linear", "ReLU", "Sigmoid", "Tanh", "GELU", "SiLU", "Sequential", "Flatten", "Identity")
+    theirs = [getattr(torch.nn, kind) for kind in (*layers, "CrossEntropyLoss", "MSELoss")]
+    ours = [fastnn.nn.Linear, fastnn.nn.ReLU, fastnn.nn.Sequential, fastnn.nn.CrossEntropyLoss]
+    classes = set(CLASSES)
+    assert classes >= {(kind, "forward") for kind in (*theirs, *ours)}
+    assert classes >= {(torch.nn.Module, "__call__"), (torch.nn.Module, "__getattr__")}
+    assert (torch.Tensor, "backward") in classes
+
+
 def _id(value: Any) -> str | None:
     return getattr(value, "__name__", None)
 

@@ -342,3 +342,27 @@ def test_eager_steps_are_those_of_the_loop() -> None:
         torch.testing.assert_close(loss, expected.detach(), rtol=TOLERANCE, atol=TOLERANCE)
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+class ClearsByItself(nn.Sequential):
+    calls = 0
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.calls += 1
+        super().zero_grad(set_to_none)
+
+
+def test_a_zero_grad_of_the_models_own_is_called() -> None:
+    model = ClearsByItself(nn.Linear(3, 2))
+    step = fastnn.TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    step(torch.ones(4, 3), torch.ones(4, 2))
+    assert model.calls == 1
+
+
+def test_a_zero_grad_that_is_put_on_the_model_is_called() -> None:
+    model, calls = nn.Sequential(nn.Linear(3, 2)), []
+    step = fastnn.TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    step(torch.ones(4, 3), torch.ones(4, 2))
+    model.zero_grad = lambda *_: calls.append(1)  # type: ignore[method-assign]
+    step(torch.ones(4, 3), torch.ones(4, 2))
+    assert calls == [1]

@@ -50,14 +50,7 @@ std::vector<OptimizerTensor> read_pairs(const py::list& targets, const py::list&
 // None; or, with nothing written, a str that says why torch must update.
 py::object polyak(const py::list& targets, const py::list& sources, double tau) {
   std::vector<OptimizerTensor> tensors;
-  try {
-    tensors = read_pairs(targets, sources);
-  } catch (const py::error_already_set& error) {
-    if (!error.matches(PyExc_Exception)) throw;
-    return py::str(py::str(error.value()));
-  } catch (const std::runtime_error& reason) {
-    return py::str(reason.what());
-  }
+  if (const auto reason = why_not([&] { tensors = read_pairs(targets, sources); })) return *reason;
   int64_t elements = 0;
   for (const OptimizerTensor& tensor : tensors) elements += tensor.numel;
   {

@@ -116,7 +116,8 @@ classes = Names(
                 *("CrossEntropyLoss", "MSELoss"),
             )
         ),
-        *((torch.Tensor, name) for name in _METHODS),
+        *((torch.Tensor, name) for name in (*_METHODS, "backward")),
+        (torch.nn.Module, "__getattr__"),
     ]
 )
 

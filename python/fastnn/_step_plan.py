@@ -87,6 +87,7 @@ class StepPlan:
             watch_module(self._watch, self._loss_module)
         watch_optimizer(self._watch, step.optimizer)
         watch_tables(self._watch, step.model)
+        self._watch.absent(step.model.__dict__, "zero_grad")
         chained = {id(p) for table in self.tables for p in table.values()}
         self.unused = [p for p in step.model.parameters() if id(p) not in chained]
 
@@ -199,6 +200,8 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
     optimizer_name = _OPTIMIZERS.get(type(optimizer))
     if optimizer_name is None:
         return f"no native update for {type(optimizer).__name__}"
+    if clears_by_itself(step.model):
+        return "the model has a zero_grad of its own"
     chain = linear_chain(step.model)
     if isinstance(chain, str):
         return f"the model is no chain of linear layers: {chain}"
@@ -206,6 +209,11 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
         return StepPlan(step, chain, loss_name, optimizer_name)
     except Refusal as refusal:
         return str(refusal)
+
+
+def clears_by_itself(model: torch.nn.Module) -> bool:
+    """Whether `model.zero_grad()` does something else than what it does in torch."""
+    return "zero_grad" in model.__dict__ or type(model).zero_grad is not torch.nn.Module.zero_grad
 
 
 def uses_adam(optimizer: torch.optim.Optimizer) -> bool:

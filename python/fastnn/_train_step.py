@@ -17,7 +17,7 @@ from fastnn import _autograd_hooks, _backend, _cuda_graph
 from fastnn._epoch import run_epoch
 from fastnn._parameter_list import ParameterList, drop_gradients
 from fastnn._step_graph import WarmUp
-from fastnn._step_plan import Loss, LossOptions, Refused, StepPlan, make_plan, make_state
+from fastnn._step_plan import Loss, LossOptions, Refused, StepPlan, clears_by_itself, make_plan, make_state
 from fastnn.nn.utils import clip_grad_norm_
 
 
@@ -420,7 +420,10 @@ class TrainStep:
         return plan.graphs.take(self, plan, inputs[0], target)
 
     def _eager(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
-        drop_gradients(self._parameters.now())
+        if clears_by_itself(self.model):
+            self.model.zero_grad()
+        else:
+            drop_gradients(self._parameters.now())
         if torch.is_grad_enabled():
             loss = self._differentiate(inputs, target)
         else:

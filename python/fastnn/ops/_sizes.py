@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastnn import _backend
+
 SMALL = "it is too little work to repay a native call"
 
 _always_native = os.environ.get("FASTNN_ALWAYS_NATIVE", "").lower() not in ("", "0", "false", "no", "off")
@@ -38,7 +40,7 @@ _FEW_ROWS_WORK = 1 << 20
 _GRAM = 1 << 19  # C C L
 # Logits, with and without gradient. Torch is slow where the classes fill no vector.
 _FEW_CLASSES = 16
-_CROSS_ENTROPY = {True: (1 << 8, 1 << 10), False: (1 << 14, 1 << 15)}
+_CROSS_ENTROPY = {True: (1 << 8, 1 << 7), False: (1 << 14, 1 << 15)}
 _LINEAR_CROSS_ENTROPY = 1 << 13  # N K C
 # Bytes from which glibc's allocator maps memory anew at each call. An op that only moves memory gains by huge
 # pages alone.
@@ -47,7 +49,9 @@ _MAPPED = 32 << 20
 
 def _may_be_small(input: Tensor) -> bool:
     """Whether there are limits for it: a plain tensor on the CPU, whose sizes are numbers."""
-    return type(input) is Tensor and input.is_cpu and not _always_native and not _is_compiling()
+    if _always_native or _is_compiling() or _backend.is_disabled():  # which is the better reason
+        return False
+    return type(input) is Tensor and input.is_cpu
 
 
 def is_tiny_linear(input: Tensor, outputs: int) -> bool:
