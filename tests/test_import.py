@@ -68,6 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     env = {
         name: value for name, value in os.environ.items() if not name.startswith(("FASTNN_", "PYTHONPATH"))
     }
+    env["FASTNN_ALWAYS_NATIVE"] = "1"  # the tensors here are small
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -49,7 +49,7 @@ _MAPPED = 32 << 20
 
 def _may_be_small(input: Tensor) -> bool:
     """Whether there are limits for it: a plain tensor on the CPU, whose sizes are numbers."""
-    if _always_native or _is_compiling() or _backend.is_disabled():  # which is the better reason
+    if _always_native or _is_compiling() or _backend.is_disabled() or _backend.cpu is None:
         return False
     return type(input) is Tensor and input.is_cpu
 
