@@ -58,6 +58,22 @@ def cross_entropy_torch(
     return loss + (total / count if reduction == "mean" else total).to(loss.dtype)
 
 
+Options = tuple[int, str, float, float]  # ignore_index, reduction, label_smoothing and z_loss
+
+
+def _twin(input: Tensor, target: Tensor, weight: Tensor | None, options: Options) -> Tensor:
+    ignore_index, reduction, label_smoothing, z_loss = options
+    return cross_entropy_torch(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
+
+
 class CrossEntropyFunction(NativeFunction):
     """Writes the gradient of the logits together with the loss; the first backward consumes it.
 
@@ -71,7 +87,7 @@ class CrossEntropyFunction(NativeFunction):
         input: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        options: tuple[int, str, float, float],  # the last four parameters of _run
+        options: Options,
     ) -> Tensor:
         ctx.save_for_backward(input, target, weight)
         ctx.options = options
@@ -104,16 +120,7 @@ class CrossEntropyFunction(NativeFunction):
 def _torch_gradient(ctx: Any, grad_output: Tensor) -> Tensor:
     """Return the gradient as a differentiable function of the logits and of `grad_output`."""
     input, target, weight = ctx.saved_tensors
-    ignore_index, reduction, label_smoothing, z_loss = ctx.options
-    loss = cross_entropy_torch(
-        input,
-        target,
-        weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-    )
+    loss = _twin(input, target, weight, ctx.options)
     gradient: Tensor = torch.autograd.grad(loss, input, grad_output, create_graph=True)[0]
     return gradient
 
@@ -256,18 +263,7 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-
-    def twin() -> Tensor:
-        return cross_entropy_torch(
-            input,
-            target,
-            weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-        )
-
+    options = (ignore_index, reduction, label_smoothing, z_loss)
     # Where there are options, torch takes several ops.
     if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
         reason: str | None = SMALL
@@ -276,12 +272,11 @@ def cross_entropy(
             input, target, weight, ignore_index, reduction, label_smoothing, cuda=True
         )
     if not _backend.decide("cross_entropy", reason):
-        return twin()
-    options = (ignore_index, reduction, label_smoothing, z_loss)
+        return _twin(input, target, weight, options)
     try:
         if torch.is_grad_enabled() and input.requires_grad:
             loss: Tensor = CrossEntropyFunction.apply(input, target, weight, options)
             return loss
         return _run(input, target, weight, None, *options)[0]
     except (RuntimeError, ValueError) as error:
-        return refused("cross_entropy", error, twin)
+        return refused("cross_entropy", error, lambda: _twin(input, target, weight, options))
