@@ -192,20 +192,21 @@ def _run(
 def _check(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
     """Raise unless types and shapes fit: torch's sentence, where it has one, and what was expected."""
     op = "linear_cross_entropy"
-    required = {"input": input, "linear_weight": linear_weight, "target": target}
-    for name, t in (required if linear_bias is None else required | {"linear_bias": linear_bias}).items():
+    for name, t in (("input", input), ("linear_weight", linear_weight), ("target", target)):
         if not isinstance(t, Tensor):
             raise TypeError(f"{op}: {name} must be a Tensor, got {type(t).__name__}")
+    if linear_bias is not None and not isinstance(linear_bias, Tensor):
+        raise TypeError(f"{op}: linear_bias must be a Tensor, got {type(linear_bias).__name__}")
     batch, outputs = tuple(input.shape[:-1]), tuple(linear_weight.shape[:-1])
-    found = f"input {tuple(input.shape)} and linear_weight {tuple(linear_weight.shape)}"
     if input.dim() == 0:
         raise RuntimeError(
-            f"expected input with dimensionality 1 or 2, got 0\n{op}: expected input (*, K), got {found}"
+            "expected input with dimensionality 1 or 2, got 0\n"
+            f"{op}: expected input (*, K), got {_shapes(input, linear_weight)}"
         )
     if linear_weight.dim() < 2:
         raise RuntimeError(
             f"expected linear_weight with dimensionality at least 2, got {linear_weight.dim()}\n"
-            f"{op}: expected linear_weight (C, K), got {found}"
+            f"{op}: expected linear_weight (C, K), got {_shapes(input, linear_weight)}"
         )
     if input.shape[-1] != linear_weight.shape[-1]:
         raise RuntimeError(
@@ -225,12 +226,12 @@ def _check(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Te
                 f"K-dimensional loss defined by linear_weight shape {tuple(linear_weight.shape)} requires "
                 f"batched input, (N, {input.shape[-1]}), "
                 f"got unbatched input with shape {tuple(input.shape)}\n"
-                f"{op}: expected input (N, K), got {found}"
+                f"{op}: expected input (N, K), got {_shapes(input, linear_weight)}"
             )
         if len(batch) > 1:
             raise RuntimeError(
                 f"expected input with dimensionality 1 or 2, got {input.dim()}\n"
-                f"{op}: expected input (N, K), got {found}"
+                f"{op}: expected input (N, K), got {_shapes(input, linear_weight)}"
             )
     elif target.shape not in (batch, batch + outputs):
         expected = (
@@ -240,6 +241,10 @@ def _check(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Te
         if len(batch) > 1:
             raise RuntimeError(f"expected input with dimensionality 1 or 2, got {input.dim()}\n{expected}")
         raise _target_error(input, linear_weight, target, expected)
+
+
+def _shapes(input: Tensor, linear_weight: Tensor) -> str:
+    return f"input {tuple(input.shape)} and linear_weight {tuple(linear_weight.shape)}"
 
 
 def _target_error(input: Tensor, linear_weight: Tensor, target: Tensor, expected: str) -> Exception:

@@ -135,16 +135,16 @@ class MlpFunction(NativeFunction):
         ctx.save_for_backward(*saved.values((input, *weights, *outputs, *preactivations, None)))
         # Inputs of the node make no cycle of references; outputs would.
         ctx.wanted = saved.wanted((input, *parameters, None))
-        ctx.chain = activations, input.shape, [weight.shape for weight in weights]
+        ctx.chain = activations, input.shape
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        activations, input_shape, weight_shapes = ctx.chain
+        activations, input_shape = ctx.chain
         depth = len(activations)
         values = ctx.saved_tensors
         if len(input_shape) != 2:
-            rows, (out_features, _) = input_shape[:-1].numel(), weight_shapes[-1]
+            rows, out_features = input_shape[:-1].numel(), grad_output.shape[-1]
             values = [*values]
             values[0] = _as_matrix(values[0], rows, input_shape[-1])
             values[2 * depth] = _as_matrix(values[2 * depth], rows, out_features)
@@ -153,10 +153,10 @@ class MlpFunction(NativeFunction):
             wants_input, _, *wants = needed_gradients(ctx)
             new = grad_output.new_empty  # takes half as long for numbers as for a Size
             grad_input = new(grad_output.shape[0], input_shape[-1]) if wants_input else None
-            grad_weights, grad_biases = [], []
-            for i, (n, k) in enumerate(weight_shapes):
-                grad_weights.append(new(n, k) if wants[i] else None)
-                grad_biases.append(new(n) if wants[depth + i] else None)
+            grads = [new(*t.shape) if want else None for t, want in zip(ctx.wanted[1:], wants, strict=True)]
+            grad_weights, grad_biases = grads[:depth], grads[depth:]
+            if not _keeps_graph():  # torch then frees what was saved
+                ctx.wanted = None
             kernels = _backend.native(grad_output)
             call = kernels.mlp_backward if kernels is _backend.cpu else partial(_cuda_backward, kernels)
             call(
@@ -173,9 +173,6 @@ class MlpFunction(NativeFunction):
                 *(values[1 + depth : 1 + 2 * depth], values[1 + 2 * depth :], activations),
                 *(wants_input, wants[:depth], wants[depth:]),
             )
-        # Torch then frees what was saved; what compiled autograd traces cannot ask, and is done at once.
-        if not torch.compiler.is_compiling() and not _keeps_graph():
-            ctx.wanted = None
         if grad_input is not None and len(input_shape) != 2:
             grad_input = grad_input.view(input_shape)
         return grad_input, None, *grad_weights, *grad_biases
@@ -226,23 +223,24 @@ def _cuda_backward(
 
 def _differentiable(ctx: Any, values: Sequence[Any], grad_output: Tensor) -> Values:
     """What was saved, as functions of what wants a gradient: for the backward of the backward."""
-    activations, input_shape, weight_shapes = ctx.chain
+    activations, input_shape = ctx.chain
     depth = len(activations)
     rows = grad_output.shape[0]
     input, *wanted = ctx.wanted
     below = values[0] if input is None else input.reshape(rows, input_shape[-1])
     result: Values = [below, *values[1:]]
-    for i, (activation, (n, k)) in enumerate(zip(activations, weight_shapes, strict=True)):
+    for i, activation in enumerate(activations):
         at_output, at_z = 1 + depth + i, 1 + 2 * depth + i
         if (below is None or not below.requires_grad) and wanted[i] is None and wanted[depth + i] is None:
             below = values[at_output]  # a constant
             continue
+        weight, bias = values[1 + i] if wanted[i] is None else wanted[i], wanted[depth + i]
+        n, k = (bias.shape[0], 0) if weight is None else weight.shape
         output = values[at_output]
         if output is None:  # no gradient is taken from its values
             output = grad_output.new_zeros(()).expand(rows, n)
         layer = ComputedLinear(activation, output, values[at_z], torch.Size((rows, k)))
-        weight = values[1 + i] if wanted[i] is None else wanted[i]
-        below, result[at_z] = ComputedLinearFunction.apply(below, weight, wanted[depth + i], layer)
+        below, result[at_z] = ComputedLinearFunction.apply(below, weight, bias, layer)
         result[at_output] = below
     return result
 
