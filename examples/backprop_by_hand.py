@@ -242,7 +242,7 @@ def draw(file: Path, title: str, accuracies: Any, losses: Any, times: dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/backprop_by_hand"), help="for the results")
-    parser.add_argument("--small", action="store_true", help="2 epochs in the place of 20")
+    parser.add_argument("--small", action="store_true", help="2 epochs instead of 20")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 

@@ -63,7 +63,7 @@ def by_data(x: Tensor, y: Tensor, steps: int) -> Trained:
 
 
 def by_no_grad(x: Tensor, y: Tensor, steps: int) -> Trained:
-    """In `no_grad` nothing is remembered: what one writes today in the place of `.data`."""
+    """In `no_grad` nothing is remembered: what one writes today instead of `.data`."""
     w, b = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
     losses = []
     for _ in range(steps):
@@ -153,7 +153,7 @@ def draw(file: Path, problems: dict[str, Any], times: dict[str, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/linear_regression"), help="for the results")
-    parser.add_argument("--small", action="store_true", help="one round of measurement in the place of five")
+    parser.add_argument("--small", action="store_true", help="one round of measurement instead of five")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 

@@ -103,7 +103,7 @@ def draw(file: Path, paths: dict[str, list[float]], times: dict[str, dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/minimize"), help="for the results")
-    parser.add_argument("--small", action="store_true", help="one round of measurement in the place of ten")
+    parser.add_argument("--small", action="store_true", help="one round of measurement instead of ten")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 

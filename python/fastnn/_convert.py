@@ -110,7 +110,7 @@ def _change(
         if reason is None:
             part.__class__ = counterpart
         reasons.append(reason)
-    if _backend.is_recording():  # after all: what fuses hangs on several modules
+    if _backend.is_recording():  # at the end: what fuses depends on several modules
         for (name, part), kind, reason in zip(parts, before, reasons, strict=True):
             became = None if type(part) is kind else _public_name(type(part))
             fusion = _fusion(part) if counterparts is _TO_FASTNN else None

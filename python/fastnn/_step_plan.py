@@ -37,6 +37,8 @@ _OPTIMIZERS: dict[type, str] = {
     **dict.fromkeys((torch.optim.SGD, optim.SGD), "sgd"),
 }
 
+_torch_zero_grad = _replaced.original(torch.nn.Module, "zero_grad")
+
 # Class weight, name of the loss, reduction, ignore_index, label_smoothing, z_loss.
 LossOptions = tuple[Tensor | None, str, int, int, float, float]
 
@@ -88,6 +90,7 @@ class StepPlan:
         watch_optimizer(self._watch, step.optimizer)
         watch_tables(self._watch, step.model)
         self._watch.absent(step.model.__dict__, "zero_grad")
+        self._watch.class_item(type(step.model), "zero_grad", _torch_zero_grad)
         chained = {id(p) for table in self.tables for p in table.values()}
         self.unused = [p for p in step.model.parameters() if id(p) not in chained]
 
@@ -213,7 +216,7 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
 
 def clears_by_itself(model: torch.nn.Module) -> bool:
     """Whether `model.zero_grad()` does something else than what it does in torch."""
-    return "zero_grad" in model.__dict__ or type(model).zero_grad is not torch.nn.Module.zero_grad
+    return "zero_grad" in model.__dict__ or type(model).zero_grad is not _torch_zero_grad
 
 
 def uses_adam(optimizer: torch.optim.Optimizer) -> bool:

@@ -133,7 +133,7 @@ class TrainStep:
       no other,
     - input, parameters and gradients are float32 or float64 tensors on the CPU, the parameters contiguous.
 
-    Anything else the same object runs eagerly, as fast as the loop above, and warns once for each reason
+    Anything else the same object runs eagerly, about as fast as the loop, and warns once for each reason
     (:class:`fastnn.EagerStepWarning`); ``fastnn.explain(step, x, y)``, which takes a step, says why at any
     time, and ``native=True`` makes it an error. Whether the native call is possible is looked at in every
     call, so hooks (of modules and optimizers, of parameters and their gradient accumulators, for saved

@@ -107,3 +107,12 @@ assert "too little work" in str(said), said
 assert torch.equal(said.result, torch.nn.functional.linear(x, layer.weight, layer.bias))
 """
     )
+
+
+def test_a_replaced_forward_runs_on_few_rows_too() -> None:
+    _run(
+        """
+torch.nn.Sequential.forward = lambda self, input: "mine"
+assert mlp(tensor(1, 2)) == "mine"
+"""
+    )

@@ -145,16 +145,15 @@ class Sequential(torch.nn.Sequential):
             return input
         else:
             layers = list(self._modules.values())
-            if are_few_rows(input, layers):
-                for module in layers:
-                    input = module(input)
-                return input
-            if why_nothing_fuses() is None:
-                output: Tensor = _run(layers, input)
-            else:
+            if why_nothing_fuses() is not None:
                 theirs = torch.nn.Sequential.forward
-                output = (_torch_forward if theirs is Sequential.forward else theirs)(self, input)
-            return output
+                return (_torch_forward if theirs is Sequential.forward else theirs)(self, input)
+            if not are_few_rows(input, layers):
+                output: Tensor = _run(layers, input)
+                return output
+            for module in layers:
+                input = module(input)
+            return input
 
 
 class MLP(Sequential):

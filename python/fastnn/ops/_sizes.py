@@ -2,8 +2,8 @@
 
 Checks, and a node of the autograd graph that is written in Python, take a few microseconds more than torch's
 own op, and for some shapes MKL is ahead besides. Below these limits the public functions call torch's op, so
-that no layer becomes slower by being fastnn's. Chains of two and more layers have no limit: their one node
-takes the place of several.
+that no layer becomes slower by being fastnn's. A chain of layers has one node instead of several and wins at
+any size in a loop of its own; between other ops, where its longer path through Python is cold, it needs rows.
 
 Measured on one thread of a Zen 4 (``benchmarks/NOTES.md`` has the table). FASTNN_ALWAYS_NATIVE=1 in the
 environment lifts all limits. What cannot be asked for its size here is asked by `_backend.torch_reason`.
@@ -11,7 +11,6 @@ environment lifts all limits. What cannot be asked for its size here is asked by
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +20,6 @@ from fastnn import _backend
 
 SMALL = "it is too little work to repay a native call"
 
-_always_native = os.environ.get("FASTNN_ALWAYS_NATIVE", "").lower() not in ("", "0", "false", "no", "off")
 _is_compiling = torch.compiler.is_compiling  # sizes may be symbols then, which must not be compared
 
 # M N K of a single layer up to which torch computes it, by activation: the last is that of all others, which
@@ -49,7 +47,7 @@ _MAPPED = 32 << 20
 
 def _may_be_small(input: Tensor) -> bool:
     """Whether there are limits for it: a plain tensor on the CPU, whose sizes are numbers."""
-    if _always_native or _is_compiling() or _backend.is_disabled() or _backend.cpu is None:
+    if _backend.always_native or _is_compiling() or _backend.is_disabled() or _backend.cpu is None:
         return False
     return type(input) is Tensor and input.is_cpu
 

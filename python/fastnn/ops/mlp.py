@@ -49,7 +49,7 @@ Select = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
 class _Saved(NamedTuple):
-    """What a chain's forward keeps for its backward; each gives None in the place of what is not kept."""
+    """What a chain's forward keeps for its backward; each gives None instead of what is not kept."""
 
     # Of (input, *weights, *outputs, *preactivations, None) what torch keeps of the same layers, one by one:
     # of one whose weight wants a gradient its input; of one whose input does, its weight; and where anything

@@ -99,7 +99,7 @@ class Float32State(torch.optim.Optimizer):
         return master.copy_(torch.where(master.to(param.dtype) == param, master, param))
 
     def _update_as_given(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
-        """Let torch update these tensors in the place of the group's."""
+        """Let torch update these tensors instead of the group's."""
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
