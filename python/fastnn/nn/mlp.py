@@ -147,9 +147,10 @@ class Sequential(torch.nn.Sequential):
             layers = list(self._modules.values())
             if why_nothing_fuses() is not None:
                 theirs = torch.nn.Sequential.forward
-                return (_torch_forward if theirs is Sequential.forward else theirs)(self, input)
+                output: Tensor = (_torch_forward if theirs is Sequential.forward else theirs)(self, input)
+                return output
             if not are_few_rows(input, layers):
-                output: Tensor = _run(layers, input)
+                output = _run(layers, input)
                 return output
             for module in layers:
                 input = module(input)
