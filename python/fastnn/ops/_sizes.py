@@ -82,7 +82,8 @@ def is_small_linear(input: Tensor, weight: Tensor, activation: str | None) -> bo
 def are_few_rows(input: Tensor, layers: Sequence[torch.nn.Module]) -> bool:
     """Whether layers that could run as one op should run one by one, each in torch's op."""
     try:
-        if not _may_be_small(input):
+        # What nearly always answers comes first.
+        if _is_compiling() or input.size(0) >= _FEW_ROWS or not _may_be_small(input):
             return False
         rows = input.numel() // input.size(-1)
         if rows >= _FEW_ROWS:
@@ -112,10 +113,12 @@ def is_small_gram(features: Tensor) -> bool:
 def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
     """Whether torch should compute the loss of class indices, without smoothing, weights and z-loss."""
     try:
-        if not _may_be_small(input) or input.dim() != 2 or target.dim() != 1:
+        if _is_compiling():
             return False
         limits = _CROSS_ENTROPY[input.size(1) < _FEW_CLASSES]
-        return input.numel() < limits[torch.is_grad_enabled() and input.requires_grad]
+        if input.numel() >= limits[torch.is_grad_enabled() and input.requires_grad]:
+            return False
+        return _may_be_small(input) and input.dim() == 2 and target.dim() == 1
     except (AttributeError, IndexError, TypeError):
         return False
 
