@@ -58,7 +58,7 @@ def test_a_replaced_method(owner: Any, name: str, monkeypatch: pytest.MonkeyPatc
     for _ in range(2):
         assert _replaced.replaced_class() is None
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, lambda *args, **kwargs: None)
+            patch.setattr(owner, name, lambda *args, **kwargs: None, raising=False)
             reason = _replaced.replaced_class()
             assert reason is not None
             assert reason.endswith(f"{owner.__name__}.{name} was replaced")
@@ -69,6 +69,19 @@ def test_other_changes_of_a_class_do_not_count(monkeypatch: pytest.MonkeyPatch) 
     for i in range(3):
         monkeypatch.setattr(torch.nn.Linear, "adapter", i, raising=False)
         assert _replaced.replaced_class() is None
+
+
+def test_a_property_on_the_class_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes before the parameters of that name, in a chain and in a layer alone."""
+    model, x = fastnn.nn.MLP([5, 4, 3]), torch.randn(40, 5)
+    plain = model(x), model[0](x)
+    doubled = property(lambda layer: 2 * layer._parameters["weight"])
+    monkeypatch.setattr(torch.nn.Linear, "weight", doubled, raising=False)
+    assert _replaced.replaced_class() == "torch.nn.modules.linear.Linear.weight was replaced"
+    torch.testing.assert_close(model[0](x), F.linear(x, model[0].weight, model[0].bias))
+    torch.testing.assert_close(model(x), model[2](torch.relu(model[0](x))))
+    monkeypatch.undo()
+    assert all(torch.equal(a, b) for a, b in zip((model(x), model[0](x)), plain, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,20 @@ def _warnings(call: Callable[[], object]) -> list[str]:
     return [str(w.message) for w in caught if w.category is EagerStepWarning]
 
 
+@pytest.mark.parametrize("take", ["step", "epoch", "explain"])
+def test_the_warning_points_at_the_caller(take: str) -> None:
+    x, y = _batch()
+    step = _step("adam", _with_dropout())
+    calls = {
+        "step": lambda: step(x, y),
+        "epoch": lambda: step.epoch(x, y, len(x)),
+        "explain": lambda: fastnn.explain(step, x, y),
+    }
+    with pytest.warns(EagerStepWarning) as seen:
+        calls[take]()
+    assert seen[0].filename == __file__
+
+
 def test_it_is_said_once_for_each_reason() -> None:
     x, y = _batch()
     step = _step("adam", _with_dropout())

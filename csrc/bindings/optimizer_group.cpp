@@ -40,13 +40,20 @@ bool same_shape(const TensorView& a, const TensorView& b) {
   return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
 }
 
+// What torch raises for memory that it does not hand over; anything else is no answer to that question.
+bool refuses_memory(const py::error_already_set& error) {
+  for (PyObject* type : {PyExc_RuntimeError, PyExc_BufferError, PyExc_TypeError, PyExc_ValueError})
+    if (error.matches(type)) return true;
+  return false;
+}
+
 // read_tensor(), where a tensor that cannot be read (sparse, without memory, of another dtype or device) is
 // one that torch must handle.
 bool readable(PyObject* object, TensorView& view) {
   try {
     return read_tensor(object, view);
   } catch (const py::error_already_set& error) {  // torch's, who was asked for the memory
-    if (!error.matches(PyExc_Exception)) throw;
+    if (!refuses_memory(error)) throw;
     throw NotCovered(text(error.value().ptr()));
   } catch (const Unreadable& error) {
     throw NotCovered(error.what());

@@ -45,6 +45,10 @@ class Watch {
       }
     classes_.push_back({type, {{std::move(name), std::move(value)}}, 0});
   }
+  // type has no such attribute, nor has a base.
+  void class_absent(const py::type& type, py::object name) {
+    class_item(type, std::move(name), py::object());
+  }
   void type(py::object object) { types_.emplace_back(object, py::type::of(object)); }
 
   bool unchanged() const {
@@ -152,6 +156,7 @@ void register_watch(py::module_& m) {
       .def("attribute", &Watch::attribute)
       .def("content", &Watch::content)
       .def("class_item", &Watch::class_item)
+      .def("class_absent", &Watch::class_absent)
       .def("type", &Watch::type)
       .def("unchanged", &Watch::unchanged);
 }

@@ -38,13 +38,16 @@ def is_own(value: object) -> bool:
 
 
 def original(owner: Owner, name: str) -> object:
-    """What `name` stands for; where that is somebody else's, what nothing else is."""
+    """What `name` stands for; None where there is no such name; where it is somebody else's, what nothing
+    else is."""
     value = getattr(owner, name, None)
     return value if is_own(value) else object()
 
 
 def _add(watch: Any, owner: Owner, name: str, value: Any) -> None:
-    if isinstance(owner, type):
+    if value is None:
+        watch.class_absent(owner, name)
+    elif isinstance(owner, type):
         watch.class_item(owner, name, value)
     else:
         watch.item(owner.__dict__, name, value)
@@ -118,6 +121,9 @@ classes = Names(
         ),
         *((torch.Tensor, name) for name in (*_METHODS, "backward")),
         (torch.nn.Module, "__getattr__"),
+        # Absent, as long as nobody has put a property there.
+        *((torch.nn.Linear, name) for name in ("weight", "bias")),
+        *((torch.nn.CrossEntropyLoss, name) for name in ("weight", "ignore_index", "label_smoothing")),
     ]
 )
 

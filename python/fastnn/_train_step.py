@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,7 +89,17 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 }
 _PARTS = ("model", "loss", "optimizer")
 _LAST: Any = object()  # the target is the last positional argument
+_HERE = f"{Path(__file__).parent}{os.sep}"
 _DTYPES = frozenset({torch.float32, torch.float64})  # of a native step's parameters
+
+
+def _levels_out() -> int:
+    """Where a warning of the function that asks belongs: how far up the stack the first caller is that is
+    not fastnn."""
+    frame, levels = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame, levels = frame.f_back, levels + 1
+    return levels
 
 
 def _name(part: object) -> str:
@@ -341,7 +354,7 @@ class TrainStep:
             f"TrainStep runs eagerly: {reason}. This is said once for each reason; to silence it: "
             'warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)',
             EagerStepWarning,
-            stacklevel=3,
+            stacklevel=_levels_out(),
         )
         self._told.add(reason)
 

@@ -116,3 +116,18 @@ torch.nn.Sequential.forward = lambda self, input: "mine"
 assert mlp(tensor(1, 2)) == "mine"
 """
     )
+
+
+def test_a_trace_is_asked_for_no_sizes() -> None:
+    """They are tensors there; torch warns where one of them is compared."""
+    _run(
+        """
+import warnings
+warnings.simplefilter("error", torch.jit.TracerWarning)
+warnings.simplefilter("ignore", DeprecationWarning)
+for rows in (2, 64):
+    x, t = tensor(rows, 2), torch.zeros(rows, dtype=torch.int64)
+    for module, given in ((mlp, (x,)), (fastnn.nn.CrossEntropyLoss(), (x, t))):
+        torch.testing.assert_close(torch.jit.trace(module, given)(*given), module(*given))
+"""
+    )

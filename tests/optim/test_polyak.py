@@ -295,7 +295,12 @@ ERRORS: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], type[Exception], str
         TypeError,
         "sources must be a tensor or tensors, got NoneType",
     ),
-    "tau is no number": (lambda: (randoms([2]), randoms([2]), None), TypeError, "not supported"),
+    "tau is no number": (
+        lambda: (randoms([2]), randoms([2]), None),
+        TypeError,
+        "tau must be a number, got NoneType",
+    ),
+    "tau is a word": (lambda: (randoms([2]), randoms([2]), "a"), TypeError, "tau must be a number, got str"),
     "no tensor": (
         lambda: (randoms([2, 3]), [*randoms([2]), 1.0], 0.5),
         TypeError,

@@ -12,6 +12,8 @@ from fastnn import _backend, _replaced, functional
 from fastnn.ops._sizes import SMALL, is_tiny_linear
 from fastnn.ops.linear import check_activation, torch_activation
 
+_is_compiling = torch.compiler.is_compiling
+_unchanged = _replaced.classes.unchanged
 _torch_forward = _replaced.original(torch.nn.Linear, "forward")
 
 
@@ -79,7 +81,8 @@ class Linear(torch.nn.Linear):
             theirs = torch.nn.Linear.forward
             if theirs is not _torch_forward and theirs is not Linear.forward:
                 return torch_activation(theirs(self, input), self.activation)
-            weight, bias = parameters_of(self)
+            known = _is_compiling() or _unchanged()
+            weight, bias = parameters_of(self) if known else (self.weight, self.bias)
             if self.activation is None and is_tiny_linear(input, self.out_features):
                 _backend.decide("linear", SMALL)
                 return F.linear(input, weight, bias)

@@ -20,7 +20,9 @@ from fastnn import _backend
 
 SMALL = "it is too little work to repay a native call"
 
-_is_compiling = torch.compiler.is_compiling  # sizes may be symbols then, which must not be compared
+# Under these sizes may be symbols or tensors, which must not be compared.
+_is_compiling = torch.compiler.is_compiling
+_jit_state = torch._C._get_tracing_state
 
 # M N K of a single layer up to which torch computes it, by activation: the last is that of all others, which
 # torch computes slowly.
@@ -47,9 +49,9 @@ _MAPPED = 32 << 20
 
 def _may_be_small(input: Tensor) -> bool:
     """Whether there are limits for it: a plain tensor on the CPU, whose sizes are numbers."""
-    if _backend.always_native or _is_compiling() or _backend.is_disabled() or _backend.cpu is None:
+    if _backend.always_native or _backend.is_disabled() or _backend.cpu is None:
         return False
-    return type(input) is Tensor and input.is_cpu
+    return not _is_compiling() and _jit_state() is None and type(input) is Tensor and input.is_cpu
 
 
 def is_tiny_linear(input: Tensor, outputs: int) -> bool:
@@ -83,7 +85,9 @@ def are_few_rows(input: Tensor, layers: Sequence[torch.nn.Module]) -> bool:
     """Whether layers that could run as one op should run one by one, each in torch's op."""
     try:
         # What nearly always answers comes first.
-        if _is_compiling() or input.size(0) >= _FEW_ROWS or not _may_be_small(input):
+        if _is_compiling() or _jit_state() is not None or input.size(0) >= _FEW_ROWS:
+            return False
+        if not _may_be_small(input):
             return False
         rows = input.numel() // input.size(-1)
         if rows >= _FEW_ROWS:
@@ -113,7 +117,7 @@ def is_small_gram(features: Tensor) -> bool:
 def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
     """Whether torch should compute the loss of class indices, without smoothing, weights and z-loss."""
     try:
-        if _is_compiling():
+        if _is_compiling() or _jit_state() is not None:
             return False
         limits = _CROSS_ENTROPY[input.size(1) < _FEW_CLASSES]
         if input.numel() >= limits[torch.is_grad_enabled() and input.requires_grad]:

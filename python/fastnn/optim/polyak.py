@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +44,7 @@ def polyak_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tenso
 
     Raises:
         ValueError: there are more targets than sources or fewer, or ``tau`` is not in [0, 1].
-        TypeError: what is given are no tensors.
+        TypeError: what is given are no tensors, or ``tau`` is no number.
         RuntimeError: a source has another shape, dtype or device than its target. Nothing has been written
             then, nor with the other errors.
 
@@ -55,6 +57,9 @@ def polyak_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tenso
             f"polyak_: as many sources as targets are expected, but there are {len(target_list)} targets and "
             f"{len(source_list)} sources"
         )
+    given: Any = tau  # whatever the annotation says
+    if not isinstance(given, (numbers.Real, Tensor)):
+        raise TypeError(f"polyak_: tau must be a number, got {type(given).__name__}")
     if not 0 <= tau <= 1:
         raise ValueError(f"polyak_: tau must be in [0, 1], but is {tau}")
     if not target_list:
