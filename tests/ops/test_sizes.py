@@ -131,3 +131,25 @@ for rows in (2, 64):
         torch.testing.assert_close(torch.jit.trace(module, given)(*given), module(*given))
 """
     )
+
+
+def test_a_chain_of_few_rows_gives_torchs_bits() -> None:
+    """It is torch's ops, and what watches or replaces a module is called all the same."""
+    _run(
+        """
+theirs = torch.nn.Sequential(
+    torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 2)
+)
+mine = fastnn.convert(__import__("copy").deepcopy(theirs))
+assert type(mine) is fastnn.nn.Sequential
+for shape in ((5,), (1, 5), (31, 5), (2, 3, 5), (0, 5)):
+    a, b = mine(x := tensor(*shape)), theirs(x)
+    assert torch.equal(a, b), shape
+    grads = [torch.autograd.grad(y.square().sum(), list(m.parameters())) for y, m in ((a, mine), (b, theirs))]
+    assert all(map(torch.equal, *grads))
+calls = []
+mine[2].register_forward_hook(lambda *args: calls.append(args))
+mine(tensor(2, 5))
+assert len(calls) == 1
+"""
+    )

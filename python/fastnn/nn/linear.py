@@ -78,15 +78,16 @@ class Linear(torch.nn.Linear):
             output = F.linear(input, self.weight, self.bias)
             return torch_activation(output, self.activation)
         else:
+            if not _is_compiling() and _unchanged():
+                weight, bias = parameters_of(self)
+                if self.activation is None and is_tiny_linear(input, self.in_features, self.out_features):
+                    _backend.decide("linear", SMALL)
+                    return F.linear(input, weight, bias)
+                return functional.linear(input, weight, bias, self.activation)
             theirs = torch.nn.Linear.forward
             if theirs is not _torch_forward and theirs is not Linear.forward:
                 return torch_activation(theirs(self, input), self.activation)
-            known = _is_compiling() or _unchanged()
-            weight, bias = parameters_of(self) if known else (self.weight, self.bias)
-            if self.activation is None and is_tiny_linear(input, self.out_features):
-                _backend.decide("linear", SMALL)
-                return F.linear(input, weight, bias)
-            return functional.linear(input, weight, bias, self.activation)
+            return functional.linear(input, self.weight, self.bias, self.activation)
 
     def extra_repr(self) -> str:
         """As torch's, and the activation where one is set."""

@@ -15,7 +15,6 @@ from torch.nn.modules import module as _module
 from fastnn import _backend, _replaced
 from fastnn.nn.activation import activation_of, module_of
 from fastnn.nn.linear import Linear, parameters_of
-from fastnn.ops._sizes import are_few_rows
 from fastnn.ops.linear import check_activation, linear
 from fastnn.ops.mlp import mlp_chain
 
@@ -149,12 +148,8 @@ class Sequential(torch.nn.Sequential):
                 theirs = torch.nn.Sequential.forward
                 output: Tensor = (_torch_forward if theirs is Sequential.forward else theirs)(self, input)
                 return output
-            if not are_few_rows(input, layers):
-                output = _run(layers, input)
-                return output
-            for module in layers:
-                input = module(input)
-            return input
+            output = _run(layers, input)
+            return output
 
 
 class MLP(Sequential):

@@ -4,6 +4,7 @@ Checks, and a node of the autograd graph that is written in Python, take a few m
 own op, and for some shapes MKL is ahead besides. Below these limits the public functions call torch's op, so
 that no layer becomes slower by being fastnn's. A chain of layers has one node instead of several and wins at
 any size in a loop of its own; between other ops, where its longer path through Python is cold, it needs rows.
+With fewer it runs in torch's ops, but without the calls of its modules.
 
 Measured on one thread of a Zen 4 (``benchmarks/NOTES.md`` has the table). FASTNN_ALWAYS_NATIVE=1 in the
 environment lifts all limits. What cannot be asked for its size here is asked by `_backend.torch_reason`.
@@ -23,6 +24,7 @@ SMALL = "it is too little work to repay a native call"
 # Under these sizes may be symbols or tensors, which must not be compared.
 _is_compiling = torch.compiler.is_compiling
 _jit_state = torch._C._get_tracing_state
+_kernels_always = _backend.always_native or _backend.cpu is None
 
 # M N K of a single layer up to which torch computes it, by activation: the last is that of all others, which
 # torch computes slowly.
@@ -30,7 +32,6 @@ _LINEAR = {None: 1 << 21, "relu": 1 << 21}, 1 << 15
 _LINEAR_WITH_GRADIENTS = {None: 1 << 20, "relu": 1 << 16}, 1 << 13
 _LINEAR_DEEP = 1 << 16  # without gradients, from _DEEP inputs on
 _DEEP = 512
-_TINY_LINEAR = 1 << 16  # without activation; about the least of these limits
 _LINEAR_16_BIT = 1 << 15  # in bfloat16 and float16, whose products torch computes slowly
 
 # Of a chain: rows, and M N K of its largest layer.
@@ -49,15 +50,21 @@ _MAPPED = 32 << 20
 
 def _may_be_small(input: Tensor) -> bool:
     """Whether there are limits for it: a plain tensor on the CPU, whose sizes are numbers."""
-    if _backend.always_native or _backend.is_disabled() or _backend.cpu is None:
+    if _kernels_always or _backend.is_disabled() or _is_compiling() or _jit_state() is not None:
         return False
-    return not _is_compiling() and _jit_state() is None and type(input) is Tensor and input.is_cpu
+    return type(input) is Tensor and input.is_cpu
 
 
-def is_tiny_linear(input: Tensor, outputs: int) -> bool:
-    """Whether torch should compute a layer without activation of so many outputs; quicker to ask."""
+def is_tiny_linear(input: Tensor, inputs: int, outputs: int) -> bool:
+    """Whether `is_small_linear` says so of a layer without activation whatever wants a gradient; quicker."""
     try:
-        return _may_be_small(input) and input.numel() * outputs <= _TINY_LINEAR
+        if not _may_be_small(input):
+            return False
+        work = input.numel() * outputs
+        if work <= _LINEAR_16_BIT:
+            return True
+        limit = _LINEAR_DEEP if inputs >= _DEEP else _LINEAR_WITH_GRADIENTS[0][None]
+        return work <= limit and input.dtype is torch.float32
     except (AttributeError, TypeError):
         return False
 
@@ -67,22 +74,21 @@ def is_small_linear(input: Tensor, weight: Tensor, activation: str | None) -> bo
     try:
         if not _may_be_small(input):
             return False
-        outputs, inputs = weight.shape
-        work = input.numel() * outputs
-        if input.dtype.itemsize == 2:
+        work = input.numel() * weight.shape[0]
+        if input.dtype is not torch.float32 and input.dtype.itemsize == 2:
             return work <= _LINEAR_16_BIT
         if torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad):
             # The gradients of one row are outer products and a pass over W: memory, where torch is ahead.
             limits, others = _LINEAR_WITH_GRADIENTS
-            return input.numel() == inputs or work <= limits.get(activation, others)
+            return work <= limits.get(activation, others) or input.numel() == weight.shape[1]
         limits, others = _LINEAR
-        return work <= (_LINEAR_DEEP if inputs >= _DEEP else limits.get(activation, others))
-    except (AttributeError, TypeError, ValueError):
+        return work <= (_LINEAR_DEEP if weight.shape[1] >= _DEEP else limits.get(activation, others))
+    except (AttributeError, IndexError, TypeError):
         return False
 
 
-def are_few_rows(input: Tensor, layers: Sequence[torch.nn.Module]) -> bool:
-    """Whether layers that could run as one op should run one by one, each in torch's op."""
+def are_few_rows(input: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether torch should compute a chain of layers."""
     try:
         # What nearly always answers comes first.
         if _is_compiling() or _jit_state() is not None or input.size(0) >= _FEW_ROWS:
@@ -92,10 +98,9 @@ def are_few_rows(input: Tensor, layers: Sequence[torch.nn.Module]) -> bool:
         rows = input.numel() // input.size(-1)
         if rows >= _FEW_ROWS:
             return False
-        most = _FEW_ROWS_WORK // rows
-        for layer in layers:
-            if isinstance(layer, torch.nn.Linear) and layer.in_features * layer.out_features > most:
-                return rows == 1 and torch.is_grad_enabled() and layer.weight.requires_grad
+        for weight in weights:
+            if rows * weight.numel() > _FEW_ROWS_WORK:
+                return rows == 1 and torch.is_grad_enabled() and weight.requires_grad
         return True
     except (AttributeError, IndexError, TypeError, ZeroDivisionError):
         return False

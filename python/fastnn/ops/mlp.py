@@ -8,11 +8,13 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _backend
 from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
+from fastnn.ops._sizes import SMALL, are_few_rows
 from fastnn.ops.linear import (
     ACTIVATIONS,
     FROM_PREACTIVATION,
@@ -21,6 +23,7 @@ from fastnn.ops.linear import (
     check_activation,
     linear,
     shape_reason,
+    torch_activation,
     torch_activation_gradient,
 )
 
@@ -309,6 +312,11 @@ def mlp_chain(
     for activation in activations:
         if activation not in ACTIVATIONS:
             check_activation("mlp", activation)
+    if are_few_rows(input, weights):
+        _backend.decide("mlp", SMALL)
+        for weight, bias, activation in zip(weights, biases, activations, strict=True):
+            input = torch_activation(F.linear(input, weight, bias), activation)
+        return input
     reason = _backend.torch_reason(input, *weights, *biases, cuda=True)
     if reason is None:
         for weight, bias in zip(weights, biases, strict=True):
