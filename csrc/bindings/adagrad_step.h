@@ -27,6 +27,11 @@ class AdagradStep final : public OptimizerStep<AdagradTensor> {
     refuse(differentiable_key);
   }
 
+  const AdagradOptions& options() const { return options_; }
+  void set_lr(double lr) { options_.lr = lr; }
+  // Makes a tensor that has been updated ready for its next step.
+  static void advance(AdagradTensor& tensor) { ++tensor.step; }
+
  private:
   void read_state(PyObject* param, const TensorView& p, AdagradTensor& tensor) override {
     static PyObject* const sum_key = interned("sum");

@@ -31,6 +31,11 @@ class RmspropStep final : public OptimizerStep<RmspropTensor> {
     refuse(differentiable_key);
   }
 
+  const RmspropOptions& options() const { return options_; }
+  void set_lr(double lr) { options_.lr = lr; }
+  // Makes a tensor that has been updated ready for its next step.
+  static void advance(RmspropTensor&) {}
+
  private:
   void read_state(PyObject* param, const TensorView& p, RmspropTensor& tensor) override {
     static PyObject* const square_avg_key = interned("square_avg");

@@ -5,16 +5,19 @@
 
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "bindings/accumulator_hooks.h"
 #include "bindings/activation_caster.h"
+#include "bindings/adagrad_step.h"
 #include "bindings/adam_step.h"
 #include "bindings/arena.h"
 #include "bindings/collectable.h"
 #include "bindings/optimizer_group.h"
 #include "bindings/registration.h"
+#include "bindings/rmsprop_step.h"
 #include "bindings/sgd_step.h"
 #include "bindings/tensor_caster.h"
 #include "bindings/train_step_batch.h"
@@ -34,7 +37,7 @@ constexpr const char* kOp = "TrainStep";
 struct Parameter {
   PyObject* object = nullptr;
   TensorView view;
-  ParameterUpdate update{};
+  ParameterUpdate update;
   py::object gradient;  // the parameter's .grad, where it is kept
   TensorView gradient_view;
 };
@@ -67,7 +70,7 @@ class TrainStep {
   TrainStep(std::vector<std::pair<py::dict, Activation>> layers, const std::string& optimizer, bool flatten,
             bool squeeze, std::optional<double> max_norm, bool keep_grad, double mean, double std,
             py::function match_layout, py::function accumulator_hooks)
-      : adam_(optimizer == "adam"),
+      : run_with_(run_with(optimizer)),
         flatten_(flatten),
         squeeze_(squeeze),
         max_norm_(max_norm),
@@ -89,7 +92,7 @@ class TrainStep {
     // What Python does within a call, a signal's handler for one, may take a step itself.
     if (running_) return py::str("a call of this step is under way");
     const Running running{running_};
-    return adam_ ? run_with<AdamStep>(groups, state, batches) : run_with<SgdStep>(groups, state, batches);
+    return (this->*run_with_)(groups, state, batches);
   }
 
   // For the rows and targets of the batches of a call.
@@ -129,8 +132,18 @@ class TrainStep {
       }
   }
 
+  using RunWith = py::object (TrainStep::*)(const py::list&, const py::dict&, TrainStepBatches&);
+
+  static RunWith run_with(const std::string& optimizer) {
+    if (optimizer == "adam") return &TrainStep::run_by<AdamStep>;
+    if (optimizer == "sgd") return &TrainStep::run_by<SgdStep>;
+    if (optimizer == "rmsprop") return &TrainStep::run_by<RmspropStep>;
+    check(optimizer == "adagrad", kOp, ": no update for ", optimizer);
+    return &TrainStep::run_by<AdagradStep>;
+  }
+
   template <class GroupStep>
-  py::object run_with(const py::list& groups, const py::dict& state, TrainStepBatches& batches) {
+  py::object run_by(const py::list& groups, const py::dict& state, TrainStepBatches& batches) {
     static PyObject* const increment_version = torch_attribute("torch.autograd.graph", "increment_version");
     Progress<GroupStep> p{*this, batches};
     TrainStepArgs& args = p.args;
@@ -188,19 +201,15 @@ class TrainStep {
         if (p.batches.rates()) group.set_lr(p.batches.rates()[p.taken]);
         for (TrainStepLayer& layer : p.self.chain_)
           for (ParameterUpdate* const update : {&layer.weight_update, &layer.bias_update})
-            advance(*update, group);
+            FASTNN_ISA::visit_update(*update, [&](auto& tensor, const auto& options) {
+              if constexpr (std::is_same_v<decltype(options), decltype(group.options())>)
+                if (&options == &group.options()) group.advance(tensor);
+            });
       }
       ++p.taken;
       return true;
     }
   };
-
-  static void advance(ParameterUpdate& update, AdamStep& step) {
-    if (update.adam_options == &step.options()) step.advance(update.adam);
-  }
-  static void advance(ParameterUpdate& update, SgdStep& step) {
-    if (update.sgd_options == &step.options()) step.advance(update.sgd);
-  }
 
   // Whether every parameter has its state.
   template <class GroupStep>
@@ -225,7 +234,7 @@ class TrainStep {
             refuse_if(accumulators_[static_cast<size_t>(&parameter - parameters_.data())].any(
                           object, view.data, accumulator_hooks_),
                       "a parameter has a hook");
-            set_update(parameter.update, tensor, step.options());
+            parameter.update = {tensor, step.options()};
             ++found;
           });
     }
@@ -243,15 +252,6 @@ class TrainStep {
     throw NotCovered(
         "the optimizer has parameters that the chain lacks: give each model an optimizer and a TrainStep of "
         "its own");
-  }
-
-  static void set_update(ParameterUpdate& update, const AdamTensor& tensor, const AdamOptions& options) {
-    update.adam = tensor;
-    update.adam_options = &options;
-  }
-  static void set_update(ParameterUpdate& update, const SgdTensor& tensor, const SgdOptions& options) {
-    update.sgd = tensor;
-    update.sgd_options = &options;
   }
 
   // Fills in the layers, with their buffers in `memory_`.
@@ -302,10 +302,8 @@ class TrainStep {
       layer.gradient = contiguous_matrix(address(l % 2 ? odd : even), args.dtype, m, n);
       layer.weight_gradient = keep_grad_ ? kept_gradient(weight) : stored ? address(own[2]) : nullptr;
       layer.bias_gradient = !bias.object ? nullptr : keep_grad_ ? kept_gradient(bias) : address(own[3]);
-      layer.weight_update = weight.update;
-      layer.bias_update = bias.update;
-      layer.weight_update.adam.grad = layer.weight_update.sgd.grad = layer.weight_gradient;
-      layer.bias_update.adam.grad = layer.bias_update.sgd.grad = layer.bias_gradient;
+      layer.weight_update = with_gradient(weight.update, layer.weight_gradient);
+      layer.bias_update = with_gradient(bias.update, layer.bias_gradient);
     }
     args.images = contiguous_matrix(address(at[0]), args.dtype, m, args.input.shape[1]);
     args.byte_scale = byte_scale_;
@@ -315,6 +313,11 @@ class TrainStep {
     args.keep_grad = keep_grad_;
     args.clip = max_norm_.has_value();
     args.max_norm = max_norm_.value_or(0);
+  }
+
+  static ParameterUpdate with_gradient(ParameterUpdate update, const void* gradient) {
+    FASTNN_ISA::visit_update(update, [&](auto& tensor, const auto&) { tensor.grad = gradient; });
+    return update;
   }
 
   // The memory of the parameter's .grad, which becomes a new tensor where there is none that fits.
@@ -352,7 +355,7 @@ class TrainStep {
 
   std::vector<Layer> layers_;
   bool running_ = false;
-  bool adam_;
+  RunWith run_with_;
   bool flatten_;  // the input's dimensions behind the first are one
   bool squeeze_;  // the output has no second dimension where that is 1
   std::optional<double> max_norm_;

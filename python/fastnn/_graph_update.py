@@ -18,11 +18,13 @@ from fastnn.optim._native import _match_layout
 
 Group = dict[str, Any]
 
-# In the order of the options in csrc/ops/<optimizer>/<optimizer>.h. The learning rate comes first.
+# Of the optimizers whose kernels read them on the device, in the order of the options in
+# csrc/ops/<optimizer>/<optimizer>.h. The learning rate comes first.
 _NUMBERS: dict[str, Callable[[Group], Sequence[Any]]] = {
     "adam": lambda g: (g["lr"], *g["betas"], g["eps"], g["weight_decay"]),
     "sgd": lambda g: (g["lr"], g["momentum"], g["dampening"], g["weight_decay"]),
 }
+COVERED = frozenset(_NUMBERS)
 # What decides which kernels run.
 _FLAGS = (
     *("amsgrad", "decoupled_weight_decay", "maximize", "nesterov"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _autograd_hooks, _backend, _cuda_graph
-from fastnn._graph_update import GraphUpdate
+from fastnn._graph_update import COVERED, GraphUpdate
 from fastnn._parameter_list import drop_gradients
 from fastnn._purity import Refusal
 from fastnn.nn.utils import clip_grad_norm_
@@ -140,6 +140,8 @@ def _kind(t: Tensor) -> Hashable:
 
 def _reason(step: TrainStep, plan: StepPlan, input: Any, target: Any) -> str | None:
     """Why no graph may be captured or replayed in this call."""
+    if plan.optimizer_name not in COVERED:
+        return f"no captured update for {type(step.optimizer).__name__}"
     if _backend.check_at_once:
         return "FASTNN_CHECK is set"
     if type(step.optimizer.param_groups) is not list:

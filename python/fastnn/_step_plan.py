@@ -15,7 +15,7 @@ from fastnn._purity import Refusal
 from fastnn._step_graph import StepGraphs
 from fastnn._watch import watch_chain, watch_globals, watch_module, watch_optimizer, watch_tables
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy
-from fastnn.optim._native import _match_layout
+from fastnn.optim._native import NativeOptimizer, _match_layout
 
 if TYPE_CHECKING:
     from fastnn._train_step import TrainStep
@@ -32,9 +32,11 @@ _LOSS_FUNCTIONS: dict[Any, str] = {
     cross_entropy: "cross_entropy",
     F.mse_loss: "mse_loss",
 }
-_OPTIMIZERS: dict[type, str] = {
-    **dict.fromkeys((torch.optim.Adam, torch.optim.AdamW, optim.Adam, optim.AdamW), "adam"),
-    **dict.fromkeys((torch.optim.SGD, optim.SGD), "sgd"),
+# What each optimizer, fastnn's or torch's, is updated as.
+_OPTIMIZERS: dict[type, type[NativeOptimizer]] = {
+    kind: ours
+    for ours in (optim.Adam, optim.AdamW, optim.SGD, optim.RMSprop, optim.Adagrad)
+    for kind in (ours, ours._torchs)
 }
 
 _torch_zero_grad = _replaced.original(torch.nn.Module, "zero_grad")
@@ -177,15 +179,16 @@ def make_plan(step: TrainStep, last: StepPlan | Refused | None) -> StepPlan | Re
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer make the state that its first step would make; only Adam's is ever asked for.
+    """Let the optimizer, one of those with a plan, make the state that its first step would make.
 
     It makes it for parameters that have a gradient, of which only the shape is looked at.
     """
+    lists = _OPTIMIZERS[type(optimizer)]._lists
     for group in optimizer.param_groups:
         for param in group["params"]:
             param.grad = param.detach()
         try:
-            optimizer._init_group(group, *([] for _ in range(6)))  # type: ignore[attr-defined]
+            optimizer._init_group(group, *([] for _ in range(lists)))  # type: ignore[attr-defined]
         finally:
             for param in group["params"]:
                 param.grad = None
@@ -200,8 +203,8 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
     loss_name = _LOSS_MODULES.get(type(loss)) if is_module else _loss_function(loss)
     if loss_name is None:
         return f"no native loss for {getattr(loss, '__name__', type(loss).__name__)}"
-    optimizer_name = _OPTIMIZERS.get(type(optimizer))
-    if optimizer_name is None:
+    update = _OPTIMIZERS.get(type(optimizer))
+    if update is None:
         return f"no native update for {type(optimizer).__name__}"
     if clears_by_itself(step.model):
         return "the model has a zero_grad of its own"
@@ -209,7 +212,7 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
     if isinstance(chain, str):
         return f"the model is no chain of linear layers: {chain}"
     try:
-        return StepPlan(step, chain, loss_name, optimizer_name)
+        return StepPlan(step, chain, loss_name, update._op)
     except Refusal as refusal:
         return str(refusal)
 
@@ -221,7 +224,8 @@ def clears_by_itself(model: torch.nn.Module) -> bool:
 
 def uses_adam(optimizer: torch.optim.Optimizer) -> bool:
     """Whether it is Adam or AdamW, and not a class of somebody's own."""
-    return _OPTIMIZERS.get(type(optimizer)) == "adam"
+    update = _OPTIMIZERS.get(type(optimizer))
+    return update is not None and update._op == "adam"
 
 
 def _loss_function(loss: Loss) -> str | None:

@@ -142,8 +142,8 @@ class TrainStep:
     - the loss is cross-entropy with class indices, or the mean squared error, reduced by mean or sum; as
       module or as function, whose options only the module has (a ``functools.partial`` or a lambda runs
       eagerly),
-    - the optimizer is Adam, AdamW or SGD, fastnn's or torch's own, and has the parameters of the chain and
-      no other,
+    - the optimizer is Adam, AdamW, SGD, RMSprop or Adagrad, fastnn's or torch's own, and has the parameters
+      of the chain and no other,
     - input, parameters and gradients are float32 or float64 tensors on the CPU, the parameters contiguous.
 
     Anything else the same object runs eagerly, about as fast as the loop, and warns once for each reason
@@ -155,11 +155,11 @@ class TrainStep:
     Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too, not
     under ``torch.inference_mode()``.
 
-    On a CUDA device the same models (of one input), losses and optimizers, in float32, float64, bfloat16 or
-    float16, have their step captured in a CUDA graph (tested on an emulator, not yet on a GPU): the first two
-    calls with a kind of batch (shape, strides and dtype of input and target) run eagerly, the third captures
-    the step, which waits for the device, and from then on a step is a copy of the batch and one replay, with
-    the loss in a tensor of its own. Four kinds are captured, others run eagerly. Parameters are updated by
+    On a CUDA device the same models (of one input) and losses with Adam, AdamW or SGD, in float32, float64,
+    bfloat16 or float16, have their step captured in a CUDA graph (tested on an emulator, not yet on a GPU):
+    the first two calls with a kind of batch (shape, strides and dtype of input and target) run eagerly, the
+    third captures the step, which waits for the device, and from then on a step is a copy of the batch and
+    one replay, with the loss in a tensor of its own. Four kinds are captured, others run eagerly. Parameters are updated by
     fastnn's kernels, also for torch's own optimizer. What the optimizer's groups say of lr, betas, eps,
     weight decay, momentum and dampening is read at each call; other options, replaced parameters, states or
     tensors (as by ``load_state_dict`` of an optimizer), another stream or other settings for matrix products

@@ -1,5 +1,5 @@
 // Adagrad, the update of many tensors at once. For every element, t steps having been taken:
-//   g    = grad, or -grad to maximize; g += weight_decay * p
+//   g    = grad_scale * grad, or its negative to maximize; g += weight_decay * p
 //   s   += g * g
 //   p   -= lr / (1 + (t - 1) * lr_decay) * g / (sqrt(s) + eps)
 // 16-bit types are computed in float32 and rounded once, when they are stored.
@@ -20,6 +20,7 @@ struct AdagradOptions {
   double eps;
   double l2;  // weight decay
   bool maximize;
+  double grad_scale = 1;
 };
 
 struct AdagradKernels {

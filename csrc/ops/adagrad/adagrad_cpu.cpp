@@ -1,5 +1,5 @@
 #include "ops/adagrad/adagrad.h"
-#include "ops/adagrad/adagrad_update.h"
+#include "ops/adagrad/adagrad_rule.h"
 #include "ops/optim/multi_tensor_cpu.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -9,10 +9,7 @@ namespace {
 void adagrad_update_tensors(AdagradTensor* tensors, int64_t count, const AdagradOptions& options) {
   update_tensors(tensors, count, [&](auto tag, const AdagradTensor& t, int64_t begin, int64_t end) {
     using T = typename decltype(tag)::type;
-    const auto c = adagrad_constants<Acc<T>>(options, t.step);
-    update_range<T>(t, begin, end,
-                    rule_of<1>([&](auto& p, auto g, auto* state)
-                                   __attribute__((always_inline)) { adagrad_update(p, g, state[0], c); }));
+    with_rule<T>(t, options, [&](const auto& rule) { update_range<T>(t, begin, end, rule); });
   });
 }
 

@@ -15,7 +15,7 @@ namespace fastnn::FASTNN_ISA {
 // double and rounded once.
 template <class S>
 struct AdagradConstants {
-  S grad_sign;  // -1 to maximize, else 1
+  S grad_scale;  // of the gradient; negative to maximize
   S l2;
   S eps;
   S negative_step;  // -lr / (1 + (t - 1) * lr_decay)
@@ -23,15 +23,15 @@ struct AdagradConstants {
 
 template <class S>
 FASTNN_HOST_DEVICE AdagradConstants<S> adagrad_constants(const AdagradOptions& o, double step) {
-  return {static_cast<S>(o.maximize ? -1 : 1), static_cast<S>(o.l2), static_cast<S>(o.eps),
-          static_cast<S>(-(o.lr / (1 + (step - 1) * o.lr_decay)))};
+  return {static_cast<S>(o.maximize ? -o.grad_scale : o.grad_scale), static_cast<S>(o.l2),
+          static_cast<S>(o.eps), static_cast<S>(-(o.lr / (1 + (step - 1) * o.lr_decay)))};
 }
 
 // V is a scalar or a vector, S its scalar. The test of l2 keeps an infinite parameter from making a NaN of
 // 0 * inf.
 template <class V, class S>
 FASTNN_HOST_DEVICE void adagrad_update(V& p, V g, V& sum, const AdagradConstants<S>& c) {
-  g = product(g, c.grad_sign);
+  g = product(g, c.grad_scale);
   if (c.l2 != 0) g = g + p * c.l2;
   sum = sum + g * g;
   p = p + g * c.negative_step / (sqrt(sum) + c.eps);

@@ -11,7 +11,7 @@ void adam_update_tensors(AdamTensor* tensors, int64_t count, const AdamOptions& 
   update_tensors(tensors, count, [&](auto tag, const AdamTensor& t, int64_t begin, int64_t end) {
     using T = typename decltype(tag)::type;
     const FlushSubnormals flush;
-    with_adam_rule<T>(t, options, [&](const auto& rule) { update_range<T>(t, begin, end, rule); });
+    with_rule<T>(t, options, [&](const auto& rule) { update_range<T>(t, begin, end, rule); });
   });
 }
 

@@ -23,7 +23,7 @@ struct AdamRule {
 
 // Calls visit(rule) with the rule for one tensor.
 template <class T, class Visit>
-FASTNN_INLINE void with_adam_rule(const AdamTensor& t, const AdamOptions& o, const Visit& visit) {
+FASTNN_INLINE void with_rule(const AdamTensor& t, const AdamOptions& o, const Visit& visit) {
   if (o.amsgrad)
     visit(AdamRule<T, true>(t, o));
   else

@@ -46,21 +46,6 @@ FASTNN_INLINE void update_vector(const OptimizerTensor& t, int64_t i, int lanes,
   for (int k = 0; k < Rule::kStates; ++k) store_lanes(static_cast<State*>(t.state[k]) + i, state[k], lanes);
 }
 
-// The rule that calls a lambda.
-template <int kCount, class Update>
-struct LambdaRule {
-  static constexpr int kStates = kCount;
-  Update update;
-  template <class V>
-  FASTNN_INLINE void operator()(V& p, V g, V* state) const {
-    update(p, g, state);
-  }
-};
-template <int kCount, class Update>
-FASTNN_INLINE LambdaRule<kCount, Update> rule_of(const Update& update) {
-  return {update};
-}
-
 // Whole vectors and the rest go through one copy of the rule: in two copies the compiler may contract
 // products and sums differently, and the bits of an element would depend on where its range ends.
 template <class T, class State, class Rule>

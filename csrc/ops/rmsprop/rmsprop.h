@@ -1,5 +1,5 @@
 // RMSprop, the update of many tensors at once. For every element:
-//   g    = grad, or -grad to maximize; g += weight_decay * p
+//   g    = grad_scale * grad, or its negative to maximize; g += weight_decay * p
 //   v    = alpha * v + (1 - alpha) * g * g
 //   d    = v, or centered: a = alpha * a + (1 - alpha) * g and d = v - a * a
 //   u    = g / (sqrt(d) + eps), or with momentum: b = momentum * b + g / (sqrt(d) + eps) and u = b
@@ -22,6 +22,7 @@ struct RmspropOptions {
   double momentum;  // none unless it is above 0
   bool centered;
   bool maximize;
+  double grad_scale = 1;
 };
 
 struct RmspropKernels {

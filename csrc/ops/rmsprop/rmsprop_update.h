@@ -15,7 +15,7 @@ namespace fastnn::FASTNN_ISA {
 // double and rounded once.
 template <class S>
 struct RmspropConstants {
-  S grad_sign;  // -1 to maximize, else 1
+  S grad_scale;  // of the gradient; negative to maximize
   S l2;
   S alpha;
   S one_minus_alpha;
@@ -26,7 +26,7 @@ struct RmspropConstants {
 
 template <class S>
 FASTNN_HOST_DEVICE RmspropConstants<S> rmsprop_constants(const RmspropOptions& o) {
-  return {static_cast<S>(o.maximize ? -1 : 1),
+  return {static_cast<S>(o.maximize ? -o.grad_scale : o.grad_scale),
           static_cast<S>(o.l2),
           static_cast<S>(o.alpha),
           static_cast<S>(1 - o.alpha),
@@ -41,7 +41,7 @@ FASTNN_HOST_DEVICE RmspropConstants<S> rmsprop_constants(const RmspropOptions& o
 template <bool kMomentum, bool kCentered, class V, class S>
 FASTNN_HOST_DEVICE void rmsprop_update(V& p, V g, V& square, V& buffer, V& mean,
                                        const RmspropConstants<S>& c) {
-  g = product(g, c.grad_sign);
+  g = product(g, c.grad_scale);
   if (c.l2 != 0) g = g + p * c.l2;
   square = square * c.alpha + product(g * c.one_minus_alpha, g);
   V variance = square;

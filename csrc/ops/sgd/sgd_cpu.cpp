@@ -11,7 +11,7 @@ void sgd_update_tensors(SgdTensor* tensors, int64_t count, const SgdOptions& opt
   update_tensors(tensors, count, [&](auto tag, const SgdTensor& t, int64_t begin, int64_t end) {
     using T = typename decltype(tag)::type;
     const FlushSubnormals flush;
-    with_sgd_rule<T>(t, options, [&](const auto& rule) { update_range<T>(t, begin, end, rule); });
+    with_rule<T>(t, options, [&](const auto& rule) { update_range<T>(t, begin, end, rule); });
   });
 }
 

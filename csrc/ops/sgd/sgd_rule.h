@@ -23,7 +23,7 @@ struct SgdRule {
 
 // Calls visit(rule) with the rule for one tensor.
 template <class T, class Visit>
-FASTNN_INLINE void with_sgd_rule(const SgdTensor& t, const SgdOptions& o, const Visit& visit) {
+FASTNN_INLINE void with_rule(const SgdTensor& t, const SgdOptions& o, const Visit& visit) {
   if (o.momentum == 0)
     visit(SgdRule<T, SgdBuffer::none>(o));
   else if (t.first)

@@ -6,7 +6,7 @@
 //   g_l    = gradient in what goes into act_l           (M, N_l)
 //   dW_l   = g_l^T h_{l-1}    db_l = column sums of g_l
 //   clip   = min(1, max_norm / (norm over all gradients + 1e-6)), multiplied to all gradients
-//   update of every W_l and b_l by Adam (ops/adam) or SGD (ops/sgd)
+//   update of every W_l and b_l by the optimizer (parameter_update.h)
 // Where dW is not stored, weights are updated a block of rows after the other, each as soon as its dW is
 // there.
 #pragma once
@@ -15,19 +15,10 @@
 
 #include "core/tensor_view.h"
 #include "ops/activation/activation.h"
-#include "ops/adam/adam.h"
 #include "ops/cross_entropy/cross_entropy.h"
-#include "ops/sgd/sgd.h"
+#include "ops/train_step/parameter_update.h"
 
 namespace fastnn {
-
-// How one parameter is updated: by Adam or by SGD, the options of the other are null.
-struct ParameterUpdate {
-  AdamTensor adam;
-  SgdTensor sgd;
-  const AdamOptions* adam_options;
-  const SgdOptions* sgd_options;
-};
 
 struct TrainStepLayer {
   TensorView weight;  // (N, K) contiguous

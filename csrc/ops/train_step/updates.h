@@ -4,8 +4,10 @@
 #include "core/parallel.h"
 #include "gemm/gemm.h"
 #include "gemm/store_sums.h"
+#include "ops/adagrad/adagrad_rule.h"
 #include "ops/adam/adam_rule.h"
 #include "ops/optim/multi_tensor_cpu.h"
+#include "ops/rmsprop/rmsprop_rule.h"
 #include "ops/sgd/sgd_rule.h"
 #include "ops/train_step/train_step.h"
 
@@ -15,16 +17,11 @@ namespace {
 
 // Calls visit(tensor, rule), the gradient being multiplied with grad_scale first.
 template <class T, class Visit>
-void with_rule(const ParameterUpdate& update, double grad_scale, const Visit& visit) {
-  if (update.adam_options) {
-    AdamOptions options = *update.adam_options;
+void with_scaled_rule(const ParameterUpdate& update, double grad_scale, const Visit& visit) {
+  visit_update(update, [&](const auto& tensor, auto options) {
     options.grad_scale = grad_scale;
-    with_adam_rule<T>(update.adam, options, [&](const auto& rule) { visit(update.adam, rule); });
-  } else {
-    SgdOptions options = *update.sgd_options;
-    options.grad_scale = grad_scale;
-    with_sgd_rule<T>(update.sgd, options, [&](const auto& rule) { visit(update.sgd, rule); });
-  }
+    with_rule<T>(tensor, options, [&](const auto& rule) { visit(tensor, rule); });
+  });
 }
 
 // Bytes of dW that are computed before its weights are updated: they stay in L2 between the two, and weights
@@ -62,7 +59,7 @@ void update_weights(const TrainStepLayer& layer, const Operand<T>& g, const Oper
       const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
       T* const dw = static_cast<T*>(thread_scratch(Scratch::gradient, (end - begin) * k * sizeof(T)));
       gemm<T>(end - begin, k, m, g.at(0, begin).transposed(), x, StoreSums<T>{dw, k});
-      with_rule<T>(layer.weight_update, 1, [&](const OptimizerTensor& t, const auto& rule) {
+      with_scaled_rule<T>(layer.weight_update, 1, [&](const OptimizerTensor& t, const auto& rule) {
         const OptimizerTensor part = rows_of(t, begin, end, k, dw);
         update_range<T>(part, 0, part.numel, rule);
       });
@@ -80,7 +77,7 @@ void store_weight_gradient(const TrainStepLayer& layer, const Operand<T>& g, con
 // Updates a parameter with its stored gradient.
 template <class T>
 void update_parameter(const ParameterUpdate& update, double grad_scale) {
-  with_rule<T>(update, grad_scale, [&](const OptimizerTensor& t, const auto& rule) {
+  with_scaled_rule<T>(update, grad_scale, [&](const OptimizerTensor& t, const auto& rule) {
     parallel_for(ceil_div(t.numel, kChunk), kElementsPerThread / kChunk, [&](int64_t first, int64_t last) {
       for (int64_t chunk = first; chunk < last; ++chunk)
         update_range<T>(t, chunk * kChunk, min((chunk + 1) * kChunk, t.numel), rule);
