@@ -125,6 +125,10 @@ def _sgd(step: fastnn.TrainStep) -> None:
     step.optimizer = torch.optim.SGD(step.model.parameters(), lr=0.1)
 
 
+def _rmsprop(step: fastnn.TrainStep) -> None:
+    step.optimizer = torch.optim.RMSprop(step.model.parameters(), lr=0.01)
+
+
 def _two_groups(step: fastnn.TrainStep) -> None:
     first, *rest = step.model.parameters()
     step.optimizer = torch.optim.Adam([{"params": [first]}, {"params": rest}])
@@ -149,6 +153,7 @@ def _deeper(step: fastnn.TrainStep) -> None:
         (_no_bias, "a layer has no bias"),
         (_deeper, "not two linear layers"),
         (_sgd, "no epoch kernel for SGD"),
+        (_rmsprop, "no epoch kernel for RMSprop"),
         (_two_groups, "several parameter groups"),
         (_fewer_parameters, "other parameters than the model"),
         (_group(amsgrad=True), "amsgrad is set"),

@@ -132,10 +132,11 @@ def test_targets_whose_rows_are_not_contiguous() -> None:
     assert torch.equal(losses, loop(twin, images, labels, 5, torch.arange(23)))
 
 
-def test_parameters_that_are_not_as_far() -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad-decay"])
+def test_parameters_that_are_not_as_far(optimizer: str) -> None:
     """Their steps meet: 5 of one is at the rate of one step, 5 of the other at that of the next."""
     images, labels = data()
-    step = a_step()
+    step = a_step(optimizer)
     first, *_, last = step.model.parameters()
     step(images, labels)
     step.optimizer.state[first]["step"] += 1
@@ -144,12 +145,20 @@ def test_parameters_that_are_not_as_far() -> None:
     same_as_the_loop(step, images, labels, 5, order, rates)
 
 
-def test_groups() -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "one", "other"),
+    [
+        (torch.optim.AdamW, {"weight_decay": 0.1}, {}),
+        (torch.optim.RMSprop, {"momentum": 0.5}, {"centered": True}),
+        (fastnn.optim.Adagrad, {"lr_decay": 0.1}, {"weight_decay": 0.1}),
+    ],
+)
+def test_groups(optimizer: Any, one: dict[str, Any], other: dict[str, Any]) -> None:
     images, labels = data()
     model = chain([12, 8, 5], dtype=torch.float32)
-    groups = [{"params": model[0].parameters(), "weight_decay": 0.1}, {"params": model[2].parameters()}]
+    groups = [{"params": layer.parameters(), **more} for layer, more in ((model[0], one), (model[2], other))]
     step = fastnn.TrainStep(
-        nn.Sequential(nn.Flatten(), model), nn.CrossEntropyLoss(), torch.optim.AdamW(groups)
+        nn.Sequential(nn.Flatten(), model), nn.CrossEntropyLoss(), optimizer(groups, lr=1e-3)
     )
     order, rates = torch.randperm(23), [0.1, 0.02, 0.01]
     same_as_the_loop(step, images, labels, 8, order, rates)

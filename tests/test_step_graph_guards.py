@@ -397,8 +397,8 @@ def test_batches_that_run_eagerly(batch: Batch, why: str, graphs: Graphs) -> Non
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda p: torch.optim.RMSprop(p, lr=0.01), "no native update for RMSprop"),
-        (lambda p: fastnn.optim.Adagrad(p, lr=0.01), "no native update for Adagrad"),
+        (lambda p: torch.optim.RMSprop(p, lr=0.01), "no captured update for RMSprop"),
+        (lambda p: fastnn.optim.Adagrad(p, lr=0.01), "no captured update for Adagrad"),
     ],
 )
 def test_optimizers_that_run_eagerly(make: Optimizer, why: str, graphs: Graphs) -> None:

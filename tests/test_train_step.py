@@ -80,6 +80,22 @@ def test_cross_entropy_options(loss: Any, dtype: torch.dtype) -> None:
     compare(chain([6, 8, 5]), loss, OPTIMIZERS["adam"], batches, TOLERANCE)
 
 
+@pytest.mark.parametrize("make", ["rmsprop", "rmsprop-momentum", "rmsprop-centered", "adagrad-decay"])
+def test_other_optimizers_on_every_variant(isa: str, make: str) -> None:
+    batches = [(torch.randn(40, 31, dtype=torch.float64), classes_of(40, 7)) for _ in range(3)]
+    compare(chain([31, 65, 17, 7]), nn.CrossEntropyLoss(), OPTIMIZERS[make], batches, TOLERANCE)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_versions_of_what_is_written(make: Optimizer) -> None:
+    x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
+    step = started(chain([6, 8, 5]), nn.CrossEntropyLoss(), make, x, y)
+    written = [*step.model.parameters(), *(t for s in step.optimizer.state.values() for t in s.values())]
+    before = [t._version for t in written]
+    native(step, x, y)
+    assert all(t._version > version for t, version in zip(written, before, strict=True))
+
+
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.MSELoss(reduction="sum"), F.mse_loss])
 def test_squared_error(isa: str, loss: Any) -> None:
     batches = [
@@ -116,10 +132,21 @@ def test_everything_is_read_at_each_call() -> None:
     native(step, x, y)
 
 
-def test_several_groups() -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "one", "common"),
+    [
+        (fastnn.optim.SGD, {}, {"momentum": 0.5}),
+        (torch.optim.RMSprop, {"momentum": 0.5, "alpha": 0.9}, {"centered": True}),
+        (fastnn.optim.Adagrad, {"lr_decay": 0.2}, {"weight_decay": 0.1}),
+    ],
+)
+def test_several_groups(optimizer: Any, one: dict[str, Any], common: dict[str, Any]) -> None:
     def make(parameters: Any) -> torch.optim.Optimizer:
         first, *rest = parameters
-        return fastnn.optim.SGD([{"params": rest, "lr": 0.2}, {"params": [first]}], lr=0.1, momentum=0.5)
+        result: torch.optim.Optimizer = optimizer(
+            [{"params": rest, "lr": 0.2, **one}, {"params": [first]}], lr=0.1, **common
+        )
+        return result
 
     batches = [(torch.randn(9, 7, dtype=torch.float64), classes_of(9, 3)) for _ in range(4)]
     compare(chain([7, 17, 3]), nn.CrossEntropyLoss(), make, batches, TOLERANCE)
@@ -248,6 +275,18 @@ def test_nan_and_infinity_flow() -> None:
         step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["sgd"](model.parameters()))
         assert native(step, x, y).isnan()
         assert model[0].weight.isnan().any()
+
+
+@pytest.mark.parametrize("options", [{}, {"max_norm": 0.5}], ids=["plain", "clip"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e200], ids=str)
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_nan_and_infinity_in_a_gradient(make: Optimizer, bad: float, options: dict[str, Any]) -> None:
+    """They go where torch's formulas send them; squares of 1e200 are infinite."""
+    batches = [
+        (torch.randn(7, 6, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)) for _ in range(3)
+    ]
+    batches[1][1][2, 3] = bad
+    compare(chain([6, 8, 5], "tanh"), nn.MSELoss(), make, batches, TOLERANCE, equal_nan=True, **options)
 
 
 def test_a_dead_unit_does_not_leave_subnormals(isa: str) -> None:

@@ -18,6 +18,9 @@ RATES: dict[str, Optimizer] = {
     "adam-rl": lambda p: fastnn.optim.Adam(p, lr=3e-4, eps=1e-5),
     "adamw": lambda p: fastnn.optim.AdamW(p, lr=1e-3, weight_decay=0.1, amsgrad=True),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, weight_decay=0.01),
+    "rmsprop-centered": lambda p: fastnn.optim.RMSprop(p, lr=1e-3, centered=True),
+    "adagrad": lambda p: fastnn.optim.Adagrad(p, lr=1e-2, lr_decay=0.1),
 }
 
 
@@ -69,8 +72,9 @@ def test_float32_is_as_exact_as_torchs(
 
 
 @pytest.mark.parametrize(("loss", "activation"), [("cross-entropy", "relu"), ("mse", "tanh")])
-def test_every_variant_is_as_exact_as_torchs(isa: str, loss: str, activation: str) -> None:
-    check_exactness([784, 128, 10], activation, LOSSES[loss](), OPTIMIZERS["sgd-momentum"], False)
+@pytest.mark.parametrize("make", ["sgd-momentum", "rmsprop-all", "adagrad-decay"])
+def test_every_variant_is_as_exact_as_torchs(isa: str, make: str, loss: str, activation: str) -> None:
+    check_exactness([784, 128, 10], activation, LOSSES[loss](), OPTIMIZERS[make], False)
 
 
 def check_bits(
@@ -108,6 +112,8 @@ def check_bits(
             torch.float32,
             lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True, weight_decay=0.1, maximize=True),
         ),
+        (torch.float32, OPTIMIZERS["rmsprop-all"]),
+        (torch.float32, OPTIMIZERS["adagrad-decay"]),
     ],
 )
 def test_bits_do_not_depend_on_threads(

@@ -81,8 +81,10 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("make", ["adam-l2", "sgd-momentum"])
+@pytest.mark.parametrize("make", ["adam-l2", "sgd-momentum", "rmsprop-momentum", "adagrad-decay"])
 def test_schedules(schedule: str, make: str) -> None:
+    if (schedule, make) == ("cyclic", "adagrad-decay"):
+        pytest.skip("it wants a momentum to cycle")
     Pair(OPTIMIZERS[make]).train(scheduled(SCHEDULES[schedule]))
 
 
@@ -126,6 +128,20 @@ def _count(i: int, model: Any, optimizer: Any, kept: dict[str, Any], loss: Tenso
                 state["step"] = torch.tensor(1000.0)
 
 
+def _options(i: int, model: Any, optimizer: Any, kept: dict[str, Any], loss: Tensor) -> None:
+    """Whatever numbers the optimizer has, and the sign of its step."""
+    group = optimizer.param_groups[0]
+    if i in (2, 5):
+        for key in ("lr", "eps", "momentum", "dampening", "alpha", "lr_decay"):
+            if group.get(key):
+                group[key] *= 0.7
+        group["weight_decay"] = 0.05 * i
+    if i in (3, 6):
+        group["maximize"] = not group["maximize"]
+    if i == 4 and "centered" in group:
+        group["centered"] = False
+
+
 def _activation(i: int, model: Any, optimizer: Any, kept: dict[str, Any], loss: Tensor) -> None:
     if i == 2:
         model[1] = nn.Tanh()
@@ -142,11 +158,17 @@ def _append(i: int, model: Any, optimizer: Any, kept: dict[str, Any], loss: Tens
         optimizer.add_param_group({"params": model[-1].parameters(), "lr": 0.05})
 
 
-CHANGES = (_load, _multiply, _lerp, _new_data, _clear, _count, _activation, _append)
+CHANGES = (_load, _multiply, _lerp, _new_data, _clear, _count, _options, _activation, _append)
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("make", ["adam", "adam-amsgrad", "sgd", "sgd-momentum"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *("adam", "adam-amsgrad", "sgd", "sgd-momentum"),
+        *("rmsprop", "rmsprop-momentum", "rmsprop-all", "adagrad-decay", "adagrad-start"),
+    ],
+)
 def test_changes(change: Change, make: str) -> None:
     Pair(OPTIMIZERS[make]).train(change)
 

@@ -89,7 +89,10 @@ def _state(step: Step) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("change", REFUSED)
-@pytest.mark.parametrize("make", ["adam", "adam-amsgrad", "adam-l2", "sgd-momentum", "sgd"])
+@pytest.mark.parametrize(
+    "make",
+    ["adam", "adam-amsgrad", "adam-l2", "sgd-momentum", "sgd", "rmsprop", "rmsprop-momentum", "adagrad"],
+)
 @pytest.mark.parametrize("call", ["step", "epoch"])
 def test_a_refused_step_makes_no_state(change: Callable[[Any], None], make: str, call: str) -> None:
     ours = _step(make)
@@ -106,7 +109,7 @@ def test_a_refused_step_makes_no_state(change: Callable[[Any], None], make: str,
     assert _state(ours) == _state(theirs)
 
 
-@pytest.mark.parametrize("make", ["adam", "sgd-momentum"])
+@pytest.mark.parametrize("make", ["adam", "sgd-momentum", "rmsprop-all"])
 def test_a_refused_step_that_fails_makes_no_state(make: str) -> None:
     step = _step(make)
     _freeze_last(step)
@@ -133,7 +136,7 @@ def test_a_refused_epoch_on_a_device_makes_no_state(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("keep_grad", [False, True])
-@pytest.mark.parametrize("make", ["adam", "sgd-momentum"])
+@pytest.mark.parametrize("make", ["adam", "sgd-momentum", "rmsprop", "adagrad"])
 def test_gradients_of_what_only_the_optimizer_has(keep_grad: bool, make: str) -> None:
     """They are the user's: the optimizer updates with them, as often as it is called."""
     step = _step(make, keep_grad=keep_grad)
@@ -307,8 +310,9 @@ def _taken(call: Callable[[], object], step: Step) -> None:
 
 
 @pytest.mark.parametrize("change", REFUSED)
-def test_native_or_an_error(change: Callable[[Any], None]) -> None:
-    step = _step(native=True)
+@pytest.mark.parametrize("make", ["adam", "rmsprop", "adagrad"])
+def test_native_or_an_error(change: Callable[[Any], None], make: str) -> None:
+    step = _step(make, native=True)
     change(step)
     x, y = _batch()
     _taken(lambda: step(x, y), step)

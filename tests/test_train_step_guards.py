@@ -140,6 +140,67 @@ def test_what_is_watched_or_changed_runs_eagerly(
     assert why in next(d.reason for d in seen if d.op == "train_step")
 
 
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        ("adam", "capturable"),
+        ("rmsprop", "capturable"),
+        ("rmsprop", "differentiable"),
+        ("adagrad", "differentiable"),
+    ],
+)
+def test_options_that_are_left_to_torch(make: str, option: str) -> None:
+    x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
+    step = started(chain([6, 8, 5]), nn.CrossEntropyLoss(), OPTIMIZERS[make], x, y)
+    step.optimizer.param_groups[0][option] = True
+    seen: list[Any] = []
+    # What is suppressed is torch's own error, of the eager step.
+    with _backend.recording(seen.append), contextlib.suppress(RuntimeError, AssertionError):
+        step(x, y)
+    assert f"{option}=True is asked for" in next(d.reason for d in seen if d.op == "train_step")
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        ("adam", "exp_avg_sq"),
+        ("sgd-momentum", "momentum_buffer"),
+        ("rmsprop", "square_avg"),
+        ("rmsprop-momentum", "momentum_buffer"),
+        ("rmsprop-centered", "grad_avg"),
+        ("adagrad", "sum"),
+    ],
+)
+def test_state_of_another_layout_runs_eagerly(make: str, key: str) -> None:
+    x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
+    step = started(chain([6, 8, 5]), nn.CrossEntropyLoss(), OPTIMIZERS[make], x, y)
+    state = step.optimizer.state[step.model[0].weight]
+    state[key] = state[key].t().contiguous().t()
+    assert f"{key} has other strides" in reason(step, x, y)
+    state[key] = state[key].contiguous()
+    native(step, x, y)
+
+
+def test_momentum_that_the_state_lacks_is_torchs_error() -> None:
+    x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
+    step = started(chain([6, 8, 5]), nn.CrossEntropyLoss(), OPTIMIZERS["rmsprop"], x, y)
+    step.optimizer.param_groups[0]["momentum"] = 0.9
+    kept = [p.detach().clone() for p in step.model.parameters()]
+    with pytest.raises(KeyError, match="momentum_buffer"):
+        step(x, y)
+    assert all(torch.equal(p, q) for p, q in zip(step.model.parameters(), kept, strict=True))
+
+
+@pytest.mark.parametrize("base", [torch.optim.RMSprop, fastnn.optim.RMSprop, torch.optim.Adagrad])
+def test_an_optimizer_of_ones_own_runs_eagerly(base: Any) -> None:
+    class Own(base):
+        pass
+
+    x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
+    step = started(chain([6, 8, 5]), nn.CrossEntropyLoss(), Own, x, y)
+    assert reason(step, x, y) == "no native update for Own"
+
+
 def test_a_removed_hook_lets_it_run_natively_again() -> None:
     x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
     step = started(chain([6, 8, 5]), nn.CrossEntropyLoss(), OPTIMIZERS["sgd"], x, y)

@@ -71,6 +71,8 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     "Adam.step": (torch.optim.Adam, "step", lambda: _step("adam-torch")),
     "AdamW.step": (torch.optim.AdamW, "step", lambda: _step("adamw-torch")),
     "SGD.step": (torch.optim.SGD, "step", lambda: _step("sgd")),
+    "RMSprop.step": (torch.optim.RMSprop, "step", lambda: _step("rmsprop")),
+    "torch's Adagrad.step, which fastnn's heeds": (torch.optim.Adagrad, "step", lambda: _step("adagrad")),
     "torch's Adam.step, which fastnn's heeds": (torch.optim.Adam, "step", lambda: _step("adam")),
     "fastnn's Adam.step": (fastnn.optim.Adam, "step", lambda: _step("adam")),
     "F.linear": (F, "linear", lambda: _step("adam")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -32,6 +33,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "sgd-momentum": lambda p: fastnn.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.1, weight_decay=0.01),
     "sgd-nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2),
+    "rmsprop-momentum": lambda p: fastnn.optim.RMSprop(p, lr=1e-2, alpha=0.9, momentum=0.9, weight_decay=0.01),
+    "rmsprop-centered": lambda p: torch.optim.RMSprop(p, lr=1e-2, alpha=0.3, eps=1e-3, centered=True),
+    "rmsprop-all": lambda p: fastnn.optim.RMSprop(p, lr=1e-2, momentum=0.5, centered=True, maximize=True),
+    "adagrad": lambda p: fastnn.optim.Adagrad(p, lr=0.1),
+    "adagrad-decay": lambda p: torch.optim.Adagrad(p, lr=0.1, lr_decay=0.1, weight_decay=0.01),
+    "adagrad-start": lambda p: fastnn.optim.Adagrad(p, lr=0.1, initial_accumulator_value=0.5, eps=1e-3),
+    "adagrad-maximize": lambda p: torch.optim.Adagrad(p, lr=0.1, lr_decay=0.2, maximize=True),
 }
 
 
@@ -114,9 +123,12 @@ def compare(
     make: Optimizer,
     batches: Sequence[tuple[Tensor, ...]],
     tolerance: float,
+    *,
+    equal_nan: bool = False,
     **options: Any,
 ) -> None:
     """Train a model natively and its copy with torch: losses, parameters and states must agree."""
+    close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance, equal_nan=equal_nan)
     twin = copy.deepcopy(model)
     theirs = make(twin.parameters())
     step = fastnn.TrainStep(model, loss, make(model.parameters()), **options)
@@ -125,18 +137,18 @@ def compare(
         expected = eager_step(twin, loss, theirs, *batch, max_norm=options.get("max_norm"))
         assert ours.shape == ()
         assert not ours.requires_grad
-        torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
+        close(ours, expected)
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+            close(p, q)
             if options.get("keep_grad"):
-                torch.testing.assert_close(p.grad, q.grad, rtol=tolerance, atol=tolerance)
+                close(p.grad, q.grad)
             else:
                 assert p.grad is None
+            state = step.optimizer.state[p]
+            assert state.keys() == theirs.state[q].keys()
             for key, value in theirs.state[q].items():
                 if isinstance(value, Tensor):
-                    torch.testing.assert_close(
-                        step.optimizer.state[p][key], value, rtol=tolerance, atol=tolerance
-                    )
+                    close(state[key], value)
 
 
 # In float64 both paths agree to rounding, which Adam enlarges where a gradient is small against eps.
