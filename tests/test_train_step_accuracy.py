@@ -18,9 +18,12 @@ RATES: dict[str, Optimizer] = {
     "adam-rl": lambda p: fastnn.optim.Adam(p, lr=3e-4, eps=1e-5),
     "adamw": lambda p: fastnn.optim.AdamW(p, lr=1e-3, weight_decay=0.1, amsgrad=True),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, weight_decay=0.01),
-    "rmsprop-centered": lambda p: fastnn.optim.RMSprop(p, lr=1e-3, centered=True),
-    "adagrad": lambda p: fastnn.optim.Adagrad(p, lr=1e-2, lr_decay=0.1),
+    # But for eps their first step is the sign of the gradient. With the default eps, rounding decides it for
+    # the odd weight whose gradient is nearly 0, in either path, and that weight decides the error: of 150
+    # parameters 11 had one more than three times torch's, and 11 one less than a third of it.
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, weight_decay=0.01, eps=1e-4),
+    "rmsprop-centered": lambda p: fastnn.optim.RMSprop(p, lr=1e-3, centered=True, eps=1e-4),
+    "adagrad": lambda p: fastnn.optim.Adagrad(p, lr=1e-2, lr_decay=0.1, eps=1e-4),
 }
 
 
@@ -72,9 +75,9 @@ def test_float32_is_as_exact_as_torchs(
 
 
 @pytest.mark.parametrize(("loss", "activation"), [("cross-entropy", "relu"), ("mse", "tanh")])
-@pytest.mark.parametrize("make", ["sgd-momentum", "rmsprop-all", "adagrad-decay"])
+@pytest.mark.parametrize("make", ["sgd", "rmsprop", "rmsprop-centered", "adagrad"])
 def test_every_variant_is_as_exact_as_torchs(isa: str, make: str, loss: str, activation: str) -> None:
-    check_exactness([784, 128, 10], activation, LOSSES[loss](), OPTIMIZERS[make], False)
+    check_exactness([784, 128, 10], activation, LOSSES[loss](), RATES[make], False)
 
 
 def check_bits(

@@ -34,7 +34,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "sgd-momentum": lambda p: fastnn.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.1, weight_decay=0.01),
     "sgd-nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-2),
-    "rmsprop-momentum": lambda p: fastnn.optim.RMSprop(p, lr=1e-2, alpha=0.9, momentum=0.9, weight_decay=0.01),
+    "rmsprop-momentum": lambda p: fastnn.optim.RMSprop(
+        p, lr=1e-2, alpha=0.9, momentum=0.9, weight_decay=0.01
+    ),
     "rmsprop-centered": lambda p: torch.optim.RMSprop(p, lr=1e-2, alpha=0.3, eps=1e-3, centered=True),
     "rmsprop-all": lambda p: fastnn.optim.RMSprop(p, lr=1e-2, momentum=0.5, centered=True, maximize=True),
     "adagrad": lambda p: fastnn.optim.Adagrad(p, lr=0.1),

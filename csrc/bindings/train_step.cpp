@@ -202,6 +202,7 @@ class TrainStep {
         for (TrainStepLayer& layer : p.self.chain_)
           for (ParameterUpdate* const update : {&layer.weight_update, &layer.bias_update})
             FASTNN_ISA::visit_update(*update, [&](auto& tensor, const auto& options) {
+              // They are of one optimizer, whatever else the union could hold.
               if constexpr (std::is_same_v<decltype(options), decltype(group.options())>)
                 if (&options == &group.options()) group.advance(tensor);
             });
