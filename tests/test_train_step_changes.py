@@ -46,12 +46,15 @@ class Pair:
                     change(i, model, optimizer, of, losses[1])
 
     def torch_step(self, *batch: Tensor) -> Tensor:
-        return eager_step(self.twin, F.cross_entropy, self.theirs, *batch, max_norm=0.5)
+        with fastnn.disabled():  # fastnn's optimizers too update with torch's functions
+            return eager_step(self.twin, F.cross_entropy, self.theirs, *batch, max_norm=0.5)
 
     def check(self, losses: tuple[Tensor, Tensor]) -> None:
         torch.testing.assert_close(*losses, rtol=TOLERANCE, atol=TOLERANCE)
         for p, q in zip(self.model.parameters(), self.twin.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=TOLERANCE, atol=TOLERANCE)
+            states = (dict(optimizer.state.get(r, {})) for optimizer, r in ((self.ours, p), (self.theirs, q)))
+            torch.testing.assert_close(*states, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def scheduled(make: Callable[[torch.optim.Optimizer], Any]) -> Change:
