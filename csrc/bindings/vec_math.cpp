@@ -26,6 +26,7 @@ void define(pybind11::module_& m, const char* name) {
 void register_vec_math(pybind11::module_& m) {
   define<&VecMathKernels::exp>(m, "exp");
   define<&VecMathKernels::log>(m, "log");
+  define<&VecMathKernels::log1p>(m, "log1p");
   define<&VecMathKernels::sigmoid>(m, "sigmoid");
   define<&VecMathKernels::tanh>(m, "tanh");
   define<&VecMathKernels::normal_cdf>(m, "normal_cdf");

@@ -1,8 +1,8 @@
-// exp and log of a vector of float or double, the same source for every instruction set.
+// exp, log and log1p of a vector of float or double, the same source for every instruction set.
 //
 // Error bounds, tested in tests/ops/test_vec_math.py: exp 2 ulp (subnormal results 2 of the smallest
-// subnormal), log 2 ulp. NaN gives NaN, exp(inf) = inf, exp(-inf) = 0, log(0) = -inf, log(inf) = inf, log of
-// a negative number NaN.
+// subnormal), log 2 ulp, log1p 2 ulp for x in [0, 1], which is its domain. NaN gives NaN, exp(inf) = inf,
+// exp(-inf) = 0, log(0) = -inf, log(inf) = inf, log of a negative number NaN.
 #pragma once
 
 #include "core/simd.h"
@@ -147,11 +147,20 @@ FASTNN_INLINE Vec<T> log(Vec<T> x) {
   return ((x > T(0)) & (x < kInfinity)) ? finite : special;
 }
 
+// log(1 + x) for x in [0, 1]: what 1 + x was rounded by moves the logarithm by that over 1 + x.
+template <class T>
+FASTNN_INLINE Vec<T> log1p(Vec<T> x) {
+  const Vec<T> rounded = x + T(1);
+  return log<T>(rounded) + (x - (rounded - T(1))) / rounded;
+}
+
 }  // namespace detail
 
 FASTNN_INLINE Vec<float> exp(Vec<float> x) { return detail::exp<float>(x); }
 FASTNN_INLINE Vec<double> exp(Vec<double> x) { return detail::exp<double>(x); }
 FASTNN_INLINE Vec<float> log(Vec<float> x) { return detail::log<float>(x); }
 FASTNN_INLINE Vec<double> log(Vec<double> x) { return detail::log<double>(x); }
+FASTNN_INLINE Vec<float> log1p(Vec<float> x) { return detail::log1p<float>(x); }
+FASTNN_INLINE Vec<double> log1p(Vec<double> x) { return detail::log1p<double>(x); }
 
 }  // namespace fastnn::FASTNN_ISA

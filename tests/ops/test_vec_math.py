@@ -13,7 +13,7 @@ from fastnn import _backend
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
 
 # The bounds that vec_math.h and vec_special.h state.
-EXP_ULP = LOG_ULP = 2.0
+EXP_ULP = LOG_ULP = LOG1P_ULP = 2.0
 SIGMOID_ULP, TANH_ULP = 3.0, 0.9
 
 
@@ -48,6 +48,16 @@ def test_log_float32_error(isa: str) -> None:
     )
     x = x[(x != 1) & (x > 0) & x.isfinite()]
     assert max_ulp(run("log", x), x.double().log()) <= LOG_ULP
+
+
+def test_log1p_error(isa: str) -> None:
+    even = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    x = torch.cat([even, torch.logspace(-37, 0, 200_001, dtype=torch.float64)]).float()
+    assert max_ulp(run("log1p", x[x > 0]), x[x > 0].double().log1p()) <= LOG1P_ULP
+    x = torch.cat([even[::10], torch.logspace(-300, 0, 20_001, dtype=torch.float64)])
+    reference = x.log1p()  # itself within one ulp
+    assert ((run("log1p", x) - reference).abs() <= (LOG1P_ULP + 1) * 2.0**-52 * reference).all()
+    assert run("log1p", torch.tensor([math.nan, 0.0])).isnan().tolist() == [True, False]
 
 
 def around_zero(limit: float, dtype: torch.dtype, count: int) -> Tensor:

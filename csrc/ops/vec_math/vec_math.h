@@ -11,7 +11,7 @@ namespace fastnn {
 using VecFunction = void (*)(DType dtype, const void* x, void* y, int64_t n);
 
 struct VecMathKernels {
-  VecFunction exp, log, sigmoid, tanh, normal_cdf;
+  VecFunction exp, log, log1p, sigmoid, tanh, normal_cdf;
 };
 
 namespace FASTNN_ISA {

@@ -34,6 +34,12 @@ struct Log {
     return log(x);
   }
 };
+struct Log1p {
+  template <class V>
+  FASTNN_INLINE static V of(V x) {
+    return log1p(x);
+  }
+};
 struct Sigmoid {
   template <class V>
   FASTNN_INLINE static V of(V x) {
@@ -56,8 +62,8 @@ struct NormalCdf {
 }  // namespace
 
 VecMathKernels vec_math_kernels() {
-  return {elementwise<Exp>, elementwise<Log>, elementwise<Sigmoid>, elementwise<Tanh>,
-          elementwise<NormalCdf>};
+  return {elementwise<Exp>,     elementwise<Log>,  elementwise<Log1p>,
+          elementwise<Sigmoid>, elementwise<Tanh>, elementwise<NormalCdf>};
 }
 
 }  // namespace fastnn::FASTNN_ISA
