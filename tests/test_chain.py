@@ -96,6 +96,44 @@ def test_chains(model: T.Module, want: list[str | None]) -> None:
     assert names(linear_chain(model)) == want
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        T.Sequential(T.Linear(3, 2), T.ReLU(), T.LogSoftmax(1), T.Identity()),
+        T.Sequential(T.Linear(3, 2), T.ReLU(), T.Sequential(T.LogSoftmax(-1))),
+        Wrapped(T.Sequential(T.Linear(3, 2), T.ReLU(), T.LogSoftmax(dim=1))),
+    ],
+)
+def test_the_log_softmax_is_told(model: T.Module) -> None:
+    chain = linear_chain(model)
+    assert names(chain) == ["relu"]
+    assert chain.log_softmax
+    assert chain.holds()
+    next(m for m in model.modules() if isinstance(m, T.LogSoftmax)).dim = 0
+    assert not chain.holds()
+    assert not linear_chain(T.Sequential(T.Linear(3, 2))).log_softmax
+
+
+def log_softmax_of_float64(x: Tensor) -> Tensor:
+    return F.log_softmax(x, 1, dtype=torch.float64)
+
+
+def log_softmax_of_columns(x: Tensor) -> Tensor:
+    return F.log_softmax(x, 0)
+
+
+def log_softmax_of_whatever(x: Tensor) -> Tensor:
+    return x.log_softmax(2)
+
+
+def squeezed_log_softmax(x: Tensor) -> Tensor:
+    return torch.log_softmax(x, 1).squeeze(-1)
+
+
+def log_softmax_of_squeezed(x: Tensor) -> Tensor:
+    return torch.log_softmax(x.squeeze(-1), -1)
+
+
 def test_the_flattening_is_told() -> None:
     assert linear_chain(T.Sequential(T.Flatten(), T.Linear(3, 2))).flatten
     assert not linear_chain(T.Sequential(T.Linear(3, 2))).flatten
@@ -161,6 +199,18 @@ class Scaled(Residual):
         (TwoInputs(), r"TwoInputs does not begin with torch.cat\(\[...\], 1\) of all its 2 inputs"),
         (Branching(), "Branching cannot be traced: it branches on a tensor"),
         (Wrapped(T.Linear(3, 3), F.softplus), "softplus in Wrapped is no layer"),
+        (T.Sequential(T.LogSoftmax(1), T.Linear(3, 3)), r"0 \(LogSoftmax\) comes before any linear layer"),
+        (T.Sequential(T.Linear(3, 3), T.LogSoftmax()), "LogSoftmax. is not along the last of two"),
+        (T.Sequential(T.Linear(3, 3), T.LogSoftmax(0)), "LogSoftmax. is not along the last of two"),
+        (T.Sequential(T.Linear(3, 3), T.LogSoftmax(1), T.Linear(3, 3)), "Linear. comes after log_softmax"),
+        (T.Sequential(T.Linear(3, 3), T.LogSoftmax(1), T.ReLU()), "ReLU. comes after log_softmax"),
+        (T.Sequential(T.Linear(3, 3), *[T.LogSoftmax(1)] * 2), "LogSoftmax. comes after log_softmax"),
+        (T.Sequential(T.Linear(3, 3), T.Softmax(1)), r"1 \(Softmax\) is no layer of a chain"),
+        (Wrapped(T.Linear(3, 3), log_softmax_of_float64), "log_softmax in Wrapped has a dtype"),
+        (Wrapped(T.Linear(3, 3), log_softmax_of_columns), "is not along the last of two dimensions"),
+        (Wrapped(T.Linear(3, 3), log_softmax_of_whatever), "is not along the last of two dimensions"),
+        (Wrapped(T.Linear(3, 1), squeezed_log_softmax), "squeeze in Wrapped comes after log_softmax"),
+        (Wrapped(T.Linear(3, 1), log_softmax_of_squeezed), "log_softmax in Wrapped comes after a squeeze"),
         (Wrapped(Branching()), r"inner \(Branching\) cannot be traced"),
     ],
 )

@@ -117,6 +117,11 @@ def _set(**attributes: Any) -> Callable[[fastnn.TrainStep], None]:
     return change
 
 
+def _log_likelihood(step: fastnn.TrainStep) -> None:
+    step.model.append(nn.LogSoftmax(1))
+    step.loss = nn.NLLLoss()
+
+
 def _no_bias(step: fastnn.TrainStep) -> None:
     step.model[1].bias = None
 
@@ -162,6 +167,7 @@ def _deeper(step: fastnn.TrainStep) -> None:
         (_set(keep_grad=True), "keep_grad is set"),
         (_set(loss=nn.CrossEntropyLoss(label_smoothing=0.1)), "not the plain mean"),
         (_set(loss=nn.CrossEntropyLoss(reduction="sum")), "not the plain mean"),
+        (_log_likelihood, "not the plain mean"),
         (_set(loss=lambda x, y: nn.functional.cross_entropy(x, y)), "no native loss"),
     ],
 )

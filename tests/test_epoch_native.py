@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fastnn
 from fastnn import _backend, _epoch
 from train_epochs import a_step, assert_same_state, data, loop, native_calls, same_as_the_loop, step_by_step
-from train_steps import OPTIMIZERS, chain
+from train_steps import LOSSES, OPTIMIZERS, chain, target_for
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
 
@@ -52,19 +52,46 @@ def test_rows_of_any_width(isa: str, features: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("loss", "labels"),
     [
-        (nn.MSELoss(), torch.randn(23, 5)),
-        (nn.MSELoss(reduction="sum"), torch.randn(23, 5)),
         (nn.CrossEntropyLoss(ignore_index=2, label_smoothing=0.1), torch.randint(5, (23,))),
         (nn.CrossEntropyLoss(torch.rand(5)), torch.randint(5, (23,))),
         (nn.CrossEntropyLoss(reduction="sum"), torch.randint(5, (23,))),
     ],
-    ids=["mse", "mse-sum", "ignored-smooth", "weighted", "sum"],
+    ids=["ignored-smooth", "weighted", "sum"],
 )
-def test_every_loss(loss: nn.Module, labels: Tensor) -> None:
+def test_cross_entropy_options(loss: nn.Module, labels: Tensor) -> None:
     images, _ = data()
     step = a_step(loss=loss)
     order = torch.randperm(23)
     same_as_the_loop(step, images, labels, 6, order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss(name: str, reduction: str, dtype: torch.dtype) -> None:
+    case = LOSSES[name]
+    step = a_step(loss=case.make(5, reduction=reduction).to(dtype), dtype=dtype)
+    images, _ = data()
+    labels, order = target_for(case, 23, 5, dtype), torch.randperm(23)
+    assert same_as_the_loop(step, images, labels, 6, order) == 2
+    if labels.is_floating_point():
+        labels = torch.cat([labels, labels], 1)[:, 3:8]  # rows that lie apart
+    else:
+        labels = labels.masked_fill(labels == 1, 0)  # a batch of one that is ignored has the loss NaN
+    assert same_as_the_loop(step, images, labels, 1, order) == 1
+
+
+def test_weights_that_a_step_writes() -> None:
+    """Each step reads them anew."""
+    step = a_step("sgd", nn.BCEWithLogitsLoss(pos_weight=torch.ones(5)))
+    twin = copy.deepcopy(step)
+    for each in (step, twin):
+        each.loss.pos_weight = each.model[-1].bias.detach()
+    images, _ = data()
+    labels, order = torch.rand(23, 5), torch.randperm(23)
+    losses, _ = native_calls(step, images, labels, 5, order)
+    assert torch.equal(losses, loop(twin, images, labels, 5, order))
+    assert_same_state(step, twin)
 
 
 def test_a_vector_of_targets() -> None:

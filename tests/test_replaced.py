@@ -25,16 +25,19 @@ CLASSES = [(owner, name) for owner, name, _ in _replaced.classes._names]
 def test_the_names_that_are_watched() -> None:
     """Written out, so that none goes missing with its test."""
     functions = {(owner.__name__, name) for owner, name in FUNCTIONS}
-    own = ("linear", "relu", "silu", "gelu", "cross_entropy", "mse_loss")
+    own = ("linear", "relu", "silu", "gelu", "log_softmax", "cross_entropy", "nll_loss", "mse_loss")
+    own += ("l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits")
     assert functions >= {("torch.nn.functional", name) for name in own}
-    assert functions >= {("torch", name) for name in ("relu", "sigmoid", "tanh")}
+    assert functions >= {("torch", name) for name in ("relu", "sigmoid", "tanh", "log_softmax")}
     layers = ("Linear", "ReLU", "Sigmoid", "Tanh", "GELU", "SiLU", "Sequential", "Flatten", "Identity")
-    theirs = [getattr(torch.nn, kind) for kind in (*layers, "CrossEntropyLoss", "MSELoss")]
+    losses = ("CrossEntropyLoss", "NLLLoss", "MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
+    names = (*layers, "LogSoftmax", *losses, "BCEWithLogitsLoss")
+    theirs = [getattr(torch.nn, kind) for kind in names]
     ours = [fastnn.nn.Linear, fastnn.nn.ReLU, fastnn.nn.Sequential, fastnn.nn.CrossEntropyLoss]
     classes = set(CLASSES)
     assert classes >= {(kind, "forward") for kind in (*theirs, *ours)}
     assert classes >= {(torch.nn.Module, "__call__"), (torch.nn.Module, "__getattr__")}
-    assert (torch.Tensor, "backward") in classes
+    assert classes >= {(torch.Tensor, "backward"), (torch.Tensor, "log_softmax")}
 
 
 def _id(value: Any) -> str | None:

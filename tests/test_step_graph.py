@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fastnn
 from fastnn import _backend, _step_graph
 from step_graphs import ALL_OPTIMIZERS, Batch, Graphs, Pair, adam, classes, close, reason
-from train_steps import OPTIMIZERS, Optimizer, chain, eager_step
+from train_steps import LOSSES, OPTIMIZERS, Optimizer, chain, eager_step, model_for
 
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
 
@@ -85,6 +85,16 @@ def test_every_model(model: Callable[[], nn.Module], loss: Any, graphs: Graphs) 
     pair.capture(squared(9))
     for _ in range(2):
         pair.replay(squared(9))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "mse" and "prob" not in name])
+def test_losses_that_are_not_captured(name: str, graphs: Graphs) -> None:
+    case = LOSSES[name]
+    pair = Pair(graphs, model_for(case, [20, 8, 5]), case.make(5))
+    for _ in range(5):
+        why = pair.take((torch.randn(9, 20, dtype=torch.float64), case.target(9, 5)))
+        assert "is not captured" in str(why)
+    assert graphs.captures == 0
 
 
 def test_images(graphs: Graphs) -> None:

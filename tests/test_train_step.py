@@ -17,6 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 import fastnn
 from train_steps import (
     ACTIVATIONS,
+    ELEMENTWISE,
+    LOSSES,
     OPTIMIZERS,
     TOLERANCE,
     Optimizer,
@@ -24,9 +26,11 @@ from train_steps import (
     classes_of,
     compare,
     eager_step,
+    model_for,
     native,
     reason,
     started,
+    target_for,
 )
 
 
@@ -103,6 +107,122 @@ def test_squared_error(isa: str, loss: Any) -> None:
         for _ in range(3)
     ]
     compare(chain([4, 8, 19], "tanh"), loss, OPTIMIZERS["adam"], batches, TOLERANCE, max_norm=0.5)
+
+
+def _slow(parameters: Any) -> torch.optim.Optimizer:
+    """Of sums over a batch."""
+    return torch.optim.SGD(parameters, lr=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss(isa: str, name: str, reduction: str, dtype: torch.dtype) -> None:
+    """Float32 steps round differently; what one step is off by, the next ones start from."""
+    case = LOSSES[name]
+    for n in (1, 5, 19):
+        loss = case.make(n, reduction=reduction).to(dtype)
+        sizes = (1, 2, 7, 33, 300, 7)
+        batches = [(torch.randn(m, 4, dtype=dtype), target_for(case, m, n, dtype)) for m in sizes]
+        if name == "nll-options":
+            for _, y in batches:
+                y[0] = 0  # not all of them ignored: the loss would be NaN
+        tolerance = TOLERANCE if dtype is torch.float64 else 2e-5
+        compare(model_for(case, [4, 8, n], dtype), loss, _slow, batches, tolerance, keep_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (F.l1_loss, "l1"),
+        (F.smooth_l1_loss, "smooth-l1"),
+        (F.huber_loss, "huber"),
+        (F.binary_cross_entropy_with_logits, "bce"),
+        (F.nll_loss, "nll"),
+        (F.cross_entropy, "probabilities"),
+        (fastnn.functional.cross_entropy, "probabilities"),
+        (fastnn.nn.CrossEntropyLoss(z_loss=0.1, label_smoothing=0.1), "probabilities"),
+    ],
+)
+def test_losses_that_are_functions(function: Any, name: str) -> None:
+    case = LOSSES[name]
+    batches = [(torch.randn(m, 4, dtype=torch.float64), target_for(case, m, 5)) for m in (7, 33, 1)]
+    compare(model_for(case, [4, 8, 5]), function, OPTIMIZERS["adam"], batches, TOLERANCE, max_norm=0.5)
+
+
+class LogProbabilities(nn.Module):
+    """Every way to write it, save for the one that `model_for` takes."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(4, 8, dtype=torch.float64)
+        self.fc2 = nn.Linear(8, 5, dtype=torch.float64)
+        self.log = nn.LogSoftmax(dim=1)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc2(torch.relu(self.fc1(x)))
+        if self.how == "F":
+            return F.log_softmax(x, 1)
+        if self.how == "F, named":
+            return F.log_softmax(x, dim=-1)
+        if self.how == "torch":
+            return torch.log_softmax(x, 1)
+        if self.how == "torch, named":
+            return torch.log_softmax(x, dim=-1)
+        if self.how == "method":
+            return x.log_softmax(1)
+        if self.how == "method, named":
+            return x.log_softmax(dim=-1)
+        return self.log(x)
+
+
+HOWS = ("F", "F, named", "torch", "torch, named", "method", "method, named", "module")
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_every_log_softmax(how: str) -> None:
+    batches = [(torch.randn(7, 4, dtype=torch.float64), classes_of(7, 5)) for _ in range(3)]
+    compare(LogProbabilities(how), nn.NLLLoss(), OPTIMIZERS["adam"], batches, TOLERANCE)
+
+
+def test_a_log_softmax_along_another_dimension() -> None:
+    model = model_for(LOSSES["nll"], [4, 8, 5])
+    step = fastnn.TrainStep(model, nn.NLLLoss(), OPTIMIZERS["sgd"](model.parameters()))
+    x, y = torch.randn(7, 4, dtype=torch.float64), classes_of(7, 5)
+    native(step, x, y)
+    model[-1].dim = 0
+    assert "is not along the last of two dimensions" in reason(step, x, y)
+
+
+SPECIAL = (float("nan"), float("inf"), -float("inf"), 0.0, 0.25, 1.0, -1.0, 200.0, -200.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_special_values(isa: str, name: str, dtype: torch.dtype) -> None:
+    """Each output, which is the bias, with each target: NaN, infinity, and where the two are the same."""
+    n = 37
+    loss, model = ELEMENTWISE[name].make(n).to(dtype), nn.Linear(1, n, dtype=dtype)
+    step = fastnn.TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.0), keep_grad=True)
+    x = torch.ones(1, 1, dtype=dtype)
+    for output in SPECIAL:
+        with torch.no_grad():
+            model.weight.zero_()
+            model.bias.fill_(output)
+        logits = model.bias.detach().clone()[None].requires_grad_()
+        for target in SPECIAL:
+            y = torch.full((1, n), target, dtype=dtype)
+            expected = loss(logits, y)
+            (gradient,) = torch.autograd.grad(expected, logits)
+            with torch.no_grad():
+                model.weight.zero_()
+                model.bias.fill_(output)
+            value = native(step, x, y)
+            assert model.bias.grad is not None
+            tolerance = {"rtol": 1e-5 if dtype is torch.float32 else 1e-12, "atol": 1e-30, "equal_nan": True}
+            torch.testing.assert_close(value, expected.detach(), **tolerance)
+            torch.testing.assert_close(model.bias.grad[None], gradient, **tolerance)
 
 
 def test_everything_is_read_at_each_call() -> None:

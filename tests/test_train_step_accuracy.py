@@ -10,9 +10,20 @@ import torch
 from torch import Tensor, nn
 
 import fastnn
-from train_steps import OPTIMIZERS, Optimizer, chain, classes_of, native
+from train_steps import (
+    ELEMENTWISE,
+    LOSSES,
+    OPTIMIZERS,
+    LossCase,
+    Optimizer,
+    chain,
+    classes_of,
+    model_for,
+    native,
+    target_for,
+)
 
-LOSSES = {"cross-entropy": nn.CrossEntropyLoss, "mse": nn.MSELoss}
+CASES = LOSSES | {"cross-entropy": LossCase(lambda n, **options: nn.CrossEntropyLoss(**options), classes_of)}
 RATES: dict[str, Optimizer] = {
     "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
     "adam-rl": lambda p: fastnn.optim.Adam(p, lr=3e-4, eps=1e-5),
@@ -27,12 +38,8 @@ RATES: dict[str, Optimizer] = {
 }
 
 
-def target_of(loss: nn.Module, m: int, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return classes_of(m, n) if isinstance(loss, nn.CrossEntropyLoss) else torch.randn(m, n, dtype=dtype)
-
-
 def check_exactness(
-    sizes: list[int], activation: str, loss: nn.Module, make: Optimizer, images: bool, **options: Any
+    sizes: list[int], activation: str, case: LossCase, make: Optimizer, images: bool, **options: Any
 ) -> None:
     """Native steps in float32 against eager ones in float32 and in float64.
 
@@ -41,15 +48,21 @@ def check_exactness(
     rounded right. Errors are added up without squares: Adam divides by the root of a moment, which blows up
     that of the odd weight whose gradient is nearly 0, in either.
     """
-    model = chain(sizes, activation, dtype=torch.float32)
+    model = model_for(case, sizes, torch.float32, activation)
     twins = copy.deepcopy(model), copy.deepcopy(model).double()
     ours, theirs, exact = (
-        fastnn.TrainStep(m, loss, make(m.parameters()), mean=0.2, std=0.3, **options) for m in (model, *twins)
+        fastnn.TrainStep(
+            m,
+            case.make(sizes[-1]).to(next(m.parameters()).dtype),
+            make(m.parameters()),
+            **{"mean": 0.2, "std": 0.3, **options},
+        )
+        for m in (model, *twins)
     )
     losses = []
     for _ in range(10):
         x = torch.randint(256, (64, sizes[0]), dtype=torch.uint8) if images else torch.randn(64, sizes[0])
-        y = target_of(loss, 64, sizes[-1])
+        y = target_for(case, 64, sizes[-1], torch.float32)
         batches = (x, y), (x if images else x.double(), y.double() if y.is_floating_point() else y)
         losses.append([native(ours, *batches[0])])
         with fastnn.disabled():
@@ -66,18 +79,53 @@ def check_exactness(
 @pytest.mark.parametrize("images", [False, True], ids=["float", "bytes"])
 @pytest.mark.parametrize("max_norm", [None, 0.05], ids=["plain", "clip"])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["cross-entropy", "mse"])
 @pytest.mark.parametrize("make", RATES)
 def test_float32_is_as_exact_as_torchs(
     make: str, loss: str, activation: str, max_norm: float | None, images: bool
 ) -> None:
-    check_exactness([100, 48, 32, 10], activation, LOSSES[loss](), RATES[make], images, max_norm=max_norm)
+    check_exactness([100, 48, 32, 10], activation, CASES[loss], RATES[make], images, max_norm=max_norm)
 
 
-@pytest.mark.parametrize(("loss", "activation"), [("cross-entropy", "relu"), ("mse", "tanh")])
+@pytest.mark.parametrize("loss", CASES)
+@pytest.mark.parametrize("make", ["adam", "sgd"])
+def test_every_loss_is_as_exact_as_torchs(make: str, loss: str) -> None:
+    check_exactness([100, 48, 32, 10], "tanh", CASES[loss], RATES[make], False)
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation"), [("cross-entropy", "relu"), ("mse", "tanh"), ("bce-both", "tanh")]
+)
 @pytest.mark.parametrize("make", ["sgd", "rmsprop", "rmsprop-centered", "adagrad"])
 def test_every_variant_is_as_exact_as_torchs(isa: str, make: str, loss: str, activation: str) -> None:
-    check_exactness([784, 128, 10], activation, LOSSES[loss](), RATES[make], False)
+    check_exactness([784, 128, 10], activation, CASES[loss], RATES[make], False)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_a_loss_by_itself_is_as_exact_as_torchs(isa: str, name: str, spread: float, reduction: str) -> None:
+    """Its value, and the gradient of the outputs, which are the bias.
+
+    The value is one number, which torch's may come close to by chance.
+    """
+    case, n = ELEMENTWISE[name], 5000
+    loss, exact = (case.make(n, reduction=reduction).to(dtype) for dtype in (torch.float32, torch.float64))
+    model = nn.Linear(1, n)
+    outputs, y = spread * torch.randn(1, n), target_for(case, 1, n, torch.float32)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(outputs[0])
+    step = fastnn.TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.0), keep_grad=True)
+    ours = native(step, torch.ones(1, 1), y), model.bias.grad[None]  # type: ignore[index]
+    results = []
+    for module, dtype in ((loss, torch.float32), (exact, torch.float64)):
+        leaf = outputs.to(dtype).requires_grad_()
+        value = module(leaf, y.to(dtype))
+        results.append((value.detach(), *torch.autograd.grad(value, leaf)))
+    for p, q, r, floor in zip(ours, *results, (2.0, 0.5), strict=True):
+        allowed = 1.5 * (q - r).norm() + floor * torch.finfo(torch.float32).eps * r.norm()
+        assert (p - r).norm() <= allowed
 
 
 def check_bits(
@@ -129,12 +177,13 @@ def test_bits_do_not_depend_on_threads(
 
 @pytest.mark.parametrize("options", [{}, {"max_norm": 0.01, "keep_grad": True}], ids=["plain", "clip"])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["cross-entropy", "mse", "bce-weight", "probabilities-options"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("hidden", [[23, 64, 64], [23, 256, 256], [301, 517]], ids=str)
 def test_bits_of_other_losses_and_dtypes(
     hidden: list[int], dtype: torch.dtype, loss: str, activation: str, options: dict[str, Any]
 ) -> None:
-    module, sizes = LOSSES[loss](), [*hidden, 1 if loss == "mse" else 10]
-    x, y = torch.randn(256, sizes[0], dtype=dtype), target_of(module, 256, sizes[-1], dtype)
-    check_bits(chain(sizes, activation, dtype=dtype), module, RATES["adam-rl"], x, y, **options)
+    case, sizes = CASES[loss], [*hidden, 1 if loss == "mse" else 10]
+    x, y = torch.randn(256, sizes[0], dtype=dtype), target_for(case, 256, sizes[-1], dtype)
+    model = model_for(case, sizes, dtype, activation)
+    check_bits(model, case.make(sizes[-1]).to(dtype), RATES["adam-rl"], x, y, **options)

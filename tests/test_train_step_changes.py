@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import fastnn
-from train_steps import OPTIMIZERS, TOLERANCE, Optimizer, chain, classes_of, eager_step, native, reason
+from train_steps import (
+    LOSSES,
+    OPTIMIZERS,
+    TOLERANCE,
+    Optimizer,
+    chain,
+    classes_of,
+    eager_step,
+    model_for,
+    native,
+    reason,
+)
 
 STEPS = 9
 # The number of the step taken, model, optimizer, what is kept from step to step, and the loss.
@@ -174,6 +185,47 @@ CHANGES = (_load, _multiply, _lerp, _new_data, _clear, _count, _options, _activa
 )
 def test_changes(change: Change, make: str) -> None:
     Pair(OPTIMIZERS[make]).train(change)
+
+
+def _other_options(i: int, loss: Any) -> None:
+    """One of a loss's options after the other, as far as it has them."""
+    for step, name, value in (
+        (1, "reduction", "sum"),
+        (2, "reduction", "mean"),
+        (3, "beta", 0.2),
+        (4, "beta", 0.0),
+        (5, "beta", 3),
+        (3, "delta", 0.2),
+        (4, "delta", 3),
+        (3, "ignore_index", 2),
+        (4, "label_smoothing", 0.3),
+        (5, "weight", torch.linspace(0.5, 3, 5, dtype=torch.float64)),
+        (6, "pos_weight", torch.tensor(2.5, dtype=torch.float64)),
+        (7, "weight", None),
+        (8, "pos_weight", torch.linspace(0.2, 2, 10, dtype=torch.float64)[::2]),
+    ):
+        probabilities = name == "ignore_index" and isinstance(loss, nn.CrossEntropyLoss)
+        if i == step and hasattr(loss, name) and not probabilities:
+            setattr(loss, name, value)
+    if i == 6 and isinstance(getattr(loss, "weight", None), Tensor):
+        loss.weight.mul_(2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_options_of_the_loss(name: str) -> None:
+    case = LOSSES[name]
+    model, loss = model_for(case, [6, 9, 5]), case.make(5)
+    twin, theirs = copy.deepcopy(model), copy.deepcopy(loss)
+    step = fastnn.TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.01))
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.01)
+    for i in range(10):
+        _other_options(i, loss)
+        _other_options(i, theirs)
+        x, y = torch.randn(7, 6, dtype=torch.float64), case.target(7, 5)
+        value = native(step, x, y), eager_step(twin, theirs, optimizer, x, y)
+        torch.testing.assert_close(*value, rtol=TOLERANCE, atol=TOLERANCE)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_assigned_parameters() -> None:

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 import fastnn
 from fastnn import _backend
 from train_steps import (
+    ELEMENTWISE,
+    LOSSES,
     OPTIMIZERS,
     TOLERANCE,
     chain,
     classes_of,
     compare,
+    model_for,
     native,
     reason,
     started,
@@ -42,8 +45,12 @@ def test_disabled_and_reasons() -> None:
         (torch.randn(7, 6), classes_of(7, 5), "the input has another dtype"),
         (torch.randn(2, 7, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64), "no matrix"),
         (torch.randn(0, 6, dtype=torch.float64), classes_of(0, 5), "the batch is empty"),
-        (torch.randn(7, 6, dtype=torch.float64), torch.rand(7, 5, dtype=torch.float64), "no class indices"),
-        (torch.randn(7, 6, dtype=torch.float64), classes_of(6, 5), "another batch size"),
+        (torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5).int(), "this tensor's dtype"),
+        (
+            torch.randn(7, 6, dtype=torch.float64),
+            classes_of(6, 5),
+            "the target has shape (6,), the output (7, 5)",
+        ),
         (torch.randn(7, 3, dtype=torch.float64), classes_of(7, 5), "as many features"),
         (torch.randn(7, 6, dtype=torch.float64, requires_grad=True), classes_of(7, 5), "requires grad"),
         (torch.randn(7, 6, dtype=torch.complex128).conj().imag, classes_of(7, 5), "negated"),
@@ -94,7 +101,15 @@ def _insert_module(step: fastnn.TrainStep) -> None:
 
 
 def _other_loss(step: fastnn.TrainStep) -> None:
+    step.loss = nn.MultiMarginLoss()
+
+
+def _loss_of_log_softmax(step: fastnn.TrainStep) -> None:
     step.loss = nn.NLLLoss()
+
+
+def _log_softmax(step: fastnn.TrainStep) -> None:
+    step.model.append(nn.LogSoftmax(1))
 
 
 def _no_reduction(step: fastnn.TrainStep) -> None:
@@ -120,7 +135,15 @@ def _capturable(step: fastnn.TrainStep) -> None:
         (_hook_loss, "hook"),
         (_replace_step, "step is replaced"),
         (_insert_module, "Dropout"),
-        (_other_loss, "NLLLoss"),
+        (
+            _other_loss,
+            "no native loss for MultiMarginLoss: there are CrossEntropyLoss, NLLLoss, MSELoss, L1Loss",
+        ),
+        (
+            _loss_of_log_softmax,
+            "NLLLoss is native where the model ends in log_softmax, and this one does not",
+        ),
+        (_log_softmax, "after log_softmax NLLLoss is native, and not CrossEntropyLoss"),
         (_no_reduction, "not reduced"),
         (_more_parameters, "parameters that the chain lacks"),
         (_capturable, "differentiable"),
@@ -297,6 +320,124 @@ class ValueOfNothing(Value):
         return self.fc2(F.relu(self.fc1(x))).squeeze()
 
 
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_a_squeezed_output_of_every_loss(name: str) -> None:
+    case = ELEMENTWISE[name]
+    batches = [
+        (torch.randn(m, 12, dtype=torch.float64), case.target(m, 1).squeeze(1)) for m in (9, 1, 40, 33)
+    ]
+    compare(Value(), case.make(1), OPTIMIZERS["adam"], batches, TOLERANCE)
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.to(torch.float32)
+
+
+def _of_one_column(t: Tensor) -> Tensor:
+    return t[:, :1]
+
+
+def _of_one_row(t: Tensor) -> Tensor:
+    return t[:1]
+
+
+def _vector(t: Tensor) -> Tensor:
+    return t[:, 0]
+
+
+def _of_more_dimensions(t: Tensor) -> Tensor:
+    return t[None]
+
+
+def _differentiable_target(t: Tensor) -> Tensor:
+    return t.clone().requires_grad_()
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_wide, "the target has another dtype than the model"),
+        (_of_one_column, "the target has shape (7, 1), the output (7, 5)"),
+        (_of_one_row, "the target has shape (1, 5), the output (7, 5)"),
+        (_vector, "the target has shape (7,), the output (7, 5)"),
+        (_of_more_dimensions, "the target has shape (1, 7, 5), the output (7, 5)"),
+        (_differentiable_target, "the target requires grad"),
+    ],
+)
+@pytest.mark.parametrize("name", [*ELEMENTWISE, "probabilities"])
+def test_targets_that_run_eagerly(name: str, change: Callable[[Tensor], Tensor], why: str) -> None:
+    case = LOSSES[name]
+    model = chain([6, 8, 5])
+    step = fastnn.TrainStep(model, case.make(5), OPTIMIZERS["sgd"](model.parameters()))
+    x, y = torch.randn(7, 6, dtype=torch.float64), case.target(7, 5)
+    native(step, x, y)
+    seen: list[Any] = []
+    # What is suppressed is torch's own error, of the eager step.
+    with _backend.recording(seen.append), contextlib.suppress(RuntimeError, ValueError):
+        step(x, change(y))
+    assert next(d.reason for d in seen if d.op == "train_step") == why
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "why"),
+    [
+        (nn.SmoothL1Loss(), {"beta": -1.0}, "beta=-1.0"),
+        (nn.SmoothL1Loss(), {"beta": float("nan")}, "beta=nan"),
+        (nn.HuberLoss(), {"delta": 0.0}, "delta=0.0"),
+        (nn.HuberLoss(), {"delta": "1"}, "delta='1'"),
+        (nn.L1Loss(), {"reduction": "none"}, "the loss is not reduced to one number"),
+        (nn.BCEWithLogitsLoss(), {"reduction": "most"}, "reduction='most'"),
+        (nn.BCEWithLogitsLoss(), {"weight": torch.ones(5)}, "a weight of the loss has another dtype"),
+        (nn.BCEWithLogitsLoss(), {"weight": torch.ones(7, 5).double()}, "neither a number nor one for each"),
+        (nn.BCEWithLogitsLoss(), {"weight": torch.ones(7, 1).double()}, "neither a number nor one for each"),
+        (nn.BCEWithLogitsLoss(), {"pos_weight": torch.ones(1, 5).double()}, "neither a number nor one for"),
+        (
+            nn.BCEWithLogitsLoss(),
+            {"pos_weight": torch.ones(5).double().requires_grad_()},
+            "a weight of the loss requires grad",
+        ),
+        (nn.CrossEntropyLoss(), {"ignore_index": 2}, "ignore_index with class probabilities"),
+        (nn.CrossEntropyLoss(), {"weight": torch.ones(5)}, "a weight of the loss has another dtype"),
+        (
+            nn.CrossEntropyLoss(),
+            {"weight": torch.ones(1).double()},
+            "the class weights do not fit the classes",
+        ),
+    ],
+)
+def test_options_that_run_eagerly(loss: Any, options: dict[str, Any], why: str) -> None:
+    model = chain([6, 8, 5])
+    step = fastnn.TrainStep(model, loss, OPTIMIZERS["sgd"](model.parameters()))
+    x, y = torch.randn(7, 6, dtype=torch.float64), LOSSES["probabilities"].target(7, 5)
+    native(step, x, y)
+    for name, value in options.items():
+        setattr(loss, name, value)
+    seen: list[Any] = []
+    # What is suppressed is torch's own error, of the eager step.
+    with _backend.recording(seen.append), contextlib.suppress(Exception):
+        step(x, y)
+    assert why in next(d.reason for d in seen if d.op == "train_step")
+
+
+def test_probabilities_are_no_classes_of_nll_loss() -> None:
+    model = model_for(LOSSES["nll"], [6, 8, 5])
+    step = fastnn.TrainStep(model, nn.NLLLoss(), OPTIMIZERS["sgd"](model.parameters()))
+    x, y = torch.randn(7, 6, dtype=torch.float64), LOSSES["probabilities"].target(7, 5)
+    seen: list[Any] = []
+    with (
+        _backend.recording(seen.append),
+        pytest.raises(RuntimeError, match="0D or 1D target tensor expected"),  # torch's own
+    ):
+        step(x, y)
+    assert seen[0].reason == "the target holds no class indices of int64 or uint8"
+    y = classes_of(7, 5)
+    native(step, x, y)
+    y[2] = 5
+    with pytest.raises(IndexError, match="Target 5 is out of bounds"):
+        step(x, y)
+
+
 @pytest.mark.parametrize("kind", [Value, ValueByFunction])
 def test_a_squeezed_output(kind: type[Value]) -> None:
     batches = [(torch.randn(m, 12, dtype=torch.float64), torch.randn(m, dtype=torch.float64)) for m in (9, 1)]
@@ -304,7 +445,7 @@ def test_a_squeezed_output(kind: type[Value]) -> None:
     step = fastnn.TrainStep(model := kind(), nn.MSELoss(), OPTIMIZERS["sgd"](model.parameters()))
     x, y = batches[0]
     with pytest.warns(UserWarning, match="broadcasting"):  # torch's own
-        assert "another shape" in reason(step, x, y[:, None])
+        assert reason(step, x, y[:, None]) == "the target has shape (9, 1), the output (9,)"
     with torch.no_grad():
         model.fc2 = nn.Linear(16, 2, dtype=torch.float64)
     step = fastnn.TrainStep(model, nn.MSELoss(), OPTIMIZERS["sgd"](model.parameters()))
@@ -335,7 +476,8 @@ def test_a_view_as_rows() -> None:
         compare(model, nn.CrossEntropyLoss(), OPTIMIZERS["adam"], batches, TOLERANCE)
     step = fastnn.TrainStep(model := Viewed(), F.cross_entropy, OPTIMIZERS["sgd"](model.parameters()))
     several_rows_a_sample = torch.randn(9, 2, 12, dtype=torch.float64)
-    assert "another batch size" in reason(step, several_rows_a_sample, classes_of(18, 3))
+    why = reason(step, several_rows_a_sample, classes_of(18, 3))
+    assert why == "the target has shape (18,), the output (9, 3)"
 
 
 class WithHelpers(nn.Module):

@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import fastnn
 from fastnn import _autograd_hooks
 from train_steps import (
+    LOSSES,
     OPTIMIZERS,
     TOLERANCE,
     Kept,
@@ -27,6 +28,7 @@ from train_steps import (
     chain,
     classes_of,
     eager_step,
+    model_for,
     native,
     reason,
     started,
@@ -106,6 +108,27 @@ def test_a_hook_is_run(kind: str, steps: int, step: Any) -> None:
     count = len(calls)
     native(step, *batch())
     assert len(calls) == count
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("where", ["loss", "last module"])
+def test_a_hook_of_every_loss_is_run(name: str, where: str, register: str) -> None:
+    case = LOSSES[name]
+    model = model_for(case, [6, 8, 5])
+    step = fastnn.TrainStep(model, case.make(5), OPTIMIZERS["sgd"](model.parameters()))
+    x, y = torch.randn(7, 6, dtype=torch.float64), case.target(7, 5)
+    native(step, x, y)
+    calls: list[int] = []
+    hooked = step.loss if where == "loss" else model[-1]
+    hook = getattr(hooked, register)(lambda *_: calls.append(1))
+    assert "hook" in reason(step, x, y)
+    assert calls == [1]
+    hook.remove()
+    for _ in range(4):
+        step(x, y)
+    native(step, x, y)
 
 
 @pytest.mark.parametrize("steps", [0, 1])

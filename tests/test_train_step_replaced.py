@@ -11,15 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastnn
-from train_steps import OPTIMIZERS, chain, classes_of, native, reason
+from train_steps import LOSSES, OPTIMIZERS, chain, classes_of, model_for, native, reason
 
 
 def _batch() -> tuple[Tensor, Tensor]:
     return torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
-
-
-def _squares() -> tuple[Tensor, Tensor]:
-    return torch.randn(7, 6, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)
 
 
 def _step(kind: str, model: nn.Module | None = None, loss: Any = None) -> fastnn.TrainStep:
@@ -113,13 +109,35 @@ def test_what_is_replaced_is_called(name: str, steps: int, monkeypatch: pytest.M
     assert len(calls) == 2 * count
 
 
-@pytest.mark.parametrize(("owner", "name"), [(nn.MSELoss, "forward"), (F, "mse_loss")])
-def test_a_replaced_squared_error(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = _step("sgd", loss=nn.MSELoss())
-    native(step, *_squares())
+@pytest.mark.parametrize(
+    ("owner", "name", "loss"),
+    [
+        (nn.MSELoss, "forward", "mse"),
+        (F, "mse_loss", "mse"),
+        (nn.L1Loss, "forward", "l1"),
+        (F, "l1_loss", "l1"),
+        (nn.SmoothL1Loss, "forward", "smooth-l1"),
+        (F, "smooth_l1_loss", "smooth-l1"),
+        (nn.HuberLoss, "forward", "huber"),
+        (F, "huber_loss", "huber"),
+        (nn.BCEWithLogitsLoss, "forward", "bce"),
+        (F, "binary_cross_entropy_with_logits", "bce"),
+        (nn.NLLLoss, "forward", "nll"),
+        (F, "nll_loss", "nll"),
+        (nn.LogSoftmax, "forward", "nll"),
+        (F, "log_softmax", "nll"),
+        (Tensor, "log_softmax", "nll"),
+        (F, "cross_entropy", "probabilities"),
+    ],
+)
+def test_a_replaced_loss(owner: Any, name: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LOSSES[loss]
+    step = _step("sgd", model_for(case, [6, 8, 5]), case.make(5))
+    batch = torch.randn(7, 6, dtype=torch.float64), case.target(7, 5)
+    native(step, *batch)
     calls: list[int] = []
     monkeypatch.setattr(owner, name, _patched(getattr(owner, name), calls))
-    reason(step, *_squares())
+    reason(step, *batch)
     assert calls == [1]
 
 

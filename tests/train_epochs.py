@@ -81,6 +81,8 @@ def a_step(
     **options: Any,
 ) -> fastnn.TrainStep:
     model = nn.Sequential(nn.Flatten(), *chain([12, 8, 5], dtype=dtype))
+    if isinstance(loss, nn.NLLLoss):
+        model.append(nn.LogSoftmax(1))
     options = {"mean": 0.3, "std": 0.5, **options}
     return fastnn.TrainStep(
         model, loss or nn.CrossEntropyLoss(), OPTIMIZERS[optimizer](model.parameters()), **options

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,80 @@ class Kept:
 
 def classes_of(m: int, n: int) -> Tensor:
     return torch.randint(n, (m,))
+
+
+class LossCase(NamedTuple):
+    """A loss that runs natively.
+
+    Attributes:
+        make: the module for `n` outputs.
+        target: for `m` samples of `n` outputs.
+        log_softmax: whether the model ends in that.
+    """
+
+    make: Callable[..., nn.Module]
+    target: Callable[[int, int], Tensor]
+    log_softmax: bool = False
+
+
+def _probabilities(m: int, n: int) -> Tensor:
+    return torch.rand(m, n, dtype=torch.float64).softmax(1)
+
+
+def _answers(m: int, n: int) -> Tensor:
+    """Of yes, no and in between."""
+    return torch.rand(m, n, dtype=torch.float64).mul_(3).sub_(1).clamp_(0, 1)
+
+
+def _weights(n: int) -> Tensor:
+    return torch.linspace(0.5, 2, n, dtype=torch.float64)
+
+
+# Values and weights are float64.
+ELEMENTWISE: dict[str, LossCase] = {
+    name: LossCase(make, lambda m, n: torch.randn(m, n, dtype=torch.float64))
+    for name, make in {
+        "mse": lambda n, **options: nn.MSELoss(**options),
+        "l1": lambda n, **options: nn.L1Loss(**options),
+        "smooth-l1": lambda n, **options: nn.SmoothL1Loss(beta=0.7, **options),
+        "smooth-l1-0": lambda n, **options: nn.SmoothL1Loss(beta=0.0, **options),
+        "huber": lambda n, **options: nn.HuberLoss(delta=0.7, **options),
+    }.items()
+} | {
+    name: LossCase(make, _answers)
+    for name, make in {
+        "bce": lambda n, **options: nn.BCEWithLogitsLoss(**options),
+        "bce-weight": lambda n, **options: nn.BCEWithLogitsLoss(_weights(n), **options),
+        "bce-positive": lambda n, **options: nn.BCEWithLogitsLoss(pos_weight=3 * _weights(n), **options),
+        "bce-both": lambda n, **options: nn.BCEWithLogitsLoss(
+            torch.tensor(0.3, dtype=torch.float64),
+            pos_weight=torch.tensor([2.0], dtype=torch.float64),
+            **options,
+        ),
+    }.items()
+}
+LOSSES: dict[str, LossCase] = ELEMENTWISE | {
+    "nll": LossCase(lambda n, **options: nn.NLLLoss(**options), classes_of, True),
+    "nll-options": LossCase(
+        lambda n, **options: nn.NLLLoss(_weights(n), ignore_index=1, **options), classes_of, True
+    ),
+    "probabilities": LossCase(lambda n, **options: nn.CrossEntropyLoss(**options), _probabilities),
+    "probabilities-options": LossCase(
+        lambda n, **options: nn.CrossEntropyLoss(_weights(n), label_smoothing=0.2, **options), _probabilities
+    ),
+}
+
+
+def model_for(
+    case: LossCase, sizes: Sequence[int], dtype: torch.dtype = torch.float64, activation: str = "tanh"
+) -> nn.Sequential:
+    model = chain(sizes, activation, dtype=dtype)
+    return model.append(nn.LogSoftmax(dim=-1)) if case.log_softmax else model
+
+
+def target_for(case: LossCase, m: int, n: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    target = case.target(m, n)
+    return target.to(dtype) if target.is_floating_point() else target
 
 
 def compare(

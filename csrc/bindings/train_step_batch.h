@@ -16,8 +16,8 @@ namespace fastnn {
 // that are named.
 class TrainStepBatches {
  public:
-  // `losses` is written, one for each step. `options`: class weight or None, name of the loss, reduction,
-  // ignore_index, label_smoothing, z_loss. `memory` is for what is kept of a batch.
+  // `losses` is written, one for each step. `options` are the LossOptions of _step_plan.py. `memory` is for
+  // what is kept of a batch.
   TrainStepBatches(pybind11::object input, pybind11::object target, const TensorView& losses,
                    pybind11::tuple options, ScratchBuffer& memory)
       : input_(std::move(input)),
@@ -49,8 +49,15 @@ class TrainStepBatches {
   const double* rates() const { return rates_; }
 
  private:
+  PyObject* option(Py_ssize_t place) const;
+  void read_classes(const TensorView& output, TrainStepArgs& args);
+  void read_values(const TensorView& output, TrainStepArgs& args);
+  [[noreturn]] void refuse_shape(const TensorView& output) const;
+  static bool read_repeated(PyObject* object, int64_t classes, const TrainStepArgs& args, TensorView& weight);
+  static void repeat(const TensorView& weight, void* to);
   void read_rows_of_target();
-  void lay_out(int64_t batch, int64_t width);
+  // Makes room for the rows of a batch, its target, and either kind of weights.
+  void lay_out(int64_t target_values, int64_t weight_values);
   bool take_rows(int64_t step, TrainStepArgs& args) const;
   template <class Index>
   void copy_classes(const TrainStepArgs& args) const;
@@ -62,10 +69,13 @@ class TrainStepBatches {
   const double* rates_ = nullptr;
   int64_t size_ = 0, steps_ = 1;
   TensorView target_view_;
+  bool has_values_ = false;  // the target: else it has class indices
+  TensorView weights_[2];    // of elements, and of positive ones; without data where there are none
 
   ScratchBuffer& memory_;
-  int64_t* own_rows_ = nullptr;  // both in `memory_`
+  int64_t* own_rows_ = nullptr;  // all in `memory_`
   void* own_target_ = nullptr;
+  void* own_weights_[2] = {};
 };
 
 }  // namespace fastnn

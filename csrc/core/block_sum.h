@@ -7,14 +7,19 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// The first n lanes of p, and `fill` in the others.
-template <class T>
-FASTNN_INLINE Vec<Acc<T>> load_filled(const T* p, int n, Acc<T> fill) {
-  using A = Acc<T>;
+// The first n lanes of v, and `fill` in the others.
+template <class A>
+FASTNN_INLINE Vec<A> first_lanes(Vec<A> v, int n, A fill = 0) {
   using Int = typename FloatFormat<A>::Int;
   Vec<Int> lane;
   for (int i = 0; i < kLanes<A>; ++i) lane[i] = i;
-  return lane < Int(n) ? load_partial(p, n) : splat(fill);
+  return lane < Int(n) ? v : splat(fill);
+}
+
+// The first n lanes of p, and `fill` in the others.
+template <class T>
+FASTNN_INLINE Vec<Acc<T>> load_filled(const T* p, int n, Acc<T> fill) {
+  return first_lanes<Acc<T>>(load_partial(p, n), n, fill);
 }
 
 // Elements that are summed in the lanes of four vectors before they go to a sum in double: 64 additions a

@@ -25,6 +25,7 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.gelu: "gelu",
     F.silu: "silu",
 }
+_LOG_SOFTMAX = (F.log_softmax, torch.log_softmax, "log_softmax")
 _CATS = (torch.cat, torch.concat, torch.concatenate)
 _METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_")
 _SEQUENTIAL = (torch.nn.Sequential.forward, _mlp.Sequential.forward)
@@ -54,6 +55,8 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
     Attributes:
         flatten: whether the input is flattened first, all its dimensions behind the first into one.
         squeeze: whether the last dimension of the output is dropped where it is 1.
+        log_softmax: whether the output is the log_softmax of what the last layer gives, along its last
+            dimension.
         order: that in which `torch.cat` joins the model's inputs along dimension 1, by their numbers, before
             anything else; ``(0,)`` where it takes one.
     """
@@ -62,6 +65,7 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         super().__init__()
         self.flatten = False
         self.squeeze = False
+        self.log_softmax = False
         self.order: tuple[int, ...] = (0,)
         self._modules: list[tuple[torch.nn.Module, type]] = []
         self._guards: list[Guard] = []
@@ -88,6 +92,9 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             if activation.startswith("gelu"):
                 self._guards.append(Guard(module.__dict__, "approximate", module.approximate, name))
             self._activation(activation, name)
+        elif kind is torch.nn.LogSoftmax:
+            self._guards.append(Guard(module.__dict__, "dim", module.dim, f"{path}.dim"))
+            self._log_softmax(module.dim, name)
         elif kind is torch.nn.Flatten:
             for key in ("start_dim", "end_dim"):
                 self._guards.append(Guard(module.__dict__, key, module.__dict__[key], f"{path}.{key}"))
@@ -110,16 +117,29 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             raise Refusal(f"{name} does not take as many features as the layer before it gives")
         if any(p is q for p in module.parameters() for layer, _ in self for q in layer.parameters()):
             raise Refusal(f"{name} shares a parameter with another layer")
-        if self.squeeze:
-            raise Refusal(f"{name} comes behind a squeeze")
+        self._refuse_after_the_output(name)
         self.append((module, activation))
 
     def _activation(self, activation: str, name: str) -> None:
         if not self:
             raise Refusal(f"{name} comes before any linear layer")
+        if self.log_softmax:
+            raise Refusal(f"{name} comes after log_softmax")
         if self[-1][1] is not None:
             raise Refusal(f"{name} is a second activation in a row")
         self[-1] = self[-1][0], activation
+
+    def _log_softmax(self, dim: object, name: str) -> None:
+        if not self:
+            raise Refusal(f"{name} comes before any linear layer")
+        self._refuse_after_the_output(name)
+        if type(dim) is not int or dim not in (1, -1):
+            raise Refusal(f"{name} is not along the last of two dimensions")
+        self.log_softmax = True
+
+    def _refuse_after_the_output(self, name: str) -> None:
+        if self.squeeze or self.log_softmax:
+            raise Refusal(f"{name} comes after {'a squeeze' if self.squeeze else 'log_softmax'}")
 
     def _flatten(self, start: object, end: object, name: str) -> None:
         if self or (start, end) != (1, -1):
@@ -182,9 +202,16 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             self._flatten(given.get("start_dim", 0), given.get("end_dim", -1), f"flatten in {name}")
         elif _is_view_as_rows(node, rows):
             self._flatten(1, -1, f"{node.target} in {name}")
+        elif node.target in _LOG_SOFTMAX:
+            given = dict(zip(("dim",), node.args[1:], strict=False)) | node.kwargs
+            given.pop("_stacklevel", None)
+            if len(node.args) > 2 or given.pop("dtype", None) is not None:
+                raise Refusal(f"log_softmax in {name} has a dtype")
+            self._log_softmax(given.get("dim"), f"log_softmax in {name}")
         elif node.target in (torch.squeeze, "squeeze") and self:
             dims = (*node.args[1:], *node.kwargs.values())
-            if self.squeeze or dims not in ((-1,), (1,)):
+            self._refuse_after_the_output(f"squeeze in {name}")
+            if dims not in ((-1,), (1,)):
                 raise Refusal(f"squeeze in {name} drops more than the last dimension of the output")
             self.squeeze = True
         else:
@@ -239,9 +266,9 @@ def linear_chain(model: torch.nn.Module) -> LinearChain | str:
     GELU, SiLU) behind it: a ``Sequential`` (nested ones and ``nn.MLP`` included), or a model whose own
     ``forward`` can be traced and passes its one input through such layers, or several that ``torch.cat`` has
     joined along dimension 1. ``Identity`` anywhere and ``Flatten()``, ``x.view(-1, K)`` or
-    ``x.view(x.size(0), -1)`` in front and ``squeeze(-1)`` behind are allowed. What is watched or replaced is
-    no chain: hooks (global ones too), a replaced ``forward``, a compiled module, a subclass of a layer,
-    parameters that layers share.
+    ``x.view(x.size(0), -1)`` in front and ``squeeze(-1)`` or a log_softmax along the last dimension at the
+    end are allowed. What is watched or replaced is no chain: hooks (global ones too), a replaced ``forward``,
+    a compiled module, a subclass of a layer, parameters that layers share.
 
     Args:
         model: any module.
@@ -249,7 +276,7 @@ def linear_chain(model: torch.nn.Module) -> LinearChain | str:
     Returns:
         A list of ``(linear module, activation)``, the activation one of None, ``"relu"``, ``"sigmoid"``,
         ``"tanh"``, ``"gelu"``, ``"gelu_tanh"`` and ``"silu"``, with the attributes ``flatten``,
-        ``squeeze`` and ``order`` and the method ``holds``; or the reason as text.
+        ``squeeze``, ``log_softmax`` and ``order`` and the method ``holds``; or the reason as text.
     """
     reason = _mlp.why_nothing_fuses()
     if reason is not None:

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from fastnn import _autograd_hooks, _backend, _cuda_graph
 from fastnn._parameter_list import drop_gradients
 from fastnn._purity import Refusal
-from fastnn._step_plan import StepPlan, make_state, uses_adam
+from fastnn._step_plan import LossOptions, StepPlan, make_state, uses_adam
 from fastnn.ops.cross_entropy import REDUCTIONS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def train_on_chip(
     batch = min(batch_size, len(permutation))
     try:
         params = _parameters(plan)
-        _check_step(step, plan)
+        ignore_index = _check_step(step, plan).ignore_index
         _check_data(plan, params, images, labels)
         kernels = _backend.native(images)
         _refuse_if(reason := kernels.why_no_epoch(params[0], params[2], batch, 0), reason)
@@ -70,7 +70,6 @@ def train_on_chip(
     not_taken = _not_taken_of(step.optimizer, counts, images.device) if counts else None
     kernels.on_bad_index(_take_back)
     group = step.optimizer.param_groups[0]
-    ignore_index = plan.loss_options()[3]
     lr = (group["lr"], None) if rates is None else (0.0, rates.to(images.device))
     drop_gradients(step.model.parameters())
     kernels.train_epoch(
@@ -127,7 +126,8 @@ def _parameters(plan: StepPlan) -> list[Tensor]:
     return [p for p in params if p is not None]
 
 
-def _check_step(step: TrainStep, plan: StepPlan) -> None:
+def _check_step(step: TrainStep, plan: StepPlan) -> LossOptions:
+    """The options of the loss."""
     _refuse_if(step.max_norm is not None, "max_norm is set")
     _refuse_if(step.keep_grad, "keep_grad is set")
     _refuse_if(plan.inputs != 1, "the model takes several inputs")
@@ -139,9 +139,9 @@ def _check_step(step: TrainStep, plan: StepPlan) -> None:
     options = plan.loss_options()
     if isinstance(options, str):
         raise Refusal(options)
-    weight, loss, reduction, _, *more = options
-    plain = weight is None and reduction == REDUCTIONS["mean"] and not any(more)
-    _refuse_if(loss != "cross_entropy" or not plain, "the loss is not the plain mean of cross-entropy")
+    plain = LossOptions("cross_entropy", REDUCTIONS["mean"], options.ignore_index)
+    same = options.weight is None and options.settings == plain.settings
+    _refuse_if(not same, "the loss is not the plain mean of cross-entropy")
     optimizer = step.optimizer
     _refuse_if(not uses_adam(optimizer), f"no epoch kernel for {type(optimizer).__name__}")
     groups = optimizer.param_groups
@@ -150,6 +150,7 @@ def _check_step(step: TrainStep, plan: StepPlan) -> None:
         _refuse_if(groups[0][flag], f"{flag} is set")
     numbers = (groups[0]["lr"], *groups[0]["betas"])
     _refuse_if(any(isinstance(number, Tensor) for number in numbers), "lr or betas is a tensor")
+    return options
 
 
 def _check_data(plan: StepPlan, params: list[Tensor], images: Tensor, labels: Tensor) -> None:

@@ -98,14 +98,16 @@ class Names:
 
 # A call of one of these on a tensor is taken for the function of that name, where a forward is traced.
 _METHODS = (
-    *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"),
+    *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "log_softmax"),
     *("flatten", "view", "reshape", "squeeze", "size", "shape"),
 )
 
 functions = Names(
     [
-        *((F, name) for name in ("linear", "relu", "silu", "gelu", "cross_entropy", "mse_loss")),
-        *((torch, name) for name in ("relu", "sigmoid", "tanh")),
+        *((F, name) for name in ("linear", "relu", "silu", "gelu", "log_softmax")),
+        *((F, name) for name in ("cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss")),
+        *((F, name) for name in ("huber_loss", "binary_cross_entropy_with_logits")),
+        *((torch, name) for name in ("relu", "sigmoid", "tanh", "log_softmax")),
     ]
 )
 classes = Names(
@@ -116,7 +118,8 @@ classes = Names(
             for name in ("__call__", "forward")
             for kind in (
                 *("Linear", "ReLU", "Sigmoid", "Tanh", "GELU", "SiLU", "Sequential", "Flatten", "Identity"),
-                *("CrossEntropyLoss", "MSELoss"),
+                *("LogSoftmax", "CrossEntropyLoss", "NLLLoss", "MSELoss", "L1Loss", "SmoothL1Loss"),
+                *("HuberLoss", "BCEWithLogitsLoss"),
             )
         ),
         *((torch.Tensor, name) for name in (*_METHODS, "backward")),

@@ -39,6 +39,8 @@ MOST_GRAPHS = 4
 _LONGEST_WAIT = 64
 _MOST_SEEN = 64  # kinds of batches that are counted
 
+# That have been tested in a graph, by the names of `LossOptions`.
+_LOSSES = ("cross_entropy", "mse_loss")
 _NAMES = ("weight", "bias")  # of a layer's parameters
 
 
@@ -67,6 +69,8 @@ class StepGraphs:
         options = plan.loss_options()
         if isinstance(options, str):
             return options
+        if options.loss not in _LOSSES:
+            return f"a step with {options.loss} is not captured"
         if self._held is not None and not self._held.holds(options):
             self._forget()
         kind = _kind(input), _kind(target)
@@ -224,10 +228,10 @@ class _Held:
         # replace the contents by some of another shape, even at the same address.
         shaped = list(layers)
         self._options = options
-        if options[0] is not None:
-            if options[0].requires_grad:
+        if options.weight is not None:
+            if options.weight.requires_grad:
                 raise Refusal("the class weight requires grad")
-            shaped.append(options[0])
+            shaped.append(options.weight)
         self._tensors = shaped + self.update.memory
         self._addresses = [t.data_ptr() for t in self._tensors]
         self._shapes = [(t, t.shape, t.stride(), t.dtype) for t in shaped]
@@ -263,8 +267,8 @@ class _Held:
         """Whether the eager step would do the same as when this was made, but for numbers that are read."""
         return (
             self._watch.unchanged()
-            and options[0] is self._options[0]
-            and options[1:] == self._options[1:]
+            and options.weight is self._options.weight
+            and options.settings == self._options.settings
             and self._stream == _cuda_graph.current_stream(self._device)
             and self._arithmetic == _arithmetic(self._dtype)
             and self.update.holds()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,26 @@ Loss = Callable[[Any, Tensor], Tensor]
 _LOSS_MODULES: dict[type, str] = {
     torch.nn.CrossEntropyLoss: "cross_entropy",
     nn.CrossEntropyLoss: "cross_entropy",
+    torch.nn.NLLLoss: "nll_loss",
     torch.nn.MSELoss: "mse_loss",
+    torch.nn.L1Loss: "l1_loss",
+    torch.nn.SmoothL1Loss: "smooth_l1_loss",
+    torch.nn.HuberLoss: "huber_loss",
+    torch.nn.BCEWithLogitsLoss: "binary_cross_entropy_with_logits",
 }
 _LOSS_FUNCTIONS: dict[Any, str] = {
     F.cross_entropy: "cross_entropy",
     cross_entropy: "cross_entropy",
+    F.nll_loss: "nll_loss",
     F.mse_loss: "mse_loss",
+    F.l1_loss: "l1_loss",
+    F.smooth_l1_loss: "smooth_l1_loss",
+    F.huber_loss: "huber_loss",
+    F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
 }
+_WITH_WEIGHTS = frozenset({"cross_entropy", "nll_loss", "binary_cross_entropy_with_logits"})
+_THRESHOLDS = {"smooth_l1_loss": "beta", "huber_loss": "delta"}
+_NATIVE_LOSSES = ", ".join(dict.fromkeys(kind.__name__ for kind in _LOSS_MODULES))
 # What each optimizer, fastnn's or torch's, is updated as.
 _OPTIMIZERS: dict[type, type[NativeOptimizer]] = {
     kind: ours
@@ -41,8 +55,40 @@ _OPTIMIZERS: dict[type, type[NativeOptimizer]] = {
 
 _torch_zero_grad = _replaced.original(torch.nn.Module, "zero_grad")
 
-# Class weight, name of the loss, reduction, ignore_index, label_smoothing, z_loss.
-LossOptions = tuple[Tensor | None, str, int, int, float, float]
+
+class LossOptions(NamedTuple):
+    """What a native loss computes; the options that a loss does not have are what they are here.
+
+    csrc/bindings/train_step_batch.cpp reads them by their places.
+
+    Attributes:
+        loss: the name of torch's function.
+        reduction: one of `REDUCTIONS`.
+        ignore_index: of the class indices.
+        label_smoothing: of the cross-entropy.
+        z_loss: of fastnn's cross-entropy.
+        threshold: beta of the smooth L1 loss, delta of the Huber loss.
+        weight: of the classes, or None.
+        pos_weight: of the positive answers in the binary cross-entropy, or None.
+    """
+
+    loss: str
+    reduction: int
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    threshold: float = 1.0
+    weight: Tensor | None = None
+    pos_weight: Tensor | None = None
+
+    @property
+    def settings(self) -> tuple[str | float, ...]:
+        """All but the tensors, which `==` does not compare to a bool."""
+        return self[:-2]
+
+
+# Without the function in Python that LossOptions(...) is, which would take 0.1 us of each step.
+_as_options: Callable[[tuple[Any, ...]], LossOptions] = partial(tuple.__new__, LossOptions)
 
 
 class StepPlan:
@@ -80,6 +126,7 @@ class StepPlan:
         self.loss_like = torch.empty((), device="cpu")
         self.graphs = StepGraphs()
         self._loss_name = loss_name
+        self._plain_options = {name: LossOptions(loss_name, number) for name, number in REDUCTIONS.items()}
         self._loss_module = step.loss if isinstance(step.loss, torch.nn.Module) else None
         self.chain = chain
         self.inputs = len(chain.order)
@@ -130,24 +177,38 @@ class StepPlan:
 
     def loss_options(self) -> LossOptions | str:
         """The options of the loss as they are now, or why they are not covered."""
-        module = self._loss_module
+        module, loss = self._loss_module, self._loss_name
         if module is None:
-            return None, self._loss_name, REDUCTIONS["mean"], -100, 0.0, 0.0
+            return self._plain_options["mean"]
         options = module.__dict__
-        reduction = REDUCTIONS.get(options["reduction"])
-        if reduction is None:
+        plain = self._plain_options.get(options["reduction"])
+        if plain is None:
             return f"reduction={options['reduction']!r}"
-        if self._loss_name == "mse_loss":
-            return None, self._loss_name, reduction, -100, 0.0, 0.0
-        ignore_index, smoothing = options["ignore_index"], options["label_smoothing"]
-        if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
-            return f"ignore_index={ignore_index!r}"
-        if not 0.0 <= smoothing <= 1.0:
-            return f"label_smoothing={smoothing}"
-        if "weight" not in module._buffers:
-            return "the class weights are no buffer"
-        z_loss = options.get("z_loss", 0.0)
-        return module._buffers["weight"], self._loss_name, reduction, ignore_index, smoothing, z_loss
+        if loss in _WITH_WEIGHTS:
+            buffers = module._buffers
+            if "weight" not in buffers:
+                return "the class weights are no buffer"
+            if loss == "binary_cross_entropy_with_logits":
+                if "pos_weight" not in buffers:
+                    return "pos_weight is no buffer"
+                return plain._replace(weight=buffers["weight"], pos_weight=buffers["pos_weight"])
+            ignore_index, smoothing = options["ignore_index"], options.get("label_smoothing", 0.0)
+            if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
+                return f"ignore_index={ignore_index!r}"
+            if not 0.0 <= smoothing <= 1.0:
+                return f"label_smoothing={smoothing}"
+            z_loss = options.get("z_loss", 0.0)
+            return _as_options(
+                (loss, plain.reduction, ignore_index, smoothing, z_loss, 1.0, buffers["weight"], None)
+            )
+        if loss in _THRESHOLDS:
+            name = _THRESHOLDS[loss]
+            threshold = options[name]
+            positive = isinstance(threshold, (int, float)) and threshold >= 0
+            if not positive or (threshold == 0 and loss == "huber_loss"):
+                return f"{name}={threshold!r}"
+            return plain._replace(threshold=threshold)
+        return plain
 
 
 _LONGEST_PAUSE = 63
@@ -202,7 +263,8 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
     is_module = isinstance(loss, torch.nn.Module)
     loss_name = _LOSS_MODULES.get(type(loss)) if is_module else _loss_function(loss)
     if loss_name is None:
-        return f"no native loss for {getattr(loss, '__name__', type(loss).__name__)}"
+        given = getattr(loss, "__name__", type(loss).__name__)
+        return f"no native loss for {given}: there are {_NATIVE_LOSSES}, and torch's functions of them"
     update = _OPTIMIZERS.get(type(optimizer))
     if update is None:
         return f"no native update for {type(optimizer).__name__}"
@@ -211,6 +273,11 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
     chain = linear_chain(step.model)
     if isinstance(chain, str):
         return f"the model is no chain of linear layers: {chain}"
+    if chain.log_softmax != (loss_name == "nll_loss"):
+        name = getattr(loss, "__name__", type(loss).__name__)
+        if chain.log_softmax:
+            return f"after log_softmax NLLLoss is native, and not {name}"
+        return f"{name} is native where the model ends in log_softmax, and this one does not"
     try:
         return StepPlan(step, chain, loss_name, update._op)
     except Refusal as refusal:

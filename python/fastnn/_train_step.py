@@ -136,12 +136,15 @@ class TrainStep:
 
     - the model is a chain of ``Linear``, each with or without ReLU, sigmoid, tanh, GELU or SiLU behind it:
       ``Sequential``, :class:`fastnn.nn.MLP`, or a ``forward`` that can be traced; ``Flatten()`` or
-      ``x.view(x.size(0), -1)`` may come first and ``squeeze(-1)`` last; a model of several inputs, all
-      matrices of one floating dtype, must begin with ``torch.cat`` of all of them along dimension 1, as in
-      ``self.net(torch.cat([obs, act], 1))``,
-    - the loss is cross-entropy with class indices, or the mean squared error, reduced by mean or sum; as
-      module or as function, whose options only the module has (a ``functools.partial`` or a lambda runs
-      eagerly),
+      ``x.view(x.size(0), -1)`` may come first and ``squeeze(-1)`` or a log_softmax last; a model of several
+      inputs, all matrices of one floating dtype, must begin with ``torch.cat`` of all of them along
+      dimension 1, as in ``self.net(torch.cat([obs, act], 1))``,
+    - the loss is cross-entropy with class indices or class probabilities, ``NLLLoss`` where the model ends in
+      a log_softmax (along dimension 1 or -1; no other loss is native there), ``MSELoss``, ``L1Loss``,
+      ``SmoothL1Loss``, ``HuberLoss`` or ``BCEWithLogitsLoss`` (whose weights are a number or one for each
+      class), reduced by mean or sum; as module of torch or fastnn or as function, whose options only the
+      module has (a ``functools.partial`` or a lambda runs eagerly); a target of numbers has the shape and
+      dtype of the output,
     - the optimizer is Adam, AdamW, SGD, RMSprop or Adagrad, fastnn's or torch's own, and has the parameters
       of the chain and no other,
     - input, parameters and gradients are float32 or float64 tensors on the CPU, the parameters contiguous.
@@ -155,17 +158,18 @@ class TrainStep:
     Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too, not
     under ``torch.inference_mode()``.
 
-    On a CUDA device the same models (of one input) and losses with Adam, AdamW or SGD, in float32, float64,
-    bfloat16 or float16, have their step captured in a CUDA graph (tested on an emulator, not yet on a GPU):
-    the first two calls with a kind of batch (shape, strides and dtype of input and target) run eagerly, the
-    third captures the step, which waits for the device, and from then on a step is a copy of the batch and
-    one replay, with the loss in a tensor of its own. Four kinds are captured, others run eagerly. Parameters
-    are updated by fastnn's kernels, also for torch's own optimizer. What the optimizer's groups say of lr,
-    betas, eps, weight decay, momentum and dampening is read at each call; other options, replaced parameters,
-    states or tensors (as by ``load_state_dict`` of an optimizer), another stream or other settings for matrix
-    products are captured anew after some eager calls. Inside a CUDA graph of your own the step runs eagerly.
-    A class index that is out of range gives a loss of NaN and parameters of NaN, and raises at the next call;
-    ``FASTNN_CHECK=1`` turns graphs off and raises at once.
+    On a CUDA device the same models (of one input) have their step captured in a CUDA graph where the loss is
+    cross-entropy or ``MSELoss`` and the optimizer Adam, AdamW or SGD, in float32, float64, bfloat16 or
+    float16 (tested on an emulator, not yet on a GPU): the first two calls with a kind of batch (shape,
+    strides and dtype of input and target) run eagerly, the third captures the step, which waits for the
+    device, and from then on a step is a copy of the batch and one replay, with the loss in a tensor of its
+    own. Four kinds are captured, others run eagerly. Parameters are updated by fastnn's kernels, also for
+    torch's own optimizer. What the optimizer's groups say of lr, betas, eps, weight decay, momentum and
+    dampening is read at each call; other options, replaced parameters, states or tensors (as by
+    ``load_state_dict`` of an optimizer), another stream or other settings for matrix products are captured
+    anew after some eager calls. Inside a CUDA graph of your own the step runs eagerly. A class index that is
+    out of range gives a loss of NaN and parameters of NaN, and raises at the next call; ``FASTNN_CHECK=1``
+    turns graphs off and raises at once.
 
     The arguments are attributes and may be changed between calls. Calls from several threads wait for each
     other.

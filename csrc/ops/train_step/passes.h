@@ -7,6 +7,7 @@
 #include "gemm/blocking.h"
 #include "gemm/operand.h"
 #include "ops/activation/activation_vec.h"
+#include "ops/train_step/losses.h"
 #include "ops/train_step/train_step.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -133,22 +134,24 @@ double sum_of_blocks(int64_t total, const Term& term) {
   return sum;
 }
 
-// Loss and gradient of (output - target)^2, its mean or sum over all elements.
+// Loss and gradient by a rule of losses.h, its mean or sum over all elements.
 template <class T>
-void mean_squared_error(const TrainStepArgs& args, const TensorView& output, const TensorView& gradient) {
+void elementwise_loss(const TrainStepArgs& args, const TensorView& output, const TensorView& gradient) {
   const int64_t total = output.numel();
   const double scale = args.mean ? 1 / static_cast<double>(total) : 1;
-  const T slope = static_cast<T>(2 * scale);
-  const double sum = sum_of_blocks<T>(total, [&](int64_t begin, int64_t end) {
-    const T* const t = static_cast<const T*>(args.target) + begin;
-    T* const g = gradient.as<T>() + begin;
-    return block_sum(output.as<const T>() + begin, end - begin, T(0), [&](Vec<T> y, int64_t k, int lanes) {
-      const Vec<T> difference = y - (lanes == kLanes<T> ? load(t + k) : load_partial(t + k, lanes));
-      store_lanes(g + k, difference * slope, lanes);
-      return difference * difference;
+  with_loss_rule<T>(args, scale, output.shape[1], [&](const auto& rule) {
+    const double sum = sum_of_blocks<T>(total, [&](int64_t begin, int64_t end) {
+      const T* const t = static_cast<const T*>(args.target) + begin;
+      T* const g = gradient.as<T>() + begin;
+      return block_sum(output.as<const T>() + begin, end - begin, T(0), [&](Vec<T> y, int64_t k, int lanes) {
+        Vec<T> slope;
+        const Vec<T> value = rule(y, load_lanes(t + k, lanes), begin + k, slope);
+        store_lanes(g + k, slope, lanes);
+        return lanes == kLanes<T> ? value : first_lanes<T>(value, lanes);
+      });
     });
+    if (leads_team()) *static_cast<T*>(args.loss) = static_cast<T>(sum * scale);
   });
-  if (leads_team()) *static_cast<T*>(args.loss) = static_cast<T>(sum * scale);
 }
 
 template <class T>

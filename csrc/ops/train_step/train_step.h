@@ -2,7 +2,8 @@
 // parallel region that allocates nothing once its buffers have grown to the batch.
 //   h_{-1} = x, or x / 255 normalised where it is given in bytes; or the rows of it that are named
 //   h_l    = act_l(h_{l-1} W_l^T + b_l)                 W_l (N_l, K_l)  b_l (N_l)  h_l (M, N_l)
-//   loss   = cross-entropy (ops/cross_entropy) or mean squared error of h_{L-1} and the target
+//   loss   = cross-entropy (ops/cross_entropy), or mean or sum of a loss of elements (losses.h), of h_{L-1}
+//            and the target
 //   g_l    = gradient in what goes into act_l           (M, N_l)
 //   dW_l   = g_l^T h_{l-1}    db_l = column sums of g_l
 //   clip   = min(1, max_norm / (norm over all gradients + 1e-6)), multiplied to all gradients
@@ -33,7 +34,14 @@ struct TrainStepLayer {
   ParameterUpdate bias_update;    // whose grad is bias_gradient
 };
 
-enum class TrainStepLoss : int { cross_entropy, mean_squared_error };
+enum class TrainStepLoss : int {
+  cross_entropy,
+  squared_error,
+  absolute_error,
+  smooth_l1,
+  huber,
+  binary_cross_entropy
+};
 
 struct TrainStepArgs {
   DType dtype;          // f32 or f64: of everything but bytes and indices
@@ -47,12 +55,17 @@ struct TrainStepArgs {
   int64_t depth;
   TrainStepLoss loss_kind;
   CrossEntropyArgs cross_entropy;  // complete but for logits and gradient; its totals are counted
-  const void* target;              // (M, N) contiguous, of the mean squared error
+  const void* target;              // (M, N) contiguous; null where it is class indices
   void* gathered_target;           // null, or `target`, to be filled first with the named rows of
   const void* targets;             // a data set's, contiguous each
   int64_t targets_stride;          // bytes from one of them to the next
-  bool mean;                       // else the sum of squares
-  void* loss;                      // one element
+  bool mean;                       // else the sum, of a loss of elements
+  double threshold;                // beta of smooth L1, delta of Huber
+  // Of the binary cross-entropy, w and p of losses.h, each null or (N + 64 / size): those of the N classes,
+  // again and again, so that a vector may begin at any class.
+  const void* element_weight;
+  const void* positive_weight;
+  void* loss;      // one element
   bool keep_grad;  // every weight_gradient is given, and holds the (clipped) gradient in the end
   bool clip;       // every weight_gradient is given
   double max_norm;

@@ -50,15 +50,15 @@ class Step {
   }
 
   void loss() const {
-    if (args_.loss_kind == TrainStepLoss::mean_squared_error) {
-      if (args_.gathered_target) make_target<T>(args_, last_.output.shape[1]);
-      mean_squared_error<T>(args_, last_.output, last_.gradient);
-    } else {
+    if (args_.gathered_target) make_target<T>(args_, last_.output.shape[1]);
+    if (args_.loss_kind == TrainStepLoss::cross_entropy) {
       CrossEntropyArgs args = args_.cross_entropy;
       args.logits = last_.output.data;
       args.gradient = last_.gradient.data;
       args.loss = args_.loss;
       cross_entropy_kernels().forward(args);
+    } else {
+      elementwise_loss<T>(args_, last_.output, last_.gradient);
     }
     through_activation<T>(last_);
   }
