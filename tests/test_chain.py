@@ -174,6 +174,25 @@ class Unused(Residual):
         return F.relu(x)
 
 
+class Options(T.Module):
+    """A layer that takes more than a tensor."""
+
+    def forward(self, x: Tensor, dim: int) -> Tensor:
+        return x * dim
+
+
+class Named(Residual):
+    """The layer has the name of a method of tensors."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+        setattr(self, method, Options())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, self.method)(self.fc(x), -1)
+
+
 class Scaled(Residual):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * torch.tanh(self.fc(x))
@@ -196,6 +215,8 @@ class Scaled(Residual):
         (Residual(), "does not pass one tensor from layer to layer"),
         (Unused(), "does not pass one tensor from layer to layer"),
         (Scaled(), "mul in Scaled takes the tensor behind another argument"),
+        (Named("log_softmax"), "log_softmax in Named is given more than a tensor"),
+        (Named("squeeze"), "squeeze in Named is given more than a tensor"),
         (TwoInputs(), r"TwoInputs does not begin with torch.cat\(\[...\], 1\) of all its 2 inputs"),
         (Branching(), "Branching cannot be traced: it branches on a tensor"),
         (Wrapped(T.Linear(3, 3), F.softplus), "softplus in Wrapped is no layer"),

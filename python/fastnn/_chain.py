@@ -195,6 +195,8 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
             below = f"{path}.{node.target}" if path else str(node.target)
             self._module(modules[str(node.target)], below)
+        elif node.op == "call_module":  # whose name may be that of a method
+            raise Refusal(f"{node.target} in {name} is given more than a tensor")
         elif activation is not None:
             self._activation(activation, f"{activation} in {name}")
         elif node.target in (torch.flatten, "flatten"):
