@@ -11,27 +11,23 @@ the same graph: its ops take tensors of torch, give tensors of torch, and autogr
     python examples/autograd_basics.py [--out DIR] [--small]
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 import fastnn
 
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-
-CLAIMS: dict[str, dict[str, Any]] = {}
+CLAIMS: dict[str, dict] = {}
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 
 
 def claim(name: str, value: Any, expected: Any, tolerance: float = 0.0) -> None:
@@ -127,13 +123,8 @@ def fastnn_in_the_graph(rounds: int) -> dict[str, float]:
     print("\n# fastnn's ops are part of the graph")
     torch.manual_seed(0)
     x = torch.randn(32, 17)
-    theirs = torch.nn.Sequential(
-        torch.nn.Linear(17, 64),
-        torch.nn.ReLU(),
-        torch.nn.Linear(64, 64),
-        torch.nn.ReLU(),
-        torch.nn.Linear(64, 6),
-    )
+    layers = [nn.Linear(17, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 6)]
+    theirs = nn.Sequential(*layers)
     ours = fastnn.convert(copy.deepcopy(theirs))  # of the same modules, and all layers become one node
     models = {"torch": theirs, "fastnn": ours}
     for model in models.values():
@@ -148,11 +139,9 @@ def fastnn_in_the_graph(rounds: int) -> dict[str, float]:
     with_tanh = torch.autograd.gradcheck(lambda x, w, b: layer(x, w, b, activation="tanh"), small)
     claim("gradcheck: fastnn's gradients are the numerical ones", with_tanh, True)
 
-    optimizers = {
-        "torch": torch.optim.Adam(theirs.parameters()),
-        "fastnn": fastnn.optim.Adam(ours.parameters()),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    optimizers = {"torch": torch.optim.Adam(theirs.parameters())}
+    optimizers["fastnn"] = fastnn.optim.Adam(ours.parameters())
+    seconds = {name: [] for name in models}
     for _ in tqdm(range(rounds), desc="training steps"):
         for name, model in models.items():  # they take turns, so that both meet the same machine
             begin = time.perf_counter()
@@ -160,7 +149,7 @@ def fastnn_in_the_graph(rounds: int) -> dict[str, float]:
             model(x).square().mean().backward()
             optimizers[name].step()
             seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(spent) for name, spent in seconds.items()}
+    return {name: float(np.median(spent)) for name, spent in seconds.items()}
 
 
 def draw(file: Path, times: dict[str, float]) -> None:
@@ -174,37 +163,31 @@ def draw(file: Path, times: dict[str, float]) -> None:
     left.plot(at, torch.sin(at) + at * torch.cos(at), color="#e3b98f", linewidth=6, label="its derivative")
     left.plot(at, x.grad, color="#0b6e99", label="by autograd")
     left.set(title="backward() finds derivatives", xlabel="x")
-    left.legend(frameon=False)
+    left.legend()
 
     row, column = torch.tensor([0.0, 10.0, 20.0]), torch.tensor([[1.0], [2.0], [3.0]])
     middle.imshow(row + column, cmap="Blues", vmin=-8, vmax=40)
-    for i in range(3):
-        for j in range(3):
-            middle.text(j, i, f"{(row + column)[i, j]:.0f}", ha="center", va="center")
+    for (i, j), value in np.ndenumerate((row + column).numpy()):
+        middle.text(j, i, f"{value:.0f}", ha="center", va="center")
     middle.set(title="Broadcasting: (3,) + (3, 1)", xlabel="the row", ylabel="the column")
     middle.set_xticks(range(3), [f"{value:.0f}" for value in row])
     middle.set_yticks(range(3), [f"{value:.0f}" for value in column.flatten()])
 
-    x = torch.tensor(1.0, requires_grad=True)
-    added, cleared = [], []
-    for _ in range(4):
-        (x**2).backward()
-        added.append(x.grad.item())
-        cleared.append(2.0)
-    right.bar(np.arange(1, 5) - 0.2, added, 0.38, color="#d9730d", label="never cleared")
-    right.bar(np.arange(1, 5) + 0.2, cleared, 0.38, color="#0b6e99", label="cleared each time")
+    kept, cleared = (torch.tensor(1.0, requires_grad=True) for _ in range(2))
+    grads = np.empty((2, 4))
+    for call in range(4):
+        cleared.grad = None
+        (kept**2 + cleared**2).backward()
+        grads[:, call] = kept.grad, cleared.grad
+    right.bar(np.arange(1, 5) - 0.2, grads[0], 0.38, color="#d9730d", label="never cleared")
+    right.bar(np.arange(1, 5) + 0.2, grads[1], 0.38, color="#0b6e99", label="cleared each time")
     right.set(title="Gradients add up (of x^2 at 1)", xlabel="calls of backward()", ylabel="x.grad")
     right.set_xticks(range(1, 5))
-    right.legend(frameon=False)
+    right.legend()
 
-    micros = [1e6 * seconds for seconds in times.values()]
-    drawn = bars.bar(list(times), micros, color=["#d9730d", "#0b6e99"])
-    bars.bar_label(drawn, [f"{m:.0f}" for m in micros], padding=2)
-    bars.set(
-        title="17-64-64-6: a step, op by op", ylabel="microseconds (median)", ylim=(0, 1.1 * max(micros))
-    )
-    for axis in (left, right, bars):
-        axis.spines[["top", "right"]].set_visible(False)
+    drawn = bars.bar(list(times), [1e6 * t for t in times.values()], color=["#d9730d", "#0b6e99"])
+    bars.bar_label(drawn, fmt="%.0f", padding=2)
+    bars.set(title="17-64-64-6: a step, op by op", ylabel="microseconds (median)")
     figure.savefig(file, dpi=100)
 
 
@@ -219,9 +202,8 @@ def main() -> None:
     gradients()
     without_gradients()
     times = fastnn_in_the_graph(100 if args.small else 2000)
-    print(
-        "forward, backward and Adam: " + ", ".join(f"{1e6 * t:.0f} us ({name})" for name, t in times.items())
-    )
+    each = ", ".join(f"{1e6 * seconds:.0f} us ({name})" for name, seconds in times.items())
+    print(f"forward, backward and Adam: {each}")
     print(f"fastnn is {times['torch'] / times['fastnn']:.1f} times as fast as torch")
 
     draw(args.out / "autograd_basics.png", times)

@@ -16,17 +16,15 @@ library. All compute the same: first for one sample, to be checked with pencil a
     python examples/ladder.py [--out DIR] [--small]
 """
 
-from __future__ import annotations
-
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,30 +32,17 @@ from tqdm import tqdm
 
 import fastnn
 
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 
+CLAIMS: dict[str, dict] = {}
 # A rung is a generator: each next() takes one training step and gives h, prediction, loss, dW1 and dW2.
 Steps = Iterator[tuple[Any, Any, Any, Any, Any]]
+squared_error = torch.nn.MSELoss(reduction="sum")
 
 
-def numpy_by_hand(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
-    x, y, w1, w2 = x.numpy(), y.numpy(), w1.numpy(), w2.numpy()
-    while True:
-        h = np.maximum(x @ w1, 0)
-        prediction = h @ w2
-        loss = ((prediction - y) ** 2).sum()
-        d_prediction = 2 * (prediction - y)
-        dw2 = h.T @ d_prediction
-        dh = d_prediction @ w2.T
-        dw1 = x.T @ (dh * (h > 0))
-        w1, w2 = w1 - lr * dw1, w2 - lr * dw2
-        yield h, prediction, loss, dw1, dw2
-
-
-def tensors_by_hand(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
-    while True:  # the same, on tensors, which could also be on a GPU
-        h = (x @ w1).clamp(min=0)
+def by_hand(x: Any, y: Any, w1: Any, w2: Any, lr: float) -> Steps:
+    while True:  # with numpy's arrays, and with tensors, which could also be on a GPU
+        h = (x @ w1).clip(min=0)
         prediction = h @ w2
         loss = ((prediction - y) ** 2).sum()
         d_prediction = 2 * (prediction - y)
@@ -83,23 +68,17 @@ def autograd(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float, relu: Any 
 
 
 class MyReLU(torch.autograd.Function):
-    """An op of one's own: how it is computed, and how its gradient is."""
+    """An op of one's own, max(z, 0); its gradient is the incoming one where z > 0, else 0."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
-        """max(z, 0)."""
         ctx.save_for_backward(z)
         return z.clamp(min=0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        """The incoming gradient where z > 0, else 0."""
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
-        return grads[0] * (z > 0)
-
-
-def own_function(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
-    return autograd(x, y, w1, w2, lr, relu=MyReLU.apply)
+        return grad * (z > 0)
 
 
 def make_model(w1: Tensor, w2: Tensor) -> torch.nn.Sequential:
@@ -110,13 +89,12 @@ def make_model(w1: Tensor, w2: Tensor) -> torch.nn.Sequential:
     return torch.nn.Sequential(first, torch.nn.ReLU(), second)
 
 
-def nn(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
+def torch_nn(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
     first, relu, second = model = make_model(w1, w2)
-    loss_fn = torch.nn.MSELoss(reduction="sum")
     while True:
         h = relu(first(x))
         prediction = second(h)
-        loss = loss_fn(prediction, y)
+        loss = squared_error(prediction, y)
         model.zero_grad()
         loss.backward()
         with torch.no_grad():
@@ -125,14 +103,13 @@ def nn(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
         yield h, prediction, loss, first.weight.grad.T, second.weight.grad.T
 
 
-def optim(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
+def torch_optim(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
     first, relu, second = model = make_model(w1, w2)
-    loss_fn = torch.nn.MSELoss(reduction="sum")
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     while True:
         h = relu(first(x))
         prediction = second(h)
-        loss = loss_fn(prediction, y)
+        loss = squared_error(prediction, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -141,12 +118,11 @@ def optim(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
 
 def fastnn_ops(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
     first, _, second = model = make_model(w1, w2)
-    loss_fn = torch.nn.MSELoss(reduction="sum")
     optimizer = fastnn.optim.SGD(model.parameters(), lr=lr)
     while True:
         h = fastnn.functional.linear(x, first.weight, activation="relu")  # product and ReLU in one pass
         prediction = fastnn.functional.linear(h, second.weight)
-        loss = loss_fn(prediction, y)
+        loss = squared_error(prediction, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -156,7 +132,7 @@ def fastnn_ops(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps
 def fastnn_step(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Steps:
     first, _, second = model = make_model(w1, w2)
     optimizer = fastnn.optim.SGD(model.parameters(), lr=lr)
-    step = fastnn.TrainStep(model, torch.nn.MSELoss(reduction="sum"), optimizer, keep_grad=True)
+    step = fastnn.TrainStep(model, squared_error, optimizer, keep_grad=True)
     while True:
         # h and prediction stay inside the call; the check by hand, whose lr is 0, asks the model for them.
         h, prediction = (model[:2](x), model(x)) if lr == 0 else (None, None)
@@ -165,23 +141,17 @@ def fastnn_step(x: Tensor, y: Tensor, w1: Tensor, w2: Tensor, lr: float) -> Step
 
 
 RUNGS = {
-    "numpy by hand": numpy_by_hand,
-    "tensors by hand": tensors_by_hand,
+    "numpy by hand": lambda *data, lr: by_hand(*(tensor.numpy() for tensor in data), lr),
+    "tensors by hand": by_hand,
     "autograd": autograd,
-    "autograd.Function": own_function,
-    "torch.nn": nn,
-    "torch.optim": optim,
+    "autograd.Function": partial(autograd, relu=MyReLU.apply),
+    "torch.nn": torch_nn,
+    "torch.optim": torch_optim,
     "fastnn, op by op": fastnn_ops,
     "fastnn.TrainStep": fastnn_step,
 }
-BY_HAND = {
-    "h": [[0.4, 0.7]],
-    "prediction": [[0.14, 0.25]],
-    "loss": 3.8021,
-    "dW1": [[-0.35, -1.394], [-0.7, -2.788]],
-    "dW2": [[-0.688, -1.4], [-1.204, -2.45]],
-}
-CLAIMS: dict[str, dict[str, Any]] = {}
+BY_HAND = {"h": [[0.4, 0.7]], "prediction": [[0.14, 0.25]], "loss": 3.8021}
+BY_HAND |= {"dW1": [[-0.35, -1.394], [-0.7, -2.788]], "dW2": [[-0.688, -1.4], [-1.204, -2.45]]}
 
 
 def claim(name: str, value: Any, expected: Any, tolerance: float) -> None:
@@ -198,15 +168,14 @@ def train(dtype: torch.dtype, steps: int) -> tuple[dict[str, Tensor], dict[str, 
     torch.manual_seed(0)
     data = [torch.randn(size, dtype=dtype) for size in ((64, 1000), (64, 10), (1000, 100), (100, 10))]
     running = {rung: make(*data, lr=1e-6) for rung, make in RUNGS.items()}
-    losses: dict[str, list[Any]] = {rung: [] for rung in RUNGS}
-    seconds: dict[str, list[float]] = {rung: [] for rung in RUNGS}
+    losses, seconds = ({rung: [] for rung in RUNGS} for _ in range(2))
     for _ in tqdm(range(steps // 20), desc=f"{dtype}, 20 steps each"):
         for rung, trained in running.items():
             start = time.perf_counter()
             losses[rung] += [next(trained)[2] for _ in range(20)]
             seconds[rung].append((time.perf_counter() - start) / 20)
     curves = {rung: torch.stack([torch.as_tensor(v).detach() for v in losses[rung]]) for rung in RUNGS}
-    return curves, {rung: statistics.median(seconds[rung]) for rung in RUNGS}
+    return curves, {rung: float(np.median(seconds[rung])) for rung in RUNGS}
 
 
 def draw(file: Path, losses: dict[str, Tensor], times: dict[str, float]) -> None:
@@ -215,14 +184,12 @@ def draw(file: Path, losses: dict[str, Tensor], times: dict[str, float]) -> None
     for number, (rung, values) in enumerate(losses.items()):
         left.plot(values, label=rung, color=plt.cm.viridis(number / 8), linewidth=8 - number)
     left.set(title="All rungs have the same loss", xlabel="step", ylabel="loss", yscale="log")
-    left.legend(frameon=False)
-    micros = [1e6 * t for t in times.values()]
-    bars = right.barh(list(times), micros, color=["#0b6e99" if "fastnn" in r else "#b9b9b9" for r in times])
-    right.bar_label(bars, [f"{m:.0f}" for m in micros], padding=4)
-    right.set(title="Time of a step, float32", xlabel="microseconds (median)", xlim=(0, 1.12 * max(micros)))
+    left.legend()
+    colors = ["#0b6e99" if "fastnn" in rung else "#b9b9b9" for rung in times]
+    bars = right.barh(list(times), [1e6 * t for t in times.values()], color=colors)
+    right.bar_label(bars, fmt="%.0f", padding=4)
+    right.set(title="Time of a step, float32", xlabel="microseconds (median)")
     right.invert_yaxis()
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=100)
 
 

@@ -23,20 +23,16 @@ time, so do not expect a speed-up here: the example shows that both mix, and how
 MNIST comes from FASTNN_DATA_DIR or the cache; without it, scikit-learn's 8x8 digits take its place.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -54,14 +50,10 @@ class Net(nn.Module):
 
     def __init__(self, library: ModuleType) -> None:
         super().__init__()
-        convolutions = [
-            nn.Conv2d(1, 16, 5, stride=2, padding=2, bias=False),
-            nn.Conv2d(16, 32, 3, padding=1, bias=False),
-            nn.Conv2d(32, 64, 3, padding=1, bias=False),
-        ]
-        self.blocks = nn.ModuleList(
-            nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()) for conv in convolutions
-        )
+        self.blocks = nn.ModuleList()
+        for channels, maps, size, stride in ((1, 16, 5, 2), (16, 32, 3, 1), (32, 64, 3, 1)):
+            convolution = nn.Conv2d(channels, maps, size, stride, padding=size // 2, bias=False)
+            self.blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(maps), nn.ReLU()))
         self.classify = library.nn.Linear(64, 10)
 
     def activations(self, x: Tensor) -> list[Tensor]:
@@ -75,39 +67,37 @@ class Net(nn.Module):
         return self.classify(self.activations(x)[-1].mean((2, 3)))
 
 
-def make_step(net: Net, library: ModuleType, steps: int) -> tuple:
-    """Loss, optimizer and a one-cycle schedule of its rate."""
-    optimizer = library.optim.Adam(net.parameters(), lr=1e-3)
+def trainer(net: Net, library: ModuleType, steps: int) -> Callable[[Tensor, Tensor], float]:
+    """Takes a step and gives its loss: the same lines for fastnn's parts and for torch's."""
+    loss_fn, optimizer = library.nn.CrossEntropyLoss(), library.optim.Adam(net.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
-    return library.nn.CrossEntropyLoss(), optimizer, schedule
+
+    def take_step(x: Tensor, y: Tensor) -> float:
+        optimizer.zero_grad()
+        loss = loss_fn(net(x), y)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        return loss.item()
+
+    return take_step
 
 
-def take_step(net: Net, parts: tuple, x: Tensor, y: Tensor) -> float:
-    """The same lines for fastnn's parts and for torch's."""
-    loss_fn, optimizer, schedule = parts
-    optimizer.zero_grad()
-    loss = loss_fn(net(x), y)
-    loss.backward()
-    optimizer.step()
-    schedule.step()
-    return loss.item()
-
-
-def compare(net: Net, x: Tensor, y: Tensor, steps: int) -> tuple[float, float, float]:
-    """Milliseconds of a step with fastnn and with torch, in turn, and the largest difference of losses."""
+def compare(net: Net, x: Tensor, y: Tensor, steps: int) -> tuple[dict[str, float], float]:
+    """Times of a step with fastnn and with torch, in turn, and the largest difference of losses."""
     ours, theirs = copy.deepcopy(net), Net(torch)
     theirs.load_state_dict(net.state_dict())
-    our_parts, their_parts = make_step(ours, fastnn, 1000), make_step(theirs, torch, 1000)
-    ms: tuple[list, list] = [], []
-    difference = 0.0
+    both = [trainer(ours, fastnn, 1000), trainer(theirs, torch, 1000)]
+    ms, losses = ([], []), ([], [])
     for rows in torch.randperm(len(x))[: steps * BATCH].split(BATCH):
-        losses = []
-        for spent, model, parts in zip(ms, (ours, theirs), (our_parts, their_parts), strict=True):
+        for who, take_step in enumerate(both):
             start = time.perf_counter()
-            losses.append(take_step(model, parts, x[rows], y[rows]))
-            spent.append(1e3 * (time.perf_counter() - start))
-        difference = max(difference, abs(losses[0] - losses[1]))
-    return min(ms[0]), min(ms[1]), difference
+            losses[who].append(take_step(x[rows], y[rows]))
+            ms[who].append(1e3 * (time.perf_counter() - start))
+    difference = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    our_ms, torch_ms = map(min, ms)
+    times = {"a step with fastnn, ms": our_ms, "a step with torch, ms": torch_ms}
+    return {**times, "speed-up": torch_ms / our_ms}, difference
 
 
 def favourite_picture(net: Net, block: int, channel: int, size: int) -> Tensor:
@@ -126,8 +116,7 @@ def favourite_picture(net: Net, block: int, channel: int, size: int) -> Tensor:
 
 def cam(net: Net, x: Tensor, label: int) -> Tensor:
     """Class activation map (H/4, W/4) of x (1, 1, H, W)."""
-    with torch.no_grad():
-        return torch.einsum("k,kij->ij", net.classify.weight[label], net.activations(x)[-1][0])
+    return torch.einsum("k,kij->ij", net.classify.weight[label], net.activations(x)[-1][0]).detach()
 
 
 def grad_cam(net: Net, x: Tensor, label: int, block: int) -> Tensor:
@@ -140,10 +129,9 @@ def grad_cam(net: Net, x: Tensor, label: int, block: int) -> Tensor:
 
 def correlation(a: Tensor, b: Tensor) -> float:
     """Of all values, the smaller map enlarged."""
-    a, b = (
-        F.interpolate(m[None, None], size=max(a.shape, b.shape), mode="bilinear").flatten() for m in (a, b)
-    )
-    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+    size = max(a.shape, b.shape)
+    both = [F.interpolate(m[None, None], size=size, mode="bilinear").flatten() for m in (a, b)]
+    return float(torch.corrcoef(torch.stack(both))[0, 1])
 
 
 def main() -> int:
@@ -155,48 +143,36 @@ def main() -> int:
 
     os.environ.setdefault("FASTNN_MIRRORS", "")  # MNIST from this machine only, not from the network
     data = fastnn.data.load(None, print).first(6000 if args.small else None)
-    shape = (-1, 1, data.height, data.width)
-    x = ((torch.from_numpy(data.train_images) - data.mean) / data.std).view(shape)
-    y = torch.from_numpy(data.train_labels)
-    test_x = ((torch.from_numpy(data.test_images) - data.mean) / data.std).view(shape)
-    test_y = torch.from_numpy(data.test_labels)
+    pixels = (torch.from_numpy(images) for images in (data.train_images, data.test_images))
+    x, test_x = ((p.view(-1, 1, data.height, data.width) - data.mean) / data.std for p in pixels)
+    y, test_y = torch.from_numpy(data.train_labels), torch.from_numpy(data.test_labels)
 
     torch.manual_seed(0)
     net = Net(fastnn)
-    our_ms, torch_ms, difference = compare(net, x, y, 10)
+    times, difference = compare(net, x, y, 10)
     epochs = 20 if data.name != "mnist" else 2 if args.small else 3
     rows = torch.cat([torch.randperm(len(x)) for _ in range(epochs)]).split(BATCH)
-    parts = make_step(net, fastnn, len(rows))
+    take_step = trainer(net, fastnn, len(rows))
     start = time.perf_counter()
     for some in tqdm(rows, unit="step", disable=None):
-        take_step(net, parts, x[some], y[some])
-    seconds = time.perf_counter() - start
+        take_step(x[some], y[some])
+    times = {"training, seconds": time.perf_counter() - start, **times}
     net.eval()
     with torch.no_grad():
         predicted = torch.cat([net(some).argmax(1) for some in test_x.split(1000)])
     accuracy = 100 * float((predicted == test_y).float().mean())
-    several = range(50)
-    last = [
-        correlation(cam(net, test_x[[i]], test_y[i]), grad_cam(net, test_x[[i]], test_y[i], 2))
-        for i in several
-    ]
-    middle = [
-        correlation(cam(net, test_x[[i]], test_y[i]), grad_cam(net, test_x[[i]], test_y[i], 1))
-        for i in several
-    ]
+    middle, last = [], []
+    for image, label in zip(test_x[:50].split(1), test_y, strict=False):
+        for block, values in ((1, middle), (2, last)):
+            values.append(correlation(cam(net, image, label), grad_cam(net, image, label, block)))
+    mean = sum(middle) / len(middle)
     least = 98.5 if data.name == "mnist" and not args.small else 80.0
     claims = {
         "test accuracy, %": claim(accuracy, at_least=least),
         "CAM and Grad-CAM on the last block, least correlation": claim(min(last), at_least=0.99),
-        "CAM and Grad-CAM on the block before, mean correlation": claim(
-            sum(middle) / len(middle), at_most=0.99
-        ),
+        "CAM and Grad-CAM on the block before, mean correlation": claim(mean, at_most=0.99),
         "losses of ten steps, largest difference from torch's": claim(difference, at_most=1e-3),
     }
-    times = {
-        "training, seconds": seconds, "a step with fastnn, ms": our_ms, "a step with torch, ms": torch_ms,
-        "speed-up": torch_ms / our_ms,
-    }  # fmt: skip
     draw(args.out / "look_inside.png", f"{data.title}, test accuracy {accuracy:.2f}%", net, test_x, test_y)
     metrics = {"claims": claims, "times": times, "data": data.title}
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -220,43 +196,40 @@ def tiles(maps: Tensor, columns: int) -> Tensor:
     return torch.cat([torch.cat(list(row), dim=1) for row in scaled.split(columns)])
 
 
+def show(axis: plt.Axes, title: str, picture: Tensor, cmap: str = "viridis") -> None:
+    axis.imshow(picture, cmap=cmap)
+    axis.set_title(title)
+    axis.set_axis_off()
+
+
 def draw(path: Path, title: str, net: Net, x: Tensor, y: Tensor) -> None:
     figure = plt.figure(figsize=(11, 9), layout="constrained")
+    figure.suptitle(title)
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(1, 1.1, 1.6))
+    size = x.shape[-1]
+    first, *axes = top.subplots(1, 4)
+    show(first, "input", x[0, 0], cmap="gray")
     with torch.no_grad():
-        activations = [maps[0, :16] for maps in net.activations(x[:1])]
-    for axis, (name, maps) in zip(
-        top.subplots(1, 4),
-        [("input", x[0]), *((f"activations, block {n}", maps) for n, maps in enumerate(activations, 1))],
-        strict=True,
-    ):
-        axis.imshow(
-            tiles(maps, 4) if len(maps) > 1 else maps[0], cmap="gray" if len(maps) == 1 else "viridis"
-        )
-        axis.set_title(name)
-        axis.set_axis_off()
+        activations = net.activations(x[:1])
+    for block, axis in enumerate(axes):
+        show(axis, f"activations, block {block + 1}", tiles(activations[block][0, :16], 4))
     for block, axis in enumerate(middle.subplots(1, 3)):
-        favourites = torch.stack(
-            [favourite_picture(net, block, channel, x.shape[-1]) for channel in range(12)]
-        )
-        axis.imshow(tiles(favourites, 6), cmap="gray")
-        axis.set_title(f"what excites 12 maps of block {block + 1} most")
-        axis.set_axis_off()
+        favourites = torch.stack([favourite_picture(net, block, channel, size) for channel in range(12)])
+        show(axis, f"what excites 12 maps of block {block + 1} most", tiles(favourites, 6), cmap="gray")
     axes = bottom.subplots(3, 8)
-    for column, i in zip(axes.T, range(8), strict=True):
+    for i, column in enumerate(axes.T):
         image, label = x[[i]], int(y[i])
         looks = (cam(net, image, label), grad_cam(net, image, label, 2), grad_cam(net, image, label, 1))
         for axis, look in zip(column, looks, strict=True):
-            size = (0, x.shape[-1], x.shape[-1], 0)
-            axis.imshow(image[0, 0], cmap="gray", extent=size)
-            axis.imshow(look.relu(), cmap="inferno", alpha=0.6, extent=size, interpolation="bilinear")
+            axis.imshow(image[0, 0], cmap="gray", extent=(0, size, size, 0))
+            over = {"alpha": 0.6, "extent": (0, size, size, 0), "interpolation": "bilinear"}
+            axis.imshow(look.relu(), cmap="inferno", **over)
             axis.set(xticks=[], yticks=[])
         column[0].set_title(f"a {label}")
     for axis, name in zip(
         axes[:, 0], ("CAM", "Grad-CAM,\nlast block", "Grad-CAM,\nblock before"), strict=True
     ):
         axis.set_ylabel(name)
-    figure.suptitle(title)
     figure.savefig(path, dpi=80)
 
 

@@ -22,8 +22,6 @@ gradients take, by fastnn, which computes one triangle and mirrors it, and by to
     python examples/style_transfer.py [--out DIR] [--weights vgg19.pth] [--small] [--full]
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics
@@ -32,9 +30,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -45,8 +40,8 @@ from tqdm import tqdm
 import fastnn
 
 STYLE = (1, 6, 11, 20)  # relu1_1, relu2_1, relu3_1, relu4_1 in torchvision's numbering
-CONTENT = {"random": 3, "trained": 13}  # relu1_2 keeps shapes sharp; relu3_2
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # torchvision's
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
 
 
 class VGG19(nn.Module):
@@ -55,15 +50,14 @@ class VGG19(nn.Module):
     def __init__(self, pool: nn.Module, content: int) -> None:
         super().__init__()
         self.content = content  # the layer of the content
-        layers: list[nn.Module] = []
+        self.features = nn.Sequential()
         channels = 3
         for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512):  # 0: halve height and width
-            if width == 0:
-                layers.append(pool)
-            else:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            if width:
+                self.features.extend([nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()])
                 channels = width
-        self.features = nn.Sequential(*layers)
+            else:
+                self.features.append(pool)
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         """The features of an image (1, 3, H, W) at the layers of style and content."""
@@ -78,16 +72,20 @@ class VGG19(nn.Module):
 
 def make_vgg(weights: Path | None) -> VGG19:
     """With torchvision's weights, or random ones of He's initialisation."""
-    if weights is not None:
-        vgg = VGG19(nn.MaxPool2d(2), CONTENT["trained"])
-        state = torch.load(weights, weights_only=True)
-        vgg.load_state_dict({key: state[key] for key in vgg.state_dict()})
-    else:
-        vgg = VGG19(nn.AvgPool2d(2), CONTENT["random"])
+    if weights is None:
+        vgg = VGG19(nn.AvgPool2d(2), content=3)  # relu1_2 keeps shapes sharp
         for layer in vgg.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
+        return vgg.requires_grad_(False)
+    vgg = VGG19(nn.MaxPool2d(2), content=13)  # relu3_2
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        vgg.load_state_dict({key: state[key] for key in vgg.state_dict()})
+    except Exception as error:  # there are many ways to be no state_dict of VGG19
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
+        raise SystemExit(f"{weights} is no state_dict of torchvision's vgg19: {reason}") from None
     return vgg.requires_grad_(False)
 
 
@@ -105,9 +103,8 @@ def distance(a: Tensor, target: Tensor) -> Tensor:
 
 def torch_gram(features: Tensor) -> Tensor:
     """What tutorials write."""
-    _, channels, height, width = features.shape
     flat = features.flatten(2)
-    return flat @ flat.mT / (channels * height * width)
+    return flat @ flat.mT / features[0].numel()
 
 
 def fastnn_gram(features: Tensor) -> Tensor:
@@ -117,13 +114,11 @@ def fastnn_gram(features: Tensor) -> Tensor:
 
 def paint(vgg: VGG19, content: Tensor, style: Tensor, steps: int, gram: Callable) -> tuple:
     """The painting, and loss and seconds of each evaluation."""
-    with torch.no_grad():
-        content_features = vgg(content)[vgg.content]
-        style_grams = {layer: gram(vgg(style)[layer]) for layer in STYLE}
+    content_features, style_features = vgg(content)[vgg.content], vgg(style)
+    style_grams = {layer: gram(style_features[layer]) for layer in STYLE}
     x = content.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([x], max_iter=steps, max_eval=steps, history_size=20, tolerance_change=0.0)
-    losses: list[float] = []
-    seconds: list[float] = []
+    losses, seconds = [], []
     progress = tqdm(total=steps, unit="evaluation", disable=None)
 
     def closure() -> Tensor:
@@ -132,8 +127,7 @@ def paint(vgg: VGG19, content: Tensor, style: Tensor, steps: int, gram: Callable
         features = vgg(x)
         loss = 0.035 * distance(features[vgg.content], content_features)
         loss = loss + sum(distance(gram(features[n]), style_grams[n]) for n in STYLE) / len(STYLE)
-        roughness = x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean()
-        loss = loss + 0.02 * roughness
+        loss = loss + 0.02 * (x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean())
         loss.backward()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
@@ -147,8 +141,7 @@ def paint(vgg: VGG19, content: Tensor, style: Tensor, steps: int, gram: Callable
 
 def measure_gram(maps: list[Tensor], gram: Callable, others: Callable) -> tuple[float, float, float]:
     """Milliseconds of Gram matrices and gradients of all layers by both functions, and their difference."""
-    ms: tuple[list, list] = [], []
-    results: tuple[list, list] = [], []
+    ms, results = ([], []), ([], [])
     for _ in range(7):
         for spent, made, function in zip(ms, results, (gram, others), strict=True):
             made.clear()
@@ -177,8 +170,7 @@ def main() -> int:
     content, style = photograph("china.jpg", height), photograph("flower.jpg", height)
     print(f"VGG19 with {kind}, {content.shape[3]} x {content.shape[2]} pixels, {steps} evaluations")
     x, losses, seconds = paint(vgg, content, style, steps, fastnn_gram)
-    with torch.no_grad():
-        features = vgg(x)
+    features = vgg(x)
     ours, theirs, difference = measure_gram([features[layer] for layer in STYLE], fastnn_gram, torch_gram)
     whole = 1e3 * statistics.median(seconds)  # one evaluation with fastnn's Gram matrices
     times = {
@@ -195,11 +187,8 @@ def main() -> int:
     }
     pictures = {"content": content, "style": style, f"painting, {len(losses)} evaluations": x}
     draw(args.out / "style_transfer.png", kind, pictures, losses, times)
-    metrics = {
-        "claims": claims,
-        "times": times,
-        "data": f"china and flower of scikit-learn; VGG19 with {kind}",
-    }
+    source = f"china and flower of scikit-learn; VGG19 with {kind}"
+    metrics = {"claims": claims, "times": times, "data": source}
     (args.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     for name, value in times.items():
         print(f"{name}: {value:.3g}")
@@ -216,25 +205,19 @@ def claim(value: float, **limit: float) -> dict:
 
 def draw(path: Path, kind: str, pictures: dict[str, Tensor], losses: list[float], times: dict) -> None:
     figure, axes = plt.subplot_mosaic("ABC;DDE", figsize=(11, 6), layout="constrained")
+    figure.suptitle(f"Style transfer: VGG19 with {kind}")
     for place, (name, image) in zip("ABC", pictures.items(), strict=True):
         axes[place].imshow(image[0].permute(1, 2, 0).clamp(0, 1).numpy())
         axes[place].set_title(name)
         axes[place].set_axis_off()
     axes["D"].plot(losses, color="#0b6e99")
     axes["D"].set(title="Loss", xlabel="evaluation", yscale="log")
-    bars = axes["E"].barh(
-        ["fastnn", "torch"],
-        [times[f"Gram matrices and gradients by {who}, ms"] for who in ("fastnn", "torch")],
-        color=["#0b6e99", "#d9730d"],
-    )
-    shares = [times[f"share of Gram by {who}, %"] for who in ("fastnn", "torch")]
-    axes["E"].bar_label(bars, [f" {share:.1f}% of an evaluation" for share in shares])
+    for who, color in (("fastnn", "#0b6e99"), ("torch", "#d9730d")):
+        bar = axes["E"].barh(who, times[f"Gram matrices and gradients by {who}, ms"], color=color)
+        axes["E"].bar_label(bar, [f" {times[f'share of Gram by {who}, %']:.1f}% of an evaluation"])
     axes["E"].margins(x=1.0)
     axes["E"].invert_yaxis()
     axes["E"].set(title="Gram matrices and their gradients", xlabel="ms")
-    for place in "DE":
-        axes[place].spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"Style transfer: VGG19 with {kind}")
     figure.savefig(path, dpi=72)
 
 
