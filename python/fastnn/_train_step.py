@@ -190,7 +190,8 @@ class TrainStep:
         keep_grad: whether the parameters' ``.grad`` holds the (clipped) gradients after the call, in
             tensors that the next call may write over: clone what is to be kept. Otherwise it is None.
         mean: of images given as uint8, which become :math:`(x / 255 - \text{mean}) / \text{std}` in the dtype
-            of the model's parameters.
+            of the model's parameters: in units after the division by 255, where a ``fastnn.data.Dataset`` has
+            its own in pixels, so give ``mean=data.mean / 255``.
         std: see `mean`.
         native: whether a step that would have to run eagerly raises RuntimeError instead, with the reason and
             before anything is changed. Where fastnn is switched off, and before a CUDA graph is captured,
@@ -326,7 +327,8 @@ class TrainStep:
             labels: `(N,)`, or `(N, ...)` where the loss takes such targets; on the device of `images`.
             batch_size: images a step. The last batch is smaller where it does not divide N.
             permutation: int64 `(P,)`, the rows of `images` in the order in which they are trained on, on
-                their device; by default a new ``torch.randperm(N)``. Some may be left out or come again.
+                their device; by default a new ``torch.randperm(N)``. Some may be left out or come again:
+                ``torch.arange(N).repeat(k)`` is k passes in one call.
             lr: the learning rate of each step, `(ceil(P / batch_size),)`, for all groups of the optimizer,
                 which have their own again afterwards; by default each step has that of its group. Only the
                 rate: torch's ``OneCycleLR`` also moves Adam's beta1, unless ``cycle_momentum=False``.

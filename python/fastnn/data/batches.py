@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def normalise(images: Tensor, mean: float, std: float, dtype: torch.dtype) -> Tensor:
-    """uint8 pixels of any shape as ``(pixel - mean) / std`` in `dtype`; `mean` and `std` in pixel units."""
+    """uint8 pixels of any shape as ``(pixel - mean) / std`` in `dtype`; `mean` and `std` in pixel units.
+
+    These are a `Dataset`'s own; the arguments of ``TrainStep`` are 1 / 255 of them.
+    """
     return images.to(dtype).mul_(1.0 / std).add_(-mean / std)
 
 

@@ -17,8 +17,9 @@ class Dataset:
     """Labelled grey images, split for training and testing.
 
     Images are uint8 of shape (N, height * width), labels int64 of shape (N,). A pixel ``p`` enters the
-    network as ``(p - mean) / std``, with ``mean`` and ``std`` in pixel units, taken over all pixels of the
-    training images.
+    network as ``(p - mean) / std``, with ``mean`` and ``std`` in the units of the pixels, taken over all
+    pixels of the training images. ``TrainStep`` divides bytes by 255 first: its arguments are ``mean / 255``
+    and ``std / 255``.
     """
 
     name: str

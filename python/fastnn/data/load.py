@@ -25,6 +25,7 @@ def load(data_dir: str | Path | None, notify: Callable[[str], None]) -> Dataset:
     except MnistUnavailableError as error:
         notify(
             "MNIST IS NOT AVAILABLE: training on scikit-learn's 8x8 digits instead, a smaller and different "
-            f"data set. Give --data-dir or set FASTNN_DATA_DIR to train on MNIST. What was tried: {error}"
+            "data set. To train on MNIST, set FASTNN_DATA_DIR to the directory of its files, or name that "
+            f"(data_dir of load, --data-dir of the command line). What was tried: {error}"
         )
         return load_digits()
