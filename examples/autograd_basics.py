@@ -187,7 +187,7 @@ def draw(file: Path, times: dict[str, float]) -> None:
 
     drawn = bars.bar(list(times), [1e6 * t for t in times.values()], color=["#d9730d", "#0b6e99"])
     bars.bar_label(drawn, fmt="%.0f", padding=2)
-    bars.set(title="17-64-64-6: a step, op by op", ylabel="microseconds (median)")
+    bars.set(title="17-64-64-6: a step, op by op", ylabel="microseconds (median)", ymargin=0.1)
     figure.savefig(file, dpi=100)
 
 

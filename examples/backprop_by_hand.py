@@ -13,7 +13,7 @@ The gradients are checked against numerical ones, (loss(w + h) - loss(w - h)) / 
 
     python examples/backprop_by_hand.py [--out DIR] [--small]
 
-MNIST comes from where fastnn finds it (FASTNN_DATA_DIR); else scikit-learn's 8x8 digits take its place.
+MNIST comes from FASTNN_DATA_DIR, the cache or a download; else scikit-learn's 8x8 digits take its place.
 """
 
 import argparse
@@ -193,7 +193,7 @@ def draw(file: Path, title: str, accuracies: dict, losses: dict, times: dict[str
     middle.legend(loc="lower right")
     drawn = bars.bar(list(times), [1e6 * t for t in times.values()], color=list(COLORS.values()))
     bars.bar_label(drawn, fmt="%.0f", padding=2)
-    bars.set(title="Time of a step, batch included", ylabel="microseconds")
+    bars.set(title="Time of a step, batch included", ylabel="microseconds", ymargin=0.1)
     figure.savefig(file, dpi=100)
 
 

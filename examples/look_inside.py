@@ -20,13 +20,12 @@ time, so do not expect a speed-up here: the example shows that both mix, and how
 
     python examples/look_inside.py [--out DIR] [--small]
 
-MNIST comes from FASTNN_DATA_DIR or the cache; without it, scikit-learn's 8x8 digits take its place.
+MNIST comes from FASTNN_DATA_DIR, the cache or a download; else scikit-learn's 8x8 digits take its place.
 """
 
 import argparse
 import copy
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -141,7 +140,6 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    os.environ.setdefault("FASTNN_MIRRORS", "")  # MNIST from this machine only, not from the network
     data = fastnn.data.load(None, print).first(6000 if args.small else None)
     pixels = (torch.from_numpy(images) for images in (data.train_images, data.test_images))
     x, test_x = ((p.view(-1, 1, data.height, data.width) - data.mean) / data.std for p in pixels)

@@ -17,13 +17,12 @@ costs more than the network, so the last program gains most.
 
     python examples/mnist.py [--out DIR] [--small]
 
-MNIST comes from FASTNN_DATA_DIR or the cache; without it, scikit-learn's 8x8 digits take its place.
+MNIST comes from FASTNN_DATA_DIR, the cache or a download; else scikit-learn's 8x8 digits take its place.
 """
 
 import argparse
 import copy
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -104,7 +103,6 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    os.environ.setdefault("FASTNN_MIRRORS", "")  # MNIST from this machine only, not from the network
     data = fastnn.data.load(None, print).first(6000 if args.small else None)
     images, labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)  # uint8, int64
     test_images, test_labels = torch.from_numpy(data.test_images), torch.from_numpy(data.test_labels)

@@ -63,8 +63,9 @@ def load(csv: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             table = np.loadtxt(csv, delimiter=",", skiprows=1, ndmin=2)
         except (OSError, ValueError) as error:
             raise SystemExit(f"{csv}: expected one line of names, then rows of numbers: {error}") from None
-        if min(table.shape) < 2 or not (np.ptp(table, axis=0) > 0).all():  # so that it divides by no zero
-            raise SystemExit(f"{csv}: expected features and a target, each with more than one value, no NaN")
+        spread = np.ptp(table, axis=0) if len(table) > 2 else np.zeros(1)
+        if len(spread) < 2 or not np.isfinite(spread).all() or (spread == 0).any():
+            raise SystemExit(f"{csv}: expected finite features and a target, none of them constant")
         x, y = table[:, :-1], table[:, -1]
     x, y = torch.from_numpy(x).float(), torch.from_numpy(y).float()[:, None]
     x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
@@ -126,12 +127,13 @@ def photograph(logs: Path, picture: Path) -> str | None:
     if browser is None:
         return "no chromium is installed"
     board = TensorBoard()
-    board.configure(logdir=str(logs), host="127.0.0.1", port=0)  # any free port
-    address = board.launch()  # a thread serves it
+    board.configure(logdir=str(logs), host="127.0.0.1", port=0, load_fast="false")
+    address = board.launch()  # a thread serves it, at any free port
+    give_up = time.monotonic() + 60
     command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=820,560"]
     command += ["--virtual-time-budget=60000", f"--screenshot={picture}", f"{address}?darkMode=false#scalars"]
     try:
-        while not json.load(urllib.request.urlopen(f"{address}data/runs", timeout=60)):
+        while time.monotonic() < give_up and not json.load(urllib.request.urlopen(f"{address}data/runs")):
             time.sleep(0.5)  # it has not read the runs yet
         subprocess.run(command, check=True, timeout=120, capture_output=True)
     except (subprocess.SubprocessError, OSError) as error:
@@ -201,7 +203,9 @@ def main() -> int:
         with torch.no_grad():
             error = (models["one process"](test_x) - test_y).square().mean() / test_y.var()
         claims["R^2 on the test rows"] = claim(1 - float(error), at_least=0.3)
-    flat = {name: torch.cat([p.flatten().cpu() for p in m.parameters()]) for name, m in models.items()}
+    flat = {
+        name: torch.cat([p.detach().flatten().cpu() for p in m.parameters()]) for name, m in models.items()
+    }
     for name in list(models)[1:]:
         for what, values in (("parameters", flat), ("losses", losses)):
             apart = torch.as_tensor(values[name]) - torch.as_tensor(values["one process"])
