@@ -29,6 +29,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -214,20 +215,15 @@ def draw(path: Path, title: str, net: Net, x: Tensor, y: Tensor) -> None:
     for block, axis in enumerate(middle.subplots(1, 3)):
         favourites = torch.stack([favourite_picture(net, block, channel, size) for channel in range(12)])
         show(axis, f"what excites 12 maps of block {block + 1} most", tiles(favourites, 6), cmap="gray")
-    axes = bottom.subplots(3, 8)
-    for i, column in enumerate(axes.T):
-        image, label = x[[i]], int(y[i])
-        looks = (cam(net, image, label), grad_cam(net, image, label, 2), grad_cam(net, image, label, 1))
-        for axis, look in zip(column, looks, strict=True):
+    before, last = partial(grad_cam, block=1), partial(grad_cam, block=2)
+    looks = {"CAM": cam, "Grad-CAM,\nlast block": last, "Grad-CAM,\nblock before": before}
+    over = {"cmap": "inferno", "alpha": 0.6, "extent": (0, size, size, 0), "interpolation": "bilinear"}
+    for row, (name, look) in zip(bottom.subplots(3, 8), looks.items(), strict=True):
+        row[0].set_ylabel(name)
+        for axis, image, label in zip(row, x[:8].split(1), y[:8].tolist(), strict=True):
             axis.imshow(image[0, 0], cmap="gray", extent=(0, size, size, 0))
-            over = {"alpha": 0.6, "extent": (0, size, size, 0), "interpolation": "bilinear"}
-            axis.imshow(look.relu(), cmap="inferno", **over)
-            axis.set(xticks=[], yticks=[])
-        column[0].set_title(f"a {label}")
-    for axis, name in zip(
-        axes[:, 0], ("CAM", "Grad-CAM,\nlast block", "Grad-CAM,\nblock before"), strict=True
-    ):
-        axis.set_ylabel(name)
+            axis.imshow(look(net, image, label).relu(), **over)
+            axis.set(xticks=[], yticks=[], title=f"a {label}" if look is cam else "")
     figure.savefig(path, dpi=80)
 
 

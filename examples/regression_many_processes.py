@@ -175,8 +175,8 @@ def main() -> int:
         for name, train_epoch in ways.items():
             start = time.perf_counter()
             losses[name] += train_epoch(data[first : first + per_epoch])
-            spent = time.perf_counter() - start
-            seconds[name] = min(seconds[name], epochs * spent)  # the others met other programs
+            # The quickest epoch counts: the others met other programs.
+            seconds[name] = min(seconds[name], epochs * (time.perf_counter() - start))
 
     # What the command torchrun runs: this file twice at once.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
@@ -200,12 +200,9 @@ def main() -> int:
 
     claims = {}
     if args.csv is None:  # nobody knows how well a file of one's own can be predicted
-        with torch.no_grad():
-            error = (models["one process"](test_x) - test_y).square().mean() / test_y.var()
-        claims["R^2 on the test rows"] = claim(1 - float(error), at_least=0.3)
-    flat = {
-        name: torch.cat([p.detach().flatten().cpu() for p in m.parameters()]) for name, m in models.items()
-    }
+        error = (models["one process"](test_x) - test_y).square().mean() / test_y.var()
+        claims["R^2 on the test rows"] = claim(1 - error.item(), at_least=0.3)
+    flat = {name: nn.utils.parameters_to_vector(m.cpu().parameters()).detach() for name, m in models.items()}
     for name in list(models)[1:]:
         for what, values in (("parameters", flat), ("losses", losses)):
             apart = torch.as_tensor(values[name]) - torch.as_tensor(values["one process"])
@@ -232,15 +229,15 @@ def claim(value: float, **limit: float) -> dict:
 
 
 def draw(path: Path, title: str, losses: dict, times: dict, page: Path) -> None:
-    figure = plt.figure(figsize=(11, 9 if page.exists() else 4), layout="constrained")
+    places, heights = ("AB;CC", (4, 5)) if page.exists() else ("AB", (4,))
+    size = (11, sum(heights))
+    figure, axes = plt.subplot_mosaic(places, figsize=size, height_ratios=heights, layout="constrained")
     figure.suptitle(title)
-    top, *bottom = figure.subfigures(2, 1, height_ratios=(4, 5)) if page.exists() else [figure]
-    curves, bars = top.subplots(1, 2)
+    curves, bars, *more = axes.values()
     for width, (name, values) in zip((6, 3.5, 1.5, 1), losses.items(), strict=False):
         smooth = torch.tensor(values).unfold(0, max(1, len(values) // 40), 1).mean(1)
         curves.plot(smooth, label=name, color=COLORS[name], linewidth=width)
-    curves.set(title="The same steps, however many processes")
-    curves.set(xlabel="step", ylabel="training loss, smoothed")
+    curves.set(title="The same steps, however many processes", xlabel="step", ylabel="smoothed training loss")
     curves.legend()
     us = [times[f"{name}, us a step"] for name in losses]
     drawn = bars.barh(list(losses), us, color=[COLORS[name] for name in losses])
@@ -248,8 +245,7 @@ def draw(path: Path, title: str, losses: dict, times: dict, page: Path) -> None:
     bars.invert_yaxis()
     bars.set(title="Time of a step, one thread a process", xlabel="microseconds")
     bars.set(xscale="log", xlim=(10, 1e5))
-    for part in bottom:
-        axis = part.subplots()
+    for axis in more:
         axis.imshow(plt.imread(page))
         axis.set_title("TensorBoard's page, in a browser without a window")
         axis.set_axis_off()

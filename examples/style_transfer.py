@@ -28,6 +28,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -41,6 +42,7 @@ import fastnn
 
 STYLE = (1, 6, 11, 20)  # relu1_1, relu2_1, relu3_1, relu4_1 in torchvision's numbering
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # torchvision's
+fastnn_gram = partial(fastnn.functional.gram_matrix, normalize=True)
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -105,11 +107,6 @@ def torch_gram(features: Tensor) -> Tensor:
     """What tutorials write."""
     flat = features.flatten(2)
     return flat @ flat.mT / features[0].numel()
-
-
-def fastnn_gram(features: Tensor) -> Tensor:
-    """The same, one triangle only."""
-    return fastnn.functional.gram_matrix(features, normalize=True)
 
 
 def paint(vgg: VGG19, content: Tensor, style: Tensor, steps: int, gram: Callable) -> tuple:
