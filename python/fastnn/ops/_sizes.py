@@ -41,7 +41,7 @@ _FEW_ROWS_WORK = 1 << 20
 _GRAM = 1 << 19  # C C L
 # Logits, with and without gradient. Torch is slow where the classes fill no vector.
 _FEW_CLASSES = 16
-_CROSS_ENTROPY = {True: (1 << 8, 1 << 7), False: (1 << 14, 1 << 15)}
+_CROSS_ENTROPY = {True: (256, 640), False: (12_000, 16_000)}
 _LINEAR_CROSS_ENTROPY = 1 << 13  # N K C
 # Bytes from which glibc's allocator maps memory anew at each call. An op that only moves memory gains by huge
 # pages alone.

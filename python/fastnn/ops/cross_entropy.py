@@ -17,6 +17,11 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _INDEX_DTYPES = frozenset({torch.int64, torch.uint8})
 
 
+def _torchs_target(target: Tensor) -> Tensor:
+    """Torch takes uint8 for some shapes only, and 156 for -100."""
+    return target.long() if isinstance(target, Tensor) and target.dtype is torch.uint8 else target
+
+
 def cross_entropy_torch(
     input: Tensor,
     target: Tensor,
@@ -32,8 +37,7 @@ def cross_entropy_torch(
     """:func:`cross_entropy` in torch ops: the fallback, and what double backward differentiates."""
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    if isinstance(target, Tensor) and target.dtype == torch.uint8:
-        target = target.long()  # torch takes uint8 for some shapes only, and 156 for -100
+    target = _torchs_target(target)
     loss = F.cross_entropy(
         input,
         target,
@@ -263,14 +267,12 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    options = (ignore_index, reduction, label_smoothing, z_loss)
     # Where there are options, torch takes several ops.
     if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
-        reason: str | None = SMALL
-    else:
-        reason = cross_entropy_reason(
-            input, target, weight, ignore_index, reduction, label_smoothing, cuda=True
-        )
+        _backend.decide("cross_entropy", SMALL)
+        return F.cross_entropy(input, _torchs_target(target), ignore_index=ignore_index, reduction=reduction)
+    options = (ignore_index, reduction, label_smoothing, z_loss)
+    reason = cross_entropy_reason(input, target, weight, ignore_index, reduction, label_smoothing, cuda=True)
     if not _backend.decide("cross_entropy", reason):
         return _twin(input, target, weight, options)
     try:
