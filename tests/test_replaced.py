@@ -19,16 +19,20 @@ from fastnn import _backend, _replaced
 pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
 
 FUNCTIONS = [(owner, name) for owner, name, _ in _replaced.functions._names]
+LOSSES = [(owner, name) for owner, name, _ in _replaced.losses._names]
 CLASSES = [(owner, name) for owner, name, _ in _replaced.classes._names]
 
 
 def test_the_names_that_are_watched() -> None:
     """Written out, so that none goes missing with its test."""
     functions = {(owner.__name__, name) for owner, name in FUNCTIONS}
-    own = ("linear", "relu", "silu", "gelu", "log_softmax", "cross_entropy", "nll_loss", "mse_loss")
-    own += ("l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits")
+    own = ("linear", "relu", "silu", "gelu", "cross_entropy")
     assert functions >= {("torch.nn.functional", name) for name in own}
-    assert functions >= {("torch", name) for name in ("relu", "sigmoid", "tanh", "log_softmax")}
+    assert functions >= {("torch", name) for name in ("relu", "sigmoid", "tanh")}
+    of_steps = {(owner.__name__, name) for owner, name in LOSSES}
+    own = ("log_softmax", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+    own += ("binary_cross_entropy_with_logits",)
+    assert of_steps >= {("torch.nn.functional", name) for name in own} | {("torch", "log_softmax")}
     layers = ("Linear", "ReLU", "Sigmoid", "Tanh", "GELU", "SiLU", "Sequential", "Flatten", "Identity")
     losses = ("CrossEntropyLoss", "NLLLoss", "MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
     names = (*layers, "LogSoftmax", *losses, "BCEWithLogitsLoss")
@@ -54,6 +58,17 @@ def test_a_replaced_function(owner: Any, name: str, monkeypatch: pytest.MonkeyPa
             assert fastnn.explain(fastnn.functional.gram_matrix, torch.ones(2, 3)).decisions[0].reason
         assert fastnn.explain(fastnn.functional.gram_matrix, torch.ones(2, 3)).decisions[0].reason is None
     assert _replaced.replaced_class() is None
+
+
+@pytest.mark.parametrize(("owner", "name"), LOSSES, ids=_id)
+def test_a_replaced_loss(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a step asks: single ops go on."""
+    for _ in range(2):
+        assert _replaced.losses.replaced() is None
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *args, **kwargs: None)
+            assert _replaced.losses.replaced() == f"{owner.__name__}.{name} was replaced"
+            assert fastnn.explain(fastnn.functional.gram_matrix, torch.ones(2, 3)).decisions[0].reason is None
 
 
 @pytest.mark.parametrize(("owner", "name"), CLASSES, ids=_id)

@@ -157,6 +157,7 @@ cpu, cpu_missing = _load_cpu()
 if cpu_missing is None:
     _replaced.functions.watch(cpu.Watch())
     _replaced.classes.watch(cpu.Watch())
+    _replaced.losses.watch(cpu.Watch())
     _is_plain_call = _plain_call()
 else:
     warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)

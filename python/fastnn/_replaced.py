@@ -102,12 +102,19 @@ _METHODS = (
     *("flatten", "view", "reshape", "squeeze", "size", "shape"),
 )
 
+# What single ops stand in for, which each of their calls asks about.
 functions = Names(
     [
-        *((F, name) for name in ("linear", "relu", "silu", "gelu", "log_softmax")),
-        *((F, name) for name in ("cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss")),
+        *((F, name) for name in ("linear", "relu", "silu", "gelu", "cross_entropy")),
+        *((torch, name) for name in ("relu", "sigmoid", "tanh")),
+    ]
+)
+# What only a training step stands in for.
+losses = Names(
+    [
+        *((F, name) for name in ("log_softmax", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss")),
         *((F, name) for name in ("huber_loss", "binary_cross_entropy_with_logits")),
-        *((torch, name) for name in ("relu", "sigmoid", "tanh", "log_softmax")),
+        (torch, "log_softmax"),
     ]
 )
 classes = Names(

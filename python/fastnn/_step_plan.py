@@ -133,6 +133,7 @@ class StepPlan:
         self._watch = _backend.cpu.Watch()
         watch_globals(self._watch)
         _replaced.classes.add_to(self._watch)
+        _replaced.losses.add_to(self._watch)
         self._watches_all = watch_chain(self._watch, chain)
         if self._loss_module is not None:
             watch_module(self._watch, self._loss_module)
@@ -256,7 +257,7 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _plan_or_reason(step: TrainStep) -> StepPlan | str:
-    reason = _replaced.replaced_class()
+    reason = _replaced.replaced_class() or _replaced.losses.replaced()
     if reason is not None:
         return reason
     loss, optimizer = step.loss, step.optimizer

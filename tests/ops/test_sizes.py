@@ -65,6 +65,8 @@ options = [
     for given in ({"z_loss": 0.1}, {"label_smoothing": 0.1}, {"weight": torch.ones(4)})
 ]
 mlp = fastnn.nn.MLP([2, 2, 2])
+index = torch.zeros(32, dtype=torch.int64)
+after_a_chain = [ran(lambda: N.cross_entropy(mlp(tensor(r, 2)), index[:r])) for r in (31, 32)]
 wide = fastnn.nn.MLP([1024, 1024, 2])
 wide_rows = [ran(wide, tensor(rows, 1024)) for rows in (1, 2)]
 found["chain"] = [ran(mlp, tensor(31, 2)), ran(mlp, tensor(32, 2))]
@@ -91,6 +93,7 @@ for name, (small, large) in found.items():
     assert len(large) == 1, (name, large)
 assert all(options)
 assert wide_rows == [[], ["mlp"]]
+assert after_a_chain == [[], ["mlp", "cross_entropy"]]
 """
     )
 

@@ -39,7 +39,7 @@ _FEW_ROWS = 32
 _FEW_ROWS_WORK = 1 << 20
 
 _GRAM = 1 << 19  # C C L
-# Logits, with and without gradient. Torch is slow where the classes fill no vector.
+# Logits, without gradient and with one. Torch is slow where the classes fill no vector.
 _FEW_CLASSES = 16
 _CROSS_ENTROPY = {True: (256, 640), False: (12_000, 16_000)}
 _LINEAR_CROSS_ENTROPY = 1 << 13  # N K C
@@ -125,8 +125,11 @@ def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
         if _is_compiling() or _jit_state() is not None:
             return False
         limits = _CROSS_ENTROPY[input.size(1) < _FEW_CLASSES]
-        if input.numel() >= limits[torch.is_grad_enabled() and input.requires_grad]:
+        with_gradient = torch.is_grad_enabled() and input.requires_grad
+        if input.numel() >= limits[with_gradient]:
             return False
+        if with_gradient and hasattr(input.grad_fn, "_forward_cls"):
+            return False  # the first node of a backward that is in Python takes 10 us, another 2
         return _may_be_small(input) and input.dim() == 2 and target.dim() == 1
     except (AttributeError, IndexError, TypeError):
         return False
