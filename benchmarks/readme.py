@@ -20,7 +20,7 @@ from .case import OURS
 from .report import seconds
 
 ROOT = Path(__file__).resolve().parents[1]
-MACHINE = "xeon-cascadelake"
+MACHINE = "epyc-zen4"
 
 _OPENING = re.compile(r"<!-- bench:(.*?) -->")
 _BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
