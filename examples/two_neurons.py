@@ -105,7 +105,7 @@ def draw(file: Path, x: Tensor, y: Tensor, models: Any, losses: Any, seconds: An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/two_neurons"), help="for the results")
-    parser.add_argument("--small", action="store_true", help="20,000 steps, of which torch takes 5,000")
+    parser.add_argument("--small", action="store_true", help="torch takes 5,000 of the steps")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -115,7 +115,7 @@ def main() -> None:
     start = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Sigmoid(), torch.nn.Linear(2, 1))
     models = {name: copy.deepcopy(start) for name in ("torch", "fastnn")}
     train = {"torch": train_torch, "fastnn": train_fastnn}
-    steps = {"torch": 5_000, "fastnn": 20_000} if args.small else {"torch": 100_000, "fastnn": 100_000}
+    steps = {"torch": 5_000 if args.small else 100_000, "fastnn": 100_000}
     losses: dict[str, list[Tensor]] = {name: [] for name in models}
     seconds = dict.fromkeys(models, 0.0)
     for first in tqdm(range(0, steps["fastnn"], CHUNK), desc=f"{CHUNK} steps each"):
@@ -131,13 +131,14 @@ def main() -> None:
         if steps[name] == steps["fastnn"]:
             with torch.no_grad():
                 error = (model(x) - y).abs().max().item()
-            claim(f"largest error of the fit, {name}", error, at_most=0.3 if args.small else 3e-2)
+            claim(f"largest error of the fit, {name}", error, at_most=3e-2)
     # Later the errors jump from one side of 0 to the other, and a rounding decides when.
     apart = (curves["fastnn"][:1000] - curves["torch"][:1000]).abs().max().item()
     claim("losses of the first 1,000 steps, difference to torch's", apart, expected=0.0, tolerance=1e-4)
 
     print(
-        f"{steps['fastnn']:,} steps: torch {seconds['torch']:.2f} s, fastnn {seconds['fastnn']:.2f} s, ",
+        f"{steps['fastnn']:,} steps: torch {seconds['torch']:.2f} s"
+        f"{' (20 times its first 5,000)' if args.small else ''}, fastnn {seconds['fastnn']:.2f} s, ",
         end="",
     )
     print(f"{seconds['torch'] / seconds['fastnn']:.1f} times as fast")

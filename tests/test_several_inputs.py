@@ -271,7 +271,7 @@ def _in(number: int, change: Callable[[Tensor], Any]) -> Callable[..., list[Any]
         (_in(0, lambda t: t.to(torch.uint8)), "no kernels for dtype torch.uint8"),
         (_in(1, lambda t: t.long()), "no kernels for dtype torch.int64"),
         (_in(1, lambda t: t.float()), "tensors of torch.float64 and torch.float32 are mixed"),
-        (lambda *batch: [t.float() for t in batch], "has another dtype than the model"),
+        (lambda *batch: [t.float() for t in batch], "the target is float32, the model float64"),
         (_in(1, lambda t: t[0]), "one of several inputs is no matrix"),
         (_in(0, lambda t: t[None]), "one of several inputs is no matrix"),
         (lambda o, a, y: (o[0], a[0], y[0]), "one of several inputs is no matrix"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import warnings
@@ -384,3 +385,50 @@ def test_a_zero_grad_that_is_put_on_the_model_is_called() -> None:
     model.zero_grad = lambda *_: calls.append(1)  # type: ignore[method-assign]
     step(torch.ones(4, 3), torch.ones(4, 2))
     assert calls == [1]
+
+
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, fastnn.nn.CrossEntropyLoss])
+def test_uint8_classes_mean_the_same_in_an_eager_step(kind: Any) -> None:
+    """Torch refuses them with some options, and takes 156 for -100."""
+    losses = []
+    for off in (False, True):
+        torch.manual_seed(0)
+        model = chain([6, 5])
+        loss = kind(torch.rand(5, dtype=torch.float64), label_smoothing=0.1)
+        step = Step(model, loss, torch.optim.SGD(model.parameters(), lr=0.1))
+        x, y = torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5).to(torch.uint8)
+        with fastnn.disabled() if off else contextlib.nullcontext():
+            losses.append(torch.stack([step(x, y) for _ in range(3)]))
+    torch.testing.assert_close(*losses)
+
+
+def test_a_step_that_is_refused_again_and_again_is_not_tried_each_time() -> None:
+    """The pause doubles; one odd batch costs the next one nothing, and native=True looks every time."""
+    x, y = _batch()
+    step = _step()
+    assert reason(step, x.clone().requires_grad_(), y) is not None
+    native(step, x, y)
+    step.model[0].weight.requires_grad_(False)
+    for _ in range(20):
+        assert "frozen" in reason(step, x, y)
+    step.model[0].weight.requires_grad_(True)
+    waited = next(i for i in range(100) if fastnn.explain(step, x, y).decisions[0].reason is None)
+    assert 0 < waited <= 63
+    native(step, x, y)
+    strict = _step(native=True)
+    strict.model[0].weight.requires_grad_(False)
+    for _ in range(5):
+        with pytest.raises(RuntimeError, match="frozen"):
+            strict(x, y)
+    strict.model[0].weight.requires_grad_(True)
+    native(strict, x, y)
+
+
+def test_an_option_that_the_loss_lacks_is_torchs_error() -> None:
+    """As in a loss out of a pickle of an older torch."""
+    x, y = _batch()
+    for option in ("reduction", "ignore_index", "label_smoothing"):
+        step = _step()
+        delattr(step.loss, option)
+        with pytest.warns(EagerStepWarning), pytest.raises(AttributeError, match=option):
+            step(x, y)

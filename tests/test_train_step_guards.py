@@ -42,14 +42,18 @@ def test_disabled_and_reasons() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "why"),
     [
-        (torch.randn(7, 6), classes_of(7, 5), "the input has another dtype"),
+        (torch.randn(7, 6), classes_of(7, 5), "the input is float32, the model float64"),
         (torch.randn(2, 7, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64), "no matrix"),
         (torch.randn(0, 6, dtype=torch.float64), classes_of(0, 5), "the batch is empty"),
-        (torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5).int(), "this tensor's dtype"),
+        (
+            torch.randn(7, 6, dtype=torch.float64),
+            classes_of(7, 5).int(),
+            "the target: fastnn: kernels do not take tensors of int32",
+        ),
         (
             torch.randn(7, 6, dtype=torch.float64),
             classes_of(6, 5),
-            "the target has shape (6,), the output (7, 5)",
+            "the target has shape (6,), class indices of this batch (7,)",
         ),
         (torch.randn(7, 3, dtype=torch.float64), classes_of(7, 5), "as many features"),
         (torch.randn(7, 6, dtype=torch.float64, requires_grad=True), classes_of(7, 5), "requires grad"),
@@ -357,7 +361,7 @@ def _differentiable_target(t: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (_wide, "the target has another dtype than the model"),
+        (_wide, "the target is float32, the model float64"),
         (_of_one_column, "the target has shape (7, 1), the output (7, 5)"),
         (_of_one_row, "the target has shape (1, 5), the output (7, 5)"),
         (_vector, "the target has shape (7,), the output (7, 5)"),
@@ -385,6 +389,10 @@ def test_targets_that_run_eagerly(name: str, change: Callable[[Tensor], Tensor],
         (nn.SmoothL1Loss(), {"beta": -1.0}, "beta=-1.0"),
         (nn.SmoothL1Loss(), {"beta": float("nan")}, "beta=nan"),
         (nn.HuberLoss(), {"delta": 0.0}, "delta=0.0"),
+        (nn.HuberLoss(), {"delta": float("inf")}, "beta or delta of the loss is nearly 0 or infinite"),
+        (nn.SmoothL1Loss(), {"beta": 1e-320}, "beta or delta of the loss is nearly 0 or infinite"),
+        (nn.L1Loss(), {"reduction": ["mean"]}, "an option of the loss: unhashable"),
+        (nn.CrossEntropyLoss(), {"label_smoothing": torch.tensor(0.1)}, "label_smoothing=0.1"),
         (nn.HuberLoss(), {"delta": "1"}, "delta='1'"),
         (nn.L1Loss(), {"reduction": "none"}, "the loss is not reduced to one number"),
         (nn.BCEWithLogitsLoss(), {"reduction": "most"}, "reduction='most'"),
@@ -477,7 +485,7 @@ def test_a_view_as_rows() -> None:
     step = fastnn.TrainStep(model := Viewed(), F.cross_entropy, OPTIMIZERS["sgd"](model.parameters()))
     several_rows_a_sample = torch.randn(9, 2, 12, dtype=torch.float64)
     why = reason(step, several_rows_a_sample, classes_of(18, 3))
-    assert why == "the target has shape (18,), the output (9, 3)"
+    assert why == "the target has shape (18,), class indices of this batch (9,)"
 
 
 class WithHelpers(nn.Module):

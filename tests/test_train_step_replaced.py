@@ -162,3 +162,30 @@ def test_another_optimizer_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         nn.Linear.adapter = None
         native(step, *_batch())
     del nn.Linear.adapter
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        ("HuberLoss", "delta", 0.01),
+        ("SmoothL1Loss", "beta", 0.01),
+        ("L1Loss", "reduction", "sum"),
+        ("CrossEntropyLoss", "label_smoothing", 0.5),
+        ("BCEWithLogitsLoss", "pos_weight", torch.tensor(3.0, dtype=torch.float64)),
+    ],
+)
+def test_a_property_on_the_class_of_the_loss(
+    kind: str, option: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes before the attribute of that name, before the plan is made and after."""
+    loss = getattr(nn, kind)()
+    model = chain([6, 5])
+    step = fastnn.TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.0))
+    x, y = torch.randn(7, 6, dtype=torch.float64), torch.rand(7, 5, dtype=torch.float64)
+    native(step, x, y)
+    monkeypatch.setattr(type(loss), option, property(lambda _: value), raising=False)
+    expected = loss(model(x), y).detach()
+    late = fastnn.TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.0))
+    for each in (step, late):
+        assert torch.equal(each(x, y), expected)
+        assert reason(each, x, y) == f"{kind} has a property {option}"

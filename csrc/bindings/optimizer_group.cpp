@@ -83,7 +83,7 @@ TensorView read_plain(PyObject* object) {
   static PyObject* const parameter = torch_attribute("torch.nn", "Parameter");
   PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (type != tensor && type != parameter)
-    throw NotCovered(concat(Py_TYPE(object)->tp_name, " is a tensor subclass"));
+    throw NotCovered(concat(Py_TYPE(object)->tp_name, " is no plain tensor"));
   TensorView view;
   if (!readable(object, view)) throw NotCovered("this torch has no DLPack exchange interface");
   return view;

@@ -57,6 +57,23 @@ bool read_dtype(const dlpack::DataType& from, DType& to) {
   }
 }
 
+// What torch calls a dtype that DType does not have.
+std::string kind_name(const dlpack::DataType& type) {
+  const std::string bits = std::to_string(type.bits);
+  switch (type.code) {
+    case dlpack::kInt:
+      return "int" + bits;
+    case dlpack::kUInt:
+      return "uint" + bits;
+    case dlpack::kComplex:
+      return "complex" + bits;
+    case dlpack::kBool:
+      return "bool";
+    default:
+      return "another dtype";
+  }
+}
+
 const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
   for (const CachedApi& entry : cache)
     if (entry.type == type) return entry.api;
@@ -82,7 +99,8 @@ bool read_tensor(PyObject* object, TensorView& view) {
                     " kernel was given a tensor of device type ", tensor.device.type);
   check<Unreadable>(tensor.ndim <= TensorView::kMaxDims, "fastnn: a tensor has ", tensor.ndim,
                     " dimensions, kernels take at most ", TensorView::kMaxDims);
-  check<Unreadable>(read_dtype(tensor.dtype, view.dtype), "fastnn: kernels do not take this tensor's dtype");
+  check<Unreadable>(read_dtype(tensor.dtype, view.dtype), "fastnn: kernels do not take tensors of ",
+                    kind_name(tensor.dtype));
   view.ndim = tensor.ndim;
   int64_t dense = 1;
   for (int d = tensor.ndim - 1; d >= 0; --d) {

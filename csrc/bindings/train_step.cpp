@@ -61,7 +61,9 @@ bool is_none(PyObject* object, PyObject* attribute) {
 void check_plain(PyObject* param) {
   static PyObject* const hooks = interned("_backward_hooks");
   static PyObject* const later_hooks = interned("_post_accumulate_grad_hooks");
-  refuse_if(!requires_grad(param), "a parameter of the chain is frozen");
+  refuse_if(
+      !requires_grad(param),
+      "a parameter of the chain is frozen: run frozen layers by themselves, and give the TrainStep the rest");
   refuse_if(has_hooks(param, hooks) || has_hooks(param, later_hooks), "a parameter has a hook");
 }
 
@@ -240,7 +242,10 @@ class TrainStep {
           });
     }
     for (const Parameter& parameter : parameters_) wanted += parameter.object != nullptr;
-    refuse_if(found != wanted || steps.empty(), "the optimizer does not have every parameter of the chain");
+    refuse_if(
+        found != wanted || steps.empty(),
+        "the optimizer does not have every parameter of the chain: run the layers that it does not train by "
+        "themselves, and give the TrainStep the rest");
     return has_state;
   }
 
@@ -260,7 +265,9 @@ class TrainStep {
     const int64_t m = args.batch, size = dtype_size(args.dtype);
     const size_t depth = layers_.size();
     const bool bytes = args.input.dtype == DType::u8;
-    refuse_if(!bytes && args.input.dtype != args.dtype, "the input has another dtype than the model");
+    if (!bytes && args.input.dtype != args.dtype)
+      throw NotCovered(
+          concat("the input is ", dtype_name(args.input.dtype), ", the model ", dtype_name(args.dtype)));
     const bool stored = keep_grad_ || max_norm_.has_value();
     Arena arena;
     std::vector<size_t>& at = offsets_;

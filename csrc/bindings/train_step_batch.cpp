@@ -57,6 +57,14 @@ const LossName& loss_of(PyObject* object) {
 // Values that a vector of any instruction set has at most, in the smallest dtype of a step.
 constexpr int64_t kLongestVector = 64 / sizeof(float);
 
+// Products and quotients with one near the ends of the dtype's range would leave it where torch's do not.
+double read_threshold(PyObject* object, const TrainStepArgs& args) {
+  const double threshold = number(object), most = args.dtype == DType::f32 ? 1e30 : 1e300;
+  refuse_if(threshold != 0 && !(threshold >= 1 / most && threshold <= most),
+            "beta or delta of the loss is nearly 0 or infinite");
+  return threshold;
+}
+
 TensorView read_weight(PyObject* object, const TrainStepArgs& args) {
   const TensorView weight = read_plain(object);
   check_not_negated(object);
@@ -98,13 +106,17 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   refuse_if(classes == 0, "the last layer has no outputs");
   TensorView output = contiguous_matrix(nullptr, args.dtype, args.input.shape[0], classes);
   if (squeeze && classes == 1) output.ndim = 1;
-  target_view_ = read_plain(target_.ptr());
+  try {
+    target_view_ = read_plain(target_.ptr());
+  } catch (const NotCovered& error) {
+    throw NotCovered(concat("the target: ", error.what()));
+  }
   check_not_negated(target_.ptr());
 
   const LossName& loss = loss_of(option(kLoss));
   args.loss_kind = loss.kind;
   const auto reduction = static_cast<Reduction>(PyLong_AsLong(option(kReduction)));
-  refuse_if(reduction == Reduction::none, "the loss is not reduced to one number");
+  refuse_if(reduction == Reduction::none, "the loss is not reduced to one number by mean or sum");
   args.mean = reduction == Reduction::mean;
   if (args.loss_kind != TrainStepLoss::cross_entropy) return read_values(output, args);
 
@@ -133,7 +145,9 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
 void TrainStepBatches::read_classes(const TensorView& output, TrainStepArgs& args) {
   refuse_if(target_view_.dtype != DType::i64 && target_view_.dtype != DType::u8,
             "the target holds no class indices of int64 or uint8");
-  if (target_view_.ndim != 1 || target_view_.shape[0] != output.shape[0]) refuse_shape(output);
+  if (target_view_.ndim != 1 || target_view_.shape[0] != output.shape[0])
+    throw NotCovered(concat("the target has shape ", shape_string(target_view_),
+                            ", class indices of this batch (", output.shape[0], ",)"));
   args.cross_entropy.target_dtype = target_view_.dtype;
   lay_out(args.batch, 0);
 }
@@ -141,7 +155,9 @@ void TrainStepBatches::read_classes(const TensorView& output, TrainStepArgs& arg
 // The target is a number for each of the output: class probabilities, or that of a loss of elements.
 void TrainStepBatches::read_values(const TensorView& output, TrainStepArgs& args) {
   refuse_if(requires_grad(target_.ptr()), "the target requires grad");
-  refuse_if(target_view_.dtype != args.dtype, "the target has another dtype than the model");
+  if (target_view_.dtype != args.dtype)
+    throw NotCovered(
+        concat("the target is ", dtype_name(target_view_.dtype), ", the model ", dtype_name(args.dtype)));
   bool same = target_view_.ndim == output.ndim;
   for (int d = 0; d < output.ndim; ++d) same = same && target_view_.shape[d] == output.shape[d];
   if (!same) refuse_shape(output);
@@ -156,11 +172,11 @@ void TrainStepBatches::read_values(const TensorView& output, TrainStepArgs& args
       args.cross_entropy.target_dtype = args.dtype;
       break;
     case TrainStepLoss::smooth_l1:
-      args.threshold = number(option(kThreshold));
+      args.threshold = read_threshold(option(kThreshold), args);
       if (args.threshold == 0) args.loss_kind = TrainStepLoss::absolute_error;
       break;
     case TrainStepLoss::huber:
-      args.threshold = number(option(kThreshold));
+      args.threshold = read_threshold(option(kThreshold), args);
       break;
     case TrainStepLoss::binary_cross_entropy:
       if (read_repeated(option(kWeight), classes, args, weights_[0])) args.element_weight = own_weights_[0];

@@ -133,7 +133,6 @@ classes = Names(
         (torch.nn.Module, "__getattr__"),
         # Absent, as long as nobody has put a property there.
         *((torch.nn.Linear, name) for name in ("weight", "bias")),
-        *((torch.nn.CrossEntropyLoss, name) for name in ("weight", "ignore_index", "label_smoothing")),
     ]
 )
 

@@ -105,7 +105,10 @@ class StepPlan:
         loss_like: a tensor such as the loss of the last step was; `torch.empty_like` of it takes half of the
             microsecond that `new_empty` does.
         graphs: of CUDA, that have captured the step.
+        refused: why the last native call has done nothing, or None where it took its steps.
     """
+
+    refused: Refused | None = None
 
     def __init__(self, step: TrainStep, chain: LinearChain, loss_name: str, optimizer_name: str) -> None:
         self.native = _backend.cpu.TrainStep(
@@ -181,6 +184,12 @@ class StepPlan:
         module, loss = self._loss_module, self._loss_name
         if module is None:
             return self._plain_options["mean"]
+        try:
+            return self._module_options(module, loss)
+        except (KeyError, TypeError) as error:  # it lacks one, or has something else there
+            return f"an option of the loss: {error}"
+
+    def _module_options(self, module: torch.nn.Module, loss: str) -> LossOptions | str:
         options = module.__dict__
         plain = self._plain_options.get(options["reduction"])
         if plain is None:
@@ -193,10 +202,11 @@ class StepPlan:
                 if "pos_weight" not in buffers:
                     return "pos_weight is no buffer"
                 return plain._replace(weight=buffers["weight"], pos_weight=buffers["pos_weight"])
-            ignore_index, smoothing = options["ignore_index"], options.get("label_smoothing", 0.0)
+            ignore_index = options["ignore_index"]
+            smoothing = 0.0 if loss == "nll_loss" else options["label_smoothing"]
             if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
                 return f"ignore_index={ignore_index!r}"
-            if not 0.0 <= smoothing <= 1.0:
+            if not isinstance(smoothing, (int, float)) or not 0.0 <= smoothing <= 1.0:
                 return f"label_smoothing={smoothing}"
             z_loss = options.get("z_loss", 0.0)
             return _as_options(
@@ -216,28 +226,33 @@ _LONGEST_PAUSE = 63
 
 
 class Refused:
-    """Why there is no plan, and for how many calls that is believed before it is looked at again.
+    """Why a step is not native, and for how many calls that is believed before it is looked at again.
 
     Looking takes longer than a small step, the more so where a forward has to be traced; the pause doubles
-    each time, up to `_LONGEST_PAUSE`, so that it costs next to nothing in a model that never fits.
+    each time in a row, from 0 up to `_LONGEST_PAUSE`, so that it costs next to nothing in a model that never
+    fits.
     """
 
-    def __init__(self, reason: str, pause: int) -> None:
+    def __init__(self, reason: str, last: Refused | None) -> None:
         self.reason = reason
-        self.pause = pause
-        self.left = pause
+        self.pause: int = 0 if last is None else min(2 * last.pause + 1, _LONGEST_PAUSE)
+        self.left = self.pause
+
+    def is_believed(self) -> bool:
+        """Whether nobody need look again in this call, which is counted."""
+        if self.left == 0:
+            return False
+        self.left -= 1
+        return True
 
 
 def make_plan(step: TrainStep, last: StepPlan | Refused | None) -> StepPlan | Refused:
     """The plan for `step`, or why there is none; `last` is what was found the last time."""
-    if isinstance(last, Refused) and last.left > 0:
-        last.left -= 1
-        return last
+    refused = last if isinstance(last, Refused) else None
+    if refused is not None and refused.is_believed():
+        return refused
     plan = _plan_or_reason(step)
-    if isinstance(plan, StepPlan):
-        return plan
-    pause = min(2 * last.pause + 1, _LONGEST_PAUSE) if isinstance(last, Refused) else 0
-    return Refused(plan, pause)
+    return plan if isinstance(plan, StepPlan) else Refused(plan, refused)
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:
@@ -265,7 +280,10 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
     loss_name = _LOSS_MODULES.get(type(loss)) if is_module else _loss_function(loss)
     if loss_name is None:
         given = getattr(loss, "__name__", type(loss).__name__)
-        return f"no native loss for {given}: there are {_NATIVE_LOSSES}, and torch's functions of them"
+        return (
+            f"no native loss for {given}: there are {_NATIVE_LOSSES} with their options, none of their "
+            "subclasses, and torch's functions of that name"
+        )
     update = _OPTIMIZERS.get(type(optimizer))
     if update is None:
         return f"no native update for {type(optimizer).__name__}"
@@ -288,6 +306,12 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
 def clears_by_itself(model: torch.nn.Module) -> bool:
     """Whether `model.zero_grad()` does something else than what it does in torch."""
     return "zero_grad" in model.__dict__ or type(model).zero_grad is not _torch_zero_grad
+
+
+def takes_classes(loss: Loss) -> bool:
+    """Whether it is a cross-entropy or negative log-likelihood that the native step knows."""
+    name = _LOSS_MODULES.get(type(loss)) if isinstance(loss, torch.nn.Module) else _loss_function(loss)
+    return name in ("cross_entropy", "nll_loss")
 
 
 def uses_adam(optimizer: torch.optim.Optimizer) -> bool:

@@ -20,7 +20,16 @@ from fastnn import _autograd_hooks, _backend, _cuda_graph
 from fastnn._epoch import run_epoch
 from fastnn._parameter_list import ParameterList, drop_gradients
 from fastnn._step_graph import WarmUp
-from fastnn._step_plan import Loss, LossOptions, Refused, StepPlan, clears_by_itself, make_plan, make_state
+from fastnn._step_plan import (
+    Loss,
+    LossOptions,
+    Refused,
+    StepPlan,
+    clears_by_itself,
+    make_plan,
+    make_state,
+    takes_classes,
+)
 from fastnn.nn.utils import clip_grad_norm_
 
 
@@ -359,7 +368,8 @@ class TrainStep:
         if reason in self._told:
             return
         warnings.warn(
-            f"TrainStep runs eagerly: {reason}. This is said once for each reason; to silence it: "
+            f"TrainStep runs eagerly: {reason}. Its single ops are native where they are fastnn's: see "
+            "fastnn.convert. This is said once for each reason; to silence it: "
             'warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)',
             EagerStepWarning,
             stacklevel=_levels_out(),
@@ -392,6 +402,8 @@ class TrainStep:
         plan = self._find_plan()
         if isinstance(plan, Refused):
             return plan.reason
+        if plan.refused is not None and not self.native and plan.refused.is_believed():
+            return plan.refused.reason
         options = plan.loss_options()
         if isinstance(options, str):
             return options
@@ -424,12 +436,15 @@ class TrainStep:
             make_state(optimizer)
             taken = run(optimizer.param_groups, optimizer.state, *arguments)
         if type(taken) is int:
+            plan.refused = None
             if taken:
                 if plan.unused:
                     drop_gradients(plan.unused)
                 optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
             return taken
-        return "the optimizer has no state" if taken is None else str(taken).splitlines()[0]
+        reason = "the optimizer has no state" if taken is None else str(taken).splitlines()[0]
+        plan.refused = Refused(reason, plan.refused)
+        return reason
 
     def _graphed(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
         """Take the step by a replay of a CUDA graph, or leave everything as it is and say why not."""
@@ -460,6 +475,8 @@ class TrainStep:
 
     def _differentiate(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
         """The loss, whose gradients the parameters have then."""
+        if isinstance(target, Tensor) and target.dtype is torch.uint8 and takes_classes(self.loss):
+            target = target.long()  # torch takes uint8 with some options only, and 156 for -100
         loss = self.loss(self.model(*map(self._normalised, inputs)), target)
         loss.backward()
         return loss

@@ -51,6 +51,15 @@ def watch_module(watch: Any, module: torch.nn.Module) -> None:
             raise Refusal(f"{name} has its own {method}")
     for method in (*_CALL, "forward"):
         watch.class_item(kind, method, getattr(kind, method))
+    # Attributes of the module, parameters and buffers: a property of the class would come before them.
+    for table in (module.__dict__, module._parameters, module._buffers):
+        for key in table:
+            if not hasattr(kind, key):
+                watch.class_absent(kind, key)
+            elif hasattr(type(found := getattr(kind, key)), "__set__"):
+                raise Refusal(f"{name} has a property {key}")
+            else:
+                watch.class_item(kind, key, found)
     for hooks in _MODULE_HOOKS:
         _stays_empty(watch, module.__dict__[hooks], f"{name} has a hook")
     for replaced in ("forward", "_compiled_call_impl"):
