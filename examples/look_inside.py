@@ -15,8 +15,9 @@ Four looks inside:
 Here d score_c / d A_k[i, j] = W[c, k] / Z, so on the last block Grad-CAM is CAM / Z: their correlation must
 be 1. On the block before no theory says so, and they differ.
 
-The convolutions are torch's; linear layer (left to torch's op, small as it is), loss and Adam are fastnn's. Convolutions take nearly all of the
-time, so do not expect a speed-up here: the example shows that both mix, and how.
+The convolutions are torch's; linear layer, loss and Adam are fastnn's, which leaves a layer so small to
+torch. Convolutions take nearly all of the time, so do not expect a speed-up here: the example shows that both
+mix, and how.
 
     python examples/look_inside.py [--out DIR] [--small]
 
