@@ -6,8 +6,8 @@
 //   Huber              d^2 / 2                where |d| <= delta   d
 //                      delta (|d| - delta/2)  elsewhere            delta sign(d)
 //   binary cross-entropy of the logit y, with weights w and p of its class (1 where none are given)
-//                      w ((1 - t) y - (1 + (p - 1) t) log s)  w ((1 + (p - 1) t) s - p t),  s = 1 / (1 +
-//                      e^-y)
+//                      w ((1 - t) y - (1 + (p - 1) t) log s)  w ((1 + (p - 1) t) s - p t)
+//                      with s = 1 / (1 + e^-y)
 // sign(0) and sign(NaN) are 0, as torch has it. The cross-entropy is evaluated term by term as torch does it:
 // that decides what comes of infinities.
 //
@@ -130,7 +130,7 @@ template <class T, class Visit>
 void with_loss_rule(const TrainStepArgs& args, double scale, int64_t classes, const Visit& visit) {
   switch (args.loss_kind) {
     case TrainStepLoss::cross_entropy:
-      return;
+      return;  // ops/cross_entropy does that one
     case TrainStepLoss::squared_error:
       return visit(SquaredError<T>(scale));
     case TrainStepLoss::absolute_error:
