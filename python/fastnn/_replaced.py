@@ -22,6 +22,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fastnn import _losses
+
 _COMPILED = (BuiltinFunctionType, MethodDescriptorType, GetSetDescriptorType)
 _HOMES = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
 
@@ -112,9 +114,8 @@ functions = Names(
 # What only a training step stands in for.
 losses = Names(
     [
-        *((F, name) for name in ("log_softmax", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss")),
-        *((F, name) for name in ("huber_loss", "binary_cross_entropy_with_logits")),
-        (torch, "log_softmax"),
+        *((F, name) for name in _losses.KINDS if name != "cross_entropy"),
+        *((owner, "log_softmax") for owner in (F, torch)),
     ]
 )
 classes = Names(
@@ -125,8 +126,7 @@ classes = Names(
             for name in ("__call__", "forward")
             for kind in (
                 *("Linear", "ReLU", "Sigmoid", "Tanh", "GELU", "SiLU", "Sequential", "Flatten", "Identity"),
-                *("LogSoftmax", "CrossEntropyLoss", "NLLLoss", "MSELoss", "L1Loss", "SmoothL1Loss"),
-                *("HuberLoss", "BCEWithLogitsLoss"),
+                *("LogSoftmax", *(loss.module.__name__ for loss in _losses.KINDS.values())),
             )
         ),
         *((torch.Tensor, name) for name in (*_METHODS, "backward")),

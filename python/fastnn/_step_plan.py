@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnn import _autograd_hooks, _backend, _replaced, nn, optim
+from fastnn import _autograd_hooks, _backend, _losses, _replaced, nn, optim
 from fastnn._chain import LinearChain, linear_chain
 from fastnn._purity import Refusal
 from fastnn._step_graph import StepGraphs
@@ -21,31 +21,9 @@ from fastnn.optim._native import NativeOptimizer, _match_layout
 if TYPE_CHECKING:
     from fastnn._train_step import TrainStep
 
-Loss = Callable[[Any, Tensor], Tensor]
-
-_LOSS_MODULES: dict[type, str] = {
-    torch.nn.CrossEntropyLoss: "cross_entropy",
-    nn.CrossEntropyLoss: "cross_entropy",
-    torch.nn.NLLLoss: "nll_loss",
-    torch.nn.MSELoss: "mse_loss",
-    torch.nn.L1Loss: "l1_loss",
-    torch.nn.SmoothL1Loss: "smooth_l1_loss",
-    torch.nn.HuberLoss: "huber_loss",
-    torch.nn.BCEWithLogitsLoss: "binary_cross_entropy_with_logits",
-}
-_LOSS_FUNCTIONS: dict[Any, str] = {
-    F.cross_entropy: "cross_entropy",
-    cross_entropy: "cross_entropy",
-    F.nll_loss: "nll_loss",
-    F.mse_loss: "mse_loss",
-    F.l1_loss: "l1_loss",
-    F.smooth_l1_loss: "smooth_l1_loss",
-    F.huber_loss: "huber_loss",
-    F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
-}
-_WITH_WEIGHTS = frozenset({"cross_entropy", "nll_loss", "binary_cross_entropy_with_logits"})
-_THRESHOLDS = {"smooth_l1_loss": "beta", "huber_loss": "delta"}
-_NATIVE_LOSSES = ", ".join(dict.fromkeys(kind.__name__ for kind in _LOSS_MODULES))
+_losses.add_twin(torch.nn.CrossEntropyLoss, nn.CrossEntropyLoss)
+_losses.add_twin(F.cross_entropy, cross_entropy)
+_NATIVE_LOSSES = ", ".join(kind.module.__name__ for kind in _losses.KINDS.values())
 # What each optimizer, fastnn's or torch's, is updated as.
 _OPTIMIZERS: dict[type, type[NativeOptimizer]] = {
     kind: ours
@@ -194,7 +172,8 @@ class StepPlan:
         plain = self._plain_options.get(options["reduction"])
         if plain is None:
             return f"reduction={options['reduction']!r}"
-        if loss in _WITH_WEIGHTS:
+        kind = _losses.KINDS[loss]
+        if kind.takes_classes or loss == "binary_cross_entropy_with_logits":
             buffers = module._buffers
             if "weight" not in buffers:
                 return "the class weights are no buffer"
@@ -212,12 +191,11 @@ class StepPlan:
             return _as_options(
                 (loss, plain.reduction, ignore_index, smoothing, z_loss, 1.0, buffers["weight"], None)
             )
-        if loss in _THRESHOLDS:
-            name = _THRESHOLDS[loss]
-            threshold = options[name]
+        if kind.threshold is not None:
+            threshold = options[kind.threshold]
             positive = isinstance(threshold, (int, float)) and threshold >= 0
             if not positive or (threshold == 0 and loss == "huber_loss"):
-                return f"{name}={threshold!r}"
+                return f"{kind.threshold}={threshold!r}"
             return plain._replace(threshold=threshold)
         return plain
 
@@ -276,8 +254,7 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
     if reason is not None:
         return reason
     loss, optimizer = step.loss, step.optimizer
-    is_module = isinstance(loss, torch.nn.Module)
-    loss_name = _LOSS_MODULES.get(type(loss)) if is_module else _loss_function(loss)
+    loss_name = _losses.name_of(loss)
     if loss_name is None:
         given = getattr(loss, "__name__", type(loss).__name__)
         return (
@@ -308,20 +285,7 @@ def clears_by_itself(model: torch.nn.Module) -> bool:
     return "zero_grad" in model.__dict__ or type(model).zero_grad is not _torch_zero_grad
 
 
-def takes_classes(loss: Loss) -> bool:
-    """Whether it is a cross-entropy or negative log-likelihood that the native step knows."""
-    name = _LOSS_MODULES.get(type(loss)) if isinstance(loss, torch.nn.Module) else _loss_function(loss)
-    return name in ("cross_entropy", "nll_loss")
-
-
 def uses_adam(optimizer: torch.optim.Optimizer) -> bool:
     """Whether it is Adam or AdamW, and not a class of somebody's own."""
     update = _OPTIMIZERS.get(type(optimizer))
     return update is not None and update._op == "adam"
-
-
-def _loss_function(loss: Loss) -> str | None:
-    try:
-        return _LOSS_FUNCTIONS.get(loss)
-    except TypeError:  # not hashable
-        return None

@@ -16,19 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _autograd_hooks, _backend, _cuda_graph
+from fastnn import _autograd_hooks, _backend, _cuda_graph, _losses
 from fastnn._epoch import run_epoch
+from fastnn._losses import Loss
 from fastnn._parameter_list import ParameterList, drop_gradients
 from fastnn._step_graph import WarmUp
 from fastnn._step_plan import (
-    Loss,
     LossOptions,
     Refused,
     StepPlan,
     clears_by_itself,
     make_plan,
     make_state,
-    takes_classes,
 )
 from fastnn.nn.utils import clip_grad_norm_
 
@@ -475,11 +474,15 @@ class TrainStep:
 
     def _differentiate(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
         """The loss, whose gradients the parameters have then."""
-        if isinstance(target, Tensor) and target.dtype is torch.uint8 and takes_classes(self.loss):
+        if isinstance(target, Tensor) and target.dtype is torch.uint8 and self._takes_classes():
             target = target.long()  # torch takes uint8 with some options only, and 156 for -100
         loss = self.loss(self.model(*map(self._normalised, inputs)), target)
         loss.backward()
         return loss
+
+    def _takes_classes(self) -> bool:
+        name = _losses.name_of(self.loss)
+        return name is not None and _losses.KINDS[name].takes_classes
 
     def _normalised(self, input: Any) -> Any:
         if not isinstance(input, Tensor) or input.dtype is not torch.uint8:
