@@ -48,7 +48,7 @@ def test_disabled_and_reasons() -> None:
         (
             torch.randn(7, 6, dtype=torch.float64),
             classes_of(7, 5).int(),
-            "the target: fastnn: kernels do not take tensors of int32",
+            "the target: fastnn: kernels do not take tensors of dtype int32",
         ),
         (
             torch.randn(7, 6, dtype=torch.float64),

@@ -81,9 +81,12 @@ bool requires_grad(PyObject* tensor) {
 TensorView read_plain(PyObject* object) {
   static PyObject* const tensor = torch_attribute("torch", "Tensor");
   static PyObject* const parameter = torch_attribute("torch.nn", "Parameter");
-  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  if (type != tensor && type != parameter)
-    throw NotCovered(concat(Py_TYPE(object)->tp_name, " is no plain tensor"));
+  PyTypeObject* const type = Py_TYPE(object);
+  const auto is = [type](PyObject* of) { return type == reinterpret_cast<PyTypeObject*>(of); };
+  if (!is(tensor) && !is(parameter))
+    throw NotCovered(concat(type->tp_name, PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(tensor))
+                                               ? " is a tensor subclass"
+                                               : " is not a tensor"));
   TensorView view;
   if (!readable(object, view)) throw NotCovered("this torch has no DLPack exchange interface");
   return view;

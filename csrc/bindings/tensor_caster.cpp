@@ -70,7 +70,7 @@ std::string kind_name(const dlpack::DataType& type) {
     case dlpack::kBool:
       return "bool";
     default:
-      return "another dtype";
+      return "unknown to them";
   }
 }
 
@@ -99,7 +99,7 @@ bool read_tensor(PyObject* object, TensorView& view) {
                     " kernel was given a tensor of device type ", tensor.device.type);
   check<Unreadable>(tensor.ndim <= TensorView::kMaxDims, "fastnn: a tensor has ", tensor.ndim,
                     " dimensions, kernels take at most ", TensorView::kMaxDims);
-  check<Unreadable>(read_dtype(tensor.dtype, view.dtype), "fastnn: kernels do not take tensors of ",
+  check<Unreadable>(read_dtype(tensor.dtype, view.dtype), "fastnn: kernels do not take tensors of dtype ",
                     kind_name(tensor.dtype));
   view.ndim = tensor.ndim;
   int64_t dense = 1;
