@@ -424,6 +424,23 @@ def test_a_step_that_is_refused_again_and_again_is_not_tried_each_time() -> None
     native(strict, x, y)
 
 
+def test_an_epoch_looks_again() -> None:
+    """What the plan or the native call refused single steps for is not believed for all of an epoch."""
+    x, y = _batch()
+    model = chain([6, 8, 5])
+    step = _step("adam", model)
+    hook = model[0].weight.register_hook(lambda grad: grad)
+    watched = model[0].register_forward_hook(lambda *_: None)
+    for _ in range(6):
+        assert "hook" in reason(step, x, y)
+    watched.remove()
+    for _ in range(12):
+        assert "hook" in reason(step, x, y)
+    hook.remove()
+    decisions = fastnn.explain(step.epoch, x, y, 3).decisions
+    assert [d.reason for d in decisions if d.op == "train_epoch"] == [None, None]
+
+
 def test_an_option_that_the_loss_lacks_is_torchs_error() -> None:
     """As in a loss out of a pickle of an older torch."""
     x, y = _batch()

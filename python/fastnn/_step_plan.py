@@ -255,8 +255,8 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
         return reason
     loss, optimizer = step.loss, step.optimizer
     loss_name = _losses.name_of(loss)
+    given = getattr(loss, "__name__", type(loss).__name__)
     if loss_name is None:
-        given = getattr(loss, "__name__", type(loss).__name__)
         return (
             f"no native loss for {given}: there are {_NATIVE_LOSSES} with their options, none of their "
             "subclasses, and torch's functions of that name"
@@ -270,10 +270,9 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
     if isinstance(chain, str):
         return f"the model is no chain of linear layers: {chain}"
     if chain.log_softmax != (loss_name == "nll_loss"):
-        name = getattr(loss, "__name__", type(loss).__name__)
         if chain.log_softmax:
-            return f"after log_softmax NLLLoss is native, and not {name}"
-        return f"{name} is native where the model ends in log_softmax, and this one does not"
+            return f"after log_softmax NLLLoss is native, and not {given}"
+        return f"{given} is native where the model ends in log_softmax, and this one does not"
     try:
         return StepPlan(step, chain, loss_name, update._op)
     except Refusal as refusal:

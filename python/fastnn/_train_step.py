@@ -21,14 +21,7 @@ from fastnn._epoch import run_epoch
 from fastnn._losses import Loss
 from fastnn._parameter_list import ParameterList, drop_gradients
 from fastnn._step_graph import WarmUp
-from fastnn._step_plan import (
-    LossOptions,
-    Refused,
-    StepPlan,
-    clears_by_itself,
-    make_plan,
-    make_state,
-)
+from fastnn._step_plan import LossOptions, Refused, StepPlan, clears_by_itself, make_plan, make_state
 from fastnn.nn.utils import clip_grad_norm_
 
 
@@ -161,8 +154,9 @@ class TrainStep:
     (:class:`fastnn.EagerStepWarning`); ``fastnn.explain(step, x, y)``, which takes a step, says why at any
     time, and ``native=True`` makes it an error. Whether the native call is possible is looked at in every
     call, so hooks (of modules and optimizers, of parameters and their gradient accumulators, for saved
-    tensors), replaced methods of torch's classes, frozen layers or replaced parameters are respected (after
-    an obstacle in the model is gone it may take some tens of calls until that is noticed).
+    tensors), replaced methods of torch's classes, frozen layers or replaced parameters are respected. After
+    an obstacle that was met several times in a row is gone, it may take some tens of steps until that is
+    noticed; `epoch` looks each time.
     Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too, not
     under ``torch.inference_mode()``.
 
@@ -356,6 +350,8 @@ class TrainStep:
             Whatever else model, loss and optimizer raise.
         """
         with self._lock:
+            if isinstance(self._plan, Refused):
+                self._plan.left = 0  # so many steps are worth a look
             return run_epoch(self, images, labels, batch_size, permutation, lr)
 
     def _tell(self, reason: str) -> None:
@@ -385,6 +381,9 @@ class TrainStep:
 
     def _native(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
         """Take the step natively, or leave everything as it is and say why that cannot be."""
+        known = self._plan.refused if isinstance(self._plan, StepPlan) else None
+        if known is not None and not self.native and known.is_believed():
+            return known.reason
         ready = self._ready(inputs)
         if isinstance(ready, str):
             return ready
@@ -401,8 +400,6 @@ class TrainStep:
         plan = self._find_plan()
         if isinstance(plan, Refused):
             return plan.reason
-        if plan.refused is not None and not self.native and plan.refused.is_believed():
-            return plan.refused.reason
         options = plan.loss_options()
         if isinstance(options, str):
             return options
