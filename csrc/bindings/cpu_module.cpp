@@ -31,6 +31,7 @@ PYBIND11_MODULE(_cpu, m) {
   register_plain_call(m);
   register_polyak(m);
   register_probe(m);
+  register_program(m);
   register_relu(m);
   register_rmsprop(m);
   register_sgd(m);

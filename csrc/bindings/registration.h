@@ -18,6 +18,7 @@ void register_mlp(pybind11::module_& m);
 void register_plain_call(pybind11::module_& m);
 void register_polyak(pybind11::module_& m);
 void register_probe(pybind11::module_& m);
+void register_program(pybind11::module_& m);
 void register_relu(pybind11::module_& m);
 void register_rmsprop(pybind11::module_& m);
 void register_sgd(pybind11::module_& m);

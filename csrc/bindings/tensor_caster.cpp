@@ -52,6 +52,8 @@ bool read_dtype(const dlpack::DataType& from, DType& to) {
       return to = DType::i64, from.bits == 64;
     case dlpack::kUInt:
       return to = DType::u8, from.bits == 8;
+    case dlpack::kBool:
+      return to = DType::b8, from.bits == 8;
     default:
       return false;
   }

@@ -16,6 +16,8 @@ const char* dtype_name(DType dtype) {
       return "uint8";
     case DType::i64:
       return "int64";
+    case DType::b8:
+      return "bool";
   }
   return "?";
 }

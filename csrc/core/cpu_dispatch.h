@@ -17,6 +17,7 @@
 #include "ops/sgd/sgd.h"
 #include "ops/train_step/train_step.h"
 #include "ops/vec_math/vec_math.h"
+#include "program/instruction.h"
 
 namespace fastnn {
 
@@ -31,6 +32,7 @@ struct CpuKernels {
   PairMicrokernels pair_microkernels;
   PolyakKernels polyak;
   ProbeKernels probe;
+  ProgramKernels program;
   ReluKernels relu;
   RmspropKernels rmsprop;
   SgdKernels sgd;

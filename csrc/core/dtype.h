@@ -5,7 +5,7 @@
 
 namespace fastnn {
 
-enum class DType : uint8_t { f32, f64, bf16, f16, u8, i64 };
+enum class DType : uint8_t { f32, f64, bf16, f16, u8, i64, b8 };  // b8: bool, a byte that is 0 or 1
 
 // Storage types: kernels convert to float to compute (core/simd.h) and back to store.
 struct bfloat16 {
@@ -28,11 +28,12 @@ constexpr int64_t dtype_size(DType dtype) {
     case DType::f16:
       return 2;
     case DType::u8:
+    case DType::b8:
       return 1;
   }
   return 0;
 }
 
-constexpr bool is_floating(DType dtype) { return dtype != DType::u8 && dtype != DType::i64; }
+constexpr bool is_floating(DType dtype) { return dtype <= DType::f16; }
 
 }  // namespace fastnn

@@ -15,6 +15,7 @@ CpuKernels kernel_table() {
       pair_microkernel_for,
       polyak_kernels(),
       probe_kernels(),
+      program_kernels(),
       relu_kernels(),
       rmsprop_kernels(),
       sgd_kernels(),

@@ -1,0 +1,46 @@
+// Instructions of a captured step: what the recorder (python/fastnn/capture/) made of torch's ops.
+//
+// A kernel is given tensors of fixed shapes whose addresses change from call to call. It runs on a team
+// (core/team.h): it shares its work by parallel_for, no value depends on the number of threads, and results
+// are as torch's, NaN and infinity included. Operands have any strides, those of results too; a result may
+// be the very same view as an input only where the instruction's contract says so. Empty tensors are legal.
+#pragma once
+
+#include <cstdint>
+
+#include "core/tensor_view.h"
+
+namespace fastnn {
+
+struct Instruction;
+using InstructionKernel = void (*)(const Instruction&);
+
+struct Instruction {
+  InstructionKernel run;
+  const TensorView* operands;  // results first, then inputs
+  const double* numbers;
+  const int64_t* code;
+  int64_t operand_count, number_count, code_count;
+};
+
+struct NamedInstruction {
+  const char* name;
+  InstructionKernel run;
+};
+
+// What one file defines. Each instruction's contract stands above its kernel.
+struct InstructionFamily {
+  const NamedInstruction* instructions;
+  int64_t count;
+};
+
+struct ProgramKernels {
+  InstructionKernel (*find)(const char* name);  // null where there is none of that name
+};
+
+namespace FASTNN_ISA {
+InstructionFamily copy_instructions();
+ProgramKernels program_kernels();
+}
+
+}  // namespace fastnn

@@ -1,0 +1,77 @@
+"""The table from torch's ops to instructions, and what its rules are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fastnn.capture.ir import (
+    Elementwise,
+    Expr,
+    Instruction,
+    Node,
+    Storage,
+    View,
+    contiguous_strides,
+)
+
+# A rule is given the results that torch's op had (one View, or a list of them and of None where it had
+# several) and its arguments with a View for each tensor, and calls `low` for what computes the results. In
+# an op that writes in place, the result is the argument's own view. What it does not cover it refuses with
+# `Unsupported`, and the op is an island.
+Rule = Callable[..., None]
+
+RULES: dict[str, Rule] = {}
+
+
+def lowers(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for torch's ops, by names like ``add.Tensor``: ``rule(low, out, *args, **kwargs)``."""
+
+    def register(rule: Rule) -> Rule:
+        for name in names:
+            RULES[name] = rule
+        return rule
+
+    return register
+
+
+class Lowering:
+    """Collects what rules emit."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+
+    def emit(
+        self,
+        name: str,
+        outs: Sequence[View],
+        ins: Sequence[View],
+        numbers: Sequence[float] = (),
+        code: Sequence[int] = (),
+    ) -> None:
+        """Append a native instruction."""
+        self.nodes.append(
+            Instruction(name, list(outs), list(ins), [float(n) for n in numbers], [int(c) for c in code])
+        )
+
+    def elementwise(self, out: View, expr: Expr, dtype: torch.dtype | None = None) -> None:
+        """Append ``out = expr``, computed in `dtype`, by default that of `out`."""
+        self.nodes.append(Elementwise(out, expr, dtype or out.dtype))
+
+    def temporary(self, shape: Sequence[int], dtype: torch.dtype) -> View:
+        """Memory for what no op of torch's has as its result, contiguous."""
+        dims = tuple(shape)
+        view = View(Storage(0), 0, dims, contiguous_strides(dims), dtype)
+        view.storage.bytes = view.numel * dtype.itemsize
+        return view
+
+
+def lower(low: Lowering, name: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Append what computes an op; whether there is a rule for it. Raises `Unsupported` as the rule does."""
+    rule = RULES.get(name)
+    if rule is None:
+        return False
+    rule(low, out, *args, **kwargs)
+    return True
