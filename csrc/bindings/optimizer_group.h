@@ -223,6 +223,24 @@ class OptimizerStep : protected OptimizerGroup {
     check_disjoint();
   }
 
+  // The same with gradients that lie elsewhere: gradient_of(param) is null where there is none, else the
+  // address of one that has the parameter's dtype and memory order.
+  template <class GradientOf>
+  void prepare_with(const GradientOf& gradient_of) {
+    PyObject* params = parameters();
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
+      PyObject* param = PyList_GET_ITEM(params, i);
+      const void* const grad = gradient_of(param);
+      if (!grad) continue;
+      Tensor tensor{};
+      const TensorView p = read_param(param, tensor);
+      tensor.grad = grad;
+      read_state(param, p, tensor);
+      tensors_.push_back(tensor);
+    }
+    check_disjoint();
+  }
+
   // Takes the step; returns the tensors that were written.
   pybind11::list run() {
     commit();

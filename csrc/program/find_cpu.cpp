@@ -1,4 +1,5 @@
-// Instructions by name.
+// Instructions by name, and a run of them.
+#include "core/parallel.h"
 #include "program/instruction.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -20,8 +21,22 @@ InstructionKernel find(const char* name) {
   return nullptr;
 }
 
+int64_t run(const Instruction* instructions, int64_t count, int64_t threads) {
+  int64_t done = count;
+  run_as_team(threads, [&] {
+    for (int64_t i = 0; i < count; ++i) {
+      instructions[i].run(instructions[i]);
+      if (instructions[i].bad_index && *instructions[i].bad_index != -1) {
+        if (leads_team()) done = i;
+        return;
+      }
+    }
+  });
+  return done;
+}
+
 }  // namespace
 
-ProgramKernels program_kernels() { return {find}; }
+ProgramKernels program_kernels() { return {find, run}; }
 
 }  // namespace fastnn::FASTNN_ISA

@@ -21,6 +21,7 @@ struct Instruction {
   const double* numbers;
   const int64_t* code;
   int64_t operand_count, number_count, code_count;
+  const int64_t* bad_index;  // -1 where all is well, after an instruction that checks indices; null for others
 };
 
 struct NamedInstruction {
@@ -36,6 +37,9 @@ struct InstructionFamily {
 
 struct ProgramKernels {
   InstructionKernel (*find)(const char* name);  // null where there is none of that name
+  // Runs them in order on up to `threads` threads as one team. Returns the number of those that ran without a
+  // bad index: `count`, where all is well.
+  int64_t (*run)(const Instruction* instructions, int64_t count, int64_t threads);
 };
 
 namespace FASTNN_ISA {

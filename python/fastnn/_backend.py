@@ -140,9 +140,9 @@ except (ImportError, AttributeError) as error:
     _no_checks = str(error)
 
 
-def _plain_call() -> Any:
-    """What asks most of `torch_reason` in one call, knowing the answers where nothing is special."""
-    quiet = [
+def quiet_states() -> list[tuple[Callable[[], Any], Any]]:
+    """Most of what `torch_reason` asks, with the answers where nothing is special: always the same objects."""
+    return [
         (_functorch_level, None),
         (_dispatch_modes, 0),
         (_function_modes, 0),
@@ -150,7 +150,6 @@ def _plain_call() -> Any:
         (_jit_state, None),
         (_replaced.functions.unchanged, True),
     ]
-    return cpu.PlainCall(_PLAIN_TYPES, quiet)
 
 
 cpu, cpu_missing = _load_cpu()
@@ -158,7 +157,7 @@ if cpu_missing is None:
     _replaced.functions.watch(cpu.Watch())
     _replaced.classes.watch(cpu.Watch())
     _replaced.losses.watch(cpu.Watch())
-    _is_plain_call = _plain_call()
+    _is_plain_call = cpu.PlainCall(_PLAIN_TYPES, quiet_states())
 else:
     warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)
 

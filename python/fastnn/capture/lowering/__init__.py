@@ -1,1 +1,5 @@
 """Native instructions for torch's ops: one file for each kind of op."""
+
+from fastnn.capture.lowering.table import Lowering, lower
+
+__all__ = ["Lowering", "lower"]

@@ -1,0 +1,122 @@
+#include "bindings/arguments.h"
+
+#include <cstring>
+#include <string>
+
+#include "bindings/optimizer_group.h"
+#include "bindings/tensor_caster.h"
+#include "core/check.h"
+
+namespace py = pybind11;
+
+namespace fastnn {
+
+TensorView described_view(int64_t dtype, const py::handle& shape, const py::handle& strides) {
+  TensorView view;
+  view.dtype = static_cast<DType>(dtype);
+  const auto dims = py::reinterpret_borrow<py::sequence>(shape);
+  const auto steps = py::reinterpret_borrow<py::sequence>(strides);
+  check(dims.size() <= TensorView::kMaxDims && dims.size() == steps.size(), "program: a tensor has ",
+        dims.size(), " dimensions");
+  view.ndim = static_cast<int>(dims.size());
+  for (int d = 0; d < view.ndim; ++d) {
+    view.shape[d] = dims[static_cast<size_t>(d)].cast<int64_t>();
+    view.strides[d] = view.shape[d] == 1 ? 0 : steps[static_cast<size_t>(d)].cast<int64_t>();
+  }
+  return view;
+}
+
+bool same_description(const TensorView& a, const TensorView& b) {
+  if (a.dtype != b.dtype || a.ndim != b.ndim) return false;
+  for (int d = 0; d < a.ndim; ++d)
+    if (a.shape[d] != b.shape[d] || a.strides[d] != b.strides[d]) return false;
+  return true;
+}
+
+Arguments::Arguments(const py::tuple& spec) {
+  const auto kind = spec[0].cast<std::string>();
+  if (kind == "tensor") {
+    kind_ = Kind::tensor;
+    view_ = described_view(spec[1].cast<int64_t>(), spec[2], spec[3]);
+    return;
+  }
+  kind_ = kind == "value" ? Kind::value : kind == "sequence" ? Kind::sequence : Kind::dict;
+  if (kind_ == Kind::dict)
+    for (const py::handle key : spec[1]) keys_.push_back(py::reinterpret_borrow<py::object>(key));
+  else
+    object_ = spec[1];
+  if (kind_ != Kind::value)
+    for (const py::handle child : spec[2])
+      children_.emplace_back(py::reinterpret_borrow<py::tuple>(child));
+}
+
+// Subclasses of tensors and those that autograd follows are not what was recorded.
+bool Arguments::match_tensor(PyObject* object, TensorView& view) const {
+  static PyObject* const tensor = torch_attribute("torch", "Tensor");
+  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != tensor) return false;
+  try {
+    if (!read_tensor(object, view) || !same_description(view, view_) || requires_grad(object)) return false;
+    check_not_negated(object);
+  } catch (const Unreadable&) {
+    return false;
+  } catch (const NotCovered&) {
+    return false;
+  } catch (const py::error_already_set&) {
+    return false;
+  }
+  return true;
+}
+
+bool Arguments::match(PyObject* arguments, std::vector<PyObject*>& tensors,
+                      std::vector<TensorView>& views) const {
+  switch (kind_) {
+    case Kind::tensor: {
+      TensorView view;
+      if (!match_tensor(arguments, view)) return false;
+      tensors.push_back(arguments);
+      views.push_back(view);
+      return true;
+    }
+    case Kind::value: {
+      if (arguments == object_.ptr()) return true;
+      if (Py_TYPE(arguments) != Py_TYPE(object_.ptr())) return false;
+      if (PyFloat_CheckExact(arguments)) {  // -0.0 is not 0.0, and a NaN is itself
+        const double a = PyFloat_AS_DOUBLE(arguments), b = PyFloat_AS_DOUBLE(object_.ptr());
+        return std::memcmp(&a, &b, sizeof(a)) == 0;
+      }
+      const int equal = PyObject_RichCompareBool(arguments, object_.ptr(), Py_EQ);
+      if (equal < 0) PyErr_Clear();
+      return equal == 1;
+    }
+    case Kind::sequence: {
+      if (reinterpret_cast<PyObject*>(Py_TYPE(arguments)) != object_.ptr()) return false;
+      const Py_ssize_t size = PySequence_Fast_GET_SIZE(arguments);
+      if (static_cast<size_t>(size) != children_.size()) return false;
+      for (Py_ssize_t i = 0; i < size; ++i)
+        if (!children_[static_cast<size_t>(i)].match(PySequence_Fast_GET_ITEM(arguments, i), tensors, views))
+          return false;
+      return true;
+    }
+    case Kind::dict: {
+      if (!PyDict_CheckExact(arguments) || static_cast<size_t>(PyDict_GET_SIZE(arguments)) != keys_.size())
+        return false;
+      for (size_t i = 0; i < keys_.size(); ++i) {
+        PyObject* const value = PyDict_GetItemWithError(arguments, keys_[i].ptr());
+        if (!value) PyErr_Clear();
+        if (!value || !children_[i].match(value, tensors, views)) return false;
+      }
+      return true;
+    }
+  }
+  return false;
+}
+
+int Arguments::traverse(visitproc visit, void* arg) const {
+  Py_VISIT(object_.ptr());
+  for (const py::object& key : keys_) Py_VISIT(key.ptr());
+  for (const Arguments& child : children_)
+    if (const int stop = child.traverse(visit, arg)) return stop;
+  return 0;
+}
+
+}  // namespace fastnn

@@ -1,0 +1,328 @@
+"""A captured function: which of its programs serves a call, and how it comes by one."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnn import _backend
+from fastnn._train_step import EagerStepWarning
+from fastnn.capture.check import compare
+from fastnn.capture.ir import Storage, Unsupported, View
+from fastnn.capture.islands import view_of
+from fastnn.capture.program import Builder, Gradients, Program
+from fastnn.capture.recorder import Recorder, Tape, tensors_in
+from fastnn.capture.signature import Signature, signature
+
+_PROGRAMS = 8  # kept, the most recently used
+_SIGNATURES = 64  # known; who calls with more of them gains nothing from programs
+_RECORDINGS = 8  # of one signature, before it is given up: what the function reaches changes every time
+
+
+class Known:
+    """What is known of the calls with one signature."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.surveyed = False
+        self.recordings = 0
+        self.refused: str | None = None
+        # Parameters whose .grad the function may set: what it does with it shows in a later call.
+        self.leaves: dict[int, Tensor] = {}
+
+
+class Captured:
+    """What :func:`fastnn.capture` returns."""
+
+    def __init__(self, fn: Callable[..., Any], *, native: bool, check: bool, keep_grad: bool) -> None:
+        """See :func:`fastnn.capture`."""
+        functools.update_wrapper(self, fn)
+        self._fn = fn
+        self._options = {"native": native, "check": check, "keep_grad": keep_grad}
+        self._programs: list[Program] = []
+        self._known: OrderedDict[Hashable, Known] = OrderedDict()
+        self._told: set[str] = set()
+        self._bound: weakref.WeakKeyDictionary[Any, Captured] = weakref.WeakKeyDictionary()
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The recordings in use, the last used first."""
+        return tuple(self._programs)
+
+    def __repr__(self) -> str:
+        """The function and how many programs it has."""
+        return f"fastnn.capture({self._fn!r}), {len(self._programs)} programs"
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """A method captured for one object: its programs are the object's own."""
+        if instance is None:
+            return self
+        try:
+            bound = self._bound.get(instance)
+            if bound is None:
+                bound = Captured(_method(self._fn, instance), **self._options)
+                self._bound[instance] = bound
+        except TypeError:  # cannot be hashed, or not weakly referenced
+            return self._fn.__get__(instance, owner)
+        return bound
+
+    def __reduce__(self) -> Any:
+        """Programs stay behind: they are made of this process's memory."""
+        return _again, (self._fn, self._options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function, by a program where there is one for these arguments."""
+        programs = self._programs
+        for i, program in enumerate(programs):
+            if program.checked is None:
+                continue
+            result = program.native.run((args, kwargs))
+            if result is not NotImplemented:
+                if i:
+                    programs.insert(0, programs.pop(i))
+                return result
+        return self._without_program(args, kwargs)
+
+    def _without_program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _backend.torch_reason() is not None:  # disabled, compiling, under another recorder: no refusal
+            return self._fn(*args, **kwargs)
+        try:
+            called = signature(args, kwargs)
+            known = self._find(called.key)
+        except Unsupported as reason:
+            self._tell(str(reason))
+            return self._fn(*args, **kwargs)
+        if known.refused is not None:
+            self._tell(known.refused)
+            return self._fn(*args, **kwargs)
+        for program in self._programs:
+            if program.checked is None and program.key == called.key:
+                return self._check(program, known, args, kwargs)
+        return self._record(called, known, args, kwargs)
+
+    def _find(self, key: Hashable) -> Known:
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) == _SIGNATURES:
+                raise Unsupported(f"it has been called with {_SIGNATURES} different signatures")
+            known = self._known[key] = Known()
+        return known
+
+    def _tell(self, reason: str) -> None:
+        name = getattr(self._fn, "__qualname__", repr(self._fn))
+        if self._options["native"]:
+            raise RuntimeError(f"capture: {name} cannot be recorded: {reason}")
+        if _backend.is_recording():
+            _backend.decide("capture", reason)
+        if reason not in self._told:
+            self._told.add(reason)
+            warnings.warn(
+                f"fastnn.capture runs {name} eagerly: {reason}. native=True makes this an error; "
+                "warnings.simplefilter('ignore', fastnn.EagerStepWarning) silences it.",
+                EagerStepWarning,
+                stacklevel=4,
+            )
+
+    def _check(
+        self, program: Program, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        result, difference = compare(
+            program, (args, kwargs), list(known.leaves.values()), lambda: self._fn(*args, **kwargs)
+        )
+        if difference is None:
+            program.checked = True
+        else:
+            self._programs.remove(program)
+            known.refused = f"the self-check found a difference: {difference}"
+            self._tell(known.refused)
+        return result
+
+    def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before = {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}
+        recorder = Recorder(called.tensors)
+        with _backend.disabled(), recorder:
+            result = self._fn(*args, **kwargs)
+        known.leaves = recorder.leaves
+        news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
+        if recorder.refused is not None:
+            known.refused = recorder.refused
+        elif known.surveyed and not news:
+            known.recordings += 1
+            try:
+                self._add(_assemble(called, recorder, before, result, self._options["keep_grad"]), called)
+            except Unsupported as reason:
+                known.refused = str(reason)
+            if known.recordings == _RECORDINGS:
+                known.refused = "what it reaches is another at every call"
+        known.surveyed = True
+        if known.refused is not None:
+            self._tell(known.refused)
+        return result
+
+    def _add(self, program: Program, called: Signature) -> None:
+        program.key = called.key
+        program.checked = None if self._options["check"] else False
+        self._programs.insert(0, program)
+        del self._programs[_PROGRAMS:]
+
+
+def _method(fn: Callable[..., Any], instance: Any) -> Callable[..., Any]:
+    """`fn` as a method of `instance`, which it does not keep alive."""
+    reference = weakref.ref(instance)
+
+    @functools.wraps(fn)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return fn(reference(), *args, **kwargs)
+
+    return method
+
+
+def _again(fn: Callable[..., Any], options: dict[str, bool]) -> Captured:
+    return Captured(fn, **options)
+
+
+def _assemble(
+    called: Signature,
+    recorder: Recorder,
+    before: dict[int, tuple[Tensor, Tensor | None]],
+    result: Any,
+    keep_grad: bool,
+) -> Program:
+    tape = recorder.tape
+    fresh = set(map(id, tape.fresh))
+    gradients = _gradients(recorder, before, fresh, keep_grad)
+    returned = [recorder.view(t) for t in tensors_in(result)]
+    for t in tensors_in(result):
+        if t.grad_fn is not None or (t.requires_grad and id(recorder.view(t).storage) in fresh):
+            raise Unsupported("it returns a tensor with an autograd graph: return loss.detach()")
+    results = [view for view in returned if id(view.storage) in fresh]
+    _adopt_survivors(recorder, fresh, [*results, *(view for _, view in gradients.kept)])
+    builder = Builder(tape, called, gradients, results, _watch(tape))
+    return builder.build(_maker(result, builder, recorder))
+
+
+def _watch(tape: Tape) -> Any:
+    """Notices what changes in the modules that were called: training or evaluation, other parameters."""
+    watch = _backend.cpu.Watch()
+    for module in {id(m): m for m in tape.modules}.values():
+        watch.item(module.__dict__, "training", module.training)
+        watch.content(module.__dict__["_parameters"])
+        watch.content(module.__dict__["_modules"])
+    return watch
+
+
+def _gradients(
+    recorder: Recorder, before: dict[int, tuple[Tensor, Tensor | None]], fresh: set[int], keep_grad: bool
+) -> Gradients:
+    """What became of the gradients, which says what is to become of them."""
+    found = Gradients()
+    for key, leaf in recorder.leaves.items():
+        old, new = before.get(key, (leaf, None))[1], leaf.grad
+        old_storage = None if old is None else recorder.storage_of(old)
+        if old is not None and old_storage is not None:  # it was read, or written
+            if new is not None and new is not old:
+                raise Unsupported("a gradient is replaced by what was made of it")
+            found.state[id(old_storage)] = leaf
+        if new is old:
+            continue
+        if new is None:
+            found.cleared.append(leaf)
+            continue
+        view = recorder.view(new)
+        if id(view.storage) not in fresh:
+            raise Unsupported("a gradient is memory that was there before")
+        if new.requires_grad:
+            raise Unsupported("a gradient has an autograd graph that outlives the call")
+        if old is None:
+            found.absent.append(leaf)
+        if old is None or keep_grad:
+            found.kept.append((leaf, view))
+        else:
+            found.cleared.append(leaf)  # the function itself drops what the call before has left
+    return found
+
+
+def _adopt_survivors(recorder: Recorder, fresh: set[int], known: list[View]) -> None:
+    """What somebody outside the function holds is written at each call, where it lies."""
+    expected = {id(view.storage) for view in known}
+    for leaf in recorder.leaves.values():
+        if leaf.grad is not None and (storage := recorder.storage_of(leaf.grad)) is not None:
+            expected.add(id(storage))
+    held: dict[int, tuple[Storage, Tensor]] = {}
+    for storage, tensor in recorder.survivors():
+        if id(storage) in fresh and id(storage) not in expected:
+            held[id(storage)] = (storage, tensor)
+    for storage, tensor in held.values():
+        if tensor.requires_grad:
+            raise Unsupported("an autograd graph outlives the call")
+        storage.tensor = tensor
+        recorder.tape.externals.append(storage)
+
+
+def _maker(result: Any, builder: Builder, recorder: Recorder) -> int | Callable[..., Any]:
+    """What makes the function's result from the arguments' tensors and the outputs."""
+    if isinstance(result, Tensor):
+        view = recorder.view(result)
+        if view.storage in builder.outputs and builder.is_whole(view):
+            return builder.outputs.index(view.storage)
+    makers = {id(t): _tensor_maker(t, builder, recorder) for t in tensors_in(result)}
+
+    def make(inputs: list[Tensor], outputs: list[Tensor]) -> Any:
+        return _rebuild(result_shape, inputs, outputs)
+
+    result_shape = _replace_tensors(result, makers)
+    return make
+
+
+class _Maker:
+    def __init__(self, make: Callable[[list[Tensor], list[Tensor]], Tensor]) -> None:
+        self.make = make
+
+
+def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
+    view = recorder.view(t)
+    if view.storage in builder.outputs:
+        number = builder.outputs.index(view.storage)
+        if builder.is_whole(view):
+            return _Maker(lambda inputs, outputs: outputs[number])
+        return _Maker(lambda inputs, outputs: view_of(outputs[number], view))
+    for i, given in enumerate(builder.signature.tensors):
+        if given is t:
+            return _Maker(lambda inputs, outputs: inputs[i])
+    if id(view.storage) in builder.inputs:
+        resolve = builder.resolver(view)
+        return _Maker(resolve)
+    return _Maker(lambda inputs, outputs: t)
+
+
+def _replace_tensors(x: Any, makers: dict[int, _Maker]) -> Any:
+    if isinstance(x, Tensor):
+        return makers[id(x)]
+    if isinstance(x, tuple):
+        parts = [_replace_tensors(part, makers) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+    if isinstance(x, list):
+        return [_replace_tensors(part, makers) for part in x]
+    if isinstance(x, dict):
+        return {key: _replace_tensors(part, makers) for key, part in x.items()}
+    return x
+
+
+def _rebuild(x: Any, inputs: list[Tensor], outputs: list[Tensor]) -> Any:
+    if isinstance(x, _Maker):
+        return x.make(inputs, outputs)
+    if isinstance(x, tuple):
+        parts = [_rebuild(part, inputs, outputs) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+    if isinstance(x, list):
+        return [_rebuild(part, inputs, outputs) for part in x]
+    if isinstance(x, dict):
+        return {key: _rebuild(part, inputs, outputs) for key, part in x.items()}
+    return x

@@ -1,0 +1,2 @@
+def fuse_epilogues(nodes, kept=()):
+    return list(nodes)

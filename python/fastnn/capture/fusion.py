@@ -1,0 +1,2 @@
+def fuse(nodes, kept=()):
+    return list(nodes)

@@ -1,0 +1,351 @@
+"""From what was recorded to a program that the native side runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnn import _backend
+from fastnn._watch import watch_optimizer
+from fastnn.capture.epilogues import fuse_epilogues
+from fastnn.capture.fusion import fuse
+from fastnn.capture.ir import Elementwise, Instruction, Island, Node, OptimizerStep, Storage, Unsupported, View
+from fastnn.capture.islands import Resolve, call_island, call_optimizer, in_bytes, view_of
+from fastnn.capture.lowering import Lowering, lower
+from fastnn.capture.lowering.indexing import CHECKED
+from fastnn.capture.memory import Arena, without_dead
+from fastnn.capture.recorder import Op, Step, Tape, views_in
+from fastnn.capture.signature import DTYPES, Signature, strides_that_matter
+from fastnn.optim._native import _match_layout
+
+# The rules of csrc/bindings/program.cpp, by the class of torch's optimizer.
+_RULES = {
+    torch.optim.Adam: "adam",
+    torch.optim.AdamW: "adam",
+    torch.optim.SGD: "sgd",
+    torch.optim.RMSprop: "rmsprop",
+    torch.optim.Adagrad: "adagrad",
+}
+
+
+@dataclass
+class Gradients:
+    """What becomes of ``.grad`` in a call.
+
+    Attributes:
+        state: the parameter whose ``.grad`` some memory is, at each call.
+        absent: parameters that have none before a call.
+        cleared: parameters that have none after it.
+        kept: parameters that get one, and where it lies.
+    """
+
+    state: dict[int, Tensor] = field(default_factory=dict)  # by id of the Storage
+    absent: list[Tensor] = field(default_factory=list)
+    cleared: list[Tensor] = field(default_factory=list)
+    kept: list[tuple[Tensor, View]] = field(default_factory=list)
+
+
+@dataclass
+class Program:
+    """One recording, ready to be replayed; ``update.programs`` lists them.
+
+    Attributes:
+        instructions: the names of the native instructions, in order.
+        islands: the ops that torch runs, each with the reason.
+        optimizers: the classes of the optimizers whose steps it takes.
+        arena_bytes: memory that it keeps for what it computes.
+        checked: whether it has been compared with torch; None while that is to be done.
+    """
+
+    native: Any
+    instructions: tuple[str, ...]
+    islands: tuple[tuple[str, str], ...]
+    optimizers: tuple[str, ...]
+    arena_bytes: int
+    reached: list[Tensor]  # tensors that were there before, through which it reaches their memory
+    steps: list[OptimizerStep]
+    generators: list[torch.Generator]
+    dropped: list[Tensor]  # parameters whose gradients it does not keep
+    key: Hashable = None
+    checked: bool | None = None
+
+
+def lowered(tape: Tape) -> list[Node]:
+    """Instructions for the ops of a recording; islands where there are none."""
+    low = Lowering()
+    for entry in tape.entries:
+        if isinstance(entry, Step):
+            low.nodes.append(OptimizerStep(entry.optimizer, *_in_order(low, entry)))
+            continue
+        before = len(low.nodes)
+        name = entry.schema.name
+        out = list(entry.results) if isinstance(entry.results, (tuple, list)) and not isinstance(
+            entry.results, View
+        ) else entry.results
+        try:
+            if lower(low, name, out, entry.args, entry.kwargs):
+                continue
+            reason = "no native instruction"
+        except Unsupported as unsupported:
+            reason = str(unsupported)
+        del low.nodes[before:]
+        low.nodes.append(_island(entry, reason))
+    return low.nodes
+
+
+def _in_order(low: Lowering, step: Step) -> tuple[list[tuple[Tensor, View]], list[View]]:
+    """Gradients with the memory order of their parameters."""
+    gradients = []
+    for (param, grad), view in zip(step.gradients, step.parameters, strict=True):
+        if _same_layout(grad, view):
+            gradients.append((param, grad))
+            continue
+        if not view.is_dense:
+            raise Unsupported("a parameter does not fill one block of memory")
+        ordered = low.temporary(view.shape, view.dtype).with_shape(view.shape, view.strides)
+        low.elementwise(ordered, grad)
+        gradients.append((param, ordered))
+    return gradients, step.parameters
+
+
+def _same_layout(a: View, b: View) -> bool:
+    return a.dtype is b.dtype and (a.shape, strides_that_matter(a.shape, a.strides)) == (
+        b.shape,
+        strides_that_matter(b.shape, b.strides),
+    )
+
+
+def _island(op: Op, reason: str) -> Island:
+    fresh = set(map(id, op.fresh))
+    found = op.results if isinstance(op.results, (tuple, list)) and not isinstance(op.results, View) else (
+        op.results,
+    )
+    results = [r if isinstance(r, View) and id(r.storage) in fresh else None for r in found]
+    writes = []
+    for position, name in op.schema.writes:
+        written = op.args[position] if position < len(op.args) else op.kwargs.get(name)
+        writes.extend(views_in(written))
+    reads = list(views_in((op.args, op.kwargs)))
+    return Island(
+        op.op, op.args, op.kwargs, results, reads, writes, op.schema.random, f"{op.schema.name}: {reason}"
+    )
+
+
+class Builder:
+    """Lays a recording out."""
+
+    def __init__(
+        self, tape: Tape, signature: Signature, gradients: Gradients, results: list[View], watch: Any
+    ) -> None:
+        """`results` are the tensors that the function returns and made."""
+        self.tape = tape
+        self.signature = signature
+        self.gradients = gradients
+        self.watch = watch
+        self.outputs: list[Storage] = []
+        for view in [*results, *(view for _, view in gradients.kept)]:
+            if view.storage not in self.outputs:
+                self.outputs.append(view.storage)
+        self.inputs: dict[int, int] = {}  # the first argument in each memory, by id of the Storage
+        for i, view in enumerate(tape.inputs):
+            self.inputs.setdefault(id(view.storage), i)
+            view.storage.tensor = signature.tensors[i]
+        self.nodes = self._simplified()
+        self.arena = Arena(self.nodes, self.outputs)
+        self.memory = torch.empty(self.arena.bytes, dtype=torch.uint8)
+        self._buffers: list[tuple[Any, ...]] = []
+        self._numbers: dict[int, int] = {}  # of buffers, by id of the Storage
+        self._written = {
+            id(view.storage) for node in self.nodes if not isinstance(node, OptimizerStep) for view in node.outs
+        }
+
+    def _simplified(self) -> list[Node]:
+        kept = self.outputs
+        nodes = without_dead(lowered(self.tape), kept)
+        nodes = fuse(fuse_epilogues(nodes, kept), kept)
+        return without_dead(nodes, kept)
+
+    def build(self, result: int | Callable[..., Any]) -> Program:
+        """The program; `result` makes what the function returns, or is the number of an output."""
+        nodes = [self._node(node) for node in self.nodes]
+        written, written_inputs = self._all_written()
+        states = [
+            *_backend.quiet_states(),
+            (_backend.is_disabled, False),
+            (torch.is_grad_enabled, torch.is_grad_enabled()),
+            (torch.is_inference_mode_enabled, torch.is_inference_mode_enabled()),
+        ]
+        native = _backend.cpu.Program(
+            states,
+            self.watch,
+            self.signature.spec,
+            self._buffers,
+            [self._allocator(storage) for storage in self.outputs],
+            nodes,
+            self.gradients.absent,
+            self.gradients.cleared,
+            [(param, self.outputs.index(view.storage)) for param, view in self.gradients.kept],
+            written,
+            written_inputs,
+            result,
+            _match_layout,
+        )
+        islands = [node for node in self.nodes if isinstance(node, Island)]
+        steps = [node for node in self.nodes if isinstance(node, OptimizerStep)]
+        for view in self.tape.inputs:
+            view.storage.tensor = None
+        return Program(
+            native,
+            tuple(node.name for node in self.nodes if isinstance(node, Instruction)),
+            tuple((str(node.op), node.reason) for node in islands),
+            tuple(type(step.optimizer).__name__ for step in steps),
+            self.arena.bytes,
+            [s.tensor for s in self.tape.externals if s.tensor is not None],
+            steps,
+            [g for node in islands for g in node.kwargs.values() if isinstance(g, torch.Generator)],
+            self.gradients.cleared,
+        )
+
+    def _node(self, node: Node) -> tuple[Any, ...]:
+        if isinstance(node, Island):
+            return ("python", call_island(node, self.resolver))
+        if isinstance(node, OptimizerStep):
+            return self._optimizer(node)
+        if isinstance(node, Elementwise):
+            raise TypeError("an elementwise node was not fused")
+        operands = [
+            (*self._place(view), DTYPES[view.dtype], view.shape, view.strides) for view in (*node.outs, *node.ins)
+        ]
+        message = CHECKED.get(node.name)
+        return ("native", node.name, operands, node.numbers, node.code, len(node.outs), message)
+
+    def _optimizer(self, step: OptimizerStep) -> tuple[Any, ...]:
+        in_python = call_optimizer(step, self.resolver)
+        kind = type(step.optimizer)
+        rule = next((rule for torchs, rule in _RULES.items() if kind in (torchs, _fastnns(torchs))), None)
+        if rule is None or getattr(step.optimizer, "state_dtype", None) or getattr(
+            step.optimizer, "master_weights", False
+        ):
+            return ("python", in_python)
+        try:
+            watch_optimizer(self.watch, step.optimizer)
+        except Exception:  # what it says is why Python takes the step
+            return ("python", in_python)
+        gradients = [(param, *self._place(view)) for param, view in step.gradients]
+        return ("optimizer", rule, step.optimizer, gradients, in_python)
+
+    def _place(self, view: View) -> tuple[int, int]:
+        """The number of the buffer, and the byte in it at which the view begins."""
+        storage, start = view.storage, view.offset * view.dtype.itemsize
+        planned = self.arena.offsets.get(id(storage))
+        if planned is not None:
+            return self._buffer(0, "arena", 0, self.memory, self.memory), planned + start
+        if storage in self.outputs:
+            return self._output(storage), start
+        if id(storage) in self.inputs:
+            number = self.inputs[id(storage)]
+            return self._buffer(id(storage), "input", number, None, storage.tensor), start
+        if id(storage) in self.gradients.state:
+            param = self.gradients.state[id(storage)]
+            return self._buffer(id(storage), "gradient", 0, param, param.grad), start
+        return self._buffer(id(storage), "external", 0, storage.tensor, storage.tensor), start
+
+    def _output(self, storage: Storage) -> int:
+        key = id(storage)
+        if key not in self._numbers:
+            self._numbers[key] = len(self._buffers)
+            entry = ("output", self.outputs.index(storage), None, (0, (), ()), False, 0, storage.bytes, True)
+            self._buffers.append(entry)
+        return self._numbers[key]
+
+    def _buffer(self, key: int, kind: str, index: int, holder: Any, looks: Tensor | None) -> int:
+        if key not in self._numbers:
+            if looks is None or looks.dtype not in DTYPES:
+                raise Unsupported(f"memory of dtype {None if looks is None else looks.dtype}")
+            self._numbers[key] = len(self._buffers)
+            description = (DTYPES[looks.dtype], tuple(looks.shape), looks.stride())
+            self._buffers.append(
+                (
+                    kind,
+                    index,
+                    holder,
+                    description,
+                    kind == "external" and looks.requires_grad,
+                    looks.storage_offset() * looks.dtype.itemsize,
+                    looks.untyped_storage().nbytes(),
+                    kind == "arena" or key in self._written,
+                )
+            )
+        return self._numbers[key]
+
+    def resolver(self, view: View) -> Resolve:
+        """How the tensor of a View is found in a call."""
+        storage = view.storage
+        planned = self.arena.offsets.get(id(storage))
+        if planned is not None:
+            fixed = in_bytes(self.memory, view, planned)
+            return lambda inputs, outputs: fixed
+        if storage in self.outputs:
+            number = self.outputs.index(storage)
+            return lambda inputs, outputs: view_of(outputs[number], view)
+        if id(storage) in self.inputs:
+            index = self.inputs[id(storage)]
+            before = self.tape.inputs[index].offset
+            return lambda inputs, outputs: view_of(
+                inputs[index], view, view.offset - before + inputs[index].storage_offset()
+            )
+        if id(storage) in self.gradients.state:
+            param = self.gradients.state[id(storage)]
+            return lambda inputs, outputs: view_of(_gradient(param), view)
+        tensor = storage.tensor
+        if tensor is None:
+            # Read by torch and written by nobody, as what it is to be is drawn in place.
+            unwritten = in_bytes(torch.empty(storage.bytes, dtype=torch.uint8), view, 0)
+            return lambda inputs, outputs: unwritten
+        return lambda inputs, outputs: view_of(tensor, view)
+
+    def _allocator(self, storage: Storage) -> Callable[[], Tensor]:
+        view = self._whole(storage)
+        return functools.partial(torch.empty_strided, view.shape, view.strides, dtype=view.dtype)
+
+    def is_whole(self, view: View) -> bool:
+        """Whether an output is this very view of its memory."""
+        whole = self._whole(view.storage)
+        return whole == view
+
+    def _whole(self, storage: Storage) -> View:
+        """The first View of memory that fills it."""
+        for entry in self.tape.entries:
+            if isinstance(entry, Op):
+                for view in views_in(entry.results):
+                    if view.storage is storage and view.offset == 0 and view.is_dense:
+                        return view
+        raise Unsupported("a result lies in a part of its memory")
+
+    def _all_written(self) -> tuple[list[Tensor], list[int]]:
+        tensors, inputs = [], []
+        for storage in self.tape.externals:
+            if id(storage) in self._written and storage.tensor is not None and not storage.tensor.is_inference():
+                tensors.append(storage.tensor)
+        for i, view in enumerate(self.tape.inputs):
+            if id(view.storage) in self._written:
+                inputs.append(i)
+        return tensors, inputs
+
+
+def _gradient(param: Tensor) -> Tensor:
+    if param.grad is None:
+        raise RuntimeError("a gradient is gone while the program runs")
+    return param.grad
+
+
+def _fastnns(kind: type) -> type:
+    from fastnn import optim
+
+    found: type = getattr(optim, kind.__name__)
+    return found

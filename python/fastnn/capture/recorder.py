@@ -1,0 +1,310 @@
+"""Sees every op of torch's that a function runs, backward included, and notes it with its memory."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastnn.capture.ir import Storage, Unsupported, View
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+# What they write although their signature does not say so: positions and names of arguments.
+_UNDECLARED_WRITES = {"native_batch_norm.default": ("running_mean", "running_var")}
+# These change a tensor's memory rather than its values.
+_MOVES_MEMORY = {"resize_.default", "resize_as_.default", "set_.source_Tensor", "set_.source_Storage"}
+_DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+# Of which only boolean indices depend on values.
+_INDEXING = {"index.Tensor", "index_put.default", "index_put_.default", "_index_put_impl_.default"}
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What an op's signature says of it."""
+
+    name: str  # such as "add.Tensor"
+    namespace: str
+    writes: tuple[tuple[int, str], ...]  # the arguments that are written, by position and name
+    random: bool
+    depends_on_values: bool
+
+
+@cache
+def _schema(op: Any) -> Schema:
+    namespace, _, name = str(op).partition(".")
+    undeclared = _UNDECLARED_WRITES.get(name, ())
+    writes = tuple(
+        (i, argument.name)
+        for i, argument in enumerate(op._schema.arguments)
+        if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in undeclared
+    )
+    random = torch.Tag.nondeterministic_seeded in op.tags
+    return Schema(name, namespace, writes, random, bool(_DEPENDS_ON_VALUES.intersection(op.tags)))
+
+
+class Op(NamedTuple):
+    """One op that ran, with Views where tensors were."""
+
+    op: Callable[..., Any]
+    schema: Schema
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: Any  # what it returned, with Views
+    fresh: tuple[Storage, ...]  # memory that it returned and that was not there before
+
+
+class Step(NamedTuple):
+    """One step of an optimizer."""
+
+    optimizer: Optimizer
+    gradients: list[tuple[Tensor, View]]
+    parameters: list[View]
+
+
+class Tape:
+    """What a recording found.
+
+    Attributes:
+        entries: the ops and optimizer steps, in order.
+        inputs: the memory of each tensor among the arguments, and its view.
+        externals: memory that was there before, with the tensor through which it was reached.
+        fresh: memory that the function made.
+        modules: the modules that were called.
+    """
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.entries: list[Op | Step] = []
+        self.inputs: list[View] = []
+        self.externals: list[Storage] = []
+        self.fresh: list[Storage] = []
+        self.modules: list[torch.nn.Module] = []
+
+
+def tensors_in(x: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, (tuple, list)):
+        for part in x:
+            yield from tensors_in(part)
+    elif isinstance(x, dict):
+        yield from tensors_in(list(x.values()))
+
+
+def views_in(x: Any) -> Iterator[View]:
+    """The Views in nested tuples, lists and dicts."""
+    if isinstance(x, View):
+        yield x
+    elif isinstance(x, (tuple, list)):
+        for part in x:
+            yield from views_in(part)
+    elif isinstance(x, dict):
+        yield from views_in(list(x.values()))
+
+
+def replace(x: Any, kind: type, by: Callable[[Any], Any]) -> Any:
+    """`x` with what is a `kind` in it replaced, in nested lists and tuples."""
+    if isinstance(x, kind):
+        return by(x)
+    if isinstance(x, (list, tuple)):
+        return type(x)(replace(part, kind, by) for part in x)
+    return x
+
+
+class Recorder(TorchDispatchMode):
+    """While it is entered, ops of the calling thread run as ever and are noted.
+
+    What a recording cannot hold ends it; ``refused`` says why, and the function runs on.
+    """
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        """`inputs` are the tensors among the arguments."""
+        super().__init__()
+        self.refused: str | None = None
+        self.tape = Tape()
+        self.leaves: dict[int, Tensor] = {}  # that require gradients, by id
+        # By address. Torch's storages are kept, so that no address is used again; tensors are not, because
+        # autograd copies a gradient that somebody else has a reference to.
+        self._storages: dict[int, tuple[Storage, torch.UntypedStorage]] = {}
+        self._made: list[tuple[Storage, weakref.ref[Tensor]]] = []
+        self._in_optimizer = 0
+        self._thread = threading.get_ident()
+        self._hooks: list[Any] = []
+        for tensor in inputs:
+            storage = self.storage_of(tensor)
+            known = storage is not None
+            self.tape.inputs.append(_as_view(tensor, storage) if known else self._first_view(tensor, None))
+
+    def __enter__(self) -> Any:
+        """Begin."""
+        self._hooks = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+            torch.nn.modules.module.register_module_forward_pre_hook(self._module_called),
+        ]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """End."""
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an op and note it."""
+        kwargs = kwargs or {}
+        if self.refused is not None or self._in_optimizer:
+            return func(*args, **kwargs)
+        try:
+            schema = _schema(func)
+            if schema.namespace == "profiler":
+                return func(*args, **kwargs)
+            self._check(schema, args, kwargs)
+            noted_args = tuple(replace(a, Tensor, self.view) for a in args)
+            noted_kwargs = {key: replace(a, Tensor, self.view) for key, a in kwargs.items()}
+        except Unsupported as reason:
+            self.refuse(str(reason))
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        try:
+            before = len(self.tape.fresh)
+            noted = replace(result, Tensor, self._result)
+            fresh = tuple(self.tape.fresh[before:])
+            if fresh or schema.writes or schema.random:  # else the results are views: no work
+                self.tape.entries.append(Op(func, schema, noted_args, noted_kwargs, noted, fresh))
+        except Unsupported as reason:
+            self.refuse(str(reason))
+        return result
+
+    def refuse(self, reason: str) -> None:
+        """End the recording, for what the function does."""
+        if self.refused is None:
+            self.refused = reason
+        self._storages.clear()
+
+    def _check(self, schema: Schema, args: Any, kwargs: Any) -> None:
+        if schema.namespace.startswith(("c10d", "_c10d")):
+            raise Unsupported(f"the collective {schema.name}")
+        if schema.name in _MOVES_MEMORY:
+            raise Unsupported(f"{schema.name} changes the memory of a tensor")
+        if schema.depends_on_values and schema.name not in _INDEXING:
+            if schema.name == "_local_scalar_dense.default":
+                raise Unsupported("a value is read: .item(), or Python's control flow on a tensor")
+            raise Unsupported(f"the result of {schema.name} depends on values")
+        if schema.name in _INDEXING:
+            for t in tensors_in(args[1]):
+                if t.dtype in (torch.bool, torch.uint8):
+                    raise Unsupported("an index with a mask, whose result depends on values")
+        for t in tensors_in((args, kwargs)):
+            if type(t) not in _PLAIN:
+                raise Unsupported(f"{type(t).__name__} is a tensor subclass")
+            if t.layout is not torch.strided:
+                raise Unsupported(f"a tensor of layout {t.layout}")
+            if not t.is_cpu:
+                raise Unsupported(f"a tensor on {t.device}")
+            if t.is_neg() or t.is_conj():
+                raise Unsupported("a lazily negated or conjugated view")
+
+    def view(self, tensor: Tensor) -> View:
+        """The View of a tensor that an op is given."""
+        if tensor.requires_grad and tensor.is_leaf:
+            self.leaves[id(tensor)] = tensor
+        storage = self.storage_of(tensor)
+        return self._first_view(tensor, tensor) if storage is None else _as_view(tensor, storage)
+
+    def _result(self, tensor: Tensor) -> View:
+        storage = self.storage_of(tensor)
+        if storage is None:
+            view = self._first_view(tensor, None)
+            self.tape.fresh.append(view.storage)
+        else:
+            view = _as_view(tensor, storage)
+        self._made.append((view.storage, weakref.ref(tensor)))
+        return view
+
+    def _first_view(self, tensor: Tensor, external: Tensor | None) -> View:
+        """The View of a tensor in memory that has not been met before."""
+        base = tensor.untyped_storage()
+        storage = Storage(base.nbytes(), external)
+        if external is not None:
+            self.tape.externals.append(storage)
+        if base.nbytes():
+            self._storages[base.data_ptr()] = (storage, base)
+        return _as_view(tensor, storage)
+
+    def storage_of(self, tensor: Tensor) -> Storage | None:
+        """The memory of a tensor, where it has been met."""
+        found = self._storages.get(tensor.untyped_storage().data_ptr())
+        return None if found is None else found[0]
+
+    def _here(self) -> bool:
+        return threading.get_ident() == self._thread and self.refused is None
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._here():
+            return
+        if self._in_optimizer == 0:
+            if args[1:] or kwargs:
+                self.refuse(f"{type(optimizer).__name__}.step is given a closure")
+                return
+            try:
+                self._note_step(optimizer)
+            except Unsupported as reason:
+                self.refuse(str(reason))
+                return
+        self._in_optimizer += 1
+
+    def _note_step(self, optimizer: Optimizer) -> None:
+        gradients, parameters = [], []
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                self._check(_STEP, (param, param.grad), {})
+                self.leaves[id(param)] = param
+                if param.grad is not None:
+                    gradients.append((param, self.view(param.grad)))
+                    parameters.append(self.view(param))
+        self.tape.entries.append(Step(optimizer, gradients, parameters))
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() == self._thread and self._in_optimizer:
+            self._in_optimizer -= 1
+
+    def _module_called(self, module: torch.nn.Module, args: Any) -> None:
+        if not self._here():
+            return
+        if isinstance(module, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)):
+            self.refuse(f"{type(module).__name__} works on other devices or in other processes")
+        self.tape.modules.append(module)
+
+    def survivors(self) -> list[tuple[Storage, Tensor]]:
+        """What the function made and somebody still holds, once the function has returned."""
+        fresh = set(map(id, self.tape.fresh))
+        found = []
+        for storage, reference in self._made:
+            tensor = reference()
+            if tensor is not None and id(storage) in fresh:
+                found.append((storage, tensor))
+        return found
+
+
+def _as_view(tensor: Tensor, storage: Storage) -> View:
+    return View(
+        storage, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+    )
+
+
+_STEP = Schema("step", "", (), random=False, depends_on_values=False)
