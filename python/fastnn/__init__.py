@@ -19,6 +19,7 @@ from fastnn._convert import convert, revert
 from fastnn._explain import Explanation, explain
 from fastnn._info import Info, info
 from fastnn._train_step import EagerStepWarning, TrainStep
+from fastnn.capture import capture
 from fastnn._version import __version__
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Info",
     "TrainStep",
     "__version__",
+    "capture",
     "convert",
     "disabled",
     "explain",

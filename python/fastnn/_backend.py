@@ -152,12 +152,17 @@ def quiet_states() -> list[tuple[Callable[[], Any], Any]]:
     ]
 
 
+def _plain_call() -> Any:
+    """What asks most of `torch_reason` in one call."""
+    return cpu.PlainCall(_PLAIN_TYPES, quiet_states())
+
+
 cpu, cpu_missing = _load_cpu()
 if cpu_missing is None:
     _replaced.functions.watch(cpu.Watch())
     _replaced.classes.watch(cpu.Watch())
     _replaced.losses.watch(cpu.Watch())
-    _is_plain_call = cpu.PlainCall(_PLAIN_TYPES, quiet_states())
+    _is_plain_call = _plain_call()
 else:
     warnings.warn(f"fastnn runs on plain torch ops: {cpu_missing}.", RuntimeWarning, stacklevel=3)
 

@@ -18,7 +18,7 @@ from fastnn.capture.check import compare
 from fastnn.capture.ir import Storage, Unsupported, View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Builder, Gradients, Program
-from fastnn.capture.recorder import Recorder, Tape, tensors_in
+from fastnn.capture.recorder import Recorder, Step, Tape, tensors_in
 from fastnn.capture.signature import Signature, signature
 
 _PROGRAMS = 8  # kept, the most recently used
@@ -104,7 +104,9 @@ class Captured:
             return self._fn(*args, **kwargs)
         for program in self._programs:
             if program.checked is None and program.key == called.key:
-                return self._check(program, known, args, kwargs)
+                compared = self._check(program, known, args, kwargs)
+                if compared is not None:
+                    return compared[0]
         return self._record(called, known, args, kwargs)
 
     def _find(self, key: Hashable) -> Known:
@@ -132,20 +134,23 @@ class Captured:
 
     def _check(
         self, program: Program, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        result, difference = compare(
+    ) -> tuple[Any, str | None] | None:
+        compared = compare(
             program, (args, kwargs), list(known.leaves.values()), lambda: self._fn(*args, **kwargs)
         )
+        if compared is None:
+            return None
+        difference = compared[1]
         if difference is None:
             program.checked = True
         else:
             self._programs.remove(program)
             known.refused = f"the self-check found a difference: {difference}"
             self._tell(known.refused)
-        return result
+        return compared
 
     def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}
+        before = self._gradients_before(known)
         recorder = Recorder(called.tensors)
         with _backend.disabled(), recorder:
             result = self._fn(*args, **kwargs)
@@ -165,6 +170,14 @@ class Captured:
         if known.refused is not None:
             self._tell(known.refused)
         return result
+
+    def _gradients_before(self, known: Known) -> dict[int, tuple[Tensor, Tensor | None]]:
+        """The gradients that a call finds; where programs have not kept one, it shall find one to drop."""
+        dropped = {id(param) for program in self._programs for param in program.dropped}
+        for key, leaf in known.leaves.items():
+            if leaf.grad is None and key in dropped:
+                leaf.grad = torch.zeros_like(leaf)
+        return {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}
 
     def _add(self, program: Program, called: Signature) -> None:
         program.key = called.key
@@ -221,31 +234,42 @@ def _watch(tape: Tape) -> Any:
 def _gradients(
     recorder: Recorder, before: dict[int, tuple[Tensor, Tensor | None]], fresh: set[int], keep_grad: bool
 ) -> Gradients:
-    """What became of the gradients, which says what is to become of them."""
+    """What became of the gradients, which says what is to become of them.
+
+    Those of parameters that an optimizer updates in the function are not kept if the function itself drops
+    what the call before has left: nobody but the function was to read them.
+    """
     found = Gradients()
+    stepped = {
+        id(param)
+        for entry in recorder.tape.entries
+        if isinstance(entry, Step)
+        for group in entry.optimizer.param_groups
+        for param in group["params"]
+    }
     for key, leaf in recorder.leaves.items():
         old, new = before.get(key, (leaf, None))[1], leaf.grad
         old_storage = None if old is None else recorder.storage_of(old)
-        if old is not None and old_storage is not None:  # it was read, or written
-            if new is not None and new is not old:
-                raise Unsupported("a gradient is replaced by what was made of it")
-            found.state[id(old_storage)] = leaf
-        if new is old:
-            continue
+        if old is None:
+            found.absent.append(leaf)
+        elif old_storage is not None and new is not None and new is not old:
+            found.lost.append(old_storage)  # it was read or written, and dropped
+        elif old_storage is not None:
+            found.state[id(old_storage)] = (leaf, old)
         if new is None:
             found.cleared.append(leaf)
+            continue
+        if new is old:
             continue
         view = recorder.view(new)
         if id(view.storage) not in fresh:
             raise Unsupported("a gradient is memory that was there before")
         if new.requires_grad:
             raise Unsupported("a gradient has an autograd graph that outlives the call")
-        if old is None:
-            found.absent.append(leaf)
-        if old is None or keep_grad:
+        if keep_grad or old is None or key not in stepped:
             found.kept.append((leaf, view))
         else:
-            found.cleared.append(leaf)  # the function itself drops what the call before has left
+            found.cleared.append(leaf)
     return found
 
 

@@ -38,6 +38,7 @@ class State:
              for p, entries in o.state.items()]
             for o in self._optimizers
         ]  # fmt: skip
+        self._old = set(map(id, grads))
         self._dropped = set(map(id, program.dropped))
         self._generators = [(g, g.get_state()) for g in (torch.default_generator, *program.generators)]
 
@@ -67,7 +68,7 @@ class State:
 
     def now(self) -> list[Tensor]:
         """Copies of the present values, in one order."""
-        found = [_copy(t) for t in self._tensors.values()]
+        found = [_copy(t) for key, t in self._tensors.items() if key not in self._old]
         for key, leaf in self._leaves.items():
             if leaf.grad is not None and key not in self._dropped:
                 found.append(_copy(leaf.grad))
@@ -98,18 +99,19 @@ def _nudge(t: Tensor) -> None:
 
 def compare(
     program: Program, arguments: tuple[Any, Any], leaves: list[Tensor], eager: Callable[[], Any]
-) -> tuple[Any, str | None]:
+) -> tuple[Any, str | None] | None:
     """Run the program, and then `eager` from the same state.
 
     Returns:
-        What `eager` returned, and None or where the program differs. The state is what `eager` left.
+        What `eager` returned, and None or where the program differs. The state is what `eager` left. None,
+        with nothing done, where the program is not for this call.
     """
     inputs = list(tensors_in(arguments))
     before = State(program, inputs, leaves)
     try:
         first = _outcome(program, arguments, before)
         if first is None:
-            return eager(), "the program does not take the call that it was made for"
+            return None
         before.restore()
         again = _outcome(program, arguments, before)
         before.restore()

@@ -38,16 +38,18 @@ class Gradients:
     """What becomes of ``.grad`` in a call.
 
     Attributes:
-        state: the parameter whose ``.grad`` some memory is, at each call.
+        state: the parameter whose ``.grad`` some memory is, at each call, and what that was at the recording.
         absent: parameters that have none before a call.
         cleared: parameters that have none after it.
         kept: parameters that get one, and where it lies.
+        lost: memory of gradients that were there before and are dropped.
     """
 
-    state: dict[int, Tensor] = field(default_factory=dict)  # by id of the Storage
+    state: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by id of the Storage
     absent: list[Tensor] = field(default_factory=list)
     cleared: list[Tensor] = field(default_factory=list)
     kept: list[tuple[Tensor, View]] = field(default_factory=list)
+    lost: list[Storage] = field(default_factory=list)
 
 
 @dataclass
@@ -148,9 +150,14 @@ class Builder:
         self.gradients = gradients
         self.watch = watch
         self.outputs: list[Storage] = []
-        for view in [*results, *(view for _, view in gradients.kept)]:
+        self._whole: list[View] = []  # an output's View that fills it
+        for view in [*(view for _, view in gradients.kept), *results]:
             if view.storage not in self.outputs:
                 self.outputs.append(view.storage)
+                self._whole.append(self._whole_view(view))
+        for _, view in gradients.kept:
+            if not self.is_whole(view):
+                raise Unsupported("a gradient shares its memory with another")
         self.inputs: dict[int, int] = {}  # the first argument in each memory, by id of the Storage
         for i, view in enumerate(tape.inputs):
             self.inputs.setdefault(id(view.storage), i)
@@ -166,13 +173,20 @@ class Builder:
 
     def _simplified(self) -> list[Node]:
         kept = self.outputs
+        for storage in self.gradients.lost:
+            storage.tensor = None
         nodes = without_dead(lowered(self.tape), kept)
+        lost = set(map(id, self.gradients.lost))
+        if any(id(view.storage) in lost for node in nodes for view in node.ins):
+            raise Unsupported("a gradient from before the call is read, and then dropped")
         nodes = fuse(fuse_epilogues(nodes, kept), kept)
         return without_dead(nodes, kept)
 
     def build(self, result: int | Callable[..., Any]) -> Program:
         """The program; `result` makes what the function returns, or is the number of an output."""
         nodes = [self._node(node) for node in self.nodes]
+        for key, (param, grad) in self.gradients.state.items():
+            self._buffer(key, "gradient", 0, param, grad)  # so that it is looked for
         written, written_inputs = self._all_written()
         states = [
             *_backend.quiet_states(),
@@ -185,7 +199,7 @@ class Builder:
             self.watch,
             self.signature.spec,
             self._buffers,
-            [self._allocator(storage) for storage in self.outputs],
+            [_allocator(view) for view in self._whole],
             nodes,
             self.gradients.absent,
             self.gradients.cleared,
@@ -251,8 +265,8 @@ class Builder:
             number = self.inputs[id(storage)]
             return self._buffer(id(storage), "input", number, None, storage.tensor), start
         if id(storage) in self.gradients.state:
-            param = self.gradients.state[id(storage)]
-            return self._buffer(id(storage), "gradient", 0, param, param.grad), start
+            param, grad = self.gradients.state[id(storage)]
+            return self._buffer(id(storage), "gradient", 0, param, grad), start
         return self._buffer(id(storage), "external", 0, storage.tensor, storage.tensor), start
 
     def _output(self, storage: Storage) -> int:
@@ -300,7 +314,7 @@ class Builder:
                 inputs[index], view, view.offset - before + inputs[index].storage_offset()
             )
         if id(storage) in self.gradients.state:
-            param = self.gradients.state[id(storage)]
+            param, _ = self.gradients.state[id(storage)]
             return lambda inputs, outputs: view_of(_gradient(param), view)
         tensor = storage.tensor
         if tensor is None:
@@ -309,22 +323,18 @@ class Builder:
             return lambda inputs, outputs: unwritten
         return lambda inputs, outputs: view_of(tensor, view)
 
-    def _allocator(self, storage: Storage) -> Callable[[], Tensor]:
-        view = self._whole(storage)
-        return functools.partial(torch.empty_strided, view.shape, view.strides, dtype=view.dtype)
-
     def is_whole(self, view: View) -> bool:
         """Whether an output is this very view of its memory."""
-        whole = self._whole(view.storage)
-        return whole == view
+        return self._whole[self.outputs.index(view.storage)] == view
 
-    def _whole(self, storage: Storage) -> View:
-        """The first View of memory that fills it."""
+    def _whole_view(self, view: View) -> View:
+        if _fills(view):
+            return view
         for entry in self.tape.entries:
             if isinstance(entry, Op):
-                for view in views_in(entry.results):
-                    if view.storage is storage and view.offset == 0 and view.is_dense:
-                        return view
+                for other in views_in(entry.results):
+                    if other.storage is view.storage and _fills(other):
+                        return other
         raise Unsupported("a result lies in a part of its memory")
 
     def _all_written(self) -> tuple[list[Tensor], list[int]]:
@@ -336,6 +346,14 @@ class Builder:
             if id(view.storage) in self._written:
                 inputs.append(i)
         return tensors, inputs
+
+
+def _fills(view: View) -> bool:
+    return view.offset == 0 and view.is_dense and view.numel * view.dtype.itemsize == view.storage.bytes
+
+
+def _allocator(view: View) -> Callable[[], Tensor]:
+    return functools.partial(torch.empty_strided, view.shape, view.strides, dtype=view.dtype)
 
 
 def _gradient(param: Tensor) -> Tensor:

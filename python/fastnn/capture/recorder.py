@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -150,6 +151,9 @@ class Recorder(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         """Begin."""
+        # Distributions read values to validate their arguments.
+        self._validates = Distribution._validate_args
+        Distribution.set_default_validate_args(False)
         self._hooks = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -160,6 +164,7 @@ class Recorder(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         """End."""
         super().__exit__(*error)
+        Distribution.set_default_validate_args(self._validates)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -221,10 +226,12 @@ class Recorder(TorchDispatchMode):
 
     def view(self, tensor: Tensor) -> View:
         """The View of a tensor that an op is given."""
-        if tensor.requires_grad and tensor.is_leaf:
-            self.leaves[id(tensor)] = tensor
         storage = self.storage_of(tensor)
-        return self._first_view(tensor, tensor) if storage is None else _as_view(tensor, storage)
+        view = self._first_view(tensor, tensor) if storage is None else _as_view(tensor, storage)
+        # Autograd makes another tensor of a leaf that it saved: it is not the one that has the gradient.
+        if tensor.requires_grad and tensor.is_leaf and view.storage.tensor is tensor:
+            self.leaves[id(tensor)] = tensor
+        return view
 
     def _result(self, tensor: Tensor) -> View:
         storage = self.storage_of(tensor)

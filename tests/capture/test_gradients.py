@@ -1,0 +1,151 @@
+"""What becomes of ``.grad``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import fastnn
+from tests.capture.conftest import Twins, batch, classify, net, same
+
+
+def _grads(model: nn.Module) -> list[torch.Tensor | None]:
+    return [p.grad for p in model.parameters()]
+
+
+def test_not_kept_where_the_function_drops_them() -> None:
+    twins = Twins(classify, net(), torch.optim.Adam)
+    for _ in range(5):
+        twins.call(*batch())
+    assert _grads(twins.nets[1]) == [None] * 4
+
+
+def test_keep_grad() -> None:
+    twins = Twins(classify, net(), torch.optim.Adam, keep_grad=True)
+    seen = []
+    for _ in range(5):
+        twins.call(*batch())
+        same(_grads(twins.nets[1]), _grads(twins.nets[0]))
+        seen.append(twins.nets[1][0].weight.grad)
+    assert len({t.data_ptr() for t in seen}) == len(seen), "a gradient that somebody holds is not written again"
+    assert len(twins.programs) == 1
+
+
+def _backward(model: nn.Module, optimizer: Any) -> Any:
+    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def test_accumulation_with_a_step_outside() -> None:
+    """Each first call of four finds no gradients, the others add to what is there."""
+    twins = Twins(_backward, net(), torch.optim.Adam)
+    for _ in range(5):
+        for _ in range(4):
+            twins.call(*batch())
+            same(_grads(twins.nets[1]), _grads(twins.nets[0]))
+        for optimizer in twins.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(twins.programs) == 2
+
+
+def test_gradients_that_are_zeroed() -> None:
+    twins = Twins(_backward, net(), torch.optim.Adam)
+    for _ in range(6):
+        twins.call(*batch())
+        same(_grads(twins.nets[1]), _grads(twins.nets[0]))
+        for optimizer in twins.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    assert len(twins.programs) == 1
+
+
+def test_zeroed_in_the_function() -> None:
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            optimizer.zero_grad(set_to_none=False)
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return step
+
+    twins = Twins(make, net(), torch.optim.Adam)
+    for _ in range(6):
+        twins.call(*batch())
+        same(_grads(twins.nets[1]), _grads(twins.nets[0]))
+
+
+def test_dropped_after_the_step() -> None:
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+    twins = Twins(make, net(), torch.optim.Adam)
+    for _ in range(6):
+        twins.call(*batch())
+    assert len(twins.programs) == 1
+    twins.nets[1][0].weight.grad = torch.ones(16, 8)
+    twins.nets[0][0].weight.grad = torch.ones(16, 8)
+    for _ in range(4):  # the first adds to it
+        twins.call(*batch())
+
+
+def test_what_nobody_reads_is_not_computed() -> None:
+    """A critic's weight gradients in an actor's loss."""
+    actor, critic = nn.Linear(64, 64), nn.Linear(64, 64)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (actor, critic)]
+
+    def step(x: torch.Tensor) -> None:
+        for optimizer, loss in zip(
+            optimizers, (lambda: critic(actor(x)).mean(), lambda: critic(x).square().mean()), strict=True
+        ):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+    captured = fastnn.capture(step)
+    for _ in range(5):
+        captured(torch.randn(32, 64))
+    (program,) = captured.programs
+    products = [n for n in (*program.instructions, *(op for op, _ in program.islands)) if "mm" in n]
+    assert len(products) == 6  # 3 forward, dX and dW of the actor's loss, dW of the critic's
+
+
+def test_autograd_grad() -> None:
+    model = net()
+
+    def penalty(x: torch.Tensor) -> torch.Tensor:
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x)
+        return slope.norm()
+
+    captured = fastnn.capture(penalty)
+    for _ in range(5):
+        x = torch.randn(4, 8)
+        same(captured(x), penalty(x))
+    assert len(captured.programs) == 1
+    assert _grads(model) == [None] * 4
+
+
+def test_version_counters() -> None:
+    model = net(nn.BatchNorm1d(16))
+    step = fastnn.capture(classify(model, torch.optim.Adam(model.parameters())))
+    for _ in range(4):
+        step(*batch())
+    before = [t._version for t in model.state_dict(keep_vars=True).values()]
+    step(*batch())
+    assert all(t._version > v for t, v in zip(model.state_dict(keep_vars=True).values(), before, strict=True))
