@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -74,12 +75,14 @@ class Program {
   // ("python", function), ("optimizer", rule, optimizer, [(parameter, buffer, offset)], function).
   // absent: parameters that must have no gradient; cleared: those that have none after a call;
   // kept: (parameter, output) of those that get one. written: tensors whose versions are counted, and
-  // written_inputs the numbers of those among the arguments.
+  // written_inputs the numbers of those among the arguments. shared_inputs: arguments that lie so many bytes
+  // after an earlier one in one memory.
   Program(std::vector<std::pair<py::object, py::object>> states, py::object watch, const py::tuple& arguments,
           const py::list& buffers, std::vector<py::object> outputs, const py::list& nodes,
           std::vector<py::object> absent, std::vector<py::object> cleared,
           std::vector<std::pair<py::object, size_t>> kept, py::list written,
-          std::vector<size_t> written_inputs, py::object result, py::function match_layout)
+          std::vector<size_t> written_inputs, std::vector<std::tuple<size_t, size_t, int64_t>> shared_inputs,
+          py::object result, py::function match_layout)
       : states_(std::move(states)),
         watch_(std::move(watch)),
         arguments_(arguments),
@@ -89,6 +92,7 @@ class Program {
         kept_(std::move(kept)),
         written_(std::move(written)),
         written_inputs_(std::move(written_inputs)),
+        shared_inputs_(std::move(shared_inputs)),
         result_(std::move(result)),
         match_layout_(std::move(match_layout)) {
     for (const py::handle buffer : buffers) add_buffer(py::reinterpret_borrow<py::tuple>(buffer));
@@ -99,8 +103,9 @@ class Program {
   // What the function returns; NotImplemented, with nothing done, where the call is not what was recorded.
   py::object run(const py::tuple& arguments) {
     const auto missed = [] { return py::reinterpret_borrow<py::object>(Py_NotImplemented); };
-    if (running_ || nodes_.empty() || !is_same_call(arguments)) return missed();
+    if (running_) return missed();
     const Running running(running_);
+    if (!is_same_call(arguments)) return missed();
     bind();
     count_versions();
     for (const Node& node : nodes_) execute(node);
@@ -306,6 +311,8 @@ class Program {
     inputs_.clear();
     input_views_.clear();
     if (!arguments_.match(arguments.ptr(), inputs_, input_views_)) return false;
+    for (const auto& [input, first, between] : shared_inputs_)
+      if (input_views_[input].as<char>() != input_views_[first].as<char>() + between) return false;
     static PyObject* const unchanged = interned("unchanged");
     if (!watch_.is_none() && owned(PyObject_CallMethodNoArgs(watch_.ptr(), unchanged)).ptr() != Py_True)
       return false;
@@ -496,6 +503,7 @@ class Program {
   std::vector<std::pair<py::object, size_t>> kept_;
   py::list written_;
   std::vector<size_t> written_inputs_;
+  std::vector<std::tuple<size_t, size_t, int64_t>> shared_inputs_;
   py::object result_;
   py::function match_layout_;
 
@@ -541,7 +549,8 @@ void register_program(py::module_& m) {
       .def(py::init<std::vector<std::pair<py::object, py::object>>, py::object, const py::tuple&,
                     const py::list&, std::vector<py::object>, const py::list&, std::vector<py::object>,
                     std::vector<py::object>, std::vector<std::pair<py::object, size_t>>, py::list,
-                    std::vector<size_t>, py::object, py::function>())
+                    std::vector<size_t>, std::vector<std::tuple<size_t, size_t, int64_t>>, py::object,
+                    py::function>())
       .def("run", &Program::run);
 }
 

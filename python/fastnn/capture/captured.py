@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -13,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fastnn import _backend
-from fastnn._train_step import EagerStepWarning
+from fastnn._train_step import EagerStepWarning, _levels_out
 from fastnn.capture.check import compare
-from fastnn.capture.ir import Storage, Unsupported, View
+from fastnn.capture.ir import Unsupported, View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Builder, Gradients, Program
 from fastnn.capture.recorder import Recorder, Step, Tape, tensors_in
@@ -49,6 +51,7 @@ class Captured:
         self._programs: list[Program] = []
         self._known: OrderedDict[Hashable, Known] = OrderedDict()
         self._told: set[str] = set()
+        self._lock = threading.Lock()
         self._bound: weakref.WeakKeyDictionary[Any, Captured] = weakref.WeakKeyDictionary()
 
     @property
@@ -80,15 +83,20 @@ class Captured:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function, by a program where there is one for these arguments."""
         programs = self._programs
-        for i, program in enumerate(programs):
+        for program in programs:
             if program.checked is None:
                 continue
             result = program.native.run((args, kwargs))
             if result is not NotImplemented:
-                if i:
-                    programs.insert(0, programs.pop(i))
+                if program is not programs[0]:
+                    self._programs = [program, *(other for other in programs if other is not program)]
                 return result
-        return self._without_program(args, kwargs)
+        if not self._lock.acquire(blocking=False):  # another thread is recording
+            return self._fn(*args, **kwargs)
+        try:
+            return self._without_program(args, kwargs)
+        finally:
+            self._lock.release()
 
     def _without_program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _backend.torch_reason() is not None:  # disabled, compiling, under another recorder: no refusal
@@ -129,7 +137,7 @@ class Captured:
                 f"fastnn.capture runs {name} eagerly: {reason}. native=True makes this an error; "
                 "warnings.simplefilter('ignore', fastnn.EagerStepWarning) silences it.",
                 EagerStepWarning,
-                stacklevel=4,
+                stacklevel=_levels_out(),
             )
 
     def _check(
@@ -144,16 +152,21 @@ class Captured:
         if difference is None:
             program.checked = True
         else:
-            self._programs.remove(program)
+            self._programs = [other for other in self._programs if other is not program]
             known.refused = f"the self-check found a difference: {difference}"
             self._tell(known.refused)
         return compared
 
     def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = self._gradients_before(known)
+        before, planted = self._gradients_before(known)
         recorder = Recorder(called.tensors)
-        with _backend.disabled(), recorder:
-            result = self._fn(*args, **kwargs)
+        try:
+            with _backend.disabled(), recorder:
+                result = self._fn(*args, **kwargs)
+        finally:
+            for leaf, grad in planted:
+                if leaf.grad is grad:
+                    leaf.grad = None
         known.leaves = recorder.leaves
         news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
         if recorder.refused is not None:
@@ -171,19 +184,22 @@ class Captured:
             self._tell(known.refused)
         return result
 
-    def _gradients_before(self, known: Known) -> dict[int, tuple[Tensor, Tensor | None]]:
+    def _gradients_before(
+        self, known: Known
+    ) -> tuple[dict[int, tuple[Tensor, Tensor | None]], list[tuple[Tensor, Tensor]]]:
         """The gradients that a call finds; where programs have not kept one, it shall find one to drop."""
         dropped = {id(param) for program in self._programs for param in program.dropped}
+        planted = []
         for key, leaf in known.leaves.items():
             if leaf.grad is None and key in dropped:
                 leaf.grad = torch.zeros_like(leaf)
-        return {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}
+                planted.append((leaf, leaf.grad))
+        return {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}, planted
 
     def _add(self, program: Program, called: Signature) -> None:
         program.key = called.key
         program.checked = None if self._options["check"] else False
-        self._programs.insert(0, program)
-        del self._programs[_PROGRAMS:]
+        self._programs = [program, *self._programs[: _PROGRAMS - 1]]
 
 
 def _method(fn: Callable[..., Any], instance: Any) -> Callable[..., Any]:
@@ -216,7 +232,7 @@ def _assemble(
         if t.grad_fn is not None or (t.requires_grad and id(recorder.view(t).storage) in fresh):
             raise Unsupported("it returns a tensor with an autograd graph: return loss.detach()")
     results = [view for view in returned if id(view.storage) in fresh]
-    _adopt_survivors(recorder, fresh, [*results, *(view for _, view in gradients.kept)])
+    _refuse_survivors(recorder, [*results, *(view for _, view in gradients.kept)])
     builder = Builder(tape, called, gradients, results, _watch(tape))
     return builder.build(_maker(result, builder, recorder))
 
@@ -256,10 +272,9 @@ def _gradients(
             found.lost.append(old_storage)  # it was read or written, and dropped
         elif old_storage is not None:
             found.state[id(old_storage)] = (leaf, old)
-        if new is None:
+        if new is None and old is not None:
             found.cleared.append(leaf)
-            continue
-        if new is old:
+        if new is None or new is old:
             continue
         view = recorder.view(new)
         if id(view.storage) not in fresh:
@@ -273,21 +288,20 @@ def _gradients(
     return found
 
 
-def _adopt_survivors(recorder: Recorder, fresh: set[int], known: list[View]) -> None:
-    """What somebody outside the function holds is written at each call, where it lies."""
+def _refuse_survivors(recorder: Recorder, known: list[View]) -> None:
+    """What the function made may live on in what it returns and in gradients, but nowhere else."""
     expected = {id(view.storage) for view in known}
     for leaf in recorder.leaves.values():
         if leaf.grad is not None and (storage := recorder.storage_of(leaf.grad)) is not None:
             expected.add(id(storage))
-    held: dict[int, tuple[Storage, Tensor]] = {}
-    for storage, tensor in recorder.survivors():
-        if id(storage) in fresh and id(storage) not in expected:
-            held[id(storage)] = (storage, tensor)
-    for storage, tensor in held.values():
-        if tensor.requires_grad:
-            raise Unsupported("an autograd graph outlives the call")
-        storage.tensor = tensor
-        recorder.tape.externals.append(storage)
+
+    def survives() -> bool:
+        return any(id(storage) not in expected for storage, _ in recorder.survivors())
+
+    if survives():
+        gc.collect()  # in a cycle, perhaps
+        if survives():
+            raise Unsupported("a tensor that it makes is kept elsewhere than in what it returns: return it")
 
 
 def _maker(result: Any, builder: Builder, recorder: Recorder) -> int | Callable[..., Any]:
@@ -320,6 +334,8 @@ def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
     for i, given in enumerate(builder.signature.tensors):
         if given is t:
             return _Maker(lambda inputs, outputs: inputs[i])
+    if view.numel == 0:
+        return _Maker(lambda inputs, outputs: torch.empty_strided(view.shape, view.strides, dtype=view.dtype))
     if id(view.storage) in builder.inputs:
         resolve = builder.resolver(view)
         return _Maker(resolve)

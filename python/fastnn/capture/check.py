@@ -110,8 +110,6 @@ def compare(
     before = State(program, inputs, leaves)
     try:
         first = _outcome(program, arguments, before)
-        if first is None:
-            return None
         before.restore()
         again = _outcome(program, arguments, before)
         before.restore()
@@ -119,9 +117,11 @@ def compare(
         nudged = _outcome(program, arguments, before)
     finally:
         before.restore()
+    if first is None or again is None or nudged is None:
+        return None
     result = eager()
     expected = [_copy(t) for t in tensors_in(result)] + before.now()
-    return result, _difference(first, again or [], nudged or [], expected)
+    return result, _difference(first, again, nudged, expected)
 
 
 def _outcome(program: Program, arguments: tuple[Any, Any], state: State) -> list[Tensor] | None:

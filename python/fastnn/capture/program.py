@@ -19,7 +19,7 @@ from fastnn.capture.islands import Resolve, call_island, call_optimizer, in_byte
 from fastnn.capture.lowering import Lowering, lower
 from fastnn.capture.lowering.indexing import CHECKED
 from fastnn.capture.memory import Arena, without_dead
-from fastnn.capture.recorder import Op, Step, Tape, views_in
+from fastnn.capture.recorder import Op, Step, Tape, as_view, views_in
 from fastnn.capture.signature import DTYPES, Signature, strides_that_matter
 from fastnn.optim._native import _match_layout
 
@@ -186,7 +186,10 @@ class Builder:
         """The program; `result` makes what the function returns, or is the number of an output."""
         nodes = [self._node(node) for node in self.nodes]
         for key, (param, grad) in self.gradients.state.items():
-            self._buffer(key, "gradient", 0, param, grad)  # so that it is looked for
+            self._buffer(key, "gradient", 0, param, grad)
+        for storage in self.tape.externals:  # what torch's ops read is looked at before a call too
+            if storage.tensor is not None and storage.tensor.dtype in DTYPES:
+                self._place(as_view(storage.tensor, storage))
         written, written_inputs = self._all_written()
         states = [
             *_backend.quiet_states(),
@@ -206,6 +209,7 @@ class Builder:
             [(param, self.outputs.index(view.storage)) for param, view in self.gradients.kept],
             written,
             written_inputs,
+            self._shared_inputs(),
             result,
             _match_layout,
         )
@@ -336,6 +340,17 @@ class Builder:
                     if other.storage is view.storage and _fills(other):
                         return other
         raise Unsupported("a result lies in a part of its memory")
+
+    def _shared_inputs(self) -> list[tuple[int, int, int]]:
+        """Arguments in the memory of an earlier one: both numbers, and the bytes between them."""
+        shared = []
+        for i, view in enumerate(self.tape.inputs):
+            first = self.inputs[id(view.storage)]
+            if first != i:
+                other = self.tape.inputs[first]
+                between = view.offset * view.dtype.itemsize - other.offset * other.dtype.itemsize
+                shared.append((i, first, between))
+        return shared
 
     def _all_written(self) -> tuple[list[Tensor], list[int]]:
         tensors, inputs = [], []

@@ -147,7 +147,7 @@ class Recorder(TorchDispatchMode):
         for tensor in inputs:
             storage = self.storage_of(tensor)
             known = storage is not None
-            self.tape.inputs.append(_as_view(tensor, storage) if known else self._first_view(tensor, None))
+            self.tape.inputs.append(as_view(tensor, storage) if known else self._first_view(tensor, None))
 
     def __enter__(self) -> Any:
         """Begin."""
@@ -186,6 +186,8 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
         try:
+            for t in tensors_in(result):
+                _check_plain(t)
             before = len(self.tape.fresh)
             noted = replace(result, Tensor, self._result)
             fresh = tuple(self.tape.fresh[before:])
@@ -215,19 +217,12 @@ class Recorder(TorchDispatchMode):
                 if t.dtype in (torch.bool, torch.uint8):
                     raise Unsupported("an index with a mask, whose result depends on values")
         for t in tensors_in((args, kwargs)):
-            if type(t) not in _PLAIN:
-                raise Unsupported(f"{type(t).__name__} is a tensor subclass")
-            if t.layout is not torch.strided:
-                raise Unsupported(f"a tensor of layout {t.layout}")
-            if not t.is_cpu:
-                raise Unsupported(f"a tensor on {t.device}")
-            if t.is_neg() or t.is_conj():
-                raise Unsupported("a lazily negated or conjugated view")
+            _check_plain(t)
 
     def view(self, tensor: Tensor) -> View:
         """The View of a tensor that an op is given."""
         storage = self.storage_of(tensor)
-        view = self._first_view(tensor, tensor) if storage is None else _as_view(tensor, storage)
+        view = self._first_view(tensor, tensor) if storage is None else as_view(tensor, storage)
         # Autograd makes another tensor of a leaf that it saved: it is not the one that has the gradient.
         if tensor.requires_grad and tensor.is_leaf and view.storage.tensor is tensor:
             self.leaves[id(tensor)] = tensor
@@ -239,7 +234,7 @@ class Recorder(TorchDispatchMode):
             view = self._first_view(tensor, None)
             self.tape.fresh.append(view.storage)
         else:
-            view = _as_view(tensor, storage)
+            view = as_view(tensor, storage)
         self._made.append((view.storage, weakref.ref(tensor)))
         return view
 
@@ -251,7 +246,7 @@ class Recorder(TorchDispatchMode):
             self.tape.externals.append(storage)
         if base.nbytes():
             self._storages[base.data_ptr()] = (storage, base)
-        return _as_view(tensor, storage)
+        return as_view(tensor, storage)
 
     def storage_of(self, tensor: Tensor) -> Storage | None:
         """The memory of a tensor, where it has been met."""
@@ -303,12 +298,24 @@ class Recorder(TorchDispatchMode):
         found = []
         for storage, reference in self._made:
             tensor = reference()
-            if tensor is not None and id(storage) in fresh:
+            if tensor is not None and id(storage) in fresh and storage.bytes:
                 found.append((storage, tensor))
         return found
 
 
-def _as_view(tensor: Tensor, storage: Storage) -> View:
+def _check_plain(t: Tensor) -> None:
+    if type(t) not in _PLAIN:
+        raise Unsupported(f"{type(t).__name__} is a tensor subclass")
+    if t.layout is not torch.strided:
+        raise Unsupported(f"a tensor of layout {t.layout}")
+    if not t.is_cpu:
+        raise Unsupported(f"a tensor on {t.device}")
+    if t.is_neg() or t.is_conj():
+        raise Unsupported("a lazily negated or conjugated view")
+
+
+def as_view(tensor: Tensor, storage: Storage) -> View:
+    """The View of a tensor whose memory is known."""
     return View(
         storage, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
     )

@@ -1,0 +1,192 @@
+"""What a recording cannot hold runs eagerly, with the reason."""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastnn
+from tests.capture.conftest import batch, classify, net, same
+
+
+def _item(x: torch.Tensor) -> Any:
+    return x * x.sum().item()
+
+
+def _control_flow(x: torch.Tensor) -> Any:
+    return x * 2 if x.sum() > 0 else x
+
+
+def _mask(x: torch.Tensor) -> Any:
+    return x[x > 0]
+
+
+def _nonzero(x: torch.Tensor) -> Any:
+    return x.nonzero()
+
+
+def _graph(x: torch.Tensor) -> Any:
+    return _weight * x
+
+
+def _sparse(x: torch.Tensor) -> Any:
+    return torch.sparse.mm(x.outer(x).to_sparse(), x[:, None])
+
+
+def _resized(x: torch.Tensor) -> Any:
+    return torch.zeros(3).resize_(2)
+
+
+_weight = torch.ones(4, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("fn", "reason"),
+    [
+        (_item, "item"),
+        (_control_flow, "control flow"),
+        (_mask, "mask"),
+        (_nonzero, "depends on values"),
+        (_graph, r"return loss\.detach\(\)"),
+        (_sparse, "layout"),
+        (_resized, "memory"),
+    ],
+)
+def test_refused(fn: Any, reason: str) -> None:
+    captured = fastnn.capture(fn)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            x = torch.randn(4)
+            same(captured(x), fn(x))
+    assert [w.category for w in told] == [fastnn.EagerStepWarning]
+    assert told[0].filename == __file__
+    assert re.search(reason, str(told[0].message))
+    assert captured.programs == ()
+    demanding = fastnn.capture(fn, native=True)
+    with pytest.raises(RuntimeError, match=reason):
+        for _ in range(3):
+            demanding(torch.randn(4))
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {1: {2, 3}},
+        torch.ones(2, dtype=torch.int32),
+        torch.ones(2).to_sparse(),
+        torch.ones(2, device="meta"),
+        torch.ones(2, requires_grad=True) * 2,
+    ],
+    ids=["set", "int32", "sparse", "meta", "graph"],
+)
+def test_arguments(argument: Any) -> None:
+    captured = fastnn.capture(lambda x: x)
+    with pytest.warns(fastnn.EagerStepWarning, match="an argument"):
+        assert captured(argument) is argument
+
+
+def test_closures_of_optimizers() -> None:
+    model = net()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    x, y = batch()
+
+    def step() -> torch.Tensor:
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        return optimizer.step(closure).detach()
+
+    captured = fastnn.capture(step)
+    with pytest.warns(fastnn.EagerStepWarning, match="LBFGS"):
+        losses = [captured().item() for _ in range(3)]
+    assert losses[-1] < losses[0]
+
+
+def test_under_other_modes_it_runs_as_written() -> None:
+    model = net()
+    captured = fastnn.capture(lambda x: model(x).detach())
+    x = torch.randn(4, 8)
+    for _ in range(4):
+        captured(x)
+    with fastnn.disabled():
+        same(captured(x), model(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert captured(x).dtype is torch.bfloat16
+    same(torch.func.vmap(captured)(x[:, None]), model(x)[:, None])
+    outer = fastnn.capture(lambda x: captured(x) * 2)
+    for _ in range(4):
+        same(outer(x), model(x) * 2)
+    assert len(outer.programs) == 1
+
+
+def test_errors_come_out() -> None:
+    model = net()
+    step = fastnn.capture(classify(model, torch.optim.Adam(model.parameters())))
+    with pytest.raises(RuntimeError, match="shapes"):
+        step(torch.randn(4, 9), torch.zeros(4, dtype=torch.int64))
+    for _ in range(4):
+        step(*batch())
+    before = [p.detach().clone() for p in model.parameters()]
+    x, y = batch()
+    y[3] = 7
+    with pytest.raises(IndexError, match="Target 7 is out of bounds"):
+        step(x, y)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    step(*batch())
+    assert len(step.programs) == 1
+
+
+def test_threads() -> None:
+    """Calls at the same time do not share a program's memory."""
+    model = nn.Linear(64, 64)
+    run = fastnn.capture(lambda x: model(x).tanh().detach())
+    for _ in range(4):
+        run(torch.randn(512, 64))
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(50):
+            x = torch.randn(512, 64, generator=generator)
+            if not torch.allclose(run(x), model(x).tanh(), atol=1e-4):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_the_self_check_is_for() -> None:
+    """Data that torch's ops do not bring in is that of the recording: the check finds it."""
+    data = iter(np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32))
+
+    def stale(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_numpy(next(data))
+
+    captured = fastnn.capture(stale)
+    with pytest.warns(fastnn.EagerStepWarning, match="self-check found a difference"):
+        for _ in range(5):
+            captured(torch.randn(4))
+    assert captured.programs == ()
+
+
+def test_side_effects_happen_at_recording_only() -> None:
+    calls = []
+    captured = fastnn.capture(lambda x: (calls.append(1), x + 1)[1])
+    for _ in range(10):
+        captured(torch.ones(2))
+    assert len(calls) == 3  # eager, recorded, compared
