@@ -16,11 +16,11 @@ Environment variables; the first five are read when fastnn is imported. Of those
 from fastnn import functional, nn, optim
 from fastnn._backend import disabled
 from fastnn._convert import convert, revert
-from fastnn._explain import Explanation, explain
+from fastnn._diagnostics import EagerStepWarning, Explanation, explain
 from fastnn._info import Info, info
-from fastnn._train_step import EagerStepWarning, TrainStep
-from fastnn.capture import capture
+from fastnn._train_step import TrainStep
 from fastnn._version import __version__
+from fastnn.capture import capture
 
 __all__ = [
     "EagerStepWarning",

@@ -141,7 +141,7 @@ except (ImportError, AttributeError) as error:
 
 
 def quiet_states() -> list[tuple[Callable[[], Any], Any]]:
-    """Most of what `torch_reason` asks, with the answers where nothing is special: always the same objects."""
+    """Most of what `torch_reason` asks, and the answers where nothing is special, always the same objects."""
     return [
         (_functorch_level, None),
         (_dispatch_modes, 0),

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnn import _autograd_hooks, _backend, _cuda_graph, _losses
+from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn._epoch import run_epoch
 from fastnn._losses import Loss
 from fastnn._parameter_list import ParameterList, drop_gradients
@@ -90,28 +88,11 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 }
 _PARTS = ("model", "loss", "optimizer")
 _LAST: Any = object()  # the target is the last positional argument
-_HERE = f"{Path(__file__).parent}{os.sep}"
 _DTYPES = frozenset({torch.float32, torch.float64})  # of a native step's parameters
-
-
-def _levels_out() -> int:
-    """Where a warning of the function that asks belongs: how far up the stack the first caller is that is
-    not fastnn."""
-    frame, levels = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
-        frame, levels = frame.f_back, levels + 1
-    return levels
 
 
 def _name(part: object) -> str:
     return getattr(part, "__name__", type(part).__name__)
-
-
-class EagerStepWarning(UserWarning):
-    """A :class:`TrainStep` runs eagerly; said once by each of them for each reason.
-
-    ``warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)`` silences it.
-    """
 
 
 class TrainStep:
@@ -367,7 +348,7 @@ class TrainStep:
             "fastnn.convert. This is said once for each reason; to silence it: "
             'warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)',
             EagerStepWarning,
-            stacklevel=_levels_out(),
+            stacklevel=levels_out(),
         )
         self._told.add(reason)
 

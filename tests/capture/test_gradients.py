@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from twins import Twins, batch, classify, net, same
 
 import fastnn
-from tests.capture.conftest import Twins, batch, classify, net, same
 
 
 def _grads(model: nn.Module) -> list[torch.Tensor | None]:
@@ -29,7 +29,9 @@ def test_keep_grad() -> None:
         twins.call(*batch())
         same(_grads(twins.nets[1]), _grads(twins.nets[0]))
         seen.append(twins.nets[1][0].weight.grad)
-    assert len({t.data_ptr() for t in seen}) == len(seen), "a gradient that somebody holds is not written again"
+    assert len({t.data_ptr() for t in seen}) == len(seen), (
+        "a gradient that somebody holds is not written again"
+    )
     assert len(twins.programs) == 1
 
 

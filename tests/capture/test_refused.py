@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from twins import batch, classify, net, same
 
 import fastnn
-from tests.capture.conftest import batch, classify, net, same
 
 
 def _item(x: torch.Tensor) -> Any:
@@ -44,6 +44,11 @@ def _resized(x: torch.Tensor) -> Any:
     return torch.zeros(3).resize_(2)
 
 
+def _repeat(captured: Any) -> None:
+    for _ in range(5):
+        captured(torch.randn(4))
+
+
 _weight = torch.ones(4, requires_grad=True)
 
 
@@ -72,8 +77,7 @@ def test_refused(fn: Any, reason: str) -> None:
     assert captured.programs == ()
     demanding = fastnn.capture(fn, native=True)
     with pytest.raises(RuntimeError, match=reason):
-        for _ in range(3):
-            demanding(torch.randn(4))
+        _repeat(demanding)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +183,7 @@ def test_what_the_self_check_is_for() -> None:
 
     captured = fastnn.capture(stale)
     with pytest.warns(fastnn.EagerStepWarning, match="self-check found a difference"):
-        for _ in range(5):
-            captured(torch.randn(4))
+        _repeat(captured)
     assert captured.programs == ()
 
 

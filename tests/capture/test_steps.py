@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from twins import Twins, batch, classify, net, same
 
 import fastnn
-from tests.capture.conftest import Twins, batch, classify, net, same
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -142,7 +142,9 @@ def test_number_of_threads() -> None:
     for threads in (1, 2):
         torch.manual_seed(0)
         torch.set_num_threads(threads)
-        model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 3))
+        model = nn.Sequential(
+            nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 3)
+        )
         step = fastnn.capture(classify(model, torch.optim.Adam(model.parameters())), check=False)
         fixed = torch.randn(256, 64), torch.randint(0, 3, (256,))
         with fastnn.disabled():

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 from fastnn.capture.captured import Captured
+
+
+@overload
+def capture(
+    fn: Callable[..., Any], *, native: bool = ..., check: bool = ..., keep_grad: bool = ...
+) -> Captured: ...
+@overload
+def capture(
+    fn: None = None, *, native: bool = ..., check: bool = ..., keep_grad: bool = ...
+) -> Callable[[Callable[..., Any]], Captured]: ...
 
 
 def capture(
@@ -14,8 +24,51 @@ def capture(
     native: bool = False,
     check: bool = True,
     keep_grad: bool = False,
-) -> Any:
-    """Record what `fn` does with tensors, and replay it natively."""
+) -> Captured | Callable[[Callable[..., Any]], Captured]:
+    """Record what a function does with tensors, and replay that natively, as a CUDA graph is on a GPU.
+
+    Python runs at the recording only: prints, counters, hooks and whatever else the function does beside its
+    tensors do not happen in a replay, and numbers or attributes that it reads are what they were then.
+
+    ::
+
+        @fastnn.capture
+        def update(obs, act, next_obs, reward, done):
+            ...  # models, losses, backward calls, optimizer steps, soft updates
+            return loss.detach()
+
+    Of each signature (shapes, strides and dtypes of the tensors among the arguments, in nested tuples, lists
+    and dicts; other arguments by equality; grad mode) the first call runs as ever, the second is recorded,
+    the third is compared with torch, from the same state and random numbers, and from then on a call is one
+    native call, for which the eight most recent recordings are kept. Ops without a native instruction are
+    run by torch within it; random numbers come from torch's generator, in torch's order.
+
+    Parameters, buffers and optimizers' states are the user's own tensors and valid after each call; options
+    of optimizers are read when the step is taken. Modules that change between training and evaluation, frozen
+    or replaced parameters and other memory are noticed. Results are new tensors in each call. Gradients that
+    the function itself drops before it reads them again are not kept: ``.grad`` of parameters that it
+    updates is None after a call. Others are accumulated and kept as in torch.
+
+    What a recording cannot hold runs as written, and is warned of once (:class:`fastnn.EagerStepWarning`):
+    ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, tensor
+    subclasses, other devices, autograd graphs or tensors that live on elsewhere than in what is returned,
+    collectives. ``fastnn.explain(update, *args)`` tells what became of it.
+
+    Args:
+        fn: a function, method, lambda or module. Without it a decorator is returned.
+        native: whether a call that cannot be recorded raises RuntimeError instead of running as written.
+        check: whether recordings are compared with torch before they are used. The comparison runs the
+            recording three times and restores what it changed, and then the function.
+        keep_grad: keep all gradients in ``.grad``.
+
+    Returns:
+        :class:`Captured`, which is called as `fn` is; ``programs`` are its recordings.
+
+    Raises:
+        RuntimeError: see `native`.
+        IndexError: an index is out of range; what came before it has been done, as in torch.
+        Whatever `fn` raises.
+    """
     if fn is None:
-        return lambda function: capture(function, native=native, check=check, keep_grad=keep_grad)
+        return lambda function: Captured(function, native=native, check=check, keep_grad=keep_grad)
     return Captured(fn, native=native, check=check, keep_grad=keep_grad)

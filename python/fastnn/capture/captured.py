@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastnn import _backend
-from fastnn._train_step import EagerStepWarning, _levels_out
+from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn.capture.check import compare
 from fastnn.capture.ir import Unsupported, View
 from fastnn.capture.islands import view_of
@@ -137,7 +137,7 @@ class Captured:
                 f"fastnn.capture runs {name} eagerly: {reason}. native=True makes this an error; "
                 "warnings.simplefilter('ignore', fastnn.EagerStepWarning) silences it.",
                 EagerStepWarning,
-                stacklevel=_levels_out(),
+                stacklevel=levels_out(),
             )
 
     def _check(
@@ -324,6 +324,10 @@ class _Maker:
         self.make = make
 
 
+def _argument(index: int, inputs: list[Tensor], outputs: list[Tensor]) -> Tensor:
+    return inputs[index]
+
+
 def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
     view = recorder.view(t)
     if view.storage in builder.outputs:
@@ -331,9 +335,9 @@ def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
         if builder.is_whole(view):
             return _Maker(lambda inputs, outputs: outputs[number])
         return _Maker(lambda inputs, outputs: view_of(outputs[number], view))
-    for i, given in enumerate(builder.signature.tensors):
+    for index, given in enumerate(builder.signature.tensors):
         if given is t:
-            return _Maker(lambda inputs, outputs: inputs[i])
+            return _Maker(functools.partial(_argument, index))
     if view.numel == 0:
         return _Maker(lambda inputs, outputs: torch.empty_strided(view.shape, view.strides, dtype=view.dtype))
     if id(view.storage) in builder.inputs:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 
-class Unsupported(Exception):  # noqa: N818 (not an error: the reason why torch does the work)
+class Unsupported(Exception):
     """What native code does not cover, and why."""
 
 
@@ -71,9 +71,7 @@ class View(NamedTuple):
         missing = len(shape) - len(self.shape)
         own = (1,) * missing + self.shape
         strides = (0,) * missing + self.strides
-        return self.with_shape(
-            shape, tuple(0 if n == 1 else s for n, s in zip(own, strides, strict=True))
-        )
+        return self.with_shape(shape, tuple(0 if n == 1 else s for n, s in zip(own, strides, strict=True)))
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -96,7 +94,7 @@ class Instruction:
     code: list[int] = field(default_factory=list)
 
 
-# An expression over elements: a View that broadcasts to the result's shape, a number, or (name, arguments...).
+# Of elements: a View that broadcasts to the result's shape, a number, or (name, arguments...).
 Expr: TypeAlias = "View | float | int | bool | tuple[Any, ...]"
 
 
@@ -136,8 +134,8 @@ class Elementwise:
 class Island:
     """An op that torch runs, on tensors that alias the program's memory.
 
-    ``args`` and ``kwargs`` are the op's, with Views where tensors were. What it returns is copied to ``outs``,
-    but for the results that are arguments, written in place (None in ``outs``). ``writes`` are the arguments
+    ``args`` and ``kwargs`` are the op's, with Views where tensors were. What it returns is copied to
+    ``results``, None standing for those that are arguments, written in place. ``writes`` are the arguments
     that it writes.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ def view_of(tensor: Tensor, view: View, offset: int | None = None) -> Tensor:
 def in_bytes(memory: Tensor, view: View, offset: int) -> Tensor:
     """The View in `memory`, an array of bytes, whose storage begins at byte `offset` there."""
     start = offset // view.dtype.itemsize + view.offset
-    return torch.empty(0, dtype=view.dtype).set_(memory.untyped_storage(), start, view.shape, view.strides)  # type: ignore[call-overload,no-any-return]
+    return torch.empty(0, dtype=view.dtype).set_(memory.untyped_storage(), start, view.shape, view.strides)
 
 
 def call_island(island: Island, resolve: Callable[[View], Resolve]) -> Callable[..., None]:

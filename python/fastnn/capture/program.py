@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,21 @@ from fastnn import _backend
 from fastnn._watch import watch_optimizer
 from fastnn.capture.epilogues import fuse_epilogues
 from fastnn.capture.fusion import fuse
-from fastnn.capture.ir import Elementwise, Instruction, Island, Node, OptimizerStep, Storage, Unsupported, View
+from fastnn.capture.ir import (
+    Elementwise,
+    Instruction,
+    Island,
+    Node,
+    OptimizerStep,
+    Storage,
+    Unsupported,
+    View,
+)
 from fastnn.capture.islands import Resolve, call_island, call_optimizer, in_bytes, view_of
 from fastnn.capture.lowering import Lowering, lower
 from fastnn.capture.lowering.indexing import CHECKED
 from fastnn.capture.memory import Arena, without_dead
-from fastnn.capture.recorder import Op, Step, Tape, as_view, views_in
+from fastnn.capture.recorder import Op, Step, Tape, as_view, name_of, views_in
 from fastnn.capture.signature import DTYPES, Signature, strides_that_matter
 from fastnn.optim._native import _match_layout
 
@@ -76,6 +86,22 @@ class Program:
     key: Hashable = None
     checked: bool | None = None
 
+    def __str__(self) -> str:
+        """A few lines for `fastnn.explain`."""
+        told = {None: "not yet compared with torch", True: "compared with torch", False: "not compared"}
+        groups = self.instructions.count("elementwise")
+        lines = [
+            f"program of {len(self.instructions)} native instructions, {groups} of them elementwise groups, "
+            f"and {len(self.islands)} calls of torch; {self.arena_bytes} bytes; {told[self.checked]}"
+        ]
+        if self.optimizers:
+            lines.append(f"  steps of {', '.join(self.optimizers)}")
+        lines.extend(
+            f"  torch runs {op}" + (f" {count} times" if count > 1 else "") + f": {reason}"
+            for (op, reason), count in Counter(self.islands).items()
+        )
+        return "\n".join(lines)
+
 
 def lowered(tape: Tape) -> list[Node]:
     """Instructions for the ops of a recording; islands where there are none."""
@@ -86,9 +112,11 @@ def lowered(tape: Tape) -> list[Node]:
             continue
         before = len(low.nodes)
         name = entry.schema.name
-        out = list(entry.results) if isinstance(entry.results, (tuple, list)) and not isinstance(
-            entry.results, View
-        ) else entry.results
+        out = (
+            list(entry.results)
+            if isinstance(entry.results, (tuple, list)) and not isinstance(entry.results, View)
+            else entry.results
+        )
         try:
             if lower(low, name, out, entry.args, entry.kwargs):
                 continue
@@ -124,18 +152,18 @@ def _same_layout(a: View, b: View) -> bool:
 
 def _island(op: Op, reason: str) -> Island:
     fresh = set(map(id, op.fresh))
-    found = op.results if isinstance(op.results, (tuple, list)) and not isinstance(op.results, View) else (
-        op.results,
+    found = (
+        op.results
+        if isinstance(op.results, (tuple, list)) and not isinstance(op.results, View)
+        else (op.results,)
     )
     results = [r if isinstance(r, View) and id(r.storage) in fresh else None for r in found]
-    writes = []
+    writes: list[View] = []
     for position, name in op.schema.writes:
         written = op.args[position] if position < len(op.args) else op.kwargs.get(name)
         writes.extend(views_in(written))
     reads = list(views_in((op.args, op.kwargs)))
-    return Island(
-        op.op, op.args, op.kwargs, results, reads, writes, op.schema.random, f"{op.schema.name}: {reason}"
-    )
+    return Island(op.op, op.args, op.kwargs, results, reads, writes, op.schema.random, reason)
 
 
 class Builder:
@@ -168,7 +196,10 @@ class Builder:
         self._buffers: list[tuple[Any, ...]] = []
         self._numbers: dict[int, int] = {}  # of buffers, by id of the Storage
         self._written = {
-            id(view.storage) for node in self.nodes if not isinstance(node, OptimizerStep) for view in node.outs
+            id(view.storage)
+            for node in self.nodes
+            if not isinstance(node, OptimizerStep)
+            for view in node.outs
         }
 
     def _simplified(self) -> list[Node]:
@@ -220,7 +251,7 @@ class Builder:
         return Program(
             native,
             tuple(node.name for node in self.nodes if isinstance(node, Instruction)),
-            tuple((str(node.op), node.reason) for node in islands),
+            tuple((name_of(node.op), node.reason) for node in islands),
             tuple(type(step.optimizer).__name__ for step in steps),
             self.arena.bytes,
             [s.tensor for s in self.tape.externals if s.tensor is not None],
@@ -237,7 +268,8 @@ class Builder:
         if isinstance(node, Elementwise):
             raise TypeError("an elementwise node was not fused")
         operands = [
-            (*self._place(view), DTYPES[view.dtype], view.shape, view.strides) for view in (*node.outs, *node.ins)
+            (*self._place(view), DTYPES[view.dtype], view.shape, view.strides)
+            for view in (*node.outs, *node.ins)
         ]
         message = CHECKED.get(node.name)
         return ("native", node.name, operands, node.numbers, node.code, len(node.outs), message)
@@ -246,8 +278,10 @@ class Builder:
         in_python = call_optimizer(step, self.resolver)
         kind = type(step.optimizer)
         rule = next((rule for torchs, rule in _RULES.items() if kind in (torchs, _fastnns(torchs))), None)
-        if rule is None or getattr(step.optimizer, "state_dtype", None) or getattr(
-            step.optimizer, "master_weights", False
+        if (
+            rule is None
+            or getattr(step.optimizer, "state_dtype", None)
+            or getattr(step.optimizer, "master_weights", False)
         ):
             return ("python", in_python)
         try:
@@ -315,7 +349,7 @@ class Builder:
             index = self.inputs[id(storage)]
             before = self.tape.inputs[index].offset
             return lambda inputs, outputs: view_of(
-                inputs[index], view, view.offset - before + inputs[index].storage_offset()
+                inputs[index], view, view.offset - before + int(inputs[index].storage_offset())
             )
         if id(storage) in self.gradients.state:
             param, _ = self.gradients.state[id(storage)]
@@ -355,7 +389,11 @@ class Builder:
     def _all_written(self) -> tuple[list[Tensor], list[int]]:
         tensors, inputs = [], []
         for storage in self.tape.externals:
-            if id(storage) in self._written and storage.tensor is not None and not storage.tensor.is_inference():
+            if (
+                id(storage) in self._written
+                and storage.tensor is not None
+                and not storage.tensor.is_inference()
+            ):
                 tensors.append(storage.tensor)
         for i, view in enumerate(self.tape.inputs):
             if id(view.storage) in self._written:

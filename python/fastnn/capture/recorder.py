@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,9 +42,15 @@ class Schema:
     depends_on_values: bool
 
 
+def name_of(op: Any) -> str:
+    """Such as "add.Tensor"."""
+    return str(op).partition(".")[2]
+
+
 @cache
 def _schema(op: Any) -> Schema:
-    namespace, _, name = str(op).partition(".")
+    namespace = str(op).partition(".")[0]
+    name = name_of(op)
     undeclared = _UNDECLARED_WRITES.get(name, ())
     writes = tuple(
         (i, argument.name)
@@ -146,8 +152,9 @@ class Recorder(TorchDispatchMode):
         self._hooks: list[Any] = []
         for tensor in inputs:
             storage = self.storage_of(tensor)
-            known = storage is not None
-            self.tape.inputs.append(as_view(tensor, storage) if known else self._first_view(tensor, None))
+            self.tape.inputs.append(
+                self._first_view(tensor, None) if storage is None else as_view(tensor, storage)
+            )
 
     def __enter__(self) -> Any:
         """Begin."""
@@ -317,7 +324,7 @@ def _check_plain(t: Tensor) -> None:
 def as_view(tensor: Tensor, storage: Storage) -> View:
     """The View of a tensor whose memory is known."""
     return View(
-        storage, tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+        storage, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
     )
 
 

@@ -1,14 +1,35 @@
-"""Tell which ops a piece of code ran, and where, and what it converted."""
+"""Tell which ops a piece of code ran, and where, and what runs eagerly against expectation."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastnn import _backend
 from fastnn._backend import Conversion, Decision
+
+_HERE = f"{Path(__file__).parent}{os.sep}"
+
+
+class EagerStepWarning(UserWarning):
+    """A :class:`TrainStep` or a captured function runs eagerly; said once by each of them for each reason.
+
+    ``warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)`` silences it.
+    """
+
+
+def levels_out() -> int:
+    """Where a warning of the function that asks belongs: how far up the stack the first caller is that is
+    not fastnn."""
+    frame, levels = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame, levels = frame.f_back, levels + 1
+    return levels
 
 
 @dataclass(frozen=True)
@@ -22,11 +43,13 @@ class Explanation:
         conversions: one entry for each module or optimizer that ``convert`` or ``revert`` met, in order:
             ``name`` in the model, ``kind`` (the class that it had), ``became`` (the class that it has now,
             None where it was left alone), and ``note``: why it was left, or what of it fuses when called.
+        programs: what a captured function has recorded; see :func:`fastnn.capture`.
     """
 
     result: Any
     decisions: tuple[Decision, ...]
     conversions: tuple[Conversion, ...] = ()
+    programs: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
         tables = []
@@ -39,6 +62,7 @@ class Explanation:
                 for (op, reason), calls in Counter(self.decisions).items()
             ]
             tables.append(_table([("op", "calls", "ran on", "why not natively"), *counted], right=1))
+        tables.extend(str(program) for program in self.programs)
         return "\n\n".join(tables) or "no fastnn op ran"
 
 
@@ -59,7 +83,9 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
 
     ``explain(fastnn.convert, model)`` reports what became of each module, why others stayed, and which
     stretches of a ``Sequential`` run as one op when it is called. Backward ops that run inside `fn` are
-    reported too. What other threads do meanwhile is mixed in.
+    reported too. What other threads do meanwhile is mixed in. Of a captured function the programs are told:
+    their instructions and fused groups, the ops that torch runs and why, their memory, and what the
+    comparison with torch said.
 
     Args:
         fn: anything callable, such as a model or one step of a training loop.
@@ -79,4 +105,5 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
         result,
         tuple(entry for entry in seen if isinstance(entry, Decision)),
         tuple(entry for entry in seen if isinstance(entry, Conversion)),
+        getattr(fn, "programs", ()),
     )
