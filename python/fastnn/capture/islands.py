@@ -62,11 +62,12 @@ def call_optimizer(step: OptimizerStep, resolve: Callable[[View], Resolve]) -> C
     def run(inputs: list[Tensor], outputs: list[Tensor]) -> None:
         params = [param for group in optimizer.param_groups for param in group["params"]]
         before = [param.grad for param in params]
+        present = [(param, gradient(inputs, outputs)) for param, gradient in gradients]
         try:
             for param in params:
                 param.grad = None
-            for param, gradient in gradients:
-                param.grad = gradient(inputs, outputs)
+            for param, gradient in present:
+                param.grad = gradient
             optimizer.step()
         finally:
             for param, grad in zip(params, before, strict=True):

@@ -182,7 +182,7 @@ class Builder:
         for view in [*(view for _, view in gradients.kept), *results]:
             if view.storage not in self.outputs:
                 self.outputs.append(view.storage)
-                self._whole.append(self._whole_view(view))
+                self._whole.append(_whole(view))
         for _, view in gradients.kept:
             if not self.is_whole(view):
                 raise Unsupported("a gradient shares its memory with another")
@@ -365,16 +365,6 @@ class Builder:
         """Whether an output is this very view of its memory."""
         return self._whole[self.outputs.index(view.storage)] == view
 
-    def _whole_view(self, view: View) -> View:
-        if _fills(view):
-            return view
-        for entry in self.tape.entries:
-            if isinstance(entry, Op):
-                for other in views_in(entry.results):
-                    if other.storage is view.storage and _fills(other):
-                        return other
-        raise Unsupported("a result lies in a part of its memory")
-
     def _shared_inputs(self) -> list[tuple[int, int, int]]:
         """Arguments in the memory of an earlier one: both numbers, and the bytes between them."""
         shared = []
@@ -401,8 +391,12 @@ class Builder:
         return tensors, inputs
 
 
-def _fills(view: View) -> bool:
-    return view.offset == 0 and view.is_dense and view.numel * view.dtype.itemsize == view.storage.bytes
+def _whole(view: View) -> View:
+    """The View itself where it fills its memory, else all of that, flat."""
+    size = view.dtype.itemsize
+    if view.offset == 0 and view.is_dense and view.numel * size == view.storage.bytes:
+        return view
+    return View(view.storage, 0, (-(-view.storage.bytes // size),), (1,), view.dtype)
 
 
 def _allocator(view: View) -> Callable[[], Tensor]:
