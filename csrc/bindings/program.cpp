@@ -310,6 +310,7 @@ class Program {
     }
     inputs_.clear();
     input_views_.clear();
+    if (py::len(written_gradients_)) written_gradients_ = py::list();
     if (!arguments_.match(arguments.ptr(), inputs_, input_views_)) return false;
     for (const auto& [input, first, between] : shared_inputs_)
       if (input_views_[input].as<char>() != input_views_[first].as<char>() + between) return false;
@@ -337,6 +338,7 @@ class Program {
           if (gradient.is_none() || requires_grad(gradient.ptr())) return false;
           view = read_plain(gradient.ptr());
           check_not_negated(gradient.ptr());
+          if (buffer.written) written_gradients_.append(gradient);
         } else {
           view = read_plain(buffer.tensor.ptr());
           if (requires_grad(buffer.tensor.ptr()) != buffer.requires_grad) return false;
@@ -386,6 +388,7 @@ class Program {
   void count_versions() const {
     static PyObject* const increment_version = torch_attribute("torch.autograd.graph", "increment_version");
     if (py::len(written_)) owned(PyObject_CallOneArg(increment_version, written_.ptr()));
+    if (py::len(written_gradients_)) owned(PyObject_CallOneArg(increment_version, written_gradients_.ptr()));
     for (const size_t input : written_inputs_)
       owned(PyObject_CallOneArg(increment_version, inputs_[input]));
   }
@@ -478,6 +481,7 @@ class Program {
   void let_go() {
     made_.clear();
     inputs_.clear();
+    if (py::len(written_gradients_)) written_gradients_ = py::list();
   }
 
   struct Running {
@@ -501,7 +505,7 @@ class Program {
   Arguments arguments_;
   std::vector<py::object> outputs_, absent_, cleared_;
   std::vector<std::pair<py::object, size_t>> kept_;
-  py::list written_;
+  py::list written_, written_gradients_;
   std::vector<size_t> written_inputs_;
   std::vector<std::tuple<size_t, size_t, int64_t>> shared_inputs_;
   py::object result_;
