@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnn import _cuda_limits, functional
+from fastnn import functional
+from fastnn.ops import _cuda_limits
 
 Op = Callable[..., Tensor]
 Calls = dict[str, Callable[[], object]]

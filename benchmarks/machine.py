@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import fastnn
-from fastnn import _backend
+from fastnn import _dispatch
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _SAMPLES = 7
@@ -108,7 +108,7 @@ def _fma_peak(dtype: torch.dtype) -> float:
 
     def rate() -> float:
         start = time.perf_counter()
-        flops: int = _backend.cpu.probe_fma(_FMA_ROUNDS, out)
+        flops: int = _dispatch.cpu.probe_fma(_FMA_ROUNDS, out)
         return flops / (time.perf_counter() - start)
 
     return _best(rate)
@@ -125,7 +125,7 @@ def _copy_peak() -> tuple[float, str, int]:
         return 2 * size / (time.perf_counter() - start)
 
     rates = {
-        "memcpy": _best(lambda: rate(lambda: _backend.cpu.probe_copy(source, target))),
+        "memcpy": _best(lambda: rate(lambda: _dispatch.cpu.probe_copy(source, target))),
         "torch.copy_": _best(lambda: rate(lambda: target.copy_(source))),
     }
     fastest = max(rates, key=lambda name: rates[name])
@@ -147,7 +147,7 @@ def describe() -> dict[str, object]:
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count() or 1,
-        "isa": _backend.cpu.isa,
+        "isa": _dispatch.cpu.isa,
         "caches": caches(),
         "system": platform.system(),
         "architecture": platform.machine(),
@@ -159,7 +159,7 @@ def versions() -> dict[str, str]:
     """Versions of what was measured."""
     return {
         "fastnn": fastnn.__version__,
-        "fastnn compiler": _backend.cpu.compiler,
+        "fastnn compiler": _dispatch.cpu.compiler,
         "torch": torch.__version__,
         "torch BLAS": "MKL" if torch.backends.mkl.is_available() else "other",
         "python": platform.python_version(),

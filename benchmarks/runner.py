@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 
 from .case import OURS, Call, Case, Workload
 from .peers.remote import PeerError, RemoteCall
@@ -192,10 +192,10 @@ def _run_case(case: Case, rounds: int, clock: Clock, roster: Roster | None) -> R
     fallbacks: dict[str, None] = {}
 
     def note(decision: object) -> None:
-        if isinstance(decision, _backend.Decision) and decision.reason is not None:
+        if isinstance(decision, _dispatch.Decision) and decision.reason is not None:
             fallbacks[f"{decision.op}: {decision.reason}"] = None
 
-    with _backend.recording(note):
+    with _dispatch.recording(note):
         workload = case.build()
         try:
             if roster is not None:

@@ -13,7 +13,7 @@ import torch
 
 from cuda_emulation import ORDERS, CannotBuildError, Emulation, emulation
 from every_kernel import CUDA, EVERY_KERNEL, kernels_of, place
-from fastnn import _backend
+from fastnn import _dispatch
 from step_graphs import Graphs, set_up
 from variants import runnable_isas, selected
 
@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def all_threads() -> None:
     """Several threads are several also where other processes keep the processors busy."""
-    if _backend.cpu is not None:
-        _backend.cpu.notice_crowding(False)
+    if _dispatch.cpu is not None:
+        _dispatch.cpu.notice_crowding(False)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,7 @@ def emulated() -> Emulation:
 def emulated_cuda(emulated: Emulation, monkeypatch: pytest.MonkeyPatch) -> Emulation:
     """Ops that have CUDA kernels run those, emulated, on tensors of the CPU."""
     emulated.checks.set_order(*ORDERS[0])
-    monkeypatch.setattr(_backend, "native", lambda t: emulated.cuda)
+    monkeypatch.setattr(_dispatch, "native", lambda t: emulated.cuda)
     return emulated
 
 
@@ -91,5 +91,5 @@ def _seeded() -> None:
 def _own_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The quick answer to what runs natively pauses after a tensor that it cannot read, for a thousand calls:
     in one test, not in those behind it."""
-    if _backend.cpu is not None:
-        monkeypatch.setattr(_backend, "_is_plain_call", _backend._plain_call())
+    if _dispatch.cpu is not None:
+        monkeypatch.setattr(_dispatch, "_is_plain_call", _dispatch._plain_call())

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from fastnn import _backend
+from fastnn import _dispatch
 
 elffile = pytest.importorskip("elftools.elf.elffile")
 
 pytestmark = pytest.mark.skipif(
-    _backend.cpu is None or not Path(_backend.cpu.__file__).read_bytes().startswith(b"\x7fELF"),
+    _dispatch.cpu is None or not Path(_dispatch.cpu.__file__).read_bytes().startswith(b"\x7fELF"),
     reason="needs the compiled module, as ELF",
 )
 
 
-MODULES = [m for m in (_backend.cpu, _backend.load_cuda()[0]) if m is not None]
+MODULES = [m for m in (_dispatch.cpu, _dispatch.load_cuda()[0]) if m is not None]
 
 
 @pytest.fixture(scope="module", params=MODULES, ids=lambda m: m.__name__)

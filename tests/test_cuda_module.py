@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import fastnn
-from fastnn import _backend
+from fastnn import _dispatch
 
-built, why_not_built = _backend.load_cuda() if _backend.cpu is not None else (None, "")
+built, why_not_built = _dispatch.load_cuda() if _dispatch.cpu is not None else (None, "")
 needs_module = pytest.mark.skipif(built is None, reason="needs the compiled CUDA module")
 
 
@@ -64,7 +64,7 @@ def test_cpu_tensors_are_refused() -> None:
 
 @needs_module
 def test_arguments_are_checked_as_on_the_cpu() -> None:
-    for module in (_backend.cpu, built):
+    for module in (_dispatch.cpu, built):
         with pytest.raises(RuntimeError, match=r"relu: output has shape \(5,\), expected \(4,\)"):
             module.relu_forward(torch.randn(4), torch.randn(5))
 
@@ -83,16 +83,16 @@ class OnCuda:
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "_PLAIN_TYPES", _backend._PLAIN_TYPES | {OnCuda})
-    monkeypatch.setattr(_backend, "_has_storage", lambda t: True)
-    monkeypatch.setattr(_backend, "_device_reason", lambda index: None if index == 0 else "no such device")
+    monkeypatch.setattr(_dispatch, "_PLAIN_TYPES", _dispatch._PLAIN_TYPES | {OnCuda})
+    monkeypatch.setattr(_dispatch, "_has_storage", lambda t: True)
+    monkeypatch.setattr(_dispatch, "_device_reason", lambda index: None if index == 0 else "no such device")
 
 
 def reason(*tensors: Any, cuda: bool = True) -> str | None:
-    return _backend.torch_reason(*tensors, cuda=cuda)
+    return _dispatch.torch_reason(*tensors, cuda=cuda)
 
 
-@pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+@pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 @pytest.mark.usefixtures("stand_ins")
 def test_decisions() -> None:
     assert reason(OnCuda()) is None
@@ -111,9 +111,9 @@ def test_decisions() -> None:
 
 
 def test_native_is_the_module_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "cuda", "the CUDA module")
-    assert _backend.native(OnCuda()) == "the CUDA module"  # type: ignore[arg-type]
-    assert _backend.native(torch.randn(1)) is _backend.cpu
+    monkeypatch.setattr(_dispatch, "cuda", "the CUDA module")
+    assert _dispatch.native(OnCuda()) == "the CUDA module"  # type: ignore[arg-type]
+    assert _dispatch.native(torch.randn(1)) is _dispatch.cpu
 
 
 def _cross_entropy(module: Any, x: torch.Tensor, target: torch.Tensor, *more: Any) -> None:
@@ -130,7 +130,7 @@ def test_cross_entropy_refuses_cpu_tensors_and_wrong_scratch() -> None:
         _cross_entropy(built, x, target, scratch[1:], False)
     with pytest.raises(RuntimeError, match="cross_entropy: scratch has dtype float32"):
         _cross_entropy(built, x, target, scratch.float(), False)
-    for module, more in ((_backend.cpu, ()), (built, (scratch, False))):
+    for module, more in ((_dispatch.cpu, ()), (built, (scratch, False))):
         with pytest.raises(ValueError, match="batch size 3"):
             _cross_entropy(module, x, torch.tensor([0, 1, 1]), *more)
 

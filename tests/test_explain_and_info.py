@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import fastnn
-from fastnn import _backend, functional
-from fastnn._backend import Decision
+from fastnn import _dispatch, functional
+from fastnn._dispatch import Decision
 from fastnn.cli import info as info_command
 
-native = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+native = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
 def step(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
@@ -42,7 +42,7 @@ def test_explain_of_nothing_and_of_an_error() -> None:
     assert str(fastnn.explain(lambda: 3)) == "no fastnn op ran"
     with pytest.raises(KeyError):
         fastnn.explain(lambda: {}["x"])
-    assert _backend._recorders == []
+    assert _dispatch._recorders == []
     with pytest.raises(TypeError):
         fastnn.explain(3)  # type: ignore[arg-type]
 
@@ -51,7 +51,7 @@ def test_info() -> None:
     info = fastnn.info()
     assert info.fastnn == fastnn.__version__
     assert info.torch == torch.__version__
-    assert info.native == (_backend.torch_reason() is None)
+    assert info.native == (_dispatch.torch_reason() is None)
     assert "CUDA" in info.cuda
     assert json.loads(json.dumps(info.as_dict())) == info.as_dict()
     text = str(info)
@@ -62,7 +62,7 @@ def test_info() -> None:
 @native
 def test_info_tells_the_instruction_sets(isa: str) -> None:
     info = fastnn.info()
-    assert (info.isa, info.best_isa) == (isa, _backend.cpu.best_isa)
+    assert (info.isa, info.best_isa) == (isa, _dispatch.cpu.best_isa)
     assert (f"the best here is {info.best_isa}" in str(info)) == (isa != info.best_isa)
     assert info.compiler
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fastnn import _backend
+from fastnn import _dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="the compiled module is not built")
 
 
 def test_each_of_the_selected_tests_is_there_and_needs_a_gpu() -> None:

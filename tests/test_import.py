@@ -17,11 +17,11 @@ import pytest
 import torch
 
 import fastnn
-from fastnn import _backend
+from fastnn import _dispatch
 
 PACKAGE = Path(fastnn.__file__).parent
 
-native = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+native = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="makes its processes with fork")
 
 # Importing torch takes seconds, so one process does it and every test runs in a fork of that.
@@ -106,8 +106,8 @@ def uncompiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @native
 def test_the_best_instruction_set_is_taken(run: Runner) -> None:
     code = "import fastnn; print(fastnn.info().isa)"
-    assert output(run(code)) == _backend.cpu.best_isa
-    assert output(run(code, FASTNN_CPU_ISA="")) == _backend.cpu.best_isa
+    assert output(run(code)) == _dispatch.cpu.best_isa
+    assert output(run(code, FASTNN_CPU_ISA="")) == _dispatch.cpu.best_isa
 
 
 @native
@@ -200,7 +200,7 @@ print(len(seen), fastnn.functional.relu(torch.tensor([-1.0, 2.0])).tolist(), fas
 @pytest.mark.parametrize("setting", ["torch.set_default_device('meta')", "FakeTensorMode().__enter__()"])
 def test_an_import_under_another_default_keeps_the_kernels(run: Runner, setting: str) -> None:
     code = f"import torch; from torch._subclasses.fake_tensor import FakeTensorMode; {setting}; import fastnn"
-    assert output(run(f"{code}; print(fastnn._backend.cpu_missing)")) == "None"
+    assert output(run(f"{code}; print(fastnn._dispatch.cpu_missing)")) == "None"
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_thread_count_is_torchs() -> None:
     try:
         for count in (1, 3, 2):
             torch.set_num_threads(count)
-            assert _backend.cpu.max_threads() == count
+            assert _dispatch.cpu.max_threads() == count
             assert fastnn.info().threads == count
     finally:
         torch.set_num_threads(threads)
@@ -277,11 +277,11 @@ def test_thread_count_is_torchs() -> None:
 def test_thread_count_is_torchs_in_a_new_thread(run: Runner) -> None:
     code = """
 import threading, torch, fastnn
-from fastnn import _backend
+from fastnn import _dispatch
 torch.set_num_threads(3)
 def body():
     fastnn.functional.relu(torch.zeros(2))
-    print(_backend.cpu.max_threads())
+    print(_dispatch.cpu.max_threads())
 thread = threading.Thread(target=body)
 thread.start()
 thread.join()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import fastnn
-from fastnn import _backend
+from fastnn import _dispatch
 from train_steps import OPTIMIZERS, chain, classes_of
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
 class Broken:
@@ -91,7 +91,7 @@ def test_what_is_no_number_is_left_to_torch(option: str, value: Any, why: str) -
     model(torch.randn(2, 6, dtype=torch.float64)).sum().backward()
     optimizer.param_groups[0][option] = value
     seen: list[Any] = []
-    with _backend.recording(seen.append), pytest.raises((TypeError, RuntimeError)):
+    with _dispatch.recording(seen.append), pytest.raises((TypeError, RuntimeError)):
         optimizer.step()
     assert why in next(d.reason for d in seen if d.op == "adam")
 
@@ -102,7 +102,7 @@ def test_a_loss_with_an_option_that_is_no_number() -> None:
     loss.z_loss = "a little"
     step = fastnn.TrainStep(model, loss, OPTIMIZERS["sgd"](model.parameters()))
     seen: list[Any] = []
-    with _backend.recording(seen.append), pytest.raises(Exception):  # noqa: B017, PT011  # torch's own
+    with _dispatch.recording(seen.append), pytest.raises(Exception):  # noqa: B017, PT011  # torch's own
         step(torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5))
     assert "not a number" in next(d.reason for d in seen if d.op == "train_step")
 
@@ -120,7 +120,7 @@ def test_tensors_that_kernels_cannot_read_are_left_to_torch(gradient: torch.Tens
     p = nn.Parameter(torch.ones_like(gradient, layout=torch.strided))
     p.grad = gradient
     seen: list[Any] = []
-    with _backend.recording(seen.append), contextlib.suppress(NotImplementedError):  # torch's own
+    with _dispatch.recording(seen.append), contextlib.suppress(NotImplementedError):  # torch's own
         fastnn.nn.utils.clip_grad_norm_([p], 1.0)
     assert seen[0].reason is not None
 
@@ -131,4 +131,4 @@ def test_an_error_while_polyak_reads_its_tensors(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Tensor, "is_neg", broken, raising=False)
     with pytest.raises(KeyError, match="broken"):
-        _backend.cpu.polyak([torch.ones(2)], [torch.zeros(2)], 0.5)
+        _dispatch.cpu.polyak([torch.ones(2)], [torch.zeros(2)], 0.5)

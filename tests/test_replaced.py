@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 import fastnn
-from fastnn import _backend, _replaced
+from fastnn import _dispatch, _replaced
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 FUNCTIONS = [(owner, name) for owner, name, _ in _replaced.functions._names]
 LOSSES = [(owner, name) for owner, name, _ in _replaced.losses._names]

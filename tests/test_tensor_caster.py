@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from fastnn import _backend
+from fastnn import _dispatch
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
 def rectify(x: Tensor) -> Tensor:
     """The binding itself, without the checks of the Python layer."""
     out = torch.empty(x.shape, dtype=x.dtype)
-    _backend.cpu.relu_forward(x, out)
+    _dispatch.cpu.relu_forward(x, out)
     return out
 
 
@@ -55,7 +55,7 @@ def test_types_alternate_and_are_not_confused() -> None:
 
 
 def rectify_raw(x: object) -> None:
-    _backend.cpu.relu_forward(x, torch.empty(1))
+    _dispatch.cpu.relu_forward(x, torch.empty(1))
 
 
 @pytest.mark.parametrize("x", [None, 1.0, [1.0], "x", torch.Tensor, torch.Size([1]), memoryview(b"1234")])
@@ -110,4 +110,4 @@ def test_too_many_dimensions() -> None:
 )
 def test_messages_name_op_expectation_and_what_came(x: Tensor, out: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        _backend.cpu.relu_forward(x, out)
+        _dispatch.cpu.relu_forward(x, out)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastnn.functional
-from fastnn import _backend
+from fastnn import _dispatch
 
 from ..case import Case, Foreign, Workload, integers
 from ..peers import onednn
@@ -33,13 +33,13 @@ class _Product(NamedTuple):
 
 def _our_dx(dy: Tensor, w: Tensor) -> Tensor:
     dx = dy.new_empty((dy.shape[0], w.shape[1]))
-    _backend.cpu.linear_backward(dy, None, None, None, w, dx, None, None)
+    _dispatch.cpu.linear_backward(dy, None, None, None, w, dx, None, None)
     return dx
 
 
 def _our_dw(dy: Tensor, x: Tensor) -> Tensor:
     dw = dy.new_empty((dy.shape[1], x.shape[1]))
-    _backend.cpu.linear_backward(dy, None, None, x, None, None, dw, None)
+    _dispatch.cpu.linear_backward(dy, None, None, x, None, None, dw, None)
     return dw
 
 

@@ -1,5 +1,5 @@
 // Whether an op may run natively without further questions, in one call: from Python the same questions, one
-// by one, take longer than a small kernel. Where there is any doubt the answer is no, and fastnn._backend
+// by one, take longer than a small kernel. Where there is any doubt the answer is no, and fastnn._dispatch
 // finds out what is special and whether it matters.
 #include <utility>
 #include <vector>

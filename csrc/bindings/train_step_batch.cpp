@@ -17,7 +17,7 @@ namespace {
 
 constexpr const char* kOp = "TrainStep";
 
-// Where LossOptions of _step_plan.py has what.
+// Where LossOptions of step/plan.py has what.
 enum Option : Py_ssize_t {
   kLoss,
   kReduction,

@@ -16,7 +16,7 @@ namespace fastnn {
 // that are named.
 class TrainStepBatches {
  public:
-  // `losses` is written, one for each step. `options` are the LossOptions of _step_plan.py. `memory` is for
+  // `losses` is written, one for each step. `options` are the LossOptions of step/plan.py. `memory` is for
   // what is kept of a batch.
   TrainStepBatches(pybind11::object input, pybind11::object target, const TensorView& losses,
                    pybind11::tuple options, ScratchBuffer& memory)

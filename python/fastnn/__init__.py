@@ -14,13 +14,13 @@ Environment variables; the first five are read when fastnn is imported. Of those
 """
 
 from fastnn import functional, nn, optim
-from fastnn._backend import disabled
-from fastnn._convert import convert, revert
 from fastnn._diagnostics import EagerStepWarning, Explanation, explain
+from fastnn._dispatch import disabled
 from fastnn._info import Info, info
-from fastnn._train_step import TrainStep
 from fastnn._version import __version__
 from fastnn.capture import capture
+from fastnn.convert import convert, revert
+from fastnn.step.train_step import TrainStep
 
 __all__ = [
     "EagerStepWarning",

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastnn import _backend
-from fastnn._backend import Conversion, Decision
+from fastnn import _dispatch
+from fastnn._dispatch import Conversion, Decision
 
 _HERE = f"{Path(__file__).parent}{os.sep}"
 
@@ -99,7 +99,7 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
         Whatever `fn` raises.
     """
     seen: list[Decision | Conversion] = []
-    with _backend.recording(seen.append):
+    with _dispatch.recording(seen.append):
         result = fn(*args, **kwargs)
     return Explanation(
         result,

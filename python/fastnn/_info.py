@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn._version import __version__
 
 
@@ -70,7 +70,7 @@ def _version_text(number: int) -> str:
 
 def _cuda_text() -> str:
     """What there is of CUDA, or why not; makes no CUDA context."""
-    module, missing = _backend.load_cuda()
+    module, missing = _dispatch.load_cuda()
     if module is None:
         return f"none, CUDA tensors run on torch's kernels: {missing}"
     driver = module.driver_version()
@@ -85,7 +85,7 @@ def _cuda_text() -> str:
 
 def info() -> Info:
     """Describe this installation: versions, instruction set, CUDA module or why there is none, threads."""
-    cpu, reason = _backend.cpu, _backend.torch_reason()
+    cpu, reason = _dispatch.cpu, _dispatch.torch_reason()
     return Info(
         fastnn=__version__,
         torch=torch.__version__,

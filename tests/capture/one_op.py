@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastnn import _backend
-from fastnn.capture.ir import Elementwise, Instruction, Storage, View
+from fastnn import _dispatch
+from fastnn.capture.ir import Instruction, Storage, View
 from fastnn.capture.lowering.table import Lowering, lower
 
 
@@ -71,9 +71,9 @@ def run_nodes(nodes: list[Any], memory: dict[int, torch.Tensor]) -> None:
     from fastnn.capture.fusion import fuse
 
     for node in fuse(nodes):
-        assert isinstance(node, Instruction) and not isinstance(node, Elementwise)
+        assert isinstance(node, Instruction)
         operands = [_as_tensor(v, memory) for v in [*node.outs, *node.ins]]
-        _backend.cpu.run_instruction(node.name, operands, node.numbers, node.code)
+        _dispatch.cpu.run_instruction(node.name, operands, node.numbers, node.code)
 
 
 def _views(x: Any) -> list[View]:

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import fastnn
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.cli import bench
 from fastnn.cli.main import main
 
 case_module = bench.load_benchmarks("case")
 runner = bench.load_benchmarks("runner")
 
-needs_native = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+needs_native = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
 class FakeMachine:
@@ -119,7 +119,7 @@ def test_an_answer_that_goes_wrong_in_a_later_call_is_refused() -> None:
 
 def test_an_op_that_torch_ran_is_reported() -> None:
     def ours() -> torch.Tensor:
-        _backend.decide("fake_op", "of a reason")
+        _dispatch.decide("fake_op", "of a reason")
         return torch.ones(2)
 
     result = runner.run_case(make_case(fastnn=ours, torch=lambda: torch.ones(2)), 1)
@@ -201,7 +201,7 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert document["peers"] == document["left_out"] == {}
     assert document["settings"]["threads"] == 1
     assert document["versions"]["torch"] == torch.__version__
-    assert document["machine"]["isa"] == _backend.cpu.isa
+    assert document["machine"]["isa"] == _dispatch.cpu.isa
     for peaks in document["peaks"]:
         assert min(peaks["fma_float32"], peaks["fma_float64"], peaks["copy"]) > 0
     for result in document["results"]:
@@ -287,7 +287,7 @@ def test_missing_packages_are_named(
 def test_torch_against_torch_is_not_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_backend, "_disabled_depth", 1)
+    monkeypatch.setattr(_dispatch, "_disabled_depth", 1)
     assert run("--filter", "relu") == 1
     assert "fastnn is disabled" in capsys.readouterr().err
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.cli import bench
 from fastnn.cli.main import main
 
 memory = bench.load_benchmarks("memory")
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 

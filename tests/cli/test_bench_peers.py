@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.cli import bench
 from fastnn.cli.main import main
 
@@ -22,7 +22,7 @@ remote = bench.load_benchmarks("peers.remote")
 roster_module = bench.load_benchmarks("peers.roster")
 runner = bench.load_benchmarks("runner")
 
-needs_native = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+needs_native = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 FAKE = """
 import os

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 import fastnn
 from cuda_emulation import EMULATED, Emulation
 from every_kernel import kernels_of
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.nn.utils import clip_grad_norm_
 from variants import runnable_isas
 
 torch_clip = torch.nn.utils.clip_grad_norm_
-needs_native = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
+needs_native = pytest.mark.skipif(_dispatch.cpu is None, reason="the compiled module is not built")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 # Around the widths of vectors (4 to 16 lanes), twice that, and the chunks that work is cut into.
@@ -48,7 +48,7 @@ def gradients(params: list[nn.Parameter]) -> list[Tensor]:
 
 def reasons(run: Callable[[], Any]) -> list[str | None]:
     seen: list[str | None] = []
-    with _backend.recording(lambda decision: seen.append(decision.reason)):
+    with _dispatch.recording(lambda decision: seen.append(decision.reason)):
         run()
     return seen
 

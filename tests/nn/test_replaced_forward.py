@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastnn
-from fastnn import _backend, nn
+from fastnn import _dispatch, nn
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 T = torch.nn
 ACTIVATIONS = [T.ReLU, T.Sigmoid, T.Tanh, T.GELU, T.SiLU]

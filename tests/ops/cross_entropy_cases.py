@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from every_kernel import emulating
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn import functional as FF
 from fastnn.ops.cross_entropy import cross_entropy_torch
 
@@ -46,12 +46,12 @@ def assert_near(actual: Tensor, expected: Tensor, x: Tensor, magnitude: float) -
 def check(input: Tensor, target: Tensor, weight: Tensor | None = None, **options: Any) -> None:
     """Native loss and gradient, with an incoming gradient that is not 1, against torch's."""
     x = input.detach().requires_grad_()
-    decisions: list[_backend.Decision] = []
-    with _backend.recording(decisions.append):
+    decisions: list[_dispatch.Decision] = []
+    with _dispatch.recording(decisions.append):
         loss = FF.cross_entropy(x, target, weight, **options)
         grad = torch.full_like(loss, 1.5) if loss.dim() == 0 else torch.rand_like(loss) + 0.5
         (gradient,) = torch.autograd.grad(loss, x, grad)
-    if _backend.cpu is not None:
+    if _dispatch.cpu is not None:
         assert {d.reason for d in decisions} == {None}
     leaf = wide(input).requires_grad_()
     expected = cross_entropy_torch(

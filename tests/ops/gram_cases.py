@@ -8,7 +8,7 @@ from torch import Tensor
 
 import fastnn
 import fastnn.functional as FF
-from fastnn import _backend
+from fastnn import _dispatch
 
 # (B,) C, L. On the CPU around one register tile and one vector; on CUDA around tiles of 32, 64 and 128, one
 # and several of them, L that is split. And degenerate ones.
@@ -53,7 +53,7 @@ def check(f: Tensor, normalize: bool = False, dg: Tensor | None = None) -> None:
         return [g.detach(), torch.autograd.grad(g, leaf, dg)[0]]
 
     seen = fastnn.explain(run)
-    if _backend.cpu is not None:
+    if _dispatch.cpu is not None:
         assert [(d.op, d.reason) for d in seen.decisions] == [("gram_matrix", None), ("gram_backward", None)]
     g, df = seen.result
     assert g.shape == dg.shape

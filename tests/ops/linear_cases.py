@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastnn
 import fastnn.functional as FF
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops.linear import ACTIVATIONS, torch_activation, torch_activation_gradient
 
 # M, N, K. On the CPU around one register tile (8 x 48, 6 x 16, 6 x 8), one vector, one pass along K (1024),
@@ -87,7 +87,7 @@ def check(
         return [y.detach(), *torch.autograd.grad(y, wanted, dy)]
 
     seen = fastnn.explain(run)
-    if _backend.cpu is not None:
+    if _dispatch.cpu is not None:
         assert [(d.op, d.reason) for d in seen.decisions] == [("linear", None), ("linear_backward", None)]
     y, dx, dw, *db = seen.result
     assert y.shape == (m, n)

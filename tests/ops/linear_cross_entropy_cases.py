@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn import functional as FF
 from fastnn.ops.linear_cross_entropy import linear_cross_entropy_torch
 
@@ -62,10 +62,10 @@ def check(tensors: dict[str, Any], **options: Any) -> None:
     rowwise = options.get("reduction") == "none"
     grad = torch.rand(tensors["target"].shape) + 0.5 if rowwise else torch.tensor(1.5)
     grad = grad.to(dtype)
-    decisions: list[_backend.Decision] = []
-    with _backend.recording(decisions.append):
+    decisions: list[_dispatch.Decision] = []
+    with _dispatch.recording(decisions.append):
         actual = gradients(FF.linear_cross_entropy, tensors, grad, options)
-    if _backend.cpu is not None:
+    if _dispatch.cpu is not None:
         assert {d.reason for d in decisions} == {None}
     reference = wide(tensors)
     expected = gradients(linear_cross_entropy_torch, reference, grad, wide(options))

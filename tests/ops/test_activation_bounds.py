@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import fastnn.functional as FF
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops.linear import ACTIVATIONS, torch_activation
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 NAMES = [name for name in ACTIVATIONS if name is not None]
 LINEAR = 2 * math.sqrt(2 / math.pi)  # gelu_tanh(z) = z sigmoid(LINEAR z (1 + CUBIC z^2))

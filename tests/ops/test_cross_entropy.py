@@ -14,7 +14,7 @@ from reference import DTYPES
 from torch import Tensor
 
 from every_kernel import assert_reproducible, emulating
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn import functional as FF
 
 # Around vectors; on CUDA around the limits between the kernels (64, 512), and longer than shared memory.
@@ -124,7 +124,7 @@ def test_stable_for_any_finite_logits(dtype: torch.dtype, classes: int, every_de
     check(x, t)
 
 
-@pytest.mark.skipif(_backend.cpu is None, reason="torch keeps them")
+@pytest.mark.skipif(_dispatch.cpu is None, reason="torch keeps them")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("classes", [10, 40, 100])
 @pytest.mark.parametrize("scale", [1.0, 0.125])
@@ -289,11 +289,11 @@ ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] 
 }
 
 
-@pytest.mark.skipif(_backend.cpu is None, reason="messages of the compiled module")
+@pytest.mark.skipif(_dispatch.cpu is None, reason="messages of the compiled module")
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors(case: str, grad: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "check_at_once", True)
+    monkeypatch.setattr(_dispatch, "check_at_once", True)
     args, options, error, message = ERRORS[case]
     first, *others = (a.to(device) if isinstance(a, Tensor) else a for a in args)
     with pytest.raises(error, match=message):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn import functional as FF
 
 OPTIONS: list[dict[str, Any]] = [
@@ -47,8 +47,8 @@ def test_gradcheck_and_gradgradcheck(options: dict[str, Any], kind: str) -> None
 
 
 def recorded(*args: Any, **kwargs: Any) -> tuple[Tensor, list[str | None]]:
-    decisions: list[_backend.Decision] = []
-    with _backend.recording(decisions.append):
+    decisions: list[_dispatch.Decision] = []
+    with _dispatch.recording(decisions.append):
         result = FF.cross_entropy(*args, **kwargs)
     return result, [d.reason for d in decisions]
 
@@ -111,7 +111,7 @@ def test_gradients_of_target_and_weight_come_from_torch() -> None:
     ]
     for args, wanted, reason in cases:
         loss, reasons = recorded(*args)
-        if _backend.cpu is not None:
+        if _dispatch.cpu is not None:
             assert reasons == [reason]
         expected = torch.autograd.grad(F.cross_entropy(*args), wanted)
         torch.testing.assert_close(torch.autograd.grad(loss, wanted), expected)
@@ -183,7 +183,7 @@ def test_meta_tensors() -> None:
 
 def test_disabled_runs_torch() -> None:
     x, t = torch.randn(6, 4), torch.randint(4, (6,))
-    with _backend.disabled():
+    with _dispatch.disabled():
         loss, reasons = recorded(x, t)
     assert reasons == ["fastnn is disabled"]
     torch.testing.assert_close(loss, FF.cross_entropy(x, t))

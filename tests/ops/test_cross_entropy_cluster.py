@@ -16,9 +16,9 @@ from torch import Tensor
 from captured import assert_capturable
 from cuda_emulation import EMULATED, ORDERS, Emulation
 from every_kernel import place
-from fastnn import _backend, functional
+from fastnn import _dispatch, functional
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 # The emulated devices (tests/cuda_emulator/runtime.cpp): on all but the first a block keeps 940 packs of 16
 # bytes.

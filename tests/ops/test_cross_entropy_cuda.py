@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from captured import assert_capturable
-from fastnn import _backend, functional
+from fastnn import _dispatch, functional
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
 def test_a_target_out_of_range_is_told_at_the_next_call(cuda_device: torch.device) -> None:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cuda_emulation import ORDERS
-from fastnn import _backend
+from fastnn import _dispatch
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 MEAN, STD = 0.3, 0.5
 
@@ -28,7 +28,7 @@ class Kernels(NamedTuple):
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     """On a GPU, where there is one, and emulated in several orders of threads."""
     if request.param == "cuda":
-        return Kernels(_backend.load_cuda()[0], "cuda")
+        return Kernels(_dispatch.load_cuda()[0], "cuda")
     emulated = request.getfixturevalue("emulated")
     emulated.checks.set_order(*ORDERS[request.param])
     return Kernels(emulated.cuda, "cpu")

@@ -11,7 +11,7 @@ from torch import Tensor
 import fastnn
 import fastnn.functional as FF
 from every_kernel import assert_reproducible, emulating
-from fastnn import _backend
+from fastnn import _dispatch
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -109,6 +109,6 @@ def test_float16_mean_does_not_overflow_on_either_path(every_device: torch.devic
 
 def test_disabled_gives_torch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     f = torch.randn(4, 9, device=device)
-    monkeypatch.setattr(_backend, "native", lambda t: object())  # any native call would fail
+    monkeypatch.setattr(_dispatch, "native", lambda t: object())  # any native call would fail
     with fastnn.disabled():
         torch.testing.assert_close(FF.gram_matrix(f, True), f @ f.t() / 36)

@@ -8,9 +8,10 @@ from gram_cases import check, make
 from reference import DTYPES
 
 import fastnn.functional as FF
-from fastnn import _backend, _cuda_limits
+from fastnn import _dispatch
+from fastnn.ops import _cuda_limits
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
 @pytest.mark.cuda

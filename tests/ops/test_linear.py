@@ -14,7 +14,7 @@ from torch import Tensor
 import fastnn
 import fastnn.functional as FF
 from every_kernel import assert_reproducible, emulating
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops.linear import ACTIVATIONS, torch_activation
 
 
@@ -198,7 +198,7 @@ def test_a_penalty_on_the_gradient(activation: str, device: torch.device) -> Non
 
 
 def test_runs_natively(device: torch.device) -> None:
-    if _backend.cpu is None:
+    if _dispatch.cpu is None:
         pytest.skip("no native module")
     seen = fastnn.explain(lambda: FF.linear(*layer(device)).sum().backward())
     assert [(d.op, d.reason) for d in seen.decisions] == [("linear", None), ("linear_backward", None)]
@@ -259,6 +259,6 @@ def test_shapes_that_only_torch_takes(
 
 def test_disabled_gives_torch(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     (x, w), b = layer(device), torch.randn(7, device=device)
-    monkeypatch.setattr(_backend, "native", lambda t: object())  # any native call would fail
+    monkeypatch.setattr(_dispatch, "native", lambda t: object())  # any native call would fail
     with fastnn.disabled():
         assert torch.equal(FF.linear(x, w, b, "relu"), F.linear(x, w, b).relu())

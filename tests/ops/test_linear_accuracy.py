@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import fastnn.functional as FF
-from fastnn import _backend
+from fastnn import _dispatch
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 CHAIN = 256  # the longest of csrc/gemm/blocking.h
 EPS = torch.finfo(torch.float32).eps

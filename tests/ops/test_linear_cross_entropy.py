@@ -16,14 +16,14 @@ from torch import Tensor
 
 import fastnn
 from every_kernel import assert_reproducible, emulating
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn import functional as FF
 from fastnn.ops import linear_cross_entropy as module
 from fastnn.ops.linear_cross_entropy import linear_cross_entropy_torch
 
 MANY = 515  # classes whose rows have a block of their own on CUDA
 
-native_only = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+native_only = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
 @pytest.fixture(autouse=True)
@@ -238,7 +238,7 @@ def test_torchs_own_function_takes_the_same_call() -> None:
 
 
 def test_errors(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_backend, "check_at_once", True)
+    monkeypatch.setattr(_dispatch, "check_at_once", True)
     tensors = example(5, CLASSES, torch.float32, device=device)
     x, w, t = tensors["input"], tensors["linear_weight"], tensors["target"]
     cases: list[tuple[type[Exception], str, tuple[Any, ...], dict[str, Any]]] = [

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from captured import assert_capturable
 from cuda_emulation import Emulation
-from fastnn import _backend, _cuda_limits
+from fastnn import _dispatch
 from fastnn import functional as FF
+from fastnn.ops import _cuda_limits
 from fastnn.ops import linear_cross_entropy as module
 from fastnn.ops._cuda_linear_cross_entropy import whole_tiles
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 MANY = 515  # classes whose rows have a block of their own
 

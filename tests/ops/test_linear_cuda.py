@@ -11,10 +11,11 @@ from torch import Tensor
 import fastnn.functional as FF
 from captured import assert_capturable
 from cuda_emulation import Emulation
-from fastnn import _backend, _cuda_limits
+from fastnn import _dispatch
+from fastnn.ops import _cuda_limits
 from fastnn.ops.linear import ACTIVATIONS, torch_activation
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
 @pytest.mark.cuda

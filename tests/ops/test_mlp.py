@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastnn
 from every_kernel import assert_reproducible, emulating
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops.linear import (
     ACTIVATIONS,
     FROM_PREACTIVATION,
@@ -279,7 +279,7 @@ def test_the_same_bits_every_time(every_device: torch.device) -> None:
 
 
 def test_one_native_call_each_way(device: torch.device) -> None:
-    if _backend.cpu is None:
+    if _dispatch.cpu is None:
         pytest.skip("no native module")
     layers = make([4, 5, 3], ["relu", None], torch.float32, device)
     seen = fastnn.explain(lambda: mlp(tensor(2, 4, device=device), layers).sum().backward()).decisions
@@ -290,7 +290,7 @@ def test_falls_back_layer_by_layer(device: torch.device, monkeypatch: pytest.Mon
     layers = make([4, 5, 3], ["relu", None], torch.float32, device)
     x = tensor(2, 4, device=device)
     expected = mlp(x, layers)
-    monkeypatch.setattr(_backend, "native", lambda t: object())  # any native call would fail
+    monkeypatch.setattr(_dispatch, "native", lambda t: object())  # any native call would fail
     with fastnn.disabled():
         seen = fastnn.explain(mlp, x, layers)
     torch.testing.assert_close(seen.result, expected)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 import fastnn
 import fastnn.functional as FF
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops.linear import ACTIVATIONS
 from fastnn.ops.mlp import Layer, mlp
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 OTHERS = [torch.int64, torch.uint8, torch.int32, torch.bool, torch.complex64]

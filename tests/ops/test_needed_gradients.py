@@ -13,13 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 import fastnn
 import fastnn.functional as FF
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops import _function
 from fastnn.ops.linear import LinearFunction
 from fastnn.ops.linear_cross_entropy import LinearCrossEntropyFunction
 from fastnn.ops.mlp import Layer, MlpFunction, mlp
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 TARGET = torch.tensor([0, 2, 1, 0])
 

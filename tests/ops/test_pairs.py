@@ -19,9 +19,9 @@ from torch import Tensor
 
 import fastnn.functional as FF
 from every_kernel import assert_reproducible
-from fastnn import _backend
+from fastnn import _dispatch
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 BF16 = torch.bfloat16
 
@@ -29,7 +29,7 @@ BF16 = torch.bfloat16
 @pytest.fixture
 def pairs(isa: str) -> str:
     """Every variant, with its bfloat16 products on pairs; the selection that ends `isa` ends this too."""
-    _backend.cpu.emulate_pairs()
+    _dispatch.cpu.emulate_pairs()
     return isa
 
 
@@ -49,9 +49,9 @@ def test_products_are_on_pairs_when_asked(isa: str) -> None:
     if isa == "avx512_bf16":
         pytest.skip("they always are, in the order of the processor")
     assert product_of_lost() == 0
-    _backend.cpu.emulate_pairs()
+    _dispatch.cpu.emulate_pairs()
     assert product_of_lost() == 1
-    _backend.cpu.select_isa(isa)
+    _dispatch.cpu.select_isa(isa)
     assert product_of_lost() == 0
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fastnn
 from every_kernel import assert_reproducible, emulating
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.functional import relu
 
 # Around every vector length there is (2 to 32 lanes), a pack of 16 bytes, what a block of CUDA's takes, and
@@ -52,7 +52,7 @@ def test_values_and_gradient(n: int, dtype: torch.dtype, every_device: torch.dev
         ours = memory[offset:].copy_(x).requires_grad_()
         upstream = dy.to(every_device)
         seen = fastnn.explain(lambda: torch.autograd.grad(relu(ours), ours, upstream)[0])  # noqa: B023
-        if _backend.cpu is not None:
+        if _dispatch.cpu is not None:
             assert {d.reason for d in seen.decisions} == {None}
         assert same_bits(seen.result.cpu(), torch.where(x <= 0, torch.zeros_like(dy), dy))
         y = relu(ours.detach())

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastnn.functional as FF
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops.linear import ACTIVATIONS, torch_activation
 from fastnn.ops.mlp import Layer, mlp
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 T = TypeVar("T")
 Program = Callable[..., Tensor]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fastnn import _backend
+from fastnn import _dispatch
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 # What runs in a process of its own: the tests of this one have asked for the kernels.
 SCRIPT = """

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 # The bounds that vec_math.h and vec_special.h state.
 EXP_ULP = LOG_ULP = LOG1P_ULP = 2.0
@@ -23,7 +23,7 @@ def normal_cdf_ulp(x: Tensor) -> Tensor:
 
 def run(name: str, x: Tensor) -> Tensor:
     y = torch.empty_like(x)
-    getattr(_backend.cpu, name)(x, y)
+    getattr(_dispatch.cpu, name)(x, y)
     return y
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fastnn
 import fastnn.functional as FF
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops.mlp import Layer, mlp
 
 WRONG = [None, 1, 1.5, True, "a", b"x", [1.0], {}, object(), 2**63, -(2**63) - 1, 2**63 - 1, float("nan")]
@@ -89,14 +89,14 @@ def test_a_chain_takes_tensors(place: int, wrong: Any) -> None:
         mlp(parts[0], [Layer(parts[1], parts[2], None)])
 
 
-@pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+@pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 @pytest.mark.parametrize("number", LARGE)
 class TestNumbersAtTheBinding:
     """What Python checks or never passes: no number may reach a kernel that it does not fit."""
 
     def run(self, ignore_index: int = -100, reduction: int = 1, chunk_rows: int = 4) -> tuple[Tensor, Tensor]:
         x, w, loss, dw = torch.ones(4, 3), torch.ones(5, 3), torch.empty(()), torch.empty(5, 3)
-        _backend.cpu.linear_cross_entropy(
+        _dispatch.cpu.linear_cross_entropy(
             *(x, w, None, TARGET, None, loss, None, None, dw, None),
             *(ignore_index, reduction, 0.0, 0.0, chunk_rows),
         )
@@ -122,4 +122,4 @@ class TestNumbersAtTheBinding:
             self.run(reduction=number)
         arguments = (torch.ones(4, 3), TARGET, None, torch.empty(()), None, -100, number, 0.0, 0.0)
         with pytest.raises(ValueError, match=f"cross_entropy: reduction must be 0, 1 or 2, got {number}"):
-            _backend.cpu.cross_entropy_forward(*arguments)
+            _dispatch.cpu.cross_entropy_forward(*arguments)

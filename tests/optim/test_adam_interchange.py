@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from fastnn import _backend, optim
+from fastnn import _dispatch, optim
 
-needs_native = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
+needs_native = pytest.mark.skipif(_dispatch.cpu is None, reason="the compiled module is not built")
 PAIRS = [(optim.Adam, torch.optim.Adam), (optim.AdamW, torch.optim.AdamW)]
 
 

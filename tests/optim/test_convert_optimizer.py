@@ -15,9 +15,9 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fastnn
-from fastnn import _backend
+from fastnn import _dispatch
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 Optimizer = torch.optim.Optimizer
 KINDS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {

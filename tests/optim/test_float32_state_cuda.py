@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fastnn
 from captured import replayed
 from cuda_emulation import Emulation
-from fastnn import _backend, optim
+from fastnn import _dispatch, optim
 from half_precision import (
     HALF,
     MASTERS,
@@ -28,7 +28,7 @@ from half_precision import (
     twins,
 )
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="the compiled module is not built")
 
 # An optimizer counts its steps on the device under these.
 ON_DEVICE = {"adam": "fused", "amsgrad": "capturable", "adamw": "fused", "adagrad": "fused"} | dict.fromkeys(

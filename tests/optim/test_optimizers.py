@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import fastnn
 from every_kernel import assert_reproducible, emulating
-from fastnn import _backend, optim
+from fastnn import _dispatch, optim
 
-needs_native = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
+needs_native = pytest.mark.skipif(_dispatch.cpu is None, reason="the compiled module is not built")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # Around the widths of vectors (4 to 16 lanes) and of the chunks that work is cut into.
 SIZES = [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 1023, 1024, 1025, 5000]
@@ -103,7 +103,7 @@ every_optimizer = pytest.mark.parametrize("name", SPECS)
 def decisions(run: Callable[[], Any]) -> list[str | None]:
     """The reasons (None: native) of the updates in `run`."""
     seen: list[str | None] = []
-    with _backend.recording(lambda decision: seen.append(decision.reason)):
+    with _dispatch.recording(lambda decision: seen.append(decision.reason)):
         run()
     return seen
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from captured import replayed
 from cuda_emulation import Emulation
-from fastnn import _backend, optim
+from fastnn import _dispatch, optim
 from fastnn.optim._native import _match_layout
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="the compiled module is not built")
 
 OPTIONS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "adam": (optim.Adam, torch.optim.Adam, {"weight_decay": 0.1, "eps": 1e-3}),
@@ -49,7 +49,7 @@ def set_gradients(params: list[Any], others: list[Any], scale: float = 1.0) -> N
 
 def step_natively(optimizer: torch.optim.Optimizer) -> None:
     seen: list[str | None] = []
-    with _backend.recording(lambda decision: seen.append(decision.reason)):
+    with _dispatch.recording(lambda decision: seen.append(decision.reason)):
         optimizer.step()
     assert set(seen) == {None}
 
@@ -159,7 +159,7 @@ def test_options_that_are_read_on_the_device(name: str, cuda_device: torch.devic
     counts_there = {"capturable": True} if name == "adam" else {}
     mine = ours(params, lr=0.01, **options, **counts_there)
     theirs = reference(others, lr=0.01, **options)
-    call = getattr(_backend.native(params[0]), {"adam": "adam_step", "momentum": "sgd_step"}[name])
+    call = getattr(_dispatch.native(params[0]), {"adam": "adam_step", "momentum": "sgd_step"}[name])
     group, row = mine.param_groups[0], torch.empty(5 if name == "adam" else 4, dtype=torch.float64)
     said = {"lr": 0.5, "eps": 0.25, "weight_decay": 0.125, "betas": (0.5, 0.75)}
     said |= {"momentum": 0.5, "dampening": 0.0}  # Nesterov's wants no dampening
@@ -177,7 +177,7 @@ def test_options_that_are_read_on_the_device(name: str, cuda_device: torch.devic
     assert "no row of" in call(group, mine.state, _match_layout, None, None, False, False, on_device[1:])
     assert "no row of" in call(group, mine.state, _match_layout, None, None, False, False, on_device.float())
     other = optim.RMSprop(params)
-    why = _backend.native(params[0]).rmsprop_step(
+    why = _dispatch.native(params[0]).rmsprop_step(
         *(other.param_groups[0], other.state, _match_layout, None, None, False, False, on_device)
     )
     assert "reads no options on the device" in why
@@ -221,7 +221,7 @@ def test_an_lr_that_kernels_cannot_read_is_left_to_torch(emulated_cuda: Emulatio
     params[0].grad = torch.ones(4)
     seen: list[str | None] = []
     with (
-        _backend.recording(lambda decision: seen.append(decision.reason)),
+        _dispatch.recording(lambda decision: seen.append(decision.reason)),
         pytest.raises((AssertionError, RuntimeError)),  # torch's: capturable needs an accelerator
     ):
         mine.step()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from fastnn import _backend, optim
+from fastnn import _dispatch, optim
 
-needs_native = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
+needs_native = pytest.mark.skipif(_dispatch.cpu is None, reason="the compiled module is not built")
 Options = dict[str, Any]
 
 PAIRS: list[tuple[Any, Any]] = [
@@ -144,7 +144,9 @@ def test_sgd_makes_no_buffer_for_a_group_that_is_left_to_torch() -> None:
     optimizer = optim.SGD(params, momentum=0.9)
     for p in params:
         p.grad = torch.ones_like(p)
-    assert isinstance(_backend.cpu.sgd_step(optimizer.param_groups[0], optimizer.state, lambda *_: None), str)
+    assert isinstance(
+        _dispatch.cpu.sgd_step(optimizer.param_groups[0], optimizer.state, lambda *_: None), str
+    )
     assert not any(optimizer.state[p] for p in params)
 
 

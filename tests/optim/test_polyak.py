@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import fastnn
 from every_kernel import assert_reproducible
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.optim import polyak_
 
-needs_native = pytest.mark.skipif(_backend.cpu is None, reason="the compiled module is not built")
+needs_native = pytest.mark.skipif(_dispatch.cpu is None, reason="the compiled module is not built")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 TAUS = [0.0, 0.005, 0.3, 0.5, 0.995, 1.0]
@@ -31,7 +31,7 @@ def randoms(shapes: list[Any], dtype: torch.dtype = torch.float32) -> list[Tenso
 
 def reasons(run: Callable[[], Any]) -> list[str | None]:
     seen: list[str | None] = []
-    with _backend.recording(lambda decision: seen.append(decision.reason)):
+    with _dispatch.recording(lambda decision: seen.append(decision.reason)):
         run()
     return seen
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 import fastnn
-from fastnn import _backend
+from fastnn import _dispatch
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 KINDS = ["Adam", "AdamW", "SGD", "Adagrad", "RMSprop"]
 

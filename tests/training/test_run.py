@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.data import Batches, Dataset, normalise
 from fastnn.training import run as run_module
 from fastnn.training.checkpoint import Checkpoint
@@ -169,42 +169,45 @@ def test_a_rehearsal_changes_nothing(make_run) -> None:
 
 def test_the_backend_is_told_as_observed(make_run) -> None:
     assert make_run(native=True).backend == "torch"
-    if _backend.cpu is not None:
-        assert make_run().backend.startswith(f"fastnn {_backend.cpu.isa}, ")
+    if _dispatch.cpu is not None:
+        assert make_run().backend.startswith(f"fastnn {_dispatch.cpu.isa}, ")
         assert "torch for" not in make_run().backend
-    with _backend.disabled():
+    with _dispatch.disabled():
         assert make_run().backend == "torch (fastnn is disabled)"
 
 
 def test_a_reason_of_the_first_step_alone_is_not_told(make_run) -> None:
     """In it the optimizer makes its state, so it may take another way."""
-    if _backend.cpu is None:
+    if _dispatch.cpu is None:
         pytest.skip("needs the compiled module")
     reasons = iter(["the first step", None])
 
     def stepping(parts: Parts) -> Steps:
         def take(batches: Batches, first: int, rates: Sequence[float]) -> torch.Tensor:
-            _backend.decide("train_step", next(reasons))
+            _dispatch.decide("train_step", next(reasons))
             return torch.zeros(1)
 
         return take
 
     run = make_run()
     words = rehearse(run.parts, stepping, run.batches)
-    assert words == f"fastnn {_backend.cpu.isa}, one call a step"
+    assert words == f"fastnn {_dispatch.cpu.isa}, one call a step"
 
 
 def test_the_backend_in_words() -> None:
     assert describe([]) == "torch"
-    assert describe([_backend.Decision("linear", "no kernel")]) == "torch (no kernel)"
-    whole, not_whole = _backend.Decision("train_step", None), _backend.Decision("train_step", "because")
+    assert describe([_dispatch.Decision("linear", "no kernel")]) == "torch (no kernel)"
+    whole, not_whole = _dispatch.Decision("train_step", None), _dispatch.Decision("train_step", "because")
     assert describe([not_whole]) == "torch (because)"
-    assert describe([not_whole, _backend.Decision("linear", "no kernel")]) == "torch (no kernel)"
-    if _backend.cpu is not None:
-        mixed = [_backend.Decision("linear", None), _backend.Decision("adam", "why")]
-        isa = _backend.cpu.isa
+    assert describe([not_whole, _dispatch.Decision("linear", "no kernel")]) == "torch (no kernel)"
+    if _dispatch.cpu is not None:
+        mixed = [_dispatch.Decision("linear", None), _dispatch.Decision("adam", "why")]
+        isa = _dispatch.cpu.isa
         assert describe([whole]) == f"fastnn {isa}, one call a step"
-        epoch, no_epoch = _backend.Decision("train_epoch", None), _backend.Decision("train_epoch", "a reason")
+        epoch, no_epoch = (
+            _dispatch.Decision("train_epoch", None),
+            _dispatch.Decision("train_epoch", "a reason"),
+        )
         assert describe([epoch]) == f"fastnn {isa}, many steps a call"
         assert describe([no_epoch, whole]) == f"fastnn {isa}, one call a step"
         assert describe([not_whole, mixed[0]]) == f"fastnn {isa}, op by op (because)"

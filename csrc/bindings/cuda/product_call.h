@@ -7,7 +7,7 @@
 
 namespace fastnn::cuda {
 
-// As python/fastnn/_cuda_limits.py counts them.
+// As python/fastnn/ops/_cuda_limits.py counts them.
 inline Float32 read_float32(const char* op, int value) {
   check<std::invalid_argument>(value >= 0 && value <= static_cast<int>(Float32::tf32_3x), op,
                                ": float32 must be 0, 1 or 2, got ", value);

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn.capture.check import compare
 from fastnn.capture.ir import Unsupported, View
@@ -99,7 +99,7 @@ class Captured:
             self._lock.release()
 
     def _without_program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _backend.torch_reason() is not None:  # disabled, compiling, under another recorder: no refusal
+        if _dispatch.torch_reason() is not None:  # disabled, compiling, under another recorder: no refusal
             return self._fn(*args, **kwargs)
         try:
             called = signature(args, kwargs)
@@ -129,8 +129,8 @@ class Captured:
         name = getattr(self._fn, "__qualname__", repr(self._fn))
         if self._options["native"]:
             raise RuntimeError(f"capture: {name} cannot be recorded: {reason}")
-        if _backend.is_recording():
-            _backend.decide("capture", reason)
+        if _dispatch.is_recording():
+            _dispatch.decide("capture", reason)
         if reason not in self._told:
             self._told.add(reason)
             warnings.warn(
@@ -161,7 +161,7 @@ class Captured:
         before, planted = self._gradients_before(known)
         recorder = Recorder(called.tensors)
         try:
-            with _backend.disabled(), recorder:
+            with _dispatch.disabled(), recorder:
                 result = self._fn(*args, **kwargs)
         finally:
             for leaf, grad in planted:
@@ -239,7 +239,7 @@ def _assemble(
 
 def _watch(tape: Tape) -> Any:
     """Notices what changes in the modules that were called: training or evaluation, other parameters."""
-    watch = _backend.cpu.Watch()
+    watch = _dispatch.cpu.Watch()
     for module in {id(m): m for m in tape.modules}.values():
         watch.item(module.__dict__, "training", module.training)
         watch.content(module.__dict__["_parameters"])

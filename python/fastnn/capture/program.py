@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _backend
-from fastnn._watch import watch_optimizer
+from fastnn import _dispatch
 from fastnn.capture.epilogues import fuse_epilogues
 from fastnn.capture.fusion import fuse
 from fastnn.capture.ir import (
@@ -32,6 +31,7 @@ from fastnn.capture.memory import Arena, without_dead
 from fastnn.capture.recorder import Op, Step, Tape, as_view, name_of, views_in
 from fastnn.capture.signature import DTYPES, Signature, strides_that_matter
 from fastnn.optim._native import _match_layout
+from fastnn.step.watch import watch_optimizer
 
 # The rules of csrc/bindings/program.cpp, by the class of torch's optimizer.
 _RULES = {
@@ -223,12 +223,12 @@ class Builder:
                 self._place(as_view(storage.tensor, storage))
         written, written_inputs = self._all_written()
         states = [
-            *_backend.quiet_states(),
-            (_backend.is_disabled, False),
+            *_dispatch.quiet_states(),
+            (_dispatch.is_disabled, False),
             (torch.is_grad_enabled, torch.is_grad_enabled()),
             (torch.is_inference_mode_enabled, torch.is_inference_mode_enabled()),
         ]
-        native = _backend.cpu.Program(
+        native = _dispatch.cpu.Program(
             states,
             self.watch,
             self.signature.spec,

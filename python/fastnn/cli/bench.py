@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import fastnn
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.cli.errors import CliError, UsageError, require
 from fastnn.cli.options import positive
 
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if not (cases or _select_memory(args) or args.accuracy):
         raise CliError(f"no case contains {args.filter!r}; see --list")
     require("bench", "tabulate", "tqdm", *(["matplotlib"] if args.out else []))
-    if (reason := _backend.torch_reason()) is not None:
+    if (reason := _dispatch.torch_reason()) is not None:
         raise CliError(f"there is nothing of fastnn to measure: {reason}")
     with _held_to(args.threads or torch.get_num_threads()):
         if args.accuracy:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnn import _backend, _replaced, functional
+from fastnn import _dispatch, _replaced, functional
 from fastnn.ops._sizes import SMALL, is_tiny_linear
 from fastnn.ops.linear import check_activation, torch_activation
 
@@ -81,7 +81,7 @@ class Linear(torch.nn.Linear):
             if not _is_compiling() and _unchanged():
                 weight, bias = parameters_of(self)
                 if self.activation is None and is_tiny_linear(input, self.in_features, self.out_features):
-                    _backend.decide("linear", SMALL)
+                    _dispatch.decide("linear", SMALL)
                     return F.linear(input, weight, bias)
                 return functional.linear(input, weight, bias, self.activation)
             theirs = torch.nn.Linear.forward

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as _module
 
-from fastnn import _backend, _replaced
+from fastnn import _dispatch, _replaced
 from fastnn.nn.activation import activation_of, module_of
 from fastnn.nn.linear import Linear, parameters_of
 from fastnn.ops.linear import check_activation, linear
@@ -33,7 +33,7 @@ _names_known = (
 
 
 _never_fuses = (
-    _backend.cpu_missing if _names_known else "this torch keeps hooks where fastnn does not find them"
+    _dispatch.cpu_missing if _names_known else "this torch keeps hooks where fastnn does not find them"
 )
 _is_compiling = torch.compiler.is_compiling
 _unchanged = _replaced.classes.unchanged

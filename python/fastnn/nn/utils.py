@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fastnn import _backend
+from fastnn import _dispatch
 
 __all__ = ["clip_grad_norm_"]
 
@@ -56,7 +56,7 @@ def clip_grad_norm_(
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     grads = [p.grad for p in listed if p.grad is not None]  # torch.compile cannot trace := in here
     norm = _clip_natively(grads, max_norm, norm_type, error_if_nonfinite)
-    if _backend.decide("clip_grad_norm", None if isinstance(norm, Tensor) else norm):
+    if _dispatch.decide("clip_grad_norm", None if isinstance(norm, Tensor) else norm):
         assert isinstance(norm, Tensor)
         return norm
     return torch.nn.utils.clip_grad_norm_(
@@ -78,14 +78,14 @@ def _clip_natively(
         return "there is no gradient"
     first = grads[0]
     # The native call itself checks what it is given, on the CPU all of it.
-    reason = _backend.torch_reason() if first.is_cpu else _backend.torch_reason(first, cuda=True)
+    reason = _dispatch.torch_reason() if first.is_cpu else _dispatch.torch_reason(first, cuda=True)
     if reason is not None:
         return reason
-    kernels = _backend.native(first)
+    kernels = _dispatch.native(first)
     norm: Tensor | str = kernels.clip_grad_norm(grads, float(max_norm), error_if_nonfinite)
     if isinstance(norm, str):
         return norm
-    if error_if_nonfinite and kernels is not _backend.cpu and not norm.isfinite():
+    if error_if_nonfinite and kernels is not _dispatch.cpu and not norm.isfinite():
         return "the norm is not finite"
     increment_version(grads)
     return norm

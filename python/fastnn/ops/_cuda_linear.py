@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _cuda_limits
+from fastnn.ops import _cuda_limits
 
 
 def with_workspace(call: Callable[..., int], like: Tensor, *args: Any) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _cuda_limits
-from fastnn.ops import _cuda_linear
+from fastnn.ops import _cuda_limits, _cuda_linear
 
 # Rows of the largest tile of a product (csrc/gemm/cuda/plan.h): a chunk of 171 rows would take as long as one
 # of 256.

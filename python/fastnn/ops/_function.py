@@ -17,8 +17,8 @@ _calls_to_pass = 0
 class NativeFunction(torch.autograd.Function):
     """An autograd function that is applied only where no functorch transform is active.
 
-    `fastnn._backend` has made sure of that before, so `apply` skips torch's search for transforms and wrapped
-    arguments, which takes about a quarter of the time of a small op.
+    `fastnn._dispatch` has made sure of that before, so `apply` skips torch's search for transforms and
+    wrapped arguments, which takes about a quarter of the time of a small op.
     """
 
     def __init_subclass__(cls) -> None:

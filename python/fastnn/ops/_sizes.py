@@ -7,7 +7,7 @@ any size in a loop of its own; between other ops, where its longer path through 
 With fewer it runs in torch's ops, but without the calls of its modules.
 
 Measured on one thread of a Zen 4 (``benchmarks/NOTES.md`` has the table). FASTNN_ALWAYS_NATIVE=1 in the
-environment lifts all limits. What cannot be asked for its size here is asked by `_backend.torch_reason`.
+environment lifts all limits. What cannot be asked for its size here is asked by `_dispatch.torch_reason`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 
 SMALL = "it is too little work to repay a native call"
 
 # Under these sizes may be symbols or tensors, which must not be compared.
 _is_compiling = torch.compiler.is_compiling
 _jit_state = torch._C._get_tracing_state
-_kernels_always = _backend.always_native or _backend.cpu is None
+_kernels_always = _dispatch.always_native or _dispatch.cpu is None
 
 # M N K of a single layer up to which torch computes it, by activation: the last is that of all others, which
 # torch computes slowly.
@@ -50,7 +50,7 @@ _MAPPED = 32 << 20
 
 def _may_be_small(input: Tensor) -> bool:
     """Whether there are limits for it: a plain tensor on the CPU, whose sizes are numbers."""
-    if _kernels_always or _backend.is_disabled() or _is_compiling() or _jit_state() is not None:
+    if _kernels_always or _dispatch.is_disabled() or _is_compiling() or _jit_state() is not None:
         return False
     return type(input) is Tensor and input.is_cpu
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import _reduction
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops._function import NativeFunction, refused
 from fastnn.ops._sizes import SMALL, is_small_cross_entropy
 
@@ -101,7 +101,7 @@ class CrossEntropyFunction(NativeFunction):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        native = _backend.use_native_backward("cross_entropy_backward", grad_output, cuda=True)
+        native = _dispatch.use_native_backward("cross_entropy_backward", grad_output, cuda=True)
         gradient, ctx.gradient = ctx.gradient, None
         if torch.is_grad_enabled():
             return _torch_gradient(ctx, grad_output), None, None, None
@@ -110,7 +110,7 @@ class CrossEntropyFunction(NativeFunction):
             gradient = torch.empty_like(input, memory_format=torch.contiguous_format)
             _run(input, target, weight, gradient, *ctx.options)
         if native:
-            kernels = _backend.native(gradient)
+            kernels = _dispatch.native(gradient)
             kernels.cross_entropy_scale_gradient(gradient, grad_output.contiguous(), ctx.scale)
         else:
             if grad_output.dim() and gradient.dim() > 1:
@@ -157,12 +157,12 @@ def _run(
         label_smoothing,
         z_loss,
     )
-    kernels = _backend.native(rows)
-    if kernels is _backend.cpu:
+    kernels = _dispatch.native(rows)
+    if kernels is _dispatch.cpu:
         return loss, kernels.cross_entropy_forward(*arguments)
     # What depends on the targets stays on the device.
     scratch = torch.empty(kernels.cross_entropy_scratch, dtype=torch.float64, device=rows.device)
-    kernels.cross_entropy_forward(*arguments, scratch, _backend.check_at_once)
+    kernels.cross_entropy_forward(*arguments, scratch, _dispatch.check_at_once)
     return loss, scratch
 
 
@@ -179,7 +179,7 @@ def cross_entropy_reason(
     if not isinstance(target, Tensor):
         return f"{type(target).__name__} is not a tensor"
     probabilities = target.is_floating_point()
-    reason = _backend.torch_reason(input, weight, target if probabilities else None, cuda=cuda)
+    reason = _dispatch.torch_reason(input, weight, target if probabilities else None, cuda=cuda)
     if reason is not None:
         return reason
     if torch.is_grad_enabled():
@@ -269,11 +269,11 @@ def cross_entropy(
         reduction = _reduction.legacy_get_string(size_average, reduce)
     # Where there are options, torch takes several ops.
     if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
-        _backend.decide("cross_entropy", SMALL)
+        _dispatch.decide("cross_entropy", SMALL)
         return F.cross_entropy(input, _torchs_target(target), ignore_index=ignore_index, reduction=reduction)
     options = (ignore_index, reduction, label_smoothing, z_loss)
     reason = cross_entropy_reason(input, target, weight, ignore_index, reduction, label_smoothing, cuda=True)
-    if not _backend.decide("cross_entropy", reason):
+    if not _dispatch.decide("cross_entropy", reason):
         return _twin(input, target, weight, options)
     try:
         if torch.is_grad_enabled() and input.requires_grad:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _backend, _cuda_limits
+from fastnn import _dispatch
+from fastnn.ops import _cuda_limits
 from fastnn.ops._cuda_linear import with_workspace
 from fastnn.ops._function import NativeFunction
 from fastnn.ops._sizes import SMALL, is_small_gram
@@ -38,9 +39,9 @@ def _scale(features: Tensor, normalize: bool) -> float:
 def _forward(features: Tensor, normalize: bool) -> Tensor:
     batch, channels, _ = features.shape
     output = features.new_empty((batch, channels, channels))
-    kernels = _backend.native(features)
+    kernels = _dispatch.native(features)
     arguments = (features, _scale(features, normalize), output)
-    if kernels is _backend.cpu:
+    if kernels is _dispatch.cpu:
         kernels.gram_forward(*arguments)
     else:
         with_workspace(kernels.gram_forward, features, *arguments, _float32_method(features))
@@ -66,12 +67,12 @@ class GramFunction(NativeFunction):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # noqa: D102
         (features,) = ctx.saved_tensors
         scale = _scale(features, ctx.normalize)
-        if not _backend.use_native_backward("gram_backward", grad_output, features, cuda=True):
+        if not _dispatch.use_native_backward("gram_backward", grad_output, features, cuda=True):
             return ((grad_output + grad_output.mT) @ features) * scale, None
         grad_input = torch.empty_like(features, memory_format=torch.contiguous_format)
-        kernels = _backend.native(features)
+        kernels = _dispatch.native(features)
         arguments = (grad_output, features, scale, grad_input)
-        if kernels is _backend.cpu:
+        if kernels is _dispatch.cpu:
             kernels.gram_backward(*arguments)
         else:
             with_workspace(kernels.gram_backward, features, *arguments, _float32_method(features))
@@ -100,8 +101,8 @@ def gram_matrix(input: Tensor, normalize: bool = False) -> Tensor:
         RuntimeError: an input of another number of dimensions.
     """
     features = _features("gram_matrix", input)
-    reason = SMALL if is_small_gram(features) else _backend.torch_reason(features, cuda=True)
-    if not _backend.decide("gram_matrix", reason):
+    reason = SMALL if is_small_gram(features) else _dispatch.torch_reason(features, cuda=True)
+    if not _dispatch.decide("gram_matrix", reason):
         # Scaled before the product: a float16 sum could overflow where its mean does not.
         scale = _scale(features, normalize)
         scaled = features * scale if normalize else features

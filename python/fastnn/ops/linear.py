@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
 from fastnn.ops._sizes import SMALL, is_small_linear
@@ -82,8 +82,8 @@ def _forward(
         columns = (in_features, out_features, out_features)
         matrices = [None if t is None else t.reshape(rows, n) for t, n in zip(matrices, columns, strict=True)]
     flat, y, preactivation = matrices
-    kernels = _backend.native(input)
-    if kernels is _backend.cpu:
+    kernels = _dispatch.native(input)
+    if kernels is _dispatch.cpu:
         kernels.linear_forward(flat, weight, bias, activation, y, preactivation)
     else:
         _cuda_linear.forward(kernels, flat, weight, bias, activation, y, preactivation)
@@ -121,7 +121,7 @@ class LinearFunction(NativeFunction):
         if grad_output is None:
             return None, None, None, None
         out_features = grad_output.shape[-1]
-        if not _backend.use_native_backward("linear_backward", grad_output, saved, cuda=True):
+        if not _dispatch.use_native_backward("linear_backward", grad_output, saved, cuda=True):
             grad = torch_activation_gradient(grad_output, saved, activation).reshape(batch, out_features)
             grad_input = (grad @ weight).view(ctx.input_shape) if wants_input else None
             grad_weight = grad.t() @ input.reshape(batch, in_features) if wants_weight else None
@@ -143,8 +143,8 @@ class LinearFunction(NativeFunction):
             grad_weight,
             grad_bias,
         )
-        kernels = _backend.native(grad)
-        if kernels is _backend.cpu:
+        kernels = _dispatch.native(grad)
+        if kernels is _dispatch.cpu:
             kernels.linear_backward(*arguments)
         else:
             _cuda_linear.backward(kernels, *arguments)
@@ -247,8 +247,8 @@ def linear(
     if is_small_linear(input, weight, activation):
         reason: str | None = SMALL
     else:
-        reason = _backend.torch_reason(input, weight, bias, cuda=True) or shape_reason(input, weight, bias)
-    if not _backend.decide("linear", reason):
+        reason = _dispatch.torch_reason(input, weight, bias, cuda=True) or shape_reason(input, weight, bias)
+    if not _dispatch.decide("linear", reason):
         return torch_activation(F.linear(input, weight, bias), activation)
     try:
         if torch.is_grad_enabled() and (

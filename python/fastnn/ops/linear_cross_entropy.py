@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops import _cuda_linear_cross_entropy
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
 from fastnn.ops._sizes import SMALL, is_small_linear_cross_entropy
@@ -88,7 +88,7 @@ class LinearCrossEntropyFunction(NativeFunction):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        native = _backend.use_native_backward("linear_cross_entropy_backward", grad_output, cuda=True)
+        native = _dispatch.use_native_backward("linear_cross_entropy_backward", grad_output, cuda=True)
         gradients, ctx.gradients = ctx.gradients, None
         rowwise = ctx.options["reduction"] == "none"
         if torch.is_grad_enabled() or (rowwise and not native):
@@ -106,7 +106,7 @@ class LinearCrossEntropyFunction(NativeFunction):
                 factor = grad_output if ctx.scale is None else grad_output * ctx.scale[0]
                 gradients = [None if g is None else g * factor for g in gradients]
             elif ctx.scale is not None:
-                kernels = _backend.native(grad_output)
+                kernels = _dispatch.native(grad_output)
                 for g in gradients:
                     if g is not None:
                         kernels.cross_entropy_scale_gradient(g, grad_output.to(g.dtype), ctx.scale)
@@ -169,13 +169,13 @@ def _run(
         options["z_loss"],
     )
     rows = chunk_rows(linear_weight.shape[0], input.dtype)
-    kernels = _backend.native(input)
-    if kernels is not _backend.cpu:
+    kernels = _dispatch.native(input)
+    if kernels is not _dispatch.cpu:
         gradients, scale = _cuda_linear_cross_entropy.run(
             kernels,
             *(input, linear_weight, linear_bias, target, weight, loss, grad_output, wanted, numbers),
             _cuda_linear_cross_entropy.whole_tiles(rows),
-            _backend.check_at_once,
+            _dispatch.check_at_once,
         )
         return loss, gradients, scale
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
@@ -271,7 +271,7 @@ def _torch_reason(
         return "class probabilities"
     if linear_weight.numel() == 0:
         return f"linear_weight of shape {tuple(linear_weight.shape)}"
-    reason = _backend.torch_reason(input, linear_weight, linear_bias, weight, cuda=True)
+    reason = _dispatch.torch_reason(input, linear_weight, linear_bias, weight, cuda=True)
     if reason is not None:
         return reason
     tensors = (input, linear_weight, linear_bias, target, weight)
@@ -369,7 +369,7 @@ def linear_cross_entropy(
         reason: str | None = SMALL
     else:
         reason = _torch_reason(input, linear_weight, linear_bias, target, weight, loss_options)
-    if _backend.decide("linear_cross_entropy", reason):
+    if _dispatch.decide("linear_cross_entropy", reason):
         try:
             loss = _native(input, linear_weight, linear_bias, target, weight, loss_options)
         except (RuntimeError, ValueError) as error:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
 from fastnn.ops._sizes import SMALL, are_few_rows
@@ -110,8 +110,8 @@ def _forward(
         preactivations = [
             torch.empty_like(output) if save else None for output, save in zip(outputs, saving, strict=True)
         ]
-    kernels = _backend.native(flat)
-    if kernels is _backend.cpu:
+    kernels = _dispatch.native(flat)
+    if kernels is _dispatch.cpu:
         kernels.mlp_forward(flat, weights, biases, activations, outputs, preactivations)
     else:
         below = flat
@@ -152,7 +152,7 @@ class MlpFunction(NativeFunction):
             values[0] = _as_matrix(values[0], rows, input_shape[-1])
             values[2 * depth] = _as_matrix(values[2 * depth], rows, out_features)
             grad_output = grad_output.reshape(rows, out_features)
-        if _backend.use_native_backward("mlp_backward", grad_output, *values, cuda=True):
+        if _dispatch.use_native_backward("mlp_backward", grad_output, *values, cuda=True):
             wants_input, _, *wants = needed_gradients(ctx)
             new = grad_output.new_empty  # takes half as long for numbers as for a Size
             grad_input = new(grad_output.shape[0], input_shape[-1]) if wants_input else None
@@ -160,8 +160,8 @@ class MlpFunction(NativeFunction):
             grad_weights, grad_biases = grads[:depth], grads[depth:]
             if not _keeps_graph():  # torch then frees what was saved
                 ctx.wanted = None
-            kernels = _backend.native(grad_output)
-            call = kernels.mlp_backward if kernels is _backend.cpu else partial(_cuda_backward, kernels)
+            kernels = _dispatch.native(grad_output)
+            call = kernels.mlp_backward if kernels is _dispatch.cpu else partial(_cuda_backward, kernels)
             call(
                 *(grad_output, values[0], values[1 : 1 + depth]),
                 *(values[1 + depth : 1 + 2 * depth], values[1 + 2 * depth :], activations),
@@ -313,17 +313,17 @@ def mlp_chain(
         if activation not in ACTIVATIONS:
             check_activation("mlp", activation)
     if are_few_rows(input, weights):
-        _backend.decide("mlp", SMALL)
+        _dispatch.decide("mlp", SMALL)
         for weight, bias, activation in zip(weights, biases, activations, strict=True):
             input = torch_activation(F.linear(input, weight, bias), activation)
         return input
-    reason = _backend.torch_reason(input, *weights, *biases, cuda=True)
+    reason = _dispatch.torch_reason(input, *weights, *biases, cuda=True)
     if reason is None:
         for weight, bias in zip(weights, biases, strict=True):
             reason = reason or shape_reason(input, weight, bias)
     if reason is not None:
         return _layer_by_layer(input, weights, biases, activations)
-    _backend.decide("mlp", None)
+    _dispatch.decide("mlp", None)
     try:
         if torch.is_grad_enabled() and (
             weights[0].requires_grad  # the answer nearly always

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.ops._function import NativeFunction
 from fastnn.ops._sizes import SMALL, is_small_relu
 
@@ -23,7 +23,7 @@ def _dense(t: Tensor) -> Tensor:
 
 def _in_memory_order(dense: Tensor) -> Tensor:
     """A contiguous view of all elements of `dense`."""
-    if dense.is_contiguous() and dense.dim() <= _backend.MAX_DIMS:
+    if dense.is_contiguous() and dense.dim() <= _dispatch.MAX_DIMS:
         return dense
     return dense.as_strided((dense.numel(),), (1,))
 
@@ -31,7 +31,7 @@ def _in_memory_order(dense: Tensor) -> Tensor:
 def _forward(input: Tensor) -> Tensor:
     dense = _dense(input)
     output = torch.empty_like(dense)
-    _backend.native(input).relu_forward(_in_memory_order(dense), _in_memory_order(output))
+    _dispatch.native(input).relu_forward(_in_memory_order(dense), _in_memory_order(output))
     return output
 
 
@@ -39,7 +39,7 @@ def _forward_inplace(input: Tensor) -> None:
     """Rectify `input` without a word to autograd about it."""
     dense = _dense(input)
     memory = _in_memory_order(dense)
-    _backend.native(input).relu_forward(memory, memory)
+    _dispatch.native(input).relu_forward(memory, memory)
     if dense is not input:
         input.copy_(dense)
 
@@ -61,14 +61,14 @@ class ReluFunction(NativeFunction):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None]:  # noqa: D102
         (output,) = ctx.saved_tensors
-        if not _backend.use_native_backward("relu_backward", grad_output, output, cuda=True):
+        if not _dispatch.use_native_backward("relu_backward", grad_output, output, cuda=True):
             return torch.ops.aten.threshold_backward(grad_output, output, 0), None
         # Both in the order of the output's memory, which the gradient then has too.
         output = _dense(output)
         if grad_output.stride() != output.stride():
             grad_output = torch.empty_like(output).copy_(grad_output)
         grad_input = torch.empty_like(output)
-        _backend.native(output).relu_backward(
+        _dispatch.native(output).relu_backward(
             _in_memory_order(grad_output), _in_memory_order(output), _in_memory_order(grad_input)
         )
         return grad_input, None
@@ -94,11 +94,11 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         RuntimeError: ``inplace`` on a leaf that requires grad, as in torch.
     """
     if is_small_relu(input):
-        _backend.decide("relu", SMALL)
+        _dispatch.decide("relu", SMALL)
         return F.relu(input, inplace)
     if inplace:
         return _relu_inplace(input)
-    if not _backend.decide("relu", _backend.torch_reason(input, cuda=True)):
+    if not _dispatch.decide("relu", _dispatch.torch_reason(input, cuda=True)):
         return F.relu(input)
     if input.requires_grad and torch.is_grad_enabled():
         output: Tensor = ReluFunction.apply(input, False)
@@ -108,12 +108,12 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
 def _relu_inplace(input: Tensor) -> Tensor:
     grad_enabled = torch.is_grad_enabled()
-    reason = _backend.torch_reason(input, cuda=True)
+    reason = _dispatch.torch_reason(input, cuda=True)
     if reason is None and grad_enabled and (input._is_view() or (input.requires_grad and input.is_leaf)):
         reason = "torch guards in-place writes to leaves and views"
     elif reason is None and input.is_inference() and not torch.is_inference_mode_enabled():
         reason = "torch guards in-place writes to inference tensors"
-    if not _backend.decide("relu", reason):
+    if not _dispatch.decide("relu", reason):
         return F.relu(input, inplace=True)
     if grad_enabled and input.requires_grad:
         output: Tensor = ReluFunction.apply(input, True)

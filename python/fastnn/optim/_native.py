@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fastnn import _backend, _replaced
+from fastnn import _dispatch, _replaced
 from fastnn.optim._float32 import Float32State
 from fastnn.optim._fused import fit_for_fused, unscale
 from fastnn.optim._hooks import hooked_when_needed, is_profiling, torchs_class, wrap_replaced_step
@@ -65,7 +65,7 @@ class NativeOptimizer(Float32State):
         reason = self._torch_reason()
         for group in self.param_groups:
             why = self._step_group(group) if reason is None else reason
-            if not _backend.decide(self._op, why):
+            if not _dispatch.decide(self._op, why):
                 self._step_group_with_torch(group)
         return loss
 
@@ -88,20 +88,20 @@ class NativeOptimizer(Float32State):
 
     def _torch_reason(self) -> str | None:
         """Why torch must update every group, or None."""
-        return _backend.torch_reason()
+        return _dispatch.torch_reason()
 
     def _step_group(self, group: dict[str, Any]) -> str | None:
         """Update one group natively; if that cannot be, leave it as it is and say why."""
         params = group["params"]
-        kernels = _backend.cpu
+        kernels = _dispatch.cpu
         if params:
-            reason = None if params[0].is_cpu else _backend.torch_reason(params[0], cuda=True)
+            reason = None if params[0].is_cpu else _dispatch.torch_reason(params[0], cuda=True)
             if reason is not None:
                 return reason
-            kernels = _backend.native(params[0])
+            kernels = _dispatch.native(params[0])
         attributes = self.__dict__
         scaling = (attributes.get("grad_scale"), attributes.get("found_inf"))
-        if kernels is not _backend.cpu and _check_capture is not None and "capturable" in self.defaults:
+        if kernels is not _dispatch.cpu and _check_capture is not None and "capturable" in self.defaults:
             _check_capture(self)
         native_step = getattr(kernels, self._op + "_step")
         arguments = (group, self.state, _match_layout, *scaling, self.state_dtype is not None)

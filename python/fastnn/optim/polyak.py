@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fastnn import _backend
+from fastnn import _dispatch
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -64,7 +64,7 @@ def polyak_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tenso
         raise ValueError(f"polyak_: tau must be in [0, 1], but is {tau}")
     if not target_list:
         return
-    if not _backend.decide("polyak", _update_natively(target_list, source_list, float(tau))):
+    if not _dispatch.decide("polyak", _update_natively(target_list, source_list, float(tau))):
         pairs = list(zip(target_list, source_list, strict=True))
         _check(pairs)
         if tau > 0:
@@ -82,9 +82,9 @@ def _listed(name: str, tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
 def _update_natively(targets: list[Tensor], sources: list[Tensor], tau: float) -> str | None:
     """None; or, with nothing changed, why torch must update."""
     # The native call itself checks the tensors, all of them.
-    reason = _backend.torch_reason(targets[0])
+    reason = _dispatch.torch_reason(targets[0])
     if reason is None:
-        reason = _backend.cpu.polyak(targets, sources, tau)
+        reason = _dispatch.cpu.polyak(targets, sources, tau)
     if reason is None and tau > 0:
         increment_version(targets)
     return reason

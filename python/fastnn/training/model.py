@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fastnn.nn
 import fastnn.optim
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.data import Batches
 from fastnn.training.config import TrainConfig
 
@@ -101,13 +101,13 @@ def rehearse(parts: Parts, stepping: Callable[[Parts], Steps], batches: Batches)
     take = stepping(copy.deepcopy(parts))  # as one: the copied optimizer updates the copied model
     rates = [parts.optimizer.param_groups[0]["lr"]]
     take(batches, 0, rates)
-    decisions: list[_backend.Decision] = []
-    with _backend.recording(decisions.append):
+    decisions: list[_dispatch.Decision] = []
+    with _dispatch.recording(decisions.append):
         take(batches, 0, rates)
     return describe(decisions)
 
 
-def describe(decisions: list[_backend.Decision]) -> str:
+def describe(decisions: list[_dispatch.Decision]) -> str:
     """The backend of one step in words, from where each op ran.
 
     ``"torch"`` if fastnn was not asked, with the reasons if no op ran natively; else ``"fastnn"`` with the
@@ -122,7 +122,7 @@ def describe(decisions: list[_backend.Decision]) -> str:
     if not native:
         why = ", ".join(sorted(set(reasons.values()))) or whole
         return f"torch ({why})" if why else "torch"
-    words = f"fastnn {_backend.cpu.isa}, " + (
+    words = f"fastnn {_dispatch.cpu.isa}, " + (
         f"op by op ({whole})" if whole else "many steps a call" if many else "one call a step"
     )
     if reasons:

@@ -1,0 +1,197 @@
+"""Swap the classes of a model's modules, or of an optimizer, between torch and fastnn, in place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from fastnn import _dispatch, nn, optim
+from fastnn._dispatch import Conversion
+from fastnn.nn import mlp as _mlp
+from fastnn.nn.activation import activation_of
+from fastnn.optim._float32 import Float32State
+
+T = TypeVar("T", bound=torch.nn.Module | torch.optim.Optimizer)
+
+_TO_FASTNN: dict[type, type] = {
+    torch.nn.Linear: nn.Linear,
+    torch.nn.ReLU: nn.ReLU,
+    torch.nn.CrossEntropyLoss: nn.CrossEntropyLoss,
+    torch.nn.Sequential: nn.Sequential,
+    torch.optim.Adam: optim.Adam,
+    torch.optim.AdamW: optim.AdamW,
+    torch.optim.SGD: optim.SGD,
+    torch.optim.Adagrad: optim.Adagrad,
+    torch.optim.RMSprop: optim.RMSprop,
+}
+_TO_TORCH: dict[type, type] = {ours: theirs for theirs, ours in _TO_FASTNN.items()}
+_TO_TORCH[nn.MLP] = torch.nn.Sequential
+
+
+def convert(target: T) -> T:
+    """Turn torch's modules in a model, or torch's optimizer, into fastnn's where there are such, in place.
+
+    These are ``Linear``, ``ReLU``, ``CrossEntropyLoss`` and ``Sequential`` (which then runs each stretch of
+    ``Linear`` and activation as one op), the root included, and the optimizers ``Adam``, ``AdamW``, ``SGD``,
+    ``Adagrad`` and ``RMSprop``, amid a training too. Only the class of an object changes: its identity,
+    parameters, buffers, hooks, the training flag, sharing between places of the model, an optimizer's state,
+    groups, learning rate schedulers and the keys of every state_dict stay. A ``forward`` that is written by
+    hand runs as written, its layers one by one.
+
+    Left alone are subclasses (so also parametrized, lazy and quantised layers), scripted modules, whatever is
+    inside a module that ``torch.compile`` took, and optimizers with a ``step`` of their own on the object.
+    Calling it again changes nothing more. ``print(fastnn.explain(fastnn.convert, target))`` says what became
+    of each module, and why not.
+
+    What looks for torch's exact classes finds none: ``torch.ao.quantization.quantize_dynamic`` would quantize
+    nothing, so call :func:`revert` first.
+
+    Args:
+        target: any module or optimizer.
+
+    Returns:
+        `target` itself.
+
+    Raises:
+        TypeError: `target` is neither a :class:`torch.nn.Module` nor a :class:`torch.optim.Optimizer`.
+    """
+    parts = _parts("convert", target)
+    eager = _eager_modules(target, set()) if isinstance(target, torch.nn.Module) else [target]
+    mine = set(map(id, eager))
+    _change(parts, _TO_FASTNN, lambda part: None if id(part) in mine else "torch.compile took it")
+    return target
+
+
+def revert(target: T) -> T:
+    """Turn fastnn's modules in a model, or fastnn's optimizer, into torch's, in place: undo :func:`convert`.
+
+    What was made as fastnn's is turned too, an ``MLP`` into a ``Sequential``. What nothing of torch's equals
+    stays: ``Linear`` with an activation, ``CrossEntropyLoss`` with a z-loss, ``GramMatrix``, optimizers with
+    ``state_dtype`` or ``master_weights``, and subclasses.
+
+    Args:
+        target: any module or optimizer.
+
+    Returns:
+        `target` itself.
+
+    Raises:
+        TypeError: `target` is neither a :class:`torch.nn.Module` nor a :class:`torch.optim.Optimizer`.
+    """
+    _change(_parts("revert", target), _TO_TORCH, _beyond_torch)
+    return target
+
+
+def _parts(op: str, target: object) -> list[tuple[str, Any]]:
+    """What there is to change, with the names that it has in `target`."""
+    if isinstance(target, torch.optim.Optimizer):
+        return [("", target)]
+    if isinstance(target, torch.nn.Module):
+        return list(target.named_modules())
+    kind = type(target).__name__
+    raise TypeError(f"{op}: expected a torch.nn.Module or torch.optim.Optimizer, got {kind}")
+
+
+def _change(
+    parts: list[tuple[str, Any]], counterparts: dict[type, type], why_not: Callable[[Any], str | None]
+) -> None:
+    before = [type(part) for _, part in parts]
+    reasons = []
+    for _, part in parts:
+        counterpart = counterparts.get(type(part))  # the exact type: a subclass may override anything
+        reason = why_not(part)
+        if reason is None and counterpart is None:
+            reason = _no_counterpart(part, counterparts)
+        elif reason is None and isinstance(part, torch.optim.Optimizer):
+            reason = _take_step_along(part, counterpart)
+        if reason is None:
+            part.__class__ = counterpart
+        reasons.append(reason)
+    if _dispatch.is_recording():  # at the end: what fuses depends on several modules
+        for (name, part), kind, reason in zip(parts, before, reasons, strict=True):
+            became = None if type(part) is kind else _public_name(type(part))
+            fusion = _fusion(part) if counterparts is _TO_FASTNN else None
+            note = "; ".join(filter(None, (reason, fusion)))
+            _dispatch.record(Conversion(name, kind.__name__, became, note))
+
+
+def _beyond_torch(part: Any) -> str | None:
+    """Which option is set that torch's lacks, or None."""
+    if isinstance(part, nn.Linear) and part.activation is not None:
+        return "torch's has no activation"
+    if isinstance(part, nn.CrossEntropyLoss) and part.z_loss != 0:
+        return "torch's has no z_loss"
+    if isinstance(part, Float32State) and part.state_dtype is not None:
+        return "torch's has no state_dtype and no master_weights"
+    return None
+
+
+def _no_counterpart(part: Any, counterparts: dict[type, type]) -> str:
+    kind = type(part)
+    if isinstance(part, torch.jit.ScriptModule):
+        return "it is scripted"
+    base = next((base for base in kind.__mro__ if base in counterparts), None)
+    wanted = _package(next(iter(counterparts.values())))
+    if kind in counterparts.values() or (base is None and _package(kind) == wanted):
+        return f"it is {wanted}'s already"
+    return "no counterpart" if base is None else f"a subclass of {_public_name(base)}"
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _public_name(kind: type) -> str:
+    space = "optim" if issubclass(kind, torch.optim.Optimizer) else "nn"
+    return f"{_package(kind)}.{space}.{kind.__name__}"
+
+
+def _fusion(part: Any) -> str | None:
+    """What of a `Sequential` runs as one op, or whether a layer can be in such an op."""
+    nothing_fuses = _mlp.why_nothing_fuses()
+    if type(part) in (nn.Sequential, nn.MLP):
+        names, runs = list(part._modules), _mlp.fused_runs(list(part))
+        where = ", ".join(f"{names[run[0]]} to {names[run[-1]]}" for run in runs)
+        return f"one op: {where}" if runs else nothing_fuses or "nothing in it fuses"
+    activation = activation_of(part)
+    if nothing_fuses is not None or (type(part) is not nn.Linear and activation is None):
+        return None
+    if not _mlp._only_forward(part):
+        return "never fuses: it has a hook, a replaced forward or a compiled one"
+    return "fuses behind a Linear in a Sequential" if activation not in (None, "relu") else None
+
+
+def _take_step_along(optimizer: torch.optim.Optimizer, counterpart: Any) -> str | None:
+    """Let a learning rate scheduler's counter around `step` call the counterpart's, or say why it cannot.
+
+    Such a counter lies on the object and holds, as a variable, the function that it found in the class.
+    """
+    step: Any = optimizer.__dict__.get("step")
+    if step is None:
+        return None
+    if hasattr(step, "_wrapped_by_lr_sched"):
+        for cell in step.__closure__ or ():
+            if cell.cell_contents is type(optimizer).step:
+                cell.cell_contents = counterpart.step
+                return None
+    return "its step is replaced"
+
+
+def _eager_modules(module: torch.nn.Module, seen: set[int]) -> Iterator[torch.nn.Module]:
+    """Each module once, save those inside compiled ones: a change there would cost a recompilation."""
+    if id(module) in seen or _is_compiled(module):
+        return
+    seen.add(id(module))
+    yield module
+    for child in module.children():
+        yield from _eager_modules(child, seen)
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    dynamo = sys.modules.get("torch._dynamo")  # not there before the first torch.compile
+    return getattr(module, "_compiled_call_impl", None) is not None or (
+        dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+    )

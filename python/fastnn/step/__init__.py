@@ -1,0 +1,1 @@
+"""A whole training step, or an epoch of them, in one call."""

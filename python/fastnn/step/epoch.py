@@ -1,0 +1,195 @@
+"""An epoch of training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+from typing import TYPE_CHECKING, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from fastnn import _dispatch
+from fastnn.step import cuda_graph
+from fastnn.step.epoch_kernel import train_on_chip
+
+if TYPE_CHECKING:
+    from fastnn.step.train_step import TrainStep
+
+
+def run_epoch(
+    step: TrainStep,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    permutation: Tensor | None,
+    lr: Sequence[float] | Tensor | None,
+) -> Tensor:
+    """What `TrainStep.epoch` does, the arguments not yet checked."""
+    _check(images, labels, batch_size, permutation)
+    count = len(images) if permutation is None else len(permutation)
+    batch_size = min(index(batch_size), count)
+    rates = None if lr is None else _rates(lr, -(-count // batch_size))
+    if permutation is None:
+        permutation = torch.randperm(count, device=images.device)
+    if _has_kernels(images):
+        losses = _dispatch.torch_reason() or train_on_chip(
+            step, images, labels, batch_size, permutation, rates
+        )
+        if isinstance(losses, Tensor):
+            _dispatch.decide("train_epoch", None)
+            return losses
+        _dispatch.decide("train_epoch", losses)
+    return _Steps(step, images, labels, batch_size, permutation, rates).take()
+
+
+def _has_kernels(images: Tensor) -> bool:
+    return images.is_cuda
+
+
+# What one native call does, 30 to 60 ms, so that Ctrl-C is heard: multiply-adds, a third of those of its
+# steps, the update of a weight counting as much as those of some samples. And the most steps, where a step is
+# hardly any work.
+_CALL_WORK, _UPDATE_WORK, _CALL_STEPS = 2**29, 16, 2048
+
+
+class _Steps:
+    """The steps of an epoch one after the other, many of them a native call where that can be."""
+
+    def __init__(
+        self,
+        step: TrainStep,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        rows: Tensor,
+        rates: Tensor | None,
+    ) -> None:
+        self._step = step
+        self._images = images
+        self._labels = labels
+        self._batch_size = batch_size
+        self._rows = rows.contiguous()
+        self._rates = rates
+
+    def take(self) -> Tensor:
+        """Take them all; the losses."""
+        losses: list[Tensor] = []
+        taken, native = 0, not cuda_graph.is_there(self._images)  # there each step is a graph
+        while taken * self._batch_size < len(self._rows):
+            some = self._natively(taken) if native else ""
+            if isinstance(some, str):
+                if native:
+                    _dispatch.decide("train_epoch", some)
+                native = False
+            # Where the next batch has an index that is out of range, the step by itself raises.
+            if isinstance(some, str) or len(some) == 0:
+                some = self._one(taken)
+            losses.append(some)
+            taken += len(some)
+        return torch.cat(losses)
+
+    def _natively(self, taken: int) -> Tensor | str:
+        """The losses of the next steps, which have the same number of rows, as far as their indices are in
+        range; or, with everything left as it is, why they cannot be taken in one native call."""
+        if type(self._rows) is not Tensor:
+            return f"permutation is a {type(self._rows).__name__}"
+        if (reason := _dispatch.torch_reason()) is not None:
+            return reason
+        ready = self._step._ready((self._images,))
+        if isinstance(ready, str):
+            return ready
+        plan, options, weight, images = ready
+        rows = self._rows[taken * self._batch_size :]
+        size = min(self._batch_size, len(rows))
+        weights = sum(w.numel() for table in plan.tables if (w := table.get("weight")) is not None)
+        work = (size + _UPDATE_WORK) * max(weights, 1)
+        steps = min(len(rows) // size, max(_CALL_WORK // work, 1), _CALL_STEPS)
+        rates = None if self._rates is None else self._rates[taken : taken + steps]
+        losses = weight.new_empty(steps)
+        count = self._step._call(
+            plan, plan.native.run_batches, images, self._labels, losses, options, rows[: steps * size], rates
+        )
+        if isinstance(count, str):
+            return count
+        if count:
+            _dispatch.decide("train_epoch", None)
+        return losses[:count]
+
+    def _one(self, number: int) -> Tensor:
+        """The loss of a step by itself, in a row of one."""
+        rows = self._rows[number * self._batch_size : (number + 1) * self._batch_size]
+        try:
+            images, labels = self._images.index_select(0, rows), self._labels.index_select(0, rows)
+        except IndexError:
+            bad = int(rows[(rows < 0) | (rows >= len(self._images))][0])
+            raise IndexError(
+                f"TrainStep.epoch: permutation has the entry {bad} in step {number}, out of range for "
+                f"{len(self._images)} images"
+            ) from None
+        if self._rates is None:
+            return self._step(images, labels).reshape(1)
+        before = [(group, group["lr"]) for group in self._step.optimizer.param_groups]
+        try:
+            for group, _ in before:
+                group["lr"] = float(self._rates[number])
+            return self._step(images, labels).reshape(1)
+        finally:
+            for group, lr in before:
+                group["lr"] = lr
+
+
+def _check(images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor | None) -> None:
+    for name, tensor in (("images", images), ("labels", labels), ("permutation", permutation)):
+        if tensor is None and name == "permutation":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"TrainStep.epoch: {name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.device != images.device:
+            raise ValueError(
+                f"TrainStep.epoch: {name} is on {tensor.device}, expected {images.device} as the images"
+            )
+        if tensor.dim() == 0:
+            raise ValueError(f"TrainStep.epoch: {name} has no dimension, expected one entry for each image")
+    if len(labels) != len(images):
+        raise ValueError(
+            f"TrainStep.epoch: labels has {len(labels)} entries, expected one for each of the "
+            f"{len(images)} images"
+        )
+    if len(images) == 0:
+        raise ValueError("TrainStep.epoch: there are no images")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, SupportsIndex):
+        raise TypeError(f"TrainStep.epoch: batch_size must be an int, got {type(batch_size).__name__}")
+    if batch_size < 1:
+        raise ValueError(f"TrainStep.epoch: batch_size must be at least 1, got {batch_size}")
+    if permutation is None:
+        return
+    if permutation.dtype is not torch.int64:
+        raise TypeError(f"TrainStep.epoch: permutation must be int64, got {permutation.dtype}")
+    if permutation.dim() != 1:
+        raise ValueError(
+            f"TrainStep.epoch: permutation must have one dimension, got shape {tuple(permutation.shape)}"
+        )
+    if len(permutation) == 0:
+        raise ValueError("TrainStep.epoch: permutation names no image")
+
+
+def _rates(lr: Sequence[float] | Tensor, steps: int) -> Tensor:
+    """The learning rates as float64 on the CPU."""
+    try:
+        if isinstance(lr, Tensor) and lr.is_complex():
+            raise TypeError
+        rates = torch.as_tensor(lr, dtype=torch.float64, device="cpu").detach().contiguous()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(
+            f"TrainStep.epoch: lr must hold a number for each step, got {type(lr).__name__}"
+        ) from error
+    if rates.shape != (steps,):
+        raise ValueError(
+            f"TrainStep.epoch: lr has shape {tuple(rates.shape)}, expected one entry for each of the {steps} "
+            "steps (for the same in all of them set that of the optimizer)"
+        )
+    bad = rates[~(rates >= 0)]
+    if len(bad):
+        raise ValueError(f"TrainStep.epoch: lr must be at least 0, got {bad[0].item()}")
+    return rates

@@ -1,0 +1,339 @@
+"""A training step on a CUDA device, captured in a graph: when it is, what it holds fast, and its replay.
+
+The first calls with a kind of batch are taken eagerly; they are steps like all others, and load and set up
+what a step needs. Then the step is captured: `cuda_graph.capture` records it without taking it. From then on
+a step is a copy of the batch to where the graph reads it, and a replay.
+
+A graph repeats the same kernels on the same addresses. Before each replay it is looked at whether the eager
+step would run them too: `StepPlan.holds` for model and loss, `_Held.holds` for tensors and the optimizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fastnn import _dispatch, _torch_internals
+from fastnn.nn.utils import clip_grad_norm_
+from fastnn.step import cuda_graph
+from fastnn.step.graph_update import COVERED, GraphUpdate
+from fastnn.step.parameters import drop_gradients
+from fastnn.step.purity import Refusal
+
+if TYPE_CHECKING:
+    from fastnn.step.plan import LossOptions, StepPlan
+    from fastnn.step.train_step import TrainStep
+
+# Calls with a kind of batch that run eagerly before it is captured: a kind that comes once or twice is not
+# worth a capture, which takes as long as some tens of steps.
+CAPTURE_AFTER = 2
+# Kinds of batches that are captured: that of an epoch, its last smaller one, and others. Each graph keeps the
+# memory of its activations.
+MOST_GRAPHS = 4
+# What has been captured and no longer holds doubles the calls before a capture, up to this.
+_LONGEST_WAIT = 64
+_MOST_SEEN = 64  # kinds of batches that are counted
+
+# That have been tested in a graph, by the names of `LossOptions`.
+_LOSSES = ("cross_entropy", "mse_loss")
+_NAMES = ("weight", "bias")  # of a layer's parameters
+
+
+class WarmUp(str):
+    """A reason for an eager step that is none to worry about: a captured step begins with some."""
+
+    __slots__ = ()
+
+
+class StepGraphs:
+    """The graphs of a step, as long as its plan holds."""
+
+    def __init__(self) -> None:
+        self._wait = CAPTURE_AFTER
+        self._seen: dict[Hashable, int] = {}
+        self._graphs: dict[Hashable, _StepGraph | str] = {}  # or why there never is one
+        self._short: dict[Hashable, tuple[int, str]] = {}  # of memory: the calls before another try, and why
+        self._held: _Held | None = None
+        self._refusal: str | None = None  # what stood in the way the last time
+
+    def take(self, step: TrainStep, plan: StepPlan, input: Any, target: Any) -> Tensor | str:
+        """Take the step by a replay; or say why not, everything left as it is."""
+        reason = _reason(step, plan, input, target)
+        if reason is not None:
+            return reason
+        options = plan.loss_options()
+        if isinstance(options, str):
+            return options
+        if options.loss not in _LOSSES:
+            return f"a step with {options.loss} is not captured"
+        if self._held is not None and not self._held.holds(options):
+            self._forget()
+        kind = _kind(input), _kind(target)
+        graph = self._graphs.get(kind)
+        if graph is None:
+            graph = self._find(step, plan, options, kind, input, target)
+        return graph if isinstance(graph, str) else graph.take(step, input, target)
+
+    def _forget(self) -> None:
+        self._graphs.clear()
+        self._seen.clear()
+        self._short.clear()
+        self._held = None
+        self._wait = min(2 * self._wait, _LONGEST_WAIT)
+
+    def _find(
+        self,
+        step: TrainStep,
+        plan: StepPlan,
+        options: LossOptions,
+        kind: Hashable,
+        input: Tensor,
+        target: Tensor,
+    ) -> _StepGraph | str:
+        """The graph for a new kind of batch, or why there is none yet."""
+        failed = cuda_graph.why_failed(input.device)
+        if failed is not None:
+            return f"a capture has failed on {input.device}: {failed}"
+        if len(self._graphs) >= MOST_GRAPHS:
+            whys = [graph for graph in self._graphs.values() if isinstance(graph, str)]
+            if whys:
+                return f"captures of other kinds of batches have failed: {whys[-1]}"
+            return f"{MOST_GRAPHS} other kinds of batches have been captured"
+        seen = self._seen.get(kind, 0)
+        wait, short = self._short.get(kind, (self._wait, None))
+        if seen < wait:
+            if len(self._seen) >= _MOST_SEEN:
+                self._seen.clear()
+                self._short.clear()
+            self._seen[kind] = seen + 1
+            expected = WarmUp(f"a step is captured after {wait} calls with such a batch")
+            return short or self._refusal or expected
+        self._refusal = None
+        try:
+            if self._held is None:
+                self._held = _Held(step, plan, options)
+            graph = _StepGraph(step, self._held, input, target)
+        except Refusal as refusal:
+            self._forget()
+            self._refusal = str(refusal)
+            return self._refusal
+        except IndexError:  # a class index of a step before, which nobody had been told of yet
+            raise
+        except Exception as error:
+            # The eager step raises its own error, if it has one.
+            why = str(error).partition("\n")[0]
+            if cuda_graph.lacks_memory(error):
+                reason = f"a capture lacked memory, the next is after {2 * wait} such calls: {why}"
+                self._seen[kind], self._short[kind] = 0, (2 * wait, reason)
+                return reason
+            self._graphs[kind] = f"it cannot be captured: {why}"
+            return str(self._graphs[kind])
+        self._short.pop(kind, None)
+        self._graphs[kind] = graph
+        return graph
+
+
+def _kind(t: Tensor) -> Hashable:
+    return t.shape, t.stride(), t.dtype
+
+
+def _reason(step: TrainStep, plan: StepPlan, input: Any, target: Any) -> str | None:
+    """Why no graph may be captured or replayed in this call."""
+    if plan.optimizer_name not in COVERED:
+        return f"no captured update for {type(step.optimizer).__name__}"
+    if _dispatch.check_at_once:
+        return "FASTNN_CHECK is set"
+    if type(step.optimizer.param_groups) is not list:
+        return "param_groups is no list"
+    if torch.is_inference_mode_enabled() or torch.is_anomaly_enabled():
+        return "inference mode or anomaly detection is on"
+    if _torch_internals.on_saved_tensors(True) is not None:
+        return "a hook for saved tensors is set"
+    params = [p for table in plan.tables for name in _NAMES if (p := table.get(name)) is not None]
+    if not params:
+        return "the model has no parameters"
+    reason = _dispatch.torch_reason(params[0], cuda=True)
+    if reason is not None:
+        return reason
+    device = params[0].device
+    for p in params:
+        if _torch_internals.on_leaf(p):
+            return "a parameter has a hook"
+        if p.device != device:
+            return "devices are mixed"
+    for name, t in (("input", input), ("target", target)):
+        if type(t) is not Tensor:
+            return f"the {name} is a {type(t).__name__}, not a plain tensor"
+        if t.layout is not torch.strided or t.is_nested:
+            return f"the {name} is not strided"
+        if t.device != device:
+            return f"the {name} is on {t.device}, the model on {device}"
+        if t.requires_grad:
+            return f"the {name} requires grad"
+        if t.numel() == 0:
+            return "the batch is empty"
+    if cuda_graph.is_capturing(device):
+        return "a CUDA graph is being captured already"
+    return None
+
+
+def _arithmetic(dtype: torch.dtype) -> tuple[object, ...]:
+    """The settings that choose other kernels for the same tensors."""
+    matmul = torch.backends.cuda.matmul
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if dtype is torch.float16:
+        return deterministic, matmul.allow_fp16_reduced_precision_reduction
+    if dtype is torch.bfloat16:
+        return deterministic, matmul.allow_bf16_reduced_precision_reduction
+    return deterministic, matmul.fp32_precision
+
+
+class _Held:
+    """What all graphs of a step hold fast, besides what its plan watches; raises `Refusal` where none can be.
+
+    Attributes:
+        params: all of the model's.
+        trained: those that get a gradient.
+        update: the optimizer's part.
+    """
+
+    def __init__(self, step: TrainStep, plan: StepPlan, options: LossOptions) -> None:
+        self._watch = _dispatch.cpu.Watch()
+        self._tables = plan.tables
+        layers: list[Tensor] = []
+        for table in plan.tables:
+            for name in _NAMES:
+                p = table.get(name)
+                if name in table:
+                    self._watch.item(table, name, p)
+                else:
+                    self._watch.absent(table, name)
+                if p is not None:
+                    self._watch.attribute(p, "requires_grad", p.requires_grad)
+                    layers.append(p)
+        trained = {id(p) for p in layers if p.requires_grad}
+        if not trained:
+            raise Refusal("all parameters are frozen")
+        self.params = list(step.model.parameters())
+        self.trained = [p for p in self.params if id(p) in trained]
+        self.kernels = _dispatch.native(layers[0])
+        self.update = GraphUpdate(step.optimizer, plan.optimizer_name, self.trained, self.kernels)
+        self.update.watch(self._watch)
+        # Addresses are what the graphs have of all tensors; of parameters and class weights a user may
+        # replace the contents by some of another shape, even at the same address.
+        shaped = list(layers)
+        self._options = options
+        if options.weight is not None:
+            if options.weight.requires_grad:
+                raise Refusal("the class weight requires grad")
+            shaped.append(options.weight)
+        self._tensors = shaped + self.update.memory
+        self._addresses = [t.data_ptr() for t in self._tensors]
+        self._shapes = [(t, t.shape, t.stride(), t.dtype) for t in shaped]
+        self._dtype, self._device = layers[0].dtype, layers[0].device
+        self._arithmetic = _arithmetic(self._dtype)
+        # On one stream replays, and the memory of graphs that are dropped, need no more order than that of
+        # the calls.
+        self._stream = cuda_graph.current_stream(self._device)
+
+    @contextlib.contextmanager
+    def fresh_leaves(self) -> Iterator[list[Tensor]]:
+        """Have the layers use new leaves of the graph in place of the parameters; yields those of `trained`.
+
+        torch ties a parameter to the stream on which an autograd graph that somebody still has used it first,
+        and lets gradients wait for that one, which a capture of another stream refuses.
+        """
+        leaves = {id(p): torch.nn.Parameter(p.detach()) for p in self.trained}
+        replaced = [
+            (table, name, p)
+            for table in self._tables
+            for name in _NAMES
+            if (p := table.get(name)) is not None and id(p) in leaves
+        ]
+        try:
+            for table, name, p in replaced:
+                table[name] = leaves[id(p)]
+            yield [leaves[id(p)] for p in self.trained]
+        finally:
+            for table, name, p in replaced:
+                table[name] = p
+
+    def holds(self, options: LossOptions) -> bool:
+        """Whether the eager step would do the same as when this was made, but for numbers that are read."""
+        return (
+            self._watch.unchanged()
+            and options.weight is self._options.weight
+            and options.settings == self._options.settings
+            and self._stream == cuda_graph.current_stream(self._device)
+            and self._arithmetic == _arithmetic(self._dtype)
+            and self.update.holds()
+            and [t.data_ptr() for t in self._tensors] == self._addresses
+            and all(
+                t.dtype is dtype and t.shape == shape and t.stride() == strides
+                for t, shape, strides, dtype in self._shapes
+            )
+        )
+
+
+class _StepGraph:
+    """The step on one kind of batch, captured."""
+
+    def __init__(self, step: TrainStep, held: _Held, input: Tensor, target: Tensor) -> None:
+        self._held = held
+        self._input, self._target = torch.zeros_like(input), torch.zeros_like(target)
+        held.update.refresh()
+        skip = torch.ones(1, dtype=torch.float32, device=input.device)
+        self._replay, (self._loss, self._grads) = cuda_graph.capture(
+            input.device,
+            partial(self._body, step, skip),
+            held.kernels.raise_told_bad_index,
+            partial(self._body, step),
+        )
+
+    def _body(self, step: TrainStep, skip: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The step as `TrainStep._eager` takes it; where `skip` is 1, read on the device, without effect.
+
+        Gradients come from `torch.autograd.grad`: ``.grad`` may not be left in the graph's memory, where the
+        next replay overwrites it.
+        """
+        held = self._held
+        with torch.enable_grad(), held.fresh_leaves() as leaves:
+            loss = step.loss(step.model(step._normalised(self._input)), self._target)
+            grads = list(torch.autograd.grad(loss, leaves))
+        before = [p.grad for p in held.trained]
+        try:
+            for p, grad in zip(held.trained, grads, strict=True):
+                p.grad = grad
+            with torch.no_grad():
+                if step.max_norm is not None:
+                    clip_grad_norm_(held.trained, step.max_norm)
+                held.update.run(skip)
+        finally:
+            for p, old in zip(held.trained, before, strict=True):
+                p.grad = old
+        return loss.detach(), grads if step.keep_grad else []
+
+    def take(self, step: TrainStep, input: Tensor, target: Tensor) -> Tensor:
+        held = self._held
+        held.kernels.raise_told_bad_index()
+        drop_gradients(held.params)
+        with torch.no_grad():
+            self._input.copy_(input, non_blocking=True)
+            self._target.copy_(target, non_blocking=True)
+            held.update.refresh()
+            self._replay()
+            held.update.count_step()
+            # The next replay overwrites what is in the graph's memory.
+            loss = self._loss.clone()
+            if self._grads:
+                for p, grad in zip(held.trained, self._grads, strict=True):
+                    p.grad = grad.clone()
+        increment_version(held.update.written)
+        step.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+        return loss

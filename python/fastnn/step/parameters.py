@@ -1,0 +1,49 @@
+"""The parameters of a model, which a step needs in every call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnn import _dispatch
+from fastnn.step.purity import Refusal
+from fastnn.step.watch import watch_tables
+
+
+def drop_gradients(params: Iterable[Tensor]) -> None:
+    """Set what ``.grad`` holds to None."""
+    for p in params:
+        if p.grad is not None:
+            p.grad = None
+
+
+class ParameterList:
+    """``list(model.parameters())``, which takes as long as an operation of a small network.
+
+    It is made anew where a table of a module has changed, and each time where that cannot be seen.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._watch: Any = None
+        self._list: list[Tensor] = []
+
+    def now(self) -> list[Tensor]:
+        """The parameters, each once."""
+        if self._watch is None or not self._watch.unchanged():
+            self._list = list(self._model.parameters())
+            self._watch = self._watched()
+        return self._list
+
+    def _watched(self) -> Any:
+        if _dispatch.cpu is None:
+            return None
+        watch = _dispatch.cpu.Watch()
+        try:
+            watch_tables(watch, self._model)
+        except Refusal:
+            return None
+        return watch

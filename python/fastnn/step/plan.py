@@ -1,0 +1,290 @@
+"""What a training step needs to know of model, loss and optimizer to run as one native call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastnn import _dispatch, _losses, _replaced, _torch_internals, nn, optim
+from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy
+from fastnn.optim._native import NativeOptimizer, _match_layout
+from fastnn.step.chain import LinearChain, linear_chain
+from fastnn.step.graphs import StepGraphs
+from fastnn.step.purity import Refusal
+from fastnn.step.watch import watch_chain, watch_globals, watch_module, watch_optimizer, watch_tables
+
+if TYPE_CHECKING:
+    from fastnn.step.train_step import TrainStep
+
+_losses.add_twin(torch.nn.CrossEntropyLoss, nn.CrossEntropyLoss)
+_losses.add_twin(F.cross_entropy, cross_entropy)
+_NATIVE_LOSSES = ", ".join(kind.module.__name__ for kind in _losses.KINDS.values())
+# What each optimizer, fastnn's or torch's, is updated as.
+_OPTIMIZERS: dict[type, type[NativeOptimizer]] = {
+    kind: ours
+    for ours in (optim.Adam, optim.AdamW, optim.SGD, optim.RMSprop, optim.Adagrad)
+    for kind in (ours, ours._torchs)
+}
+
+_torch_zero_grad = _replaced.original(torch.nn.Module, "zero_grad")
+
+
+class LossOptions(NamedTuple):
+    """What a native loss computes; the options that a loss does not have are what they are here.
+
+    csrc/bindings/train_step_batch.cpp reads them by their places.
+
+    Attributes:
+        loss: the name of torch's function.
+        reduction: one of `REDUCTIONS`.
+        ignore_index: of the class indices.
+        label_smoothing: of the cross-entropy.
+        z_loss: of fastnn's cross-entropy.
+        threshold: beta of the smooth L1 loss, delta of the Huber loss.
+        weight: of the classes, or None.
+        pos_weight: of the positive answers in the binary cross-entropy, or None.
+    """
+
+    loss: str
+    reduction: int
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    threshold: float = 1.0
+    weight: Tensor | None = None
+    pos_weight: Tensor | None = None
+
+    @property
+    def settings(self) -> tuple[str | float, ...]:
+        """All but the tensors, which `==` does not compare to a bool."""
+        return self[:-2]
+
+
+# Without the function in Python that LossOptions(...) is, which would take 0.1 us of each step.
+_as_options: Callable[[tuple[Any, ...]], LossOptions] = partial(tuple.__new__, LossOptions)
+
+
+class StepPlan:
+    """A step that can run natively as long as `holds`; making it raises `Refusal` where it cannot.
+
+    Attributes:
+        native: the compiled module's part, which reads and checks the tensors of each call.
+        chain: the layers.
+        inputs: how many the model takes.
+        tables: the parameters of each layer, by their names in it.
+        last: those of the last layer, whose dtype the loss has.
+        unused: parameters of the model that no layer of the chain has.
+        optimizer_name: that of its update among the native ones.
+        loss_like: a tensor such as the loss of the last step was; `torch.empty_like` of it takes half of the
+            microsecond that `new_empty` does.
+        graphs: of CUDA, that have captured the step.
+        refused: why the last native call has done nothing, or None where it took its steps.
+    """
+
+    refused: Refused | None = None
+
+    def __init__(self, step: TrainStep, chain: LinearChain, loss_name: str, optimizer_name: str) -> None:
+        self.native = _dispatch.cpu.TrainStep(
+            [(module._parameters, activation) for module, activation in chain],
+            optimizer_name,
+            chain.flatten,
+            chain.squeeze,
+            step.max_norm,
+            step.keep_grad,
+            step.mean,
+            step.std,
+            _match_layout,
+            _torch_internals.on_accumulator,
+        )
+        self.tables = [module._parameters for module, _ in chain]
+        self.last = self.tables[-1]
+        self.optimizer_name = optimizer_name
+        self.loss_like = torch.empty((), device="cpu")
+        self.graphs = StepGraphs()
+        self._loss_name = loss_name
+        self._plain_options = {name: LossOptions(loss_name, number) for name, number in REDUCTIONS.items()}
+        self._loss_module = step.loss if isinstance(step.loss, torch.nn.Module) else None
+        self.chain = chain
+        self.inputs = len(chain.order)
+        self._watch = _dispatch.cpu.Watch()
+        watch_globals(self._watch)
+        _replaced.classes.add_to(self._watch)
+        _replaced.losses.add_to(self._watch)
+        self._watches_all = watch_chain(self._watch, chain)
+        if self._loss_module is not None:
+            watch_module(self._watch, self._loss_module)
+        watch_optimizer(self._watch, step.optimizer)
+        watch_tables(self._watch, step.model)
+        self._watch.absent(step.model.__dict__, "zero_grad")
+        self._watch.class_item(type(step.model), "zero_grad", _torch_zero_grad)
+        chained = {id(p) for table in self.tables for p in table.values()}
+        self.unused = [p for p in step.model.parameters() if id(p) not in chained]
+
+    def holds(self) -> bool:
+        """Whether model, loss and optimizer still are what they were, and nobody watches them."""
+        return self._watch.unchanged() and (self._watches_all or self.chain.holds())
+
+    def joined(self, inputs: tuple[Any, ...], keep_grad: bool) -> Tensor | str:
+        """What goes into the first layer of a model that joins several `inputs`, or why it cannot natively.
+
+        In the result the native call no longer sees what it would refuse in one of them.
+        """
+        if len(inputs) != self.inputs:
+            return f"inputs: {len(inputs)} given, {self.inputs} expected"
+        reason = _dispatch.torch_reason(*inputs)
+        if reason is not None:
+            return reason
+        for t in inputs:
+            if t is None or t.dim() != 2:
+                return "one of several inputs is no matrix"
+            if t.requires_grad:
+                return "an input requires grad"
+        if keep_grad and self._gradients_share_memory_with(inputs):
+            return "a .grad and an input share memory"
+        return torch.cat([inputs[i] for i in self.chain.order], 1)  # raises what the model's own would
+
+    def _gradients_share_memory_with(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether writing a ``.grad`` may change one of `inputs`; their storages are looked at as a whole."""
+        memory = {t.untyped_storage().data_ptr() for t in inputs}
+        grads = (p.grad for table in self.tables for p in table.values() if p is not None)
+        return any(
+            g is not None and g.layout is torch.strided and g.untyped_storage().data_ptr() in memory
+            for g in grads
+        )
+
+    def loss_options(self) -> LossOptions | str:
+        """The options of the loss as they are now, or why they are not covered."""
+        module, loss = self._loss_module, self._loss_name
+        if module is None:
+            return self._plain_options["mean"]
+        try:
+            return self._module_options(module, loss)
+        except (KeyError, TypeError) as error:  # it lacks one, or has something else there
+            return f"an option of the loss: {error}"
+
+    def _module_options(self, module: torch.nn.Module, loss: str) -> LossOptions | str:
+        options = module.__dict__
+        plain = self._plain_options.get(options["reduction"])
+        if plain is None:
+            return f"reduction={options['reduction']!r}"
+        kind = _losses.KINDS[loss]
+        if kind.takes_classes or loss == "binary_cross_entropy_with_logits":
+            buffers = module._buffers
+            if "weight" not in buffers:
+                return "the class weights are no buffer"
+            if loss == "binary_cross_entropy_with_logits":
+                if "pos_weight" not in buffers:
+                    return "pos_weight is no buffer"
+                return plain._replace(weight=buffers["weight"], pos_weight=buffers["pos_weight"])
+            ignore_index = options["ignore_index"]
+            smoothing = 0.0 if loss == "nll_loss" else options["label_smoothing"]
+            if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
+                return f"ignore_index={ignore_index!r}"
+            if not isinstance(smoothing, (int, float)) or not 0.0 <= smoothing <= 1.0:
+                return f"label_smoothing={smoothing}"
+            z_loss = options.get("z_loss", 0.0)
+            return _as_options(
+                (loss, plain.reduction, ignore_index, smoothing, z_loss, 1.0, buffers["weight"], None)
+            )
+        if kind.threshold is not None:
+            threshold = options[kind.threshold]
+            positive = isinstance(threshold, (int, float)) and threshold >= 0
+            if not positive or (threshold == 0 and loss == "huber_loss"):
+                return f"{kind.threshold}={threshold!r}"
+            return plain._replace(threshold=threshold)
+        return plain
+
+
+_LONGEST_PAUSE = 63
+
+
+class Refused:
+    """Why a step is not native, and for how many calls that is believed before it is looked at again.
+
+    Looking takes longer than a small step, the more so where a forward has to be traced; the pause doubles
+    each time in a row, from 0 up to `_LONGEST_PAUSE`, so that it costs next to nothing in a model that never
+    fits.
+    """
+
+    def __init__(self, reason: str, last: Refused | None) -> None:
+        self.reason = reason
+        self.pause: int = 0 if last is None else min(2 * last.pause + 1, _LONGEST_PAUSE)
+        self.left = self.pause
+
+    def is_believed(self) -> bool:
+        """Whether nobody need look again in this call, which is counted."""
+        if self.left == 0:
+            return False
+        self.left -= 1
+        return True
+
+
+def make_plan(step: TrainStep, last: StepPlan | Refused | None) -> StepPlan | Refused:
+    """The plan for `step`, or why there is none; `last` is what was found the last time."""
+    refused = last if isinstance(last, Refused) else None
+    if refused is not None and refused.is_believed():
+        return refused
+    plan = _plan_or_reason(step)
+    return plan if isinstance(plan, StepPlan) else Refused(plan, refused)
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer, one of those with a plan, make the state that its first step would make.
+
+    It makes it for parameters that have a gradient, of which only the shape is looked at.
+    """
+    lists = _OPTIMIZERS[type(optimizer)]._lists
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = param.detach()
+        try:
+            optimizer._init_group(group, *([] for _ in range(lists)))  # type: ignore[attr-defined]
+        finally:
+            for param in group["params"]:
+                param.grad = None
+
+
+def _plan_or_reason(step: TrainStep) -> StepPlan | str:
+    reason = _replaced.replaced_class() or _replaced.losses.replaced()
+    if reason is not None:
+        return reason
+    loss, optimizer = step.loss, step.optimizer
+    loss_name = _losses.name_of(loss)
+    given = getattr(loss, "__name__", type(loss).__name__)
+    if loss_name is None:
+        return (
+            f"no native loss for {given}: there are {_NATIVE_LOSSES} with their options, none of their "
+            "subclasses, and torch's functions of that name"
+        )
+    update = _OPTIMIZERS.get(type(optimizer))
+    if update is None:
+        return f"no native update for {type(optimizer).__name__}"
+    if clears_by_itself(step.model):
+        return "the model has a zero_grad of its own"
+    chain = linear_chain(step.model)
+    if isinstance(chain, str):
+        return f"the model is no chain of linear layers: {chain}"
+    if chain.log_softmax != (loss_name == "nll_loss"):
+        if chain.log_softmax:
+            return f"after log_softmax NLLLoss is native, and not {given}"
+        return f"{given} is native where the model ends in log_softmax, and this one does not"
+    try:
+        return StepPlan(step, chain, loss_name, update._op)
+    except Refusal as refusal:
+        return str(refusal)
+
+
+def clears_by_itself(model: torch.nn.Module) -> bool:
+    """Whether `model.zero_grad()` does something else than what it does in torch."""
+    return "zero_grad" in model.__dict__ or type(model).zero_grad is not _torch_zero_grad
+
+
+def uses_adam(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is Adam or AdamW, and not a class of somebody's own."""
+    update = _OPTIMIZERS.get(type(optimizer))
+    return update is not None and update._op == "adam"

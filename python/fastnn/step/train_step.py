@@ -1,0 +1,470 @@
+"""A whole training step in one call."""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnn import _dispatch, _losses, _torch_internals
+from fastnn._diagnostics import EagerStepWarning, levels_out
+from fastnn._losses import Loss
+from fastnn.nn.utils import clip_grad_norm_
+from fastnn.step import cuda_graph
+from fastnn.step.epoch import run_epoch
+from fastnn.step.graphs import WarmUp
+from fastnn.step.parameters import ParameterList, drop_gradients
+from fastnn.step.plan import LossOptions, Refused, StepPlan, clears_by_itself, make_plan, make_state
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"TrainStep: model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _check_loss(loss: object) -> None:
+    if isinstance(loss, type):
+        raise TypeError(f"TrainStep: loss must be an instance, got the class {loss.__name__}")
+    if not callable(loss):
+        raise TypeError(f"TrainStep: loss must be callable, got {type(loss).__name__}")
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"TrainStep: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError(
+            "TrainStep: expected an optimizer that evaluates the loss once a step, got "
+            f"{type(optimizer).__name__}, which does so several times"
+        )
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"TrainStep: {name} must be a number, got {type(value).__name__}")
+
+
+def _check_max_norm(max_norm: Any) -> None:
+    if max_norm is not None:
+        _check_number("max_norm", max_norm)
+        if not max_norm >= 0:
+            raise ValueError(f"TrainStep: max_norm must be at least 0, got {max_norm}")
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"TrainStep: {name} must be a bool, got {type(value).__name__}")
+
+
+def _check_mean(mean: Any) -> None:
+    _check_number("mean", mean)
+    if not math.isfinite(mean):
+        raise ValueError(f"TrainStep: mean must be finite, got {mean}")
+
+
+def _check_std(std: Any) -> None:
+    _check_number("std", std)
+    if std == 0 or not math.isfinite(std):
+        raise ValueError(f"TrainStep: std must be finite and not 0, got {std}")
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "model": _check_model,
+    "loss": _check_loss,
+    "optimizer": _check_optimizer,
+    "max_norm": _check_max_norm,
+    "keep_grad": partial(_check_flag, "keep_grad"),
+    "mean": _check_mean,
+    "std": _check_std,
+    "native": partial(_check_flag, "native"),
+}
+_PARTS = ("model", "loss", "optimizer")
+_LAST: Any = object()  # the target is the last positional argument
+_DTYPES = frozenset({torch.float32, torch.float64})  # of a native step's parameters
+
+
+def _name(part: object) -> str:
+    return getattr(part, "__name__", type(part).__name__)
+
+
+class TrainStep:
+    r"""A training step as one call: forward, loss, backward, gradient clipping and update.
+
+    ``loss = step(x, y)`` does what this does::
+
+        model.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)  # if asked for
+        optimizer.step()
+        loss = loss.detach()
+
+    and ``step(obs, act, y)`` the same with ``model(obs, act)``: all arguments but the last are the model's.
+
+    Parameters, buffers and the optimizer's state stay where they are, in the model and the optimizer, and are
+    valid after each call: evaluate, save, load, schedule the learning rate and change any option between
+    calls as ever.
+
+    One native call does all of it, in one parallel region and without allocating memory for the largest
+    batch seen a second time, where
+
+    - the model is a chain of ``Linear``, each with or without ReLU, sigmoid, tanh, GELU or SiLU behind it:
+      ``Sequential``, :class:`fastnn.nn.MLP`, or a ``forward`` that can be traced; ``Flatten()`` or
+      ``x.view(x.size(0), -1)`` may come first and ``squeeze(-1)`` or a log_softmax last; a model of several
+      inputs, all matrices of one floating dtype, must begin with ``torch.cat`` of all of them along
+      dimension 1, as in ``self.net(torch.cat([obs, act], 1))``,
+    - the loss is cross-entropy with class indices or class probabilities, ``NLLLoss`` where the model ends in
+      a log_softmax (along dimension 1 or -1; no other loss is native there), ``MSELoss``, ``L1Loss``,
+      ``SmoothL1Loss``, ``HuberLoss`` or ``BCEWithLogitsLoss`` (whose weights are a number or one for each
+      class), reduced by mean or sum; as module of torch or fastnn or as function, whose options only the
+      module has (a ``functools.partial`` or a lambda runs eagerly); a target of numbers has the shape and
+      dtype of the output,
+    - the optimizer is Adam, AdamW, SGD, RMSprop or Adagrad, fastnn's or torch's own, and has the parameters
+      of the chain and no other,
+    - input, parameters and gradients are float32 or float64 tensors on the CPU, the parameters contiguous.
+
+    Anything else the same object runs eagerly, about as fast as the loop, and warns once for each reason
+    (:class:`fastnn.EagerStepWarning`); ``fastnn.explain(step, x, y)``, which takes a step, says why at any
+    time, and ``native=True`` makes it an error. Whether the native call is possible is looked at in every
+    call, so hooks (of modules and optimizers, of parameters and their gradient accumulators, for saved
+    tensors), replaced methods of torch's classes, frozen layers or replaced parameters are respected. After
+    an obstacle that was met several times in a row is gone, it may take some tens of steps until that is
+    noticed; `epoch` looks each time.
+    Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too, not
+    under ``torch.inference_mode()``.
+
+    On a CUDA device the same models (of one input) have their step captured in a CUDA graph where the loss is
+    cross-entropy or ``MSELoss`` and the optimizer Adam, AdamW or SGD, in float32, float64, bfloat16 or
+    float16 (tested on an emulator, not yet on a GPU): the first two calls with a kind of batch (shape,
+    strides and dtype of input and target) run eagerly, the third captures the step, which waits for the
+    device, and from then on a step is a copy of the batch and one replay, with the loss in a tensor of its
+    own. Four kinds are captured, others run eagerly. Parameters are updated by fastnn's kernels, also for
+    torch's own optimizer. What the optimizer's groups say of lr, betas, eps, weight decay, momentum and
+    dampening is read at each call; other options, replaced parameters, states or tensors (as by
+    ``load_state_dict`` of an optimizer), another stream or other settings for matrix products are captured
+    anew after some eager calls. Inside a CUDA graph of your own the step runs eagerly. A class index that is
+    out of range gives a loss of NaN and parameters of NaN, and raises at the next call; ``FASTNN_CHECK=1``
+    turns graphs off and raises at once.
+
+    The arguments are attributes and may be changed between calls. Calls from several threads wait for each
+    other.
+
+    Native steps give the same results, bit by bit, for every number of threads and from run to run. They give
+    the eager path's numbers within rounding: measured against the same steps in float64, the norm of the
+    error of each parameter, and that of the losses, is at most three times the eager path's, plus eps of what
+    it is the error of (as the tests see it, after ten steps in float32; of RMSprop and Adagrad with an
+    ``eps`` of 1e-4: with their default, rounding decides the first step of a weight whose gradient is nearly
+    0, in either path).
+
+    Args:
+        model: any module.
+        loss: called with the model's output and the target; a module or a function that returns a scalar.
+        optimizer: of the model's parameters; not LBFGS.
+        max_norm: clips the gradients to this norm over all of them, as
+            :func:`torch.nn.utils.clip_grad_norm_` does; None leaves them as they are.
+        keep_grad: whether the parameters' ``.grad`` holds the (clipped) gradients after the call, in
+            tensors that the next call may write over: clone what is to be kept. Otherwise it is None.
+        mean: of images given as uint8, which become :math:`(x / 255 - \text{mean}) / \text{std}` in the dtype
+            of the model's parameters: in units after the division by 255, where a ``fastnn.data.Dataset`` has
+            its own in pixels, so give ``mean=data.mean / 255``.
+        std: see `mean`.
+        native: whether a step that would have to run eagerly raises RuntimeError instead, with the reason and
+            before anything is changed. Where fastnn is switched off, and before a CUDA graph is captured,
+            steps run eagerly all the same.
+
+    Raises:
+        TypeError: `model` is no module, `loss` not callable, or `optimizer` no optimizer or one that
+            evaluates the loss several times a step (LBFGS).
+        ValueError: `max_norm` is negative, `mean` or `std` not finite, `std` 0, or `optimizer` has no
+            parameter of `model`.
+    """
+
+    _plan: StepPlan | Refused | None
+    _parameters: ParameterList
+    _told: set[str]  # reasons for eager steps that have been warned of
+    _lock: threading.RLock  # the plan's buffers and the parameters' .grad serve one call at a time
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_norm: float | None = None,
+        keep_grad: bool = False,
+        mean: float = 0.0,
+        std: float = 1.0,
+        native: bool = False,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.max_norm = max_norm
+        self.keep_grad = keep_grad
+        self.mean = mean
+        self.std = std
+        self.native = native
+        super().__setattr__("_lock", threading.RLock())
+        super().__setattr__("_told", set())
+        own = {id(p) for p in model.parameters()}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError("TrainStep: the optimizer holds none of the model's parameters")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Change an argument for the calls to come."""
+        check = _CHECKS.get(name)
+        if check is None:
+            raise AttributeError(f"TrainStep has no attribute {name!r}; it has {', '.join(_CHECKS)}")
+        check(value)
+        super().__setattr__(name, value)
+        super().__setattr__("_plan", None)
+        if name == "model":
+            super().__setattr__("_parameters", ParameterList(value))
+
+    def __repr__(self) -> str:
+        rest = ", ".join(f"{name}={getattr(self, name)!r}" for name in _CHECKS if name not in _PARTS)
+        parts = ", ".join(_name(getattr(self, name)) for name in _PARTS)
+        return f"TrainStep({parts}, {rest})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in _CHECKS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        parameters = ParameterList(state["model"])
+        self.__dict__.update(state, _plan=None, _parameters=parameters, _told=set(), _lock=threading.RLock())
+
+    def __call__(self, input: Any, *rest: Any, target: Any = _LAST) -> Tensor:
+        """Take one step on a batch: ``step(x, y)``, or ``step(obs, act, y)`` for a model of several inputs.
+
+        Args:
+            input: the model's input, or uint8 images of the same shape.
+            rest: the model's other positional inputs, if it takes several, and last the target.
+            target: the loss's target, where it is given by name.
+
+        Returns:
+            The loss before the update, detached.
+
+        Raises:
+            TypeError: the target is missing.
+            IndexError: a class index is out of range; nothing has been updated then. On CUDA one of an
+                earlier call may be meant, which has updated: see above.
+            RuntimeError: the step cannot run natively, and `native` is set.
+            Whatever else model, loss and optimizer raise.
+        """
+        if target is not _LAST:
+            inputs = (input, *rest)
+        elif rest:
+            inputs, target = (input, *rest[:-1]), rest[-1]
+        else:
+            raise TypeError("TrainStep: expected the model's inputs and the target, got one argument")
+        with self._lock:
+            outcome = _dispatch.torch_reason()
+            if outcome is None:
+                on_device = isinstance(input, Tensor) and cuda_graph.is_there(input)
+                loss = self._graphed(inputs, target) if on_device else self._native(inputs, target)
+                if not isinstance(loss, str):
+                    _dispatch.decide("train_step", None)
+                    return loss
+                outcome = loss
+            _dispatch.decide("train_step", outcome)
+            self._tell(outcome)
+            return self._eager(inputs, target)
+
+    def epoch(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        permutation: Tensor | None = None,
+        *,
+        lr: Sequence[float] | Tensor | None = None,
+    ) -> Tensor:
+        """Take a step on each batch of a data set, as ``step(images[rows], labels[rows])`` in a loop does.
+
+        The model has one input.
+
+        For images in the order they have, give ``torch.arange(N)`` as `permutation`.
+
+        On the CPU one native call gathers the batches and takes many steps, bit by bit those of the loop,
+        wherever a step is native and each row of `images` and `labels` is contiguous (where the model
+        flattens its input: all of `images`). It costs no Python between steps, which for a small network is
+        half of a step's time. Ctrl-C is heard between such calls, some 50 ms or one step apart.
+
+        On a CUDA device of compute capability 9.0 one launch takes all steps (tested on an emulator, not yet
+        on a GPU), weights and the optimizer's state staying on the chip meanwhile, where they fit: for
+        ``Linear``, ReLU, ``Linear`` up to about 784-128-10 with biases in float32, plain mean cross-entropy
+        over at most 32 classes, contiguous uint8 images, int64 labels, and Adam or AdamW with one group, a
+        number as lr and no amsgrad; without `max_norm` and `keep_grad`. It gives the same results, bit by
+        bit, in every run. Anything else is the loop, and :func:`fastnn.explain` says why.
+
+        Args:
+            images: `(N, ...)`, the model's inputs, or uint8 images.
+            labels: `(N,)`, or `(N, ...)` where the loss takes such targets; on the device of `images`.
+            batch_size: images a step. The last batch is smaller where it does not divide N.
+            permutation: int64 `(P,)`, the rows of `images` in the order in which they are trained on, on
+                their device; by default a new ``torch.randperm(N)``. Some may be left out or come again:
+                ``torch.arange(N).repeat(k)`` is k passes in one call.
+            lr: the learning rate of each step, `(ceil(P / batch_size),)`, for all groups of the optimizer,
+                which have their own again afterwards; by default each step has that of its group. Only the
+                rate: torch's ``OneCycleLR`` also moves Adam's beta1, unless ``cycle_momentum=False``.
+
+        Returns:
+            The loss of each step before its update, detached: `(ceil(P / batch_size),)`, on the device of
+            the loss.
+
+        Raises:
+            TypeError: an argument is of the wrong type, or `permutation` is not int64.
+            ValueError: there are no images, lengths or devices differ, `batch_size` is not positive, or a
+                rate is negative.
+            IndexError: a class index or an entry of `permutation` is out of range; the steps before have been
+                taken. Where one launch takes all steps, none is then: the losses are NaN, and it is a later
+                call of a fastnn function that raises, or under ``FASTNN_CHECK=1`` this one. Step counts that
+                the optimizer keeps on the host include the epoch until the error is raised.
+            Whatever else model, loss and optimizer raise.
+        """
+        with self._lock:
+            if isinstance(self._plan, Refused):
+                self._plan.left = 0  # so many steps are worth a look
+            return run_epoch(self, images, labels, batch_size, permutation, lr)
+
+    def _tell(self, reason: str) -> None:
+        """Warn of the eager step to come, or refuse it, where nobody expects it."""
+        if isinstance(reason, WarmUp) or _dispatch.is_disabled():
+            return
+        if self.native:
+            raise RuntimeError(f"TrainStep: native=True, but the step cannot run natively: {reason}")
+        if reason in self._told:
+            return
+        warnings.warn(
+            f"TrainStep runs eagerly: {reason}. Its single ops are native where they are fastnn's: see "
+            "fastnn.convert. This is said once for each reason; to silence it: "
+            'warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)',
+            EagerStepWarning,
+            stacklevel=levels_out(),
+        )
+        self._told.add(reason)
+
+    def _find_plan(self) -> StepPlan | Refused:
+        """The plan as long as it holds, else a new one."""
+        plan = self._plan
+        if not isinstance(plan, StepPlan) or not plan.holds():
+            plan = make_plan(self, plan)
+            super().__setattr__("_plan", plan)
+        return plan
+
+    def _native(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
+        """Take the step natively, or leave everything as it is and say why that cannot be."""
+        known = self._plan.refused if isinstance(self._plan, StepPlan) else None
+        if known is not None and not self.native and known.is_believed():
+            return known.reason
+        ready = self._ready(inputs)
+        if isinstance(ready, str):
+            return ready
+        plan, options, weight, input = ready
+        if plan.loss_like.dtype is not weight.dtype:
+            plan.loss_like = weight.new_empty(())
+        loss = torch.empty_like(plan.loss_like)
+        taken = self._call(plan, plan.native.run, input, target, loss, options)
+        return taken if isinstance(taken, str) else loss
+
+    def _ready(self, inputs: tuple[Any, ...]) -> tuple[StepPlan, LossOptions, Tensor, Tensor] | str:
+        """Plan, options of the loss, the last layer's weight and the first one's input; or why the native
+        call cannot be tried."""
+        plan = self._find_plan()
+        if isinstance(plan, Refused):
+            return plan.reason
+        options = plan.loss_options()
+        if isinstance(options, str):
+            return options
+        if type(self.optimizer.param_groups) is not list:
+            return "param_groups is no list"
+        if torch.is_inference_mode_enabled() or torch.is_anomaly_enabled():
+            return "inference mode or anomaly detection is on"
+        if _torch_internals.on_saved_tensors(True) is not None:
+            return "a hook for saved tensors is set"
+        weight = plan.last.get("weight")
+        if weight is None:
+            return "the last layer has no weight"
+        if weight.dtype not in _DTYPES or not weight.is_cpu:
+            return f"the parameters are {weight.dtype} on {weight.device}"
+        if len(inputs) == 1 == plan.inputs:
+            input = inputs[0]
+            if not isinstance(input, Tensor):
+                return f"the input is a {type(input).__name__}, not a tensor"
+        else:
+            input = plan.joined(inputs, self.keep_grad)
+            if isinstance(input, str):
+                return input
+        return plan, options, weight, input
+
+    def _call(self, plan: StepPlan, run: Callable[..., Any], *arguments: Any) -> int | str:
+        """How many steps the plan's native `run` has taken; or, with nothing done, why it cannot."""
+        optimizer = self.optimizer
+        taken = run(optimizer.param_groups, optimizer.state, *arguments)
+        if taken is None:
+            make_state(optimizer)
+            taken = run(optimizer.param_groups, optimizer.state, *arguments)
+        if type(taken) is int:
+            plan.refused = None
+            if taken:
+                if plan.unused:
+                    drop_gradients(plan.unused)
+                optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+            return taken
+        reason = "the optimizer has no state" if taken is None else str(taken).splitlines()[0]
+        plan.refused = Refused(reason, plan.refused)
+        return reason
+
+    def _graphed(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
+        """Take the step by a replay of a CUDA graph, or leave everything as it is and say why not."""
+        plan = self._find_plan()
+        if isinstance(plan, Refused):
+            return plan.reason
+        if len(inputs) != 1 or plan.inputs != 1:
+            return "steps of several inputs are not captured"
+        return plan.graphs.take(self, plan, inputs[0], target)
+
+    def _eager(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
+        if clears_by_itself(self.model):
+            self.model.zero_grad()
+        else:
+            drop_gradients(self._parameters.now())
+        if torch.is_grad_enabled():
+            loss = self._differentiate(inputs, target)
+        else:
+            with torch.enable_grad():
+                loss = self._differentiate(inputs, target)
+        params = self._parameters.now()
+        if self.max_norm is not None:
+            clip_grad_norm_(params, self.max_norm)
+        self.optimizer.step()
+        if not self.keep_grad:
+            drop_gradients(params)
+        return loss.detach()
+
+    def _differentiate(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
+        """The loss, whose gradients the parameters have then."""
+        if isinstance(target, Tensor) and target.dtype is torch.uint8 and self._takes_classes():
+            target = target.long()  # torch takes uint8 with some options only, and 156 for -100
+        loss = self.loss(self.model(*map(self._normalised, inputs)), target)
+        loss.backward()
+        return loss
+
+    def _takes_classes(self) -> bool:
+        name = _losses.name_of(self.loss)
+        return name is not None and _losses.KINDS[name].takes_classes
+
+    def _normalised(self, input: Any) -> Any:
+        if not isinstance(input, Tensor) or input.dtype is not torch.uint8:
+            return input
+        dtype = next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
+        return input.to(dtype).mul_(1 / (255 * self.std)).sub_(self.mean / self.std)

@@ -1,0 +1,80 @@
+"""The CUDA module compiled for the CPU (tests/cuda_emulator), built once and imported by the tests."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+SOURCE = Path(__file__).parents[1] / "cuda_emulator"
+# One for each Python that uses the checkout: modules of one do not load in another.
+BUILD = Path(__file__).parents[2] / "build" / f"emulator-{sys.implementation.cache_tag}"
+
+# In which order the threads of a kernel run: a kernel without a race gives the same bits in all of them.
+ORDERS = [("forward", 0), ("reverse", 0), ("warps", 1), ("threads", 2)]
+# Parameters of fixtures: the two orders that found every barrier that was left out of a kernel.
+EMULATED = ("emulated-reverse", "emulated-threads")
+
+
+class Emulation(NamedTuple):
+    """The CUDA kernels as a module that takes tensors of the CPU, and what the emulator itself offers."""
+
+    cuda: Any
+    checks: Any
+
+
+class CannotBuildError(RuntimeError):
+    """A tool that the build needs is missing."""
+
+
+def _tool(name: str) -> str:
+    beside_python = Path(sys.executable).with_name(name)
+    found = str(beside_python) if beside_python.exists() else shutil.which(name)
+    if found is None:
+        raise CannotBuildError(f"the CUDA emulator needs {name}")
+    return found
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+
+
+def _build() -> None:
+    """Compile what has changed since the last time."""
+    cmake, ninja = _tool("cmake"), _tool("ninja")
+    if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        raise CannotBuildError("the CUDA emulator needs a C++ compiler")
+    try:
+        import pybind11
+    except ModuleNotFoundError:
+        raise CannotBuildError("the CUDA emulator needs pybind11") from None
+    _run(
+        *(cmake, "-S", str(SOURCE), "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
+        *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
+    )
+    _run(cmake, "--build", str(BUILD), "--parallel", str(min(4, os.cpu_count() or 1)))
+
+
+def _import(name: str) -> ModuleType:
+    (path,) = BUILD.glob(f"{name}.*.so")
+    spec = importlib.util.spec_from_file_location(f"cuda_emulator.{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def emulation() -> Emulation:
+    """Build and import it; raises CannotBuildError where the machine lacks what that takes."""
+    _build()
+    return Emulation(_import("_cuda"), _import("emulator_checks"))
