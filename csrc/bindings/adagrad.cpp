@@ -1,7 +1,7 @@
 // adagrad_step: one step of Adagrad on a parameter group.
 #include "bindings/adagrad_step.h"
 #include "bindings/registration.h"
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

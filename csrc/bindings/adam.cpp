@@ -1,7 +1,7 @@
 // adam_step: one step of Adam or AdamW on a parameter group.
 #include "bindings/adam_step.h"
 #include "bindings/registration.h"
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

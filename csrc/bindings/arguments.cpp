@@ -46,8 +46,7 @@ Arguments::Arguments(const py::tuple& spec) {
   else
     object_ = spec[1];
   if (kind_ != Kind::value)
-    for (const py::handle child : spec[2])
-      children_.emplace_back(py::reinterpret_borrow<py::tuple>(child));
+    for (const py::handle child : spec[2]) children_.emplace_back(py::reinterpret_borrow<py::tuple>(child));
 }
 
 // Subclasses of tensors and those that autograd follows are not what was recorded.

@@ -1,7 +1,7 @@
 // clip_grad_norm: clips the global norm of gradients and returns it.
 #include "bindings/clip_args.h"
 #include "bindings/registration.h"
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

@@ -1,7 +1,7 @@
 // fastnn._cpu: the CPU kernels as Python functions that write into tensors the caller allocated.
 #include "bindings/registration.h"
-#include "core/cpu_dispatch.h"
 #include "core/parallel.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace py = pybind11;
 using namespace fastnn;

@@ -3,8 +3,8 @@
 #include "bindings/gram_args.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
-#include "core/cpu_dispatch.h"
 #include "core/huge_pages.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

@@ -4,8 +4,8 @@
 #include "bindings/linear_args.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
-#include "core/cpu_dispatch.h"
 #include "core/huge_pages.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

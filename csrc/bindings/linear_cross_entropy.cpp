@@ -8,8 +8,8 @@
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
-#include "core/cpu_dispatch.h"
 #include "core/huge_pages.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

@@ -10,9 +10,9 @@
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
-#include "core/cpu_dispatch.h"
 #include "core/huge_pages.h"
 #include "core/scratch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

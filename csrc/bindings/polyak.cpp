@@ -6,7 +6,7 @@
 #include "bindings/optimizer_group.h"
 #include "bindings/registration.h"
 #include "core/check.h"
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace py = pybind11;
 

@@ -16,7 +16,7 @@
 #include "bindings/sgd_step.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace py = pybind11;
 
@@ -215,8 +215,7 @@ class Program {
       for (const py::handle entry : from[3]) {
         const auto gradient = py::reinterpret_borrow<py::tuple>(entry);
         const TensorView p = read_plain(py::object(gradient[0]).ptr());
-        node.gradients.emplace_back(gradient[0],
-                                    read_operand(py::make_tuple(gradient[1], gradient[2]), p));
+        node.gradients.emplace_back(gradient[0], read_operand(py::make_tuple(gradient[1], gradient[2]), p));
       }
       node.function = from[4];
     }
@@ -364,10 +363,9 @@ class Program {
         if (&other == &input || !(other.written || input.written) || other.kind == Buffer::Kind::output)
           continue;
         const char* const at = other.base + (other.kind == Buffer::Kind::arena ? 0 : other.first);
-        const int64_t bytes = other.kind == Buffer::Kind::arena ? other.bytes
-                              : other.kind == Buffer::Kind::input
-                                  ? extent(input_views_[other.index])
-                                  : extent(other.view);
+        const int64_t bytes = other.kind == Buffer::Kind::arena   ? other.bytes
+                              : other.kind == Buffer::Kind::input ? extent(input_views_[other.index])
+                                                                  : extent(other.view);
         if (begin < at + bytes && at < end) return true;
       }
     }
@@ -389,8 +387,7 @@ class Program {
     static PyObject* const increment_version = torch_attribute("torch.autograd.graph", "increment_version");
     if (py::len(written_)) owned(PyObject_CallOneArg(increment_version, written_.ptr()));
     if (py::len(written_gradients_)) owned(PyObject_CallOneArg(increment_version, written_gradients_.ptr()));
-    for (const size_t input : written_inputs_)
-      owned(PyObject_CallOneArg(increment_version, inputs_[input]));
+    for (const size_t input : written_inputs_) owned(PyObject_CallOneArg(increment_version, inputs_[input]));
   }
 
   void execute(const Node& node) {

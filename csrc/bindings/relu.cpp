@@ -3,8 +3,8 @@
 #include "bindings/registration.h"
 #include "bindings/relu_args.h"
 #include "bindings/tensor_caster.h"
-#include "core/cpu_dispatch.h"
 #include "core/huge_pages.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

@@ -1,7 +1,7 @@
 // rmsprop_step: one step of RMSprop on a parameter group.
 #include "bindings/registration.h"
 #include "bindings/rmsprop_step.h"
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

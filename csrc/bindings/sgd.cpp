@@ -1,7 +1,7 @@
 // sgd_step: one step of SGD on a parameter group.
 #include "bindings/registration.h"
 #include "bindings/sgd_step.h"
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

@@ -22,8 +22,8 @@
 #include "bindings/tensor_caster.h"
 #include "bindings/train_step_batch.h"
 #include "core/check.h"
-#include "core/cpu_dispatch.h"
 #include "core/scratch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace py = pybind11;
 

@@ -7,7 +7,7 @@
 #include "bindings/class_indices.h"
 #include "bindings/optimizer_group.h"
 #include "core/check.h"
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace py = pybind11;
 

@@ -3,7 +3,7 @@
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn {
 

@@ -20,7 +20,7 @@ using PairMicrokernel = void (*)(int64_t, const bfloat16*, int64_t, int64_t, con
 using PairMicrokernels = PairMicrokernel (*)(int rows, int vectors);
 
 // What the selected instruction set multiplies bfloat16 matrices with; null where it converts them to float
-// (core/cpu_dispatch.h).
+// (dispatch/cpu_dispatch.h).
 PairMicrokernels pair_microkernels();
 
 namespace FASTNN_ISA {

@@ -34,6 +34,8 @@ constexpr NamedInstruction kInstructions[] = {{"copy", copy}, {"zero", zero}};
 
 }  // namespace
 
-InstructionFamily copy_instructions() { return {kInstructions, sizeof(kInstructions) / sizeof(*kInstructions)}; }
+InstructionFamily copy_instructions() {
+  return {kInstructions, sizeof(kInstructions) / sizeof(*kInstructions)};
+}
 
 }  // namespace fastnn::FASTNN_ISA

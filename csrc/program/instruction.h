@@ -21,7 +21,8 @@ struct Instruction {
   const double* numbers;
   const int64_t* code;
   int64_t operand_count, number_count, code_count;
-  const int64_t* bad_index;  // -1 where all is well, after an instruction that checks indices; null for others
+  const int64_t*
+      bad_index;  // -1 where all is well, after an instruction that checks indices; null for others
 };
 
 struct NamedInstruction {
@@ -45,6 +46,6 @@ struct ProgramKernels {
 namespace FASTNN_ISA {
 InstructionFamily copy_instructions();
 ProgramKernels program_kernels();
-}
+}  // namespace FASTNN_ISA
 
 }  // namespace fastnn

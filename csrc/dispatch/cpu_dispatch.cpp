@@ -1,4 +1,4 @@
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 #include <cstring>
 #include <stdexcept>

@@ -1,5 +1,5 @@
 // Compiled once per instruction set: the table of this variant.
-#include "core/cpu_dispatch.h"
+#include "dispatch/cpu_dispatch.h"
 
 namespace fastnn::FASTNN_ISA {
 
