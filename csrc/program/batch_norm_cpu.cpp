@@ -22,17 +22,22 @@ void mean_and_squares(const T* x, const ChannelShape& s, int64_t first, int coun
                       double* squares) {
   const double values = static_cast<double>(s.n * s.l);
   ChannelSums<T> sums;
-  for_vectors<T>(s, first, count,
-                 [&](int64_t at, int channel, int lanes) { sums.add(channel, load_lanes(x + at, lanes)); });
+  for_vectors<T>(
+      s, first, count,
+      [&](int64_t at, int channel, int lanes) { sums.add(channel, load_lanes(x + at, lanes)); },
+      [&] { sums.pause(); });
   sums.store_to(mean, s);
   for (int j = 0; j < count; ++j) mean[j] /= values;
   PerChannel<T> centre;
   centre.set(mean, count, s);
   ChannelSums<T> deviations;
-  for_vectors<T>(s, first, count, [&](int64_t at, int channel, int lanes) {
-    const Vec<T> d = load_lanes(x + at, lanes) - centre.at(channel);
-    deviations.add(channel, lanes == kLanes<T> ? d * d : first_lanes<T>(d * d, lanes));
-  });
+  for_vectors<T>(
+      s, first, count,
+      [&](int64_t at, int channel, int lanes) {
+        const Vec<T> d = load_lanes(x + at, lanes) - centre.at(channel);
+        deviations.add(channel, lanes == kLanes<T> ? d * d : first_lanes<T>(d * d, lanes));
+      },
+      [&] { deviations.pause(); });
   deviations.store_to(squares, s);
 }
 
@@ -133,12 +138,15 @@ void batch_norm_backward_typed(const Instruction& i) {
     centre.set(mean, count, s);
     if (needs_sums) {
       ChannelSums<T> g, gx;
-      for_vectors<T>(s, first, count, [&](int64_t at, int channel, int lanes) {
-        const Vec<T> d = load_lanes(dy + at, lanes);
-        const Vec<T> product = d * (load_lanes(x + at, lanes) - centre.at(channel));
-        g.add(channel, d);
-        gx.add(channel, lanes == kLanes<T> ? product : first_lanes<T>(product, lanes));
-      });
+      for_vectors<T>(
+          s, first, count,
+          [&](int64_t at, int channel, int lanes) {
+            const Vec<T> d = load_lanes(dy + at, lanes);
+            const Vec<T> product = d * (load_lanes(x + at, lanes) - centre.at(channel));
+            g.add(channel, d);
+            gx.add(channel, lanes == kLanes<T> ? product : first_lanes<T>(product, lanes));
+          },
+          [&] { g.pause(), gx.pause(); });
       g.store_to(sum_g, s);
       gx.store_to(sum_gx, s);
     }

@@ -34,47 +34,75 @@ FASTNN_INLINE void for_channels(const ChannelShape& s, const Body& body) {
   });
 }
 
+// Vectors that are added in T before they go to a sum in double.
+constexpr int64_t kRun = 16;
+
 // Calls body(offset, channel within the group, lanes) for all vectors of a group of channels, in the order of
-// memory; lanes are neighbours in memory, and `channel` is the first one's.
-template <class T, class Body>
-FASTNN_INLINE void for_vectors(const ChannelShape& s, int64_t first, int count, const Body& body) {
+// memory; lanes are neighbours in memory, and `channel` is the first one's. Calls pause() after at most kRun
+// vectors of each channel.
+template <class T, class Body, class Pause>
+FASTNN_INLINE void for_vectors(const ChannelShape& s, int64_t first, int count, const Body& body,
+                               const Pause& pause) {
   constexpr int kStep = kLanes<T>;
   if (s.l == 1) {
-    if (count == kGroup<T>) {
-      for (int64_t r = 0; r < s.n; ++r)
-        for (int j = 0; j < kGroup<T>; j += kStep) body(r * s.c + first + j, j, kStep);
-      return;
+    for (int64_t block = 0; block < s.n; block += kRun) {
+      const int64_t stop = block + kRun < s.n ? block + kRun : s.n;
+      if (count == kGroup<T>) {
+        for (int64_t r = block; r < stop; ++r)
+#pragma GCC unroll 4
+          for (int j = 0; j < kGroup<T>; j += kStep) body(r * s.c + first + j, j, kStep);
+      } else {
+        for (int64_t r = block; r < stop; ++r)
+          for (int j = 0; j < count; j += kStep)
+            body(r * s.c + first + j, j, count - j < kStep ? count - j : kStep);
+      }
+      pause();
     }
-    for (int64_t r = 0; r < s.n; ++r)
-      for (int j = 0; j < count; j += kStep)
-        body(r * s.c + first + j, j, count - j < kStep ? count - j : kStep);
     return;
   }
   for (int64_t r = 0; r < s.n; ++r) {
     const int64_t at = (r * s.c + first) * s.l;
-    for (int64_t k = 0; k < s.l; k += kStep) {
-      const int64_t left = s.l - k;
-      body(at + k, 0, left < kStep ? static_cast<int>(left) : kStep);
+    for (int64_t block = 0; block < s.l; block += kRun * kStep) {
+      const int64_t stop = block + kRun * kStep < s.l ? block + kRun * kStep : s.l;
+      for (int64_t k = block; k < stop; k += kStep)
+        body(at + k, 0, stop - k < kStep ? static_cast<int>(stop - k) : kStep);
+      pause();
     }
   }
+}
+template <class T, class Body>
+FASTNN_INLINE void for_vectors(const ChannelShape& s, int64_t first, int count, const Body& body) {
+  for_vectors<T>(s, first, count, body, [] {});
 }
 
 // Sums over the channels of a group.
 template <class T>
-struct ChannelSums {
-  WideSum<T> of[kGroup<T> / kLanes<T>];
-
+class ChannelSums {
+ public:
   // Values that lie in the same lanes as a vector at `channel` of the group.
-  FASTNN_INLINE void add(int channel, Vec<T> v) { of[channel / kLanes<T>].add(v); }
+  FASTNN_INLINE void add(int channel, Vec<T> v) { run_[channel / kLanes<T>] += v; }
+
+  // To be called wherever for_vectors pauses.
+  FASTNN_INLINE void pause() {
+#pragma GCC unroll 4
+    for (int j = 0; j < kGroup<T> / kLanes<T>; ++j) {
+      whole_[j].add(run_[j]);
+      run_[j] = Vec<T>{};
+    }
+  }
 
   // One sum a channel.
   void store_to(double* sums, const ChannelShape& s) const {
     if (s.l != 1) {
-      sums[0] = of[0].total();
+      sums[0] = whole_[0].total();
       return;
     }
-    for (int j = 0; j < kGroup<T> / kLanes<T>; ++j) of[j].store_to(sums + j * kLanes<T>);
+    for (int j = 0; j < kGroup<T> / kLanes<T>; ++j) whole_[j].store_to(sums + j * kLanes<T>);
   }
+
+ private:
+  Vec<T> run_[kGroup<T> / kLanes<T>] = {};
+  WideSum<T> whole_[kGroup<T> / kLanes<T>];
 };
 
 // A number a channel, for vectors: in lanes where channels are columns, in all lanes where they are runs.

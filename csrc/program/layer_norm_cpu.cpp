@@ -10,16 +10,30 @@ namespace {
 // Values that are worth a second thread.
 constexpr int64_t kNormGrain = 8192;
 
-// Sum of term(x_k, k, lanes) over a row of any length; lanes past the end see `fill`.
-template <class T, class Term>
-FASTNN_INLINE double row_sum(const T* x, int64_t n, T fill, const Term& term) {
-  double total = 0;
-  for (int64_t b = 0; b < n; b += kBlock<T>) {
-    const int64_t length = n - b < kBlock<T> ? n - b : kBlock<T>;
-    total +=
-        block_sum(x + b, length, fill, [&](Vec<T> v, int64_t k, int lanes) { return term(v, b + k, lanes); });
+// Rows that are worked on together, so that what one waits for does not stop the others.
+constexpr int kRows = 4;
+
+// Values that are added in T, in the lanes of one vector, before they go to a sum in double.
+template <class T>
+constexpr int64_t kRun = 64 * kLanes<T>;
+
+// sums[r] = sum of term(r, x_k) over row r of n values. Lanes past the end see 0 and are dropped.
+template <class T, int rows, class Term>
+FASTNN_INLINE void row_sums(const T* x, int64_t n, double (&sums)[rows], const Term& term) {
+  constexpr int kStep = kLanes<T>;
+  for (int r = 0; r < rows; ++r) sums[r] = 0;
+  for (int64_t b = 0; b < n; b += kRun<T>) {
+    const int64_t stop = n - b < kRun<T> ? n : b + kRun<T>;
+    Vec<T> s[rows] = {};
+    int64_t k = b;
+    for (; k + kStep <= stop; k += kStep)
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; ++r) s[r] += term(r, load(x + r * n + k));
+    const int rest = static_cast<int>(stop - k);
+    if (rest > 0)
+      for (int r = 0; r < rows; ++r) s[r] += first_lanes<T>(term(r, load_partial(x + r * n + k, rest)), rest);
+    for (int r = 0; r < rows; ++r) sums[r] += sum(s[r]);
   }
-  return total;
 }
 
 template <class T>
@@ -42,33 +56,62 @@ void normalise_row(T* y, const T* x, int64_t n, T mean, T scale, const Affine<T>
 }
 
 template <class T>
+struct LayerNorm {
+  T *y, *mean, *rstd;
+  const T* x;
+  int64_t n;
+  double eps;
+  Affine<T> affine;
+  void (*normalise)(T*, const T*, int64_t, T, T, const Affine<T>&);
+
+  template <int rows>
+  void run(int64_t first) const {
+    const T* const from = x + first * n;
+    const double share = 1 / static_cast<double>(n);
+    double sums[rows];
+    T means[rows], scales[rows];
+    row_sums<T, rows>(from, n, sums, [](int, Vec<T> v) { return v; });
+    for (int r = 0; r < rows; ++r) means[r] = static_cast<T>(sums[r] * share);
+    row_sums<T, rows>(from, n, sums, [&](int r, Vec<T> v) {
+      const Vec<T> d = v - means[r];
+      return d * d;
+    });
+    for (int r = 0; r < rows; ++r) scales[r] = static_cast<T>(1 / __builtin_sqrt(sums[r] * share + eps));
+    for (int r = 0; r < rows; ++r) {
+      mean[first + r] = means[r];
+      rstd[first + r] = scales[r];
+      normalise(y + (first + r) * n, from + r * n, n, means[r], scales[r], affine);
+    }
+  }
+};
+
+template <class T>
 void layer_norm_typed(const Instruction& i) {
   const TensorView& x = i.operands[3];
-  T *const y = i.operands[0].as<T>(), *const means = i.operands[1].as<T>(),
-           *const rstds = i.operands[2].as<T>();
   const TensorView* more = i.operands + 4;
   const bool with_weight = i.code[0], with_bias = i.code[1];
-  const T* const weight = with_weight ? (more++)->as<const T>() : nullptr;
-  const Affine<T> affine{weight, with_bias ? more->as<const T>() : nullptr};
-  const auto normalise = with_weight
-                             ? with_bias ? normalise_row<T, true, true> : normalise_row<T, true, false>
-                         : with_bias ? normalise_row<T, false, true>
-                                     : normalise_row<T, false, false>;
-  const double eps = i.numbers[0];
   const int64_t rows = i.operands[1].numel(), n = rows ? x.numel() / rows : 0;
-  parallel_for(rows, kNormGrain / (n + 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const T* const row = x.as<const T>() + r * n;
-      const double count = static_cast<double>(n);
-      const T mean = static_cast<T>(row_sum(row, n, T(0), [](Vec<T> v, int64_t, int) { return v; }) / count);
-      const double squares = row_sum(row, n, mean, [&](Vec<T> v, int64_t, int) {
-        const Vec<T> d = v - mean;
-        return d * d;
-      });
-      const T rstd = static_cast<T>(1 / __builtin_sqrt(squares / count + eps));
-      means[r] = mean;
-      rstds[r] = rstd;
-      normalise(y + r * n, row, n, mean, rstd, affine);
+  const T* const weight = with_weight ? (more++)->as<const T>() : nullptr;
+  const LayerNorm<T> norm{i.operands[0].as<T>(),
+                          i.operands[1].as<T>(),
+                          i.operands[2].as<T>(),
+                          x.as<const T>(),
+                          n,
+                          i.numbers[0],
+                          {weight, with_bias ? more->as<const T>() : nullptr},
+                          with_weight
+                              ? with_bias ? normalise_row<T, true, true> : normalise_row<T, true, false>
+                          : with_bias ? normalise_row<T, false, true>
+                                      : normalise_row<T, false, false>};
+  const int64_t groups = (rows + kRows - 1) / kRows;
+  parallel_for(groups, kNormGrain / (kRows * n + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) {
+      int64_t row = group * kRows;
+      if (row + kRows <= rows) {
+        norm.template run<kRows>(row);
+      } else {
+        for (; row < rows; ++row) norm.template run<1>(row);
+      }
     }
   });
 }
@@ -90,42 +133,69 @@ struct Gradients {
   int64_t rows, n;
 };
 
-// dx of one row; adds the row's share to the sums of the weight's and the bias's gradients, where they are
+// dx of some rows; adds their share to the sums of the weight's and the bias's gradients, where they are
 // asked for.
-template <class T>
-void gradient_of_row(const Gradients<T>& g, int64_t r, T* weight_sums, T* bias_sums) {
+template <class T, int rows, bool with_sums>
+void gradient_of_rows(const Gradients<T>& g, int64_t first, T* weight_sums, T* bias_sums) {
   constexpr int kStep = kLanes<T>;
   const int64_t n = g.n;
-  const T *const dy = g.dy + r * n, *const x = g.x + r * n;
-  const T mean = g.mean[r], rstd = g.rstd[r];
-  double sum_g = 0, sum_gx = 0;
-  for (int64_t b = 0; b < n; b += kBlock<T>) {
-    const int64_t stop = n - b < kBlock<T> ? n : b + kBlock<T>;
-    Vec<T> s1[2] = {}, s2[2] = {};
-    int u = 0;
-    for (int64_t k = b; k < stop; k += kStep, u ^= 1) {
+  const T *const dy = g.dy + first * n, *const x = g.x + first * n;
+  double sum_g[rows] = {}, sum_gx[rows] = {};
+  T mean[rows], rstd[rows];
+  for (int r = 0; r < rows; ++r) {
+    mean[r] = g.mean[first + r];
+    rstd[r] = g.rstd[first + r];
+  }
+  for (int64_t b = 0; b < n; b += kRun<T>) {
+    const int64_t stop = n - b < kRun<T> ? n : b + kRun<T>;
+    Vec<T> s[rows] = {}, sx[rows] = {};
+    for (int64_t k = b; k < stop; k += kStep) {
       const int lanes = stop - k < kStep ? static_cast<int>(stop - k) : kStep;
-      // Missing lanes of dy are 0, and so are their terms.
-      const Vec<T> d = load_lanes(dy + k, lanes), xhat = (load_lanes(x + k, lanes) - mean) * rstd;
-      const Vec<T> dx = d * xhat, weight = g.weight ? load_lanes(g.weight + k, lanes) : splat(T(1));
-      s1[u] += d * weight;
-      s2[u] += lanes == kStep ? dx * weight : first_lanes<T>(dx * weight, lanes);
-      if (weight_sums) store_lanes(weight_sums + k, load_lanes(weight_sums + k, lanes) + dx, lanes);
-      if (bias_sums) store_lanes(bias_sums + k, load_lanes(bias_sums + k, lanes) + d, lanes);
+      const Vec<T> weight = g.weight ? load_lanes(g.weight + k, lanes) : splat(T(1));
+      Vec<T> of_weight = {}, of_bias = {};
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; ++r) {
+        // Missing lanes of dy are 0, and so are their terms, unless the row is not finite.
+        const Vec<T> d = load_lanes(dy + r * n + k, lanes);
+        Vec<T> dx = d * ((load_lanes(x + r * n + k, lanes) - mean[r]) * rstd[r]);
+        if (lanes < kStep) dx = first_lanes<T>(dx, lanes);
+        s[r] += d * weight;
+        sx[r] += dx * weight;
+        of_weight += dx;
+        of_bias += d;
+      }
+      if constexpr (with_sums) {
+        store_lanes(weight_sums + k, load_lanes(weight_sums + k, lanes) + of_weight, lanes);
+        store_lanes(bias_sums + k, load_lanes(bias_sums + k, lanes) + of_bias, lanes);
+      }
     }
-    sum_g += sum(s1[0] + s1[1]);
-    sum_gx += sum(s2[0] + s2[1]);
+    for (int r = 0; r < rows; ++r) {
+      sum_g[r] += sum(s[r]);
+      sum_gx[r] += sum(sx[r]);
+    }
   }
   if (!g.dx) return;
-  const T mean_g = static_cast<T>(sum_g / static_cast<double>(n));
-  const T mean_gx = static_cast<T>(sum_gx / static_cast<double>(n));
-  for (int64_t k = 0; k < n; k += kStep) {
-    const int lanes = n - k < kStep ? static_cast<int>(n - k) : kStep;
-    const Vec<T> xhat = (load_lanes(x + k, lanes) - mean) * rstd;
-    Vec<T> d = load_lanes(dy + k, lanes);
-    if (g.weight) d *= load_lanes(g.weight + k, lanes);
-    store_lanes(g.dx + r * n + k, ((d - mean_g) - xhat * mean_gx) * rstd, lanes);
+  const double share = 1 / static_cast<double>(n);
+  T mean_g[rows], mean_gx[rows];
+  for (int r = 0; r < rows; ++r) {
+    mean_g[r] = static_cast<T>(sum_g[r] * share);
+    mean_gx[r] = static_cast<T>(sum_gx[r] * share);
   }
+  for (int r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < n; k += kStep) {
+      const int lanes = n - k < kStep ? static_cast<int>(n - k) : kStep;
+      const Vec<T> xhat = (load_lanes(x + r * n + k, lanes) - mean[r]) * rstd[r];
+      Vec<T> d = load_lanes(dy + r * n + k, lanes);
+      if (g.weight) d *= load_lanes(g.weight + k, lanes);
+      store_lanes(g.dx + (first + r) * n + k, ((d - mean_g[r]) - xhat * mean_gx[r]) * rstd[r], lanes);
+    }
+}
+
+template <class T, bool with_sums>
+void gradient_of_block(const Gradients<T>& g, int64_t begin, int64_t end, T* weight_sums, T* bias_sums) {
+  for (; begin + kRows <= end; begin += kRows)
+    gradient_of_rows<T, kRows, with_sums>(g, begin, weight_sums, bias_sums);
+  for (; begin < end; ++begin) gradient_of_rows<T, 1, with_sums>(g, begin, weight_sums, bias_sums);
 }
 
 // Rows are summed in blocks and then the blocks: in the same ones for every number of threads, at most 64.
@@ -163,19 +233,19 @@ void layer_norm_backward_typed(const Instruction& i) {
   g.weight = wanted & kHasWeight ? next->as<const T>() : nullptr;
   g.n = g.rows ? size / g.rows : i.code[1];
   const int64_t n = g.n, per_block = rows_in_block(g.rows), blocks = (g.rows + per_block - 1) / per_block;
-  const bool sums_weight = g.dweight, sums_bias = g.dbias;
   const size_t bytes = static_cast<size_t>(2 * blocks * n) * sizeof(T);
   T* const sums =
-      sums_weight || sums_bias ? static_cast<T*>(shared_scratch(Scratch::accumulate, bytes)) : nullptr;
+      g.dweight || g.dbias ? static_cast<T*>(shared_scratch(Scratch::accumulate, bytes)) : nullptr;
   parallel_for(blocks, kNormGrain / (per_block * n) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      T* const weight_sums = sums_weight ? sums + 2 * b * n : nullptr;
-      T* const bias_sums = sums_bias ? sums + (2 * b + 1) * n : nullptr;
-      const auto bytes_of_row = static_cast<size_t>(n) * sizeof(T);
-      if (weight_sums) __builtin_memset(weight_sums, 0, bytes_of_row);
-      if (bias_sums) __builtin_memset(bias_sums, 0, bytes_of_row);
       const int64_t stop = (b + 1) * per_block < g.rows ? (b + 1) * per_block : g.rows;
-      for (int64_t r = b * per_block; r < stop; ++r) gradient_of_row(g, r, weight_sums, bias_sums);
+      if (sums) {
+        T* const own = sums + 2 * b * n;
+        __builtin_memset(own, 0, static_cast<size_t>(2 * n) * sizeof(T));
+        gradient_of_block<T, true>(g, b * per_block, stop, own, own + n);
+      } else {
+        gradient_of_block<T, false>(g, b * per_block, stop, nullptr, nullptr);
+      }
     }
   });
   if (!sums) return;

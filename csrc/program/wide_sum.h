@@ -1,4 +1,4 @@
-// Sums of float values in double, lane by lane: for statistics, which torch sums that way too.
+// Sums of float values in double, lane by lane.
 #pragma once
 
 #include "core/simd.h"

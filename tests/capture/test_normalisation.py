@@ -114,8 +114,7 @@ def test_batch_norm_of_other_layouts(isa: str) -> None:
     assert_as_torch(
         lambda: trained(rows, torch.randn(6, 8), lambda x: rows(x.t())),
         "native",
-        exact=False,
-        rounding=ROUNDING,
+        **ROUNDED,
     )
     with Covered() as mode:
         layer(last.requires_grad_()).sum().backward()
