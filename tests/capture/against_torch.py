@@ -11,6 +11,7 @@ from one_op import Native
 from torch import Tensor
 
 from fastnn.capture.ir import Unsupported
+from fastnn.capture.lowering.table import RULES
 
 
 class _Once:
@@ -34,14 +35,25 @@ class Covered(Native):
         self.refused: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        once = _Once(func)
+        once, name = _Once(func), f"{func._schema.name.removeprefix('aten::')}.{func._overloadname}"
+        if name not in RULES:
+            self.uncovered[name] += 1
+            return func(*args, **(kwargs or {}))
         try:
-            return super().__torch_dispatch__(once, types, args, kwargs)
-        except NotImplementedError as error:
-            self.uncovered[str(error)] += 1
+            out = super().__torch_dispatch__(once, types, args, kwargs)
+            # Later ops may write to what this one returned.
+            self.results[-1] = (name, _frozen(out), self.results[-1][2])
+            return out
         except Unsupported as error:
             self.refused[f"{func}: {error}"] += 1
         return once.returned[0] if once.returned else func(*args, **(kwargs or {}))
+
+
+def _frozen(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        memory = x.untyped_storage().clone()
+        return torch.empty(0, dtype=x.dtype).set_(memory, x.storage_offset(), x.shape, x.stride())
+    return [_frozen(e) for e in x] if isinstance(x, (list, tuple)) else x
 
 
 def assert_as_torch(
