@@ -25,7 +25,9 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "long" not in config.getoption("markexpr"):
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):

@@ -13,7 +13,10 @@ bool same(const char* a, const char* b) {
 
 InstructionKernel find(const char* name) {
   const InstructionFamily families[] = {
+      batch_norm_instructions(),
       copy_instructions(),
+      indexing_instructions(),
+      layer_norm_instructions(),
   };
   for (const InstructionFamily& family : families)
     for (int64_t i = 0; i < family.count; ++i)

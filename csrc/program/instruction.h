@@ -44,7 +44,10 @@ struct ProgramKernels {
 };
 
 namespace FASTNN_ISA {
+InstructionFamily batch_norm_instructions();
 InstructionFamily copy_instructions();
+InstructionFamily indexing_instructions();
+InstructionFamily layer_norm_instructions();
 ProgramKernels program_kernels();
 }  // namespace FASTNN_ISA
 

@@ -1,0 +1,138 @@
+"""Rules on the samples that PyTorch tests its own ops with.
+
+Some of them in a default run; all, in float64 too, with ``-m long``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from against_torch import Covered
+from torch import Tensor
+
+from fastnn import _dispatch
+
+pytest.importorskip("expecttest", reason="torch's samples need expecttest")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from torch.testing._internal.common_methods_invocations import op_db
+    from torch.testing._internal.opinfo.core import OpInfo, SampleInput
+
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
+
+FEW = 3
+# Not all of their results are defined by their arguments.
+UNDEFINED = (
+    "empty",
+    "new_empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty_strided",
+    "resize_",
+    "resize_as_",
+)
+OPS = [op for op in op_db if op.name not in UNDEFINED]
+
+# Beyond the tolerances of torch.testing: units of rounding of the largest value of a result.
+ROUNDING = 32
+# A row of one value has a deviation of 0, and rounding is divided by the square root of eps.
+WIDER = {"native_layer_norm_backward.default": 100.0, "native_batch_norm_backward.default": 100.0}
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
+def test_some_samples(op: OpInfo) -> None:
+    _sweep(op, torch.float32, FEW)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
+def test_all_samples(op: OpInfo, dtype: torch.dtype, isa: str) -> None:
+    _sweep(op, dtype, None)
+
+
+def _sweep(op: OpInfo, dtype: torch.dtype, most: int | None) -> None:
+    if dtype not in op.supported_dtypes("cpu"):
+        return
+    differentiable = op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = op.sample_inputs("cpu", dtype, requires_grad=differentiable)
+        for sample in itertools.islice(samples, most):
+            if not _runs(op, sample):
+                continue
+            with Covered() as mode:
+                torch.manual_seed(0)
+                _run(op, sample)
+            _compare(mode, sample)
+            if op.inplace_variant is not None and not sample.broadcasts_input:
+                with Covered() as mode, torch.no_grad():
+                    _run_in_place(op, sample)
+                _compare(mode, sample)
+
+
+def _runs(op: OpInfo, sample: SampleInput) -> bool:
+    """Whether torch itself takes the sample, backward and in place included."""
+    try:
+        _run(op, sample)
+        if op.inplace_variant is not None and not sample.broadcasts_input:
+            with torch.no_grad():
+                _run_in_place(op, sample)
+    except Exception:
+        return False
+    return True
+
+
+def _run(op: OpInfo, sample: SampleInput) -> None:
+    """Forward, and backward to what requires gradients."""
+    outputs = [
+        out
+        for out in _tensors(op(sample.input, *sample.args, **sample.kwargs))
+        if out.requires_grad and out.is_floating_point()
+    ]
+    inputs = [t for t in _tensors([sample.input, sample.args, sample.kwargs]) if t.requires_grad]
+    if outputs and inputs:
+        generator = torch.Generator().manual_seed(0)
+        grads = [torch.randn(out.shape, generator=generator, dtype=out.dtype) for out in outputs]
+        torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
+
+
+def _run_in_place(op: OpInfo, sample: SampleInput) -> None:
+    x = sample.input
+    copied = [t.clone() for t in x] if isinstance(x, (list, tuple)) else x.clone()
+    op.inplace_variant(copied, *sample.args, **sample.kwargs)
+
+
+def _compare(mode: Covered, sample: SampleInput) -> None:
+    for name, expected, actual in mode.results:
+        for theirs, ours in zip(_tensors(expected), _tensors(actual), strict=True):
+            assert (ours.shape, ours.stride()) == (theirs.shape, theirs.stride()), name
+            _assert_close(ours, theirs.detach(), WIDER.get(name, 1.0), f"{name} of {sample}")
+
+
+def _assert_close(ours: Tensor, theirs: Tensor, wider: float, what: str) -> None:
+    if not theirs.is_floating_point():
+        assert torch.equal(ours, theirs), what
+        return
+    rtol, atol = (1.3e-6, 1e-5) if theirs.dtype == torch.float32 else (1e-7, 1e-7)
+    finite = theirs[theirs.isfinite()]
+    if finite.numel():
+        atol += ROUNDING * torch.finfo(theirs.dtype).eps * float(finite.abs().max())
+    torch.testing.assert_close(
+        ours, theirs, rtol=wider * rtol, atol=wider * atol, equal_nan=True, msg=lambda m: f"{what}: {m}"
+    )
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, dict):
+        yield from _tensors(list(x.values()))
+    elif isinstance(x, (list, tuple)):
+        for each in x:
+            yield from _tensors(each)
