@@ -13,6 +13,9 @@ bool same(const char* a, const char* b) {
 InstructionKernel find(const char* name) {
   const InstructionFamily families[] = {
       copy_instructions(),
+      nll_instructions(),
+      product_instructions(),
+      softmax_instructions(),
   };
   for (const InstructionFamily& family : families)
     for (int64_t i = 0; i < family.count; ++i)

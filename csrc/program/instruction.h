@@ -40,7 +40,10 @@ struct ProgramKernels {
 
 namespace FASTNN_ISA {
 InstructionFamily copy_instructions();
+InstructionFamily nll_instructions();
+InstructionFamily product_instructions();
+InstructionFamily softmax_instructions();
 ProgramKernels program_kernels();
-}
+}  // namespace FASTNN_ISA
 
 }  // namespace fastnn
