@@ -161,38 +161,47 @@ void nll_gradient(const Instruction& i) {
     zero_gradients<double>(i);
 }
 
+// to = exp(from) factor, for rows of any strides.
+template <class T>
+void scaled_row(const T* from, int64_t from_stride, T factor, int64_t classes, T* to, int64_t to_stride) {
+  constexpr int64_t kL = kLanes<T>;
+  if (from_stride != 1 || to_stride != 1) {
+    for (int64_t k = 0; k < classes; ++k) to[k * to_stride] = exp(splat(from[k * from_stride]))[0] * factor;
+    return;
+  }
+  for (int64_t k = 0; k < classes; k += kL) {
+    const int lanes = static_cast<int>(min(kL, classes - k));
+    store_lanes(to + k, exp(load_lanes(from + k, lanes)) * factor, lanes);
+  }
+}
+
 template <class T>
 void softmax_gradients(const Instruction& i) {
-  constexpr int64_t kL = kLanes<T>;
   const TensorView &dx = i.operands[0], &y = i.operands[1];
   const TensorView* const tensors[] = {&dx, &y, &i.operands[2], &i.operands[3]};
   const ClassRows rows(tensors, 4, dx.ndim - 1);
   const RowScale<T> scale = row_scale<T>(i, i.operands + 2, rows.classes);
   const int64_t classes = rows.classes, most = ceil_div(kNllChunk, classes);
   const int64_t to_stride = rows.class_stride[0], from_stride = rows.class_stride[1];
-  const bool dense = to_stride == 1 && from_stride == 1;
-  // Where the rows lie one behind the other a vector may reach into the next one, which is written after it.
-  const bool touching = dense && rows.along_stride[0] == classes && rows.along_stride[1] == classes;
+  const bool touching = to_stride == 1 && from_stride == 1 && rows.along_stride[0] == classes &&
+                        rows.along_stride[1] == classes;
   parallel_for(rows.blocks(most), ceil_div(kRowsGrain, classes * most), [&](int64_t begin, int64_t end) {
     const FlushSubnormals flush;
     rows.each_block(most, begin, end, [&](const int64_t* at, int64_t n, int64_t) {
+      T* const to = dx.as<T>() + at[0];
+      const T* const from = y.as<const T>() + at[1];
+      // Of rows that touch the exponentials are taken as of one, without regard to where each ends, and with
+      // the factor of all.
+      const T common = touching && rows.along_stride[2] == 0 ? scale.slope[at[2]] / scale.divisor : T(1);
+      if (touching) scaled_row(from, 1, common, n * classes, to, 1);
       for (int64_t r = 0; r < n; ++r) {
-        T* const to = dx.as<T>() + at[0] + r * rows.along_stride[0];
-        const T* const from = y.as<const T>() + at[1] + r * rows.along_stride[1];
+        T* const row = to + r * rows.along_stride[0];
         const int64_t t = scale.with.at(at[3] + r * rows.along_stride[3]);
         const T factor = scale.of(t, at[2] + r * rows.along_stride[2]);
         const bool counts = t != scale.with.ignored && scale.with.in_range(t);
-        if (dense) {
-          const int64_t room = touching ? (n - r) * classes : classes;
-          for (int64_t k = 0; k < classes; k += kL) {
-            const int lanes = static_cast<int>(min(kL, room - k));
-            store_lanes(to + k, exp(load_lanes(from + k, lanes)) * factor, lanes);
-          }
-        } else {
-          for (int64_t k = 0; k < classes; ++k)
-            to[k * to_stride] = exp(splat(from[k * from_stride]))[0] * factor;
-        }
-        if (counts) to[t * to_stride] -= factor;
+        if (!touching || !counts || factor != common)
+          scaled_row(from + r * rows.along_stride[1], from_stride, factor, classes, row, to_stride);
+        if (counts) row[t * to_stride] -= factor;
       }
     });
   });

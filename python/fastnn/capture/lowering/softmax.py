@@ -10,7 +10,7 @@ from fastnn.capture.ir import Unsupported, View
 from fastnn.capture.lowering.table import Lowering, lowers
 
 SOFTMAX, LOG_SOFTMAX = 0, 1
-NONE = 0  # torch's number for the reduction that keeps a loss for each row
+NONE, SUM = 0, 2  # torch's numbers for reductions: a loss for each row, their sum
 
 # The instructions whose last result says whether an index was out of range: two int64, a flag and the first
 # such index. What torch raises for it.
@@ -110,6 +110,8 @@ def _nll_loss(
     loss, total_weight = out
     _check_loss(x, target, weight)
     rows = _classes_last(x)
+    if len(x.shape) == 1 and reduction == NONE:
+        reduction = SUM  # torch's own view of a single row: the total weight shows it
     if reduction == NONE:
         loss = _of_rows(loss, rows)
     bad = low.temporary((2,), torch.int64)
