@@ -73,7 +73,7 @@ def _logarithm_gradient(
     _gradient(low, out, g, y, dim, LOG_SOFTMAX)
 
 
-def _classes_last(x: View) -> View:
+def classes_last(x: View) -> View:
     """From (classes) or (N, classes, ...)."""
     if len(x.shape) == 1:
         return x
@@ -109,7 +109,7 @@ def _nll_loss(
 ) -> None:
     loss, total_weight = out
     _check_loss(x, target, weight)
-    rows = _classes_last(x)
+    rows = classes_last(x)
     if len(x.shape) == 1 and reduction == NONE:
         reduction = SUM  # torch's own view of a single row: the total weight shows it
     if reduction == NONE:
@@ -136,7 +136,7 @@ def _nll_gradient(
     total_weight: View,
 ) -> None:
     _check_loss(x, target, weight)
-    rows = _classes_last(out)
+    rows = classes_last(out)
     low.emit(
         "nll_gradient",
         [rows],
