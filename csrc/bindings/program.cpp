@@ -71,7 +71,7 @@ class Program {
   // states: functions without arguments, each with the object that it returned at the recording.
   // arguments: the specification of (args, kwargs), see arguments.h.
   // buffers: (kind, index, tensor, (dtype, shape, strides), requires_grad, first, bytes, written).
-  // outputs: functions that allocate them. nodes: ("native", name, operands, numbers, code, message),
+  // outputs: functions that allocate them. nodes: ("native", name, operands, numbers, code, results, error),
   // ("python", function), ("optimizer", rule, optimizer, [(parameter, buffer, offset)], function).
   // absent: parameters that must have no gradient; cleared: those that have none after a call;
   // kept: (parameter, output) of those that get one. written: tensors whose versions are counted, and
@@ -131,6 +131,7 @@ class Program {
     for (const auto* objects : {&outputs_, &absent_, &cleared_})
       for (const py::object& object : *objects) Py_VISIT(object.ptr());
     for (const auto& entry : kept_) Py_VISIT(entry.first.ptr());
+    for (const Parsed& parsed : parsed_) Py_VISIT(parsed.error.ptr());
     Py_VISIT(written_.ptr());
     Py_VISIT(result_.ptr());
     Py_VISIT(match_layout_.ptr());
@@ -139,6 +140,7 @@ class Program {
   void clear() {
     if (running_) return;
     nodes_.clear();
+    parsed_.clear();
     buffers_.clear();
     states_.clear();
     outputs_.clear();
@@ -236,7 +238,7 @@ class Program {
     parsed.numbers = from[3].cast<std::vector<double>>();
     parsed.code = from[4].cast<std::vector<int64_t>>();
     parsed.results = from[5].cast<size_t>();
-    if (!from[6].is_none()) parsed.message = from[6].cast<std::string>();
+    parsed.error = from[6];
     parsed.name = name;
     if (nodes_.empty() || nodes_.back().kind != Node::Kind::run) {
       Node node;
@@ -292,7 +294,7 @@ class Program {
       }
       numbers_.insert(numbers_.end(), parsed.numbers.begin(), parsed.numbers.end());
       codes_.insert(codes_.end(), parsed.code.begin(), parsed.code.end());
-      if (!parsed.message.empty())
+      if (!parsed.error.is_none())
         instruction.bad_index = instruction.operands[parsed.results - 1].as<const int64_t>();
       instructions_.push_back(instruction);
     }
@@ -414,8 +416,10 @@ class Program {
     }
     if (done == count) return;
     const size_t at = node.begin + static_cast<size_t>(done);
-    throw py::index_error(
-        py::str(parsed_[at].message).attr("format")(*instructions_[at].bad_index).cast<std::string>());
+    const int64_t flag = *instructions_[at].bad_index;
+    const py::object error = parsed_[at].error(flag == INT64_MIN ? kAllWell : flag);
+    PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
+    throw py::error_already_set();
   }
 
   bool step(const Node& node) const {
@@ -489,7 +493,8 @@ class Program {
 
   struct Parsed {
     InstructionKernel run;
-    std::string name, message;
+    std::string name;
+    py::object error;  // makes what is raised for a bad index; or None
     size_t results;
     std::vector<Operand> operands;
     std::vector<TensorView> views;

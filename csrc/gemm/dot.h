@@ -33,4 +33,9 @@ using DotKernel = void (*)(int64_t, const A*, int64_t, const A*, int64_t, A*, in
 template <class A>
 DotKernel<A> dot_kernel_for(int rows, int columns);
 
+// sums[r] = sum over p < depth of a[r * a_row + p] * x[p] for r < rows, 1 <= rows <= kLanes; the other lanes
+// of `sums` are written too. For float and double.
+template <class A>
+void vector_dots(int rows, int64_t depth, const A* a, int64_t a_row, const A* x, A* sums);
+
 }  // namespace fastnn::FASTNN_ISA

@@ -56,6 +56,36 @@ void dot_kernel(int64_t depth, const A* a, int64_t a_row, const A* b, int64_t b_
     }
 }
 
+// The sums over one pass of `rows` rows, or of kLanes where kFull. Rows that are missing are the last one
+// again.
+template <bool kFull, class A>
+FASTNN_INLINE Vec<A> dots_of_pass(int rows, int64_t depth, const A* a, int64_t a_row, const A* x) {
+  constexpr int kL = kLanes<A>, kHalf = kL / 2;
+  Vec<A> sums[kL] = {};
+  const int64_t half = kFull || rows > kHalf ? kHalf : rows - 1;
+  const auto step = [&](int64_t p, auto&& load_at) __attribute__((always_inline)) {
+    Vec<A> factor = load_at(x + p);
+    keep_in_register(factor);
+    // Two chains of addresses: one would be as long as the sums, and all at once do not fit the registers.
+    const A* low = a + p;
+    const A* high = low + half * a_row;
+#pragma GCC unroll 8
+    for (int r = 0; r < kHalf; ++r) {
+      sums[r] += load_at(low) * factor;
+      sums[r + kHalf] += load_at(high) * factor;
+      low += kFull || r + 1 < rows ? a_row : 0;
+      high += kFull || r + kHalf + 1 < rows ? a_row : 0;
+      forget_origin(low);
+      forget_origin(high);
+    }
+  };
+  int64_t p = 0;
+  for (; p + kL <= depth; p += kL) step(p, [](const A* from) { return load(from); });
+  if (const int rest = static_cast<int>(depth - p))
+    step(p, [rest](const A* from) { return load_partial(from, rest); });
+  return lane_sums<A>(sums);
+}
+
 template <class A, int... Index>
 DotKernel<A> find(int rows, int columns, std::integer_sequence<int, Index...>) {
   static constexpr DotKernel<A> kTable[] = {
@@ -70,7 +100,25 @@ DotKernel<A> dot_kernel_for(int rows, int columns) {
   return find<A>(rows, columns, std::make_integer_sequence<int, kDotRows * kDotColumns>{});
 }
 
+// Products that a lane adds up before its sum goes to the others: the error grows with the length.
+constexpr int64_t kLaneChain = 128;
+
+template <class A>
+void vector_dots(int rows, int64_t depth, const A* a, int64_t a_row, const A* x, A* sums) {
+  constexpr int64_t kPass = kLaneChain * kLanes<A>;
+  Vec<A> total = {};
+  for (int64_t p = 0; p < depth; p += kPass) {
+    const int64_t length = min(kPass, depth - p);
+    const Vec<A> part = rows == kLanes<A> ? dots_of_pass<true>(rows, length, a + p, a_row, x + p)
+                                          : dots_of_pass<false>(rows, length, a + p, a_row, x + p);
+    total = p ? total + part : part;
+  }
+  store(sums, total);
+}
+
 template DotKernel<float> dot_kernel_for<float>(int, int);
 template DotKernel<double> dot_kernel_for<double>(int, int);
+template void vector_dots<float>(int, int64_t, const float*, int64_t, const float*, float*);
+template void vector_dots<double>(int, int64_t, const double*, int64_t, const double*, double*);
 
 }  // namespace fastnn::FASTNN_ISA

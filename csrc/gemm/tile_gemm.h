@@ -219,10 +219,13 @@ class TileGemm {
     }
 
     void finish(int64_t i, int64_t height, int64_t column, int64_t padded, const A* tile) const {
-      const int64_t width = min(padded, g_.n_ - column);
-      for (int64_t r = 0; r < height; ++r)
-        for (int64_t j = 0; j < width; j += kL)
-          g_.epilogue_(i + r, column + j, load(tile + r * padded + j), static_cast<int>(min(kL, width - j)));
+      const int64_t width = min(padded, g_.n_ - column), whole = width / kL * kL;
+      for (int64_t r = 0; r < height; ++r) {
+        const A* const row = tile + r * padded;
+        for (int64_t j = 0; j < whole; j += kL) g_.epilogue_(i + r, column + j, load(row + j), kL);
+        if (whole < width)
+          g_.epilogue_(i + r, column + whole, load(row + whole), static_cast<int>(width - whole));
+      }
     }
 
     const TileGemm& g_;

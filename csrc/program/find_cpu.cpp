@@ -17,6 +17,9 @@ InstructionKernel find(const char* name) {
       copy_instructions(),
       indexing_instructions(),
       layer_norm_instructions(),
+      nll_instructions(),
+      product_instructions(),
+      softmax_instructions(),
   };
   for (const InstructionFamily& family : families)
     for (int64_t i = 0; i < family.count; ++i)
@@ -29,7 +32,7 @@ int64_t run(const Instruction* instructions, int64_t count, int64_t threads) {
   run_as_team(threads, [&] {
     for (int64_t i = 0; i < count; ++i) {
       instructions[i].run(instructions[i]);
-      if (instructions[i].bad_index && *instructions[i].bad_index != -1) {
+      if (instructions[i].bad_index && *instructions[i].bad_index != kAllWell) {
         if (leads_team()) done = i;
         return;
       }

@@ -5,8 +5,8 @@
 // dimension of `over`, from 0 on, or ~j, addressed by index tensor j. Indices are int64. In front of that it
 // has the number of index tensors and whether an index may count from the end.
 //
-// `flag`, one int64, becomes kAllWell or the first index that lies outside; INT64_MIN stands for that index
-// where it is kAllWell itself. What a bad index addresses is neither read nor written.
+// `flag`, one int64, becomes what Instruction::bad_index says. What a bad index addresses is neither read nor
+// written.
 #pragma once
 
 #include "program/instruction.h"
@@ -15,8 +15,6 @@
 namespace fastnn::FASTNN_ISA {
 
 namespace {
-
-constexpr int64_t kAllWell = -1;
 
 struct IndexTensor {
   const TensorView* view;

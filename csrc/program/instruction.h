@@ -48,6 +48,9 @@ InstructionFamily batch_norm_instructions();
 InstructionFamily copy_instructions();
 InstructionFamily indexing_instructions();
 InstructionFamily layer_norm_instructions();
+InstructionFamily nll_instructions();
+InstructionFamily product_instructions();
+InstructionFamily softmax_instructions();
 ProgramKernels program_kernels();
 }  // namespace FASTNN_ISA
 

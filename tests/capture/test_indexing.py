@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnn import _dispatch
 from fastnn.capture.ir import Storage, Unsupported, View, contiguous_strides
-from fastnn.capture.lowering.indexing import CHECKED, index_error
-from fastnn.capture.lowering.table import RULES, Lowering, lower
+from fastnn.capture.lowering.table import ERRORS, RULES, Lowering, lower
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
@@ -70,7 +69,7 @@ READS: dict[str, Callable[[Tensor], object]] = {
 @pytest.mark.parametrize("case", READS)
 def test_reads(isa: str, case: str, width: int, dtype: torch.dtype) -> None:
     x = torch.randn(ROWS, width).mul(9).to(dtype) if dtype != torch.bool else torch.rand(ROWS, width) < 0.5
-    op = _first_word(case) if _first_word(case) in CHECKED else "index"
+    op = _first_word(case) if _first_word(case) in ERRORS else "index"
     assert_as_torch(lambda: READS[case](x), op)
 
 
@@ -220,7 +219,7 @@ def test_an_index_outside_is_reported(isa: str, case: str, bad: int) -> None:
     x = torch.randn(4, 3)
     with _Record() as record:
         OUTSIDE[case](x, bad)
-    (node,) = [n for n in record.nodes if n.name in CHECKED]
+    (node,) = [n for n in record.nodes if n.name in ERRORS]
 
     def tensor(view: View) -> Tensor:
         if view.storage.tensor is None:
@@ -234,7 +233,7 @@ def test_an_index_outside_is_reported(isa: str, case: str, bad: int) -> None:
         assert flag == -1
         return
     assert flag == (bad if bad != -1 else torch.iinfo(torch.int64).min)
-    error = index_error(node, flag)
+    error = ERRORS[node.name](node, bad)
     with pytest.raises((IndexError, RuntimeError)) as theirs:
         OUTSIDE[case](x, bad)
     said = str(theirs.value).splitlines()[0]

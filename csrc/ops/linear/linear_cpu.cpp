@@ -3,6 +3,7 @@
 #include "core/dtype_dispatch.h"
 #include "core/scratch.h"
 #include "gemm/gemm.h"
+#include "gemm/indirect.h"
 #include "ops/activation/activation_vec.h"
 #include "ops/linear/gradient_pass.h"
 
@@ -42,31 +43,14 @@ struct ActivationGradient {
   }
 };
 
-// Passes each row segment on to an epilogue that only a pointer names.
-template <class T>
-struct Indirect {
-  const void* epilogue;
-  void (*store)(const void* epilogue, int64_t i, int64_t j, Vec<Acc<T>> v, int lanes);
-
-  Acc<T>* direct(int64_t, int64_t) const { return nullptr; }
-  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<Acc<T>> v, int lanes) const {
-    store(epilogue, i, j, v, lanes);
-  }
-};
-template <class T, class Epilogue>
-void call(const void* epilogue, int64_t i, int64_t j, Vec<Acc<T>> v, int lanes) {
-  (*static_cast<const Epilogue*>(epilogue))(i, j, v, lanes);
-}
-
-// A product whose epilogue holds the activation A. Beside the arithmetic of an exponential the call through a
-// pointer is small, and saves compiling the whole product for each activation (a megabyte of code in all).
+// A product whose epilogue holds the activation A.
 template <class T, Activation A, class Epilogue>
 void product(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b,
              const Epilogue& epilogue) {
   if constexpr (A == Activation::none || A == Activation::relu)
     gemm<T>(m, n, k, a, b, epilogue);
   else
-    gemm<T>(m, n, k, a, b, Indirect<T>{&epilogue, call<T, Epilogue>});
+    indirect_gemm<T>(m, n, k, a, b, indirect<T>(epilogue));
 }
 
 template <class T>

@@ -26,7 +26,7 @@ from fastnn.capture.ir import (
 )
 from fastnn.capture.islands import Resolve, call_island, call_optimizer, in_bytes, view_of
 from fastnn.capture.lowering import Lowering, lower
-from fastnn.capture.lowering.indexing import CHECKED
+from fastnn.capture.lowering.table import ERRORS
 from fastnn.capture.memory import Arena, without_dead
 from fastnn.capture.recorder import Op, Step, Tape, as_view, name_of, views_in
 from fastnn.capture.signature import DTYPES, Signature, strides_that_matter
@@ -271,8 +271,9 @@ class Builder:
             (*self._place(view), DTYPES[view.dtype], view.shape, view.strides)
             for view in (*node.outs, *node.ins)
         ]
-        message = CHECKED.get(node.name)
-        return ("native", node.name, operands, node.numbers, node.code, len(node.outs), message)
+        error = ERRORS.get(node.name)
+        raises = None if error is None else functools.partial(error, node)
+        return ("native", node.name, operands, node.numbers, node.code, len(node.outs), raises)
 
     def _optimizer(self, step: OptimizerStep) -> tuple[Any, ...]:
         in_python = call_optimizer(step, self.resolver)

@@ -19,15 +19,12 @@ from fastnn.capture.lowering.layout import (
     need_same_dtype,
     overlaps_itself,
 )
-from fastnn.capture.lowering.table import Lowering, lowers
+from fastnn.capture.lowering.table import ERRORS, Lowering, lowers
 
 # What writes at indices reads its result too, as the last operand: it leaves the rest as it was.
 
-# Instructions whose last result, one int64, is ALL_WELL after a run, or an index that lay outside; what torch
-# says of that one. INT64_MIN stands for an index that is ALL_WELL itself.
-ALL_WELL = -1
 _OUTSIDE = "index {} is out of bounds for dimension {} with size {}"
-CHECKED: dict[str, str] = {
+_MESSAGES = {
     "gather": _OUTSIDE,
     "scatter": _OUTSIDE,
     "scatter_add": _OUTSIDE,
@@ -44,15 +41,17 @@ _READS = frozenset({"gather", "index", "index_select", "embedding"})
 _ADDS = frozenset({torch.float32, torch.float64, torch.int64})
 
 
-def index_error(node: Instruction, flag: int) -> IndexError:
-    """What to raise where an instruction of CHECKED left `flag` behind, an IndexError with torch's words."""
-    index = ALL_WELL if flag == torch.iinfo(torch.int64).min else flag
+def _error(node: Instruction, index: int) -> IndexError:
+    """In torch's words."""
     indexed = node.ins[0] if node.name in _READS else node.outs[0]
     lowest = -1 if node.code[1] else 0
     for dim, (size, addressed_by) in enumerate(zip(indexed.shape, node.code[2:], strict=True)):
         if addressed_by < 0 and not lowest * size <= index < size:
-            return IndexError(CHECKED[node.name].format(index, dim, size))
-    return IndexError(CHECKED[node.name].format(index, 0, indexed.shape[0] if indexed.shape else 1))
+            return IndexError(_MESSAGES[node.name].format(index, dim, size))
+    return IndexError(_MESSAGES[node.name].format(index, 0, indexed.shape[0] if indexed.shape else 1))
+
+
+ERRORS.update(dict.fromkeys(_MESSAGES, _error))
 
 
 def _flag(low: Lowering) -> View:

@@ -25,6 +25,10 @@ Rule = Callable[..., None]
 
 RULES: dict[str, Rule] = {}
 
+# Of instructions that check indices (their last result is the flag, see csrc/program/instruction.h): the error
+# that torch raises for an index. It is given the instruction and the index.
+ERRORS: dict[str, Callable[[Instruction, int], Exception]] = {}
+
 
 def lowers(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule for torch's ops, by names like ``add.Tensor``: ``rule(low, out, *args, **kwargs)``."""

@@ -1,0 +1,43 @@
+// The product of a matrix and a vector, where both are contiguous along K: one row of a batch through a
+// linear layer, or a layer with one output. Each vector of sums is that of as many rows, added up in one tree
+// at the end: nothing is packed, nothing is padded but the last rows.
+#pragma once
+
+#include "gemm/dot.h"
+#include "gemm/operand.h"
+#include "gemm/threads.h"
+
+namespace fastnn::FASTNN_ISA {
+
+// Of many rows the packed form has less to add up below a whole vector of depth; one row would have all of B
+// packed.
+template <class T>
+bool vector_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b) {
+  return (m == 1 || n == 1) && a.column_stride == 1 && b.row_stride == 1 && k >= (m == 1 ? 1 : kLanes<T>);
+}
+
+// epilogue as in gemm.h. For types that are their own Acc.
+template <class T, class Epilogue>
+void vector_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b,
+                 const Epilogue& epilogue) {
+  constexpr int64_t kL = kLanes<T>;
+  const bool one_row = m == 1;
+  const int64_t count = one_row ? n : m, stride = one_row ? b.column_stride : a.row_stride;
+  const T* const matrix = one_row ? b.data : a.data;
+  const T* const vector = one_row ? a.data : b.data;
+  parallel_for(ceil_div(count, kL), ceil_div(kGemmGrain, kL * k), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin * kL; at < min(end * kL, count); at += kL) {
+      const int lanes = static_cast<int>(min(kL, count - at));
+      alignas(64) T sums[kL];
+      vector_dots(lanes, k, matrix + at * stride, stride, vector, sums);
+      if (one_row)
+        epilogue(0, at, load(sums), lanes);
+      else if (T* const to = epilogue.direct(at, 0))
+        store_lanes(to, load(sums), lanes);
+      else
+        for (int r = 0; r < lanes; ++r) epilogue(at + r, 0, splat(sums[r]), 1);
+    }
+  });
+}
+
+}  // namespace fastnn::FASTNN_ISA

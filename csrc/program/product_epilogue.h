@@ -1,0 +1,45 @@
+// What a product instruction does with its sums where ops/linear/ has no kernel for just that.
+#pragma once
+
+#include "gemm/indirect.h"
+#include "ops/activation/activation_vec.h"
+
+namespace fastnn::FASTNN_ISA {
+
+namespace {
+
+// A matrix to write to, with any strides; null data for none.
+template <class T>
+struct Target {
+  T* data;
+  int64_t row_stride, column_stride;
+
+  FASTNN_INLINE void put(int64_t i, int64_t j, Vec<T> v, int lanes) const {
+    T* const to = data + i * row_stride + j * column_stride;
+    if (column_stride == 1) return store_lanes(to, v, lanes);
+    for (int l = 0; l < lanes; ++l) to[l * column_stride] = v[l];
+  }
+};
+
+// z = alpha sum + beta d, then c = act(z) or, with kGradient, act'(saved) z. d and saved may lie at c.
+template <class T, Activation A, bool kGradient>
+struct ProductEpilogue {
+  Target<T> c, z;
+  Operand<T> d, saved;
+  T alpha, beta;
+
+  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<T> v, int lanes) const {
+    v *= alpha;
+    if (d.data) v += d.values(i, j, lanes) * beta;
+    if (z.data) z.put(i, j, v, lanes);
+    if constexpr (kGradient)
+      v = activation_gradient<A>(v, saved.values(i, j, lanes));
+    else
+      v = activate<A>(v);
+    c.put(i, j, v, lanes);
+  }
+};
+
+}  // namespace
+
+}  // namespace fastnn::FASTNN_ISA

@@ -1,0 +1,157 @@
+#include "core/dtype_dispatch.h"
+#include "core/parallel.h"
+#include "gemm/threads.h"
+#include "ops/linear/linear.h"
+#include "program/instruction.h"
+#include "program/product_epilogue.h"
+
+namespace fastnn::FASTNN_ISA {
+
+namespace {
+
+// Which optional operands there are, in the order in which they stand behind those that always are.
+enum Parts : int64_t { kAddend = 1, kSaved = 2, kKeepsZ = 4 };
+
+// One product of matrices. The operands are views of (M, N), but a (M, K) and b (K, N).
+struct Product {
+  TensorView c, z, a, b, d, saved;
+  int64_t parts;
+  double alpha, beta;
+  Activation activation;
+
+  bool has(Parts part) const { return parts & part; }
+};
+
+TensorView turned(TensorView t) {
+  const int64_t rows = t.shape[0], stride = t.strides[0];
+  t.shape[0] = t.shape[1], t.shape[1] = rows;
+  t.strides[0] = t.strides[1], t.strides[1] = stride;
+  return t;
+}
+
+// C^T = B^T A^T.
+Product turned(const Product& p) {
+  return {turned(p.c),     turned(p.z), turned(p.b), turned(p.a), turned(p.d),
+          turned(p.saved), p.parts,     p.alpha,     p.beta,      p.activation};
+}
+
+// Rows are written as vectors, so those of C had better be contiguous; of one column, which is both, they are
+// better one row. (What is added to it then has that one's stride.)
+bool turning_pays(const TensorView& c) {
+  return c.shape[1] == 1 ? c.shape[0] != 1 : !c.is_contiguous() && c.strides[0] == 1;
+}
+
+template <class T>
+Operand<T> operand(const TensorView& t) {
+  return {t.as<const T>(), t.strides[0], t.strides[1]};
+}
+template <class T>
+Target<T> target(const TensorView& t) {
+  return {t.as<T>(), t.strides[0], t.strides[1]};
+}
+
+template <class T, Activation A, bool kGradient>
+void with_epilogue(const Product& p) {
+  const ProductEpilogue<T, A, kGradient> epilogue{target<T>(p.c),
+                                                  p.has(kKeepsZ) ? target<T>(p.z) : Target<T>{},
+                                                  p.has(kAddend) ? operand<T>(p.d) : Operand<T>{},
+                                                  kGradient ? operand<T>(p.saved) : Operand<T>{},
+                                                  static_cast<T>(p.alpha),
+                                                  static_cast<T>(p.beta)};
+  indirect_gemm<T>(p.c.shape[0], p.c.shape[1], p.a.shape[1], operand<T>(p.a), operand<T>(p.b),
+                   indirect<T>(epilogue));
+}
+
+template <class T>
+void general(const Product& p) {
+  dispatch_activation(p.activation, [&](auto tag) {
+    constexpr Activation kA = decltype(tag)::value;
+    if (p.has(kSaved))
+      with_epilogue<T, kA, true>(p);
+    else
+      with_epilogue<T, kA, false>(p);
+  });
+}
+
+// The kernels of the linear layer, which write C at once, do what most layers of a network are; false where
+// they do not have it.
+bool as_layer(const Product& p) {
+  if (p.alpha != 1 || !p.c.is_contiguous()) return false;
+  if (p.has(kSaved)) {
+    if (p.has(kAddend) || p.has(kKeepsZ)) return false;
+    linear_kernels().backward(
+        {p.a, nullptr, Activation::none, nullptr, &p.b, &p.saved, p.activation, &p.c, nullptr, nullptr});
+    return true;
+  }
+  if (p.has(kAddend) && (p.beta != 1 || p.d.strides[0] != 0)) return false;
+  if (p.has(kKeepsZ) && !(from_preactivation(p.activation) && p.z.is_contiguous())) return false;
+  TensorView bias = p.d;
+  bias.ndim = 1, bias.shape[0] = p.d.shape[1], bias.strides[0] = p.d.strides[1];
+  linear_kernels().forward(p.a, turned(p.b), p.has(kAddend) ? &bias : nullptr, p.activation, p.c,
+                           p.has(kKeepsZ) ? &p.z : nullptr);
+  return true;
+}
+
+void multiply(const Product& product) {
+  const Product p = turning_pays(product.c) ? turned(product) : product;
+  if (as_layer(p)) return;
+  if (p.c.dtype == DType::f32)
+    general<float>(p);
+  else
+    general<double>(p);
+}
+
+// The matrix at `index` of a batch of them.
+TensorView matrix(const TensorView& t, int64_t index) {
+  if (t.ndim == 2) return t;
+  TensorView one = t;
+  one.ndim = 2;
+  one.data = t.as<char>() + index * t.strides[0] * dtype_size(t.dtype);
+  for (int d = 0; d < 2; ++d) one.shape[d] = t.shape[d + 1], one.strides[d] = t.strides[d + 1];
+  return one;
+}
+
+Product product_at(const Instruction& i, int64_t index) {
+  Product p;
+  p.parts = i.code[1];
+  p.activation = static_cast<Activation>(i.code[0]);
+  p.alpha = i.numbers[0], p.beta = i.numbers[1];
+  const TensorView* next = i.operands;
+  p.c = matrix(*next++, index);
+  if (p.has(kKeepsZ)) p.z = matrix(*next++, index);
+  p.a = matrix(*next++, index);
+  p.b = matrix(*next++, index);
+  if (p.has(kAddend)) p.d = matrix(*next++, index);
+  if (p.has(kSaved)) p.saved = matrix(*next++, index);
+  return p;
+}
+
+// product: c, [z] = a, b, [d], [saved]; numbers alpha, beta; code activation, parts
+//   z = alpha a b + beta d     c = act(z), or with `saved` act'(saved) z
+// a (M, K), b (K, N), all others (M, N), of one floating-point type, any strides; or all of them with a batch
+// in front. `saved` is what linear.h says; d is not read where `parts` leaves it out. The results overlap no
+// input but that d or saved may be the very view c.
+void product(const Instruction& i) {
+  const TensorView &c = i.operands[0], &a = i.operands[i.code[1] & kKeepsZ ? 2 : 1];
+  if (c.numel() == 0) return;
+  if (c.ndim == 2) return multiply(product_at(i, 0));
+  // Each product by one thread where there are enough of them, for its own threads meet at the end of each.
+  const int64_t batch = c.shape[0], work = c.shape[1] * c.shape[2] * a.shape[2];
+  if (batch < max_threads() && work >= 2 * kGemmGrain) {
+    for (int64_t index = 0; index < batch; ++index) multiply(product_at(i, index));
+    return;
+  }
+  parallel_for(batch, ceil_div(kGemmGrain, work + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) multiply(product_at(i, index));
+  });
+}
+
+constexpr NamedInstruction kInstructions[] = {{"product", product}};
+
+}  // namespace
+
+InstructionFamily product_instructions() {
+  return {kInstructions, sizeof(kInstructions) / sizeof(*kInstructions)};
+}
+
+}  // namespace fastnn::FASTNN_ISA

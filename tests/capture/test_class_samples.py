@@ -1,0 +1,110 @@
+"""torch's own samples of products, softmax and classifiers' losses, forward and backward."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+import unittest
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from one_op import Native
+from torch import Tensor
+
+import fastnn.capture.lowering.products
+import fastnn.capture.lowering.softmax  # noqa: F401 (registers its rules)
+from fastnn import _dispatch
+from fastnn.capture.ir import Unsupported
+from fastnn.capture.lowering.table import RULES
+
+pytestmark = [
+    pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled extension"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+NAMES = [
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "mv",
+    "addmv",
+    "addr",
+    "dot",
+    "vdot",
+    "matmul",
+    "nn.functional.linear",
+    "softmax",
+    "log_softmax",
+    "nn.functional.softmin",
+    "nn.functional.nll_loss",
+    "nn.functional.cross_entropy",
+]
+OURS = {
+    name
+    for name, rule in RULES.items()
+    if rule.__module__ in ("fastnn.capture.lowering.products", "fastnn.capture.lowering.softmax")
+}
+
+
+class Lenient(Native):
+    """Runs natively what has a rule here, and leaves all else to torch."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = f"{func._schema.name.removeprefix('aten::')}.{func._overloadname}"
+        if name in OURS:
+            try:
+                return super().__torch_dispatch__(func, types, args, kwargs)
+            except Unsupported:
+                pass
+        return func(*args, **(kwargs or {}))
+
+
+def tensors(x: Any) -> list[Tensor]:
+    if isinstance(x, Tensor):
+        return [x]
+    return [t for part in x for t in tensors(part)] if isinstance(x, (list, tuple)) else []
+
+
+@pytest.fixture(scope="module")
+def op_db() -> Iterator[Any]:
+    """Imports torch's list; of expecttest, which it needs and the samples do not, a stand-in will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in: Any = types.ModuleType("expecttest")
+        stand_in.TestCase = unittest.TestCase
+        patch.setitem(sys.modules, "expecttest", stand_in)
+        try:
+            yield importlib.import_module("torch.testing._internal.common_methods_invocations").op_db
+        except ImportError as error:
+            pytest.skip(f"this torch's samples need something else: {error}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_samples(name: str, dtype: torch.dtype, op_db: Any, isa: str) -> None:
+    compared = 0
+    for op in (op for op in op_db if op.name == name):
+        for sample in op.sample_inputs("cpu", dtype, requires_grad=True):
+            mode = Lenient()
+            with mode:
+                out = op(sample.input, *sample.args, **sample.kwargs)
+                if out.requires_grad:
+                    inputs = [t for t in tensors([sample.input, *sample.args]) if t.requires_grad]
+                    torch.autograd.grad(out, inputs, torch.randn_like(out), allow_unused=True)
+            for op_name, theirs, ours in mode.results:
+                for a, b in zip(tensors(ours), tensors(theirs), strict=True):
+                    # Sums in another order of values of up to some tens. torch may have squeezed its result since.
+                    eps = torch.finfo(b.dtype).eps
+                    torch.testing.assert_close(
+                        a.flatten(),
+                        b.flatten(),
+                        rtol=50 * eps,
+                        atol=500 * eps,
+                        equal_nan=True,
+                        msg=lambda m: f"{op_name}: {m}",
+                    )
+                    compared += 1
+    assert compared
