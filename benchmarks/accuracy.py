@@ -30,7 +30,8 @@ from fastnn.training.schedule import lr_at
 
 from . import machine
 from .case import OURS
-from .cases.recipe import EAGER, eager_step, torch_mlp
+from .cases.recipe import EAGER, eager_step
+from .networks import torch_mlp
 
 SEEDS = 5
 TARGET = 0.98

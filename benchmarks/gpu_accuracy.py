@@ -29,7 +29,7 @@ from fastnn.data import DataError, Dataset, load
 
 from .accuracy import BATCH, EPOCHS, HIDDEN, RATE, TARGET, accuracy, median_time, rates_of
 from .case import OURS
-from .cases.recipe import torch_mlp
+from .networks import torch_mlp
 
 SEEDS = 20
 _PARTS = 4  # of an epoch, each followed by an evaluation

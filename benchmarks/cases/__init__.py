@@ -14,6 +14,7 @@ from . import (
     optimizers,
     polyak,
     products,
+    programs,
     relu,
     step,
 )
@@ -33,5 +34,6 @@ def all_cases() -> list[Case]:
         polyak,
         step,
         epoch,
+        programs,
     )
     return [case for module in modules for case in module.CASES]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,19 +16,12 @@ import fastnn.nn
 import fastnn.optim
 
 from ..case import Foreign
+from ..networks import torch_mlp
 from ..peers import compiled
 
 EAGER = "fastnn eager"
 
 Step = Callable[[Tensor, Tensor], Tensor]
-
-
-def torch_mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Linear layers with an activation between them."""
-    layers: list[nn.Module] = []
-    for wide, narrow in itertools.pairwise(widths):
-        layers += [nn.Linear(wide, narrow), activation()]
-    return nn.Sequential(*layers[:-1])
 
 
 def eager_step(

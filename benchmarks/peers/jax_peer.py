@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax_programs
 import numpy as np
 
 Array = Any
@@ -212,4 +213,5 @@ OPERATIONS: dict[str, Callable[..., Run]] = {
     "training_step": _training_step,
     "regression_step": partial(_training_step, loss_of=_mse_of),
     "training_epoch": _training_epoch,
+    **jax_programs.OPERATIONS,
 }

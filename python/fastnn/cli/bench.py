@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastnn bench`."""
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--sweep", action="store_true", help="the training step over batch, width and depth")
+    what.add_argument("--programs", action="store_true", help="whole training updates, captured")
     what.add_argument("--accuracy", action="store_true", help="training seconds to an accuracy on MNIST")
     what.add_argument(
         "--all",
@@ -153,7 +154,7 @@ def _held_to(threads: int) -> Iterator[None]:
 
 def _select(args: argparse.Namespace) -> list[Case]:
     cases: list[Case] = load_benchmarks("cases").all_cases()
-    group = "sweep" if args.sweep else "ops"
+    group = "sweep" if args.sweep else "programs" if args.programs else "ops"
     threads = args.threads or torch.get_num_threads()
     return [
         case
@@ -168,7 +169,11 @@ def _select(args: argparse.Namespace) -> list[Case]:
 def _select_memory(args: argparse.Namespace) -> list[str]:
     """The label of the comparison of memory, where it is asked for."""
     label: str = load_benchmarks("memory").LABEL
-    return [] if args.sweep or args.accuracy or args.quick or args.filter not in label else [label]
+    return (
+        []
+        if args.sweep or args.programs or args.accuracy or args.quick or args.filter not in label
+        else [label]
+    )
 
 
 def _settings(args: argparse.Namespace, rounds: int) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Whole training updates, captured by ``fastnn.capture``, against eager torch, torch.compile and JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import fastnn
+
+from ..case import OURS, Call, Case, Foreign, Workload
+from ..peers import compiled
+from ..programs import PROGRAMS
+from ..programs.program import Program, Update
+
+_CHECKED_CALLS = 3
+
+
+def _capture() -> Callable[[Update], Update] | None:
+    """``fastnn.capture``, where this fastnn has it."""
+    found = getattr(fastnn, "capture", None)
+    return found if callable(found) else None
+
+
+def _call(program: Program, around: Callable[[Update], Update]) -> Call:
+    """The update as one side runs it, from weights of its own.
+
+    Calls whose answers are compared draw the same numbers on every side.
+    """
+    update, arguments = program.make()
+    update, calls = around(update), 0
+
+    def call() -> Tensor:
+        nonlocal calls
+        if program.random and calls < _CHECKED_CALLS:
+            calls += 1
+            torch.manual_seed(calls)
+        return update(*arguments)
+
+    return call
+
+
+def _compiled(program: Program) -> Call:
+    import torch._dynamo
+    import torch._inductor.config as inductor
+
+    torch._dynamo.reset()
+    inductor.fallback_random = True  # by torch's generator, so that answers can be compared
+    return _call(program, torch.compile)
+
+
+def _build(program: Program) -> Workload:
+    capture = _capture()
+    assert capture is not None
+    return Workload(
+        {OURS: _call(program, capture), "torch": _call(program, lambda update: update)},
+        tolerance=program.tolerance,
+        checked_calls=_CHECKED_CALLS,
+        optional={compiled.NAME: lambda: _compiled(program)},
+        foreign=Foreign(program.twin, program.twin_arguments()) if program.twin else None,
+        learners=frozenset({"JAX"}) if program.random else frozenset(),
+    )
+
+
+CASES = [
+    Case(
+        "program",
+        program.name,
+        partial(_build, program),
+        flops=program.flops,
+        note=f"{OURS} is fastnn.capture of the update",
+        quick=program.quick,
+        group="programs",
+    )
+    for program in PROGRAMS
+    if _capture() is not None
+]
