@@ -21,9 +21,12 @@ struct Instruction {
   const double* numbers;
   const int64_t* code;
   int64_t operand_count, number_count, code_count;
-  const int64_t*
-      bad_index;  // -1 where all is well, after an instruction that checks indices; null for others
+  // Of an instruction that checks indices, its last result: kAllWell, or the first index that lies outside
+  // (INT64_MIN for one that is kAllWell itself), with which no memory has been touched. Null for others.
+  const int64_t* bad_index;
 };
+
+constexpr int64_t kAllWell = -1;
 
 struct NamedInstruction {
   const char* name;

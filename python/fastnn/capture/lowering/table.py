@@ -25,7 +25,7 @@ Rule = Callable[..., None]
 
 RULES: dict[str, Rule] = {}
 
-# Of instructions that check indices (their last result is the flag, see csrc/program/instruction.h): the error
+# Of instructions that check indices (their last result is the flag of csrc/program/instruction.h): the error
 # that torch raises for an index. It is given the instruction and the index.
 ERRORS: dict[str, Callable[[Instruction, int], Exception]] = {}
 
