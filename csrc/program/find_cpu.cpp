@@ -13,6 +13,7 @@ bool same(const char* a, const char* b) {
 InstructionKernel find(const char* name) {
   const InstructionFamily families[] = {
       copy_instructions(),
+      elementwise_instructions(),
   };
   for (const InstructionFamily& family : families)
     for (int64_t i = 0; i < family.count; ++i)

@@ -40,6 +40,7 @@ struct ProgramKernels {
 
 namespace FASTNN_ISA {
 InstructionFamily copy_instructions();
+InstructionFamily elementwise_instructions();
 ProgramKernels program_kernels();
 }
 

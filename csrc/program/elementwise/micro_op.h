@@ -1,0 +1,91 @@
+// Micro-ops: the steps of an elementwise program, each a loop over one block of values.
+#pragma once
+
+#include "program/elementwise/lanes.h"
+
+namespace fastnn::FASTNN_ISA {
+
+namespace {
+
+// Where a block of values lies. With `step` 0 it is one value for all places, repeated over one vector.
+struct Slot {
+  char* data;
+  int64_t step;  // 0 or 1
+};
+
+constexpr int64_t kSlotBytes = 64;  // of a slot with one value: the widest vector
+template <class T>
+constexpr int64_t kSingleCount = kSlotBytes / static_cast<int64_t>(sizeof(T));
+
+struct Micro;
+using MicroKernel = void (*)(const Slot* slots, const Micro& micro, int64_t count);
+
+// dst = f(a, b, c), by numbers of slots.
+struct Micro {
+  MicroKernel run;
+  int32_t dst, a, b, c;
+};
+
+// A block that is read or written in a loop.
+template <class T, int L>
+struct Cursor {
+  FASTNN_INLINE explicit Cursor(const Slot& slot)
+      : at(slot.data), stride(slot.step * L * static_cast<int64_t>(sizeof(T))) {}
+  FASTNN_INLINE Lanes<T, L> next() {
+    const Lanes<T, L> v = read<T, L>(at);
+    at += stride;
+    return v;
+  }
+  FASTNN_INLINE Lanes<T, L> rest(int n) const { return stride ? read_some<T, L>(at, n) : read<T, L>(at); }
+  FASTNN_INLINE void put(Lanes<T, L> v) {
+    write<T, L>(at, v);
+    at += stride;
+  }
+
+  char* at;
+  const int64_t stride;
+};
+
+// F::of takes vectors of A (B, C) and gives one of D. A result of one value fills its slot.
+
+template <class F, class D, class A>
+void unary(const Slot* slots, const Micro& micro, int64_t count) {
+  constexpr int L = lanes_of<D, A>();
+  Cursor<D, L> to(slots[micro.dst]);
+  Cursor<A, L> a(slots[micro.a]);
+  const int64_t n = to.stride ? count : kSingleCount<D>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) to.put(F::of(a.next()));
+  if (const int rest = static_cast<int>(n - i)) write_some<D, L>(to.at, F::of(a.rest(rest)), rest);
+}
+
+template <class F, class D, class A, class B>
+void binary(const Slot* slots, const Micro& micro, int64_t count) {
+  constexpr int L = lanes_of<D, A, B>();
+  Cursor<D, L> to(slots[micro.dst]);
+  Cursor<A, L> a(slots[micro.a]);
+  Cursor<B, L> b(slots[micro.b]);
+  const int64_t n = to.stride ? count : kSingleCount<D>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) to.put(F::of(a.next(), b.next()));
+  if (const int rest = static_cast<int>(n - i))
+    write_some<D, L>(to.at, F::of(a.rest(rest), b.rest(rest)), rest);
+}
+
+template <class F, class D, class A, class B, class C>
+void ternary(const Slot* slots, const Micro& micro, int64_t count) {
+  constexpr int L = lanes_of<D, A, B, C>();
+  Cursor<D, L> to(slots[micro.dst]);
+  Cursor<A, L> a(slots[micro.a]);
+  Cursor<B, L> b(slots[micro.b]);
+  Cursor<C, L> c(slots[micro.c]);
+  const int64_t n = to.stride ? count : kSingleCount<D>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) to.put(F::of(a.next(), b.next(), c.next()));
+  if (const int rest = static_cast<int>(n - i))
+    write_some<D, L>(to.at, F::of(a.rest(rest), b.rest(rest), c.rest(rest)), rest);
+}
+
+}  // namespace
+
+}  // namespace fastnn::FASTNN_ISA
