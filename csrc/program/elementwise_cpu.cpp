@@ -24,8 +24,8 @@ void elementwise(const Instruction& instruction) {
   const int64_t sums = program.sum_count;
   double* const partial =
       sums && blocks.count > 1
-          ? static_cast<double*>(shared_scratch(
-                Scratch::accumulate, static_cast<size_t>(blocks.count * sums) * sizeof(double)))
+          ? static_cast<double*>(shared_scratch(Scratch::accumulate,
+                                                static_cast<size_t>(blocks.count * sums) * sizeof(double)))
           : nullptr;
   const int64_t values = blocks.count ? program.domain.numel() / blocks.count : 1;
   parallel_for(blocks.count, (program.grain + values - 1) / values, [&](int64_t begin, int64_t end) {

@@ -14,6 +14,7 @@ InstructionKernel find(const char* name) {
   const InstructionFamily families[] = {
       copy_instructions(),
       elementwise_instructions(),
+      reduce_instructions(),
   };
   for (const InstructionFamily& family : families)
     for (int64_t i = 0; i < family.count; ++i)

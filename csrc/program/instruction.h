@@ -41,6 +41,7 @@ struct ProgramKernels {
 namespace FASTNN_ISA {
 InstructionFamily copy_instructions();
 InstructionFamily elementwise_instructions();
+InstructionFamily reduce_instructions();
 ProgramKernels program_kernels();
 }
 

@@ -70,8 +70,7 @@ void gather(E* to, const TensorView& x, int64_t begin, int64_t count) {
   const E* const data = x.as<const E>();
   const int last = x.ndim - 1;
   const int64_t stride = x.strides[last];
-  if (last == 1 && stride == 1 && x.strides[0] == 0)
-    return repeat_row(to, data, x.shape[last], begin, count);
+  if (last == 1 && stride == 1 && x.strides[0] == 0) return repeat_row(to, data, x.shape[last], begin, count);
   if (last == 1 && stride == 0 && x.shape[last] * static_cast<int64_t>(sizeof(E)) <= kVectorBytes)
     return spread_column(to, data, x.strides[0], x.shape[last], begin, count);
   each_run(x, begin, count, [&](int64_t done, int64_t offset, int64_t length) {

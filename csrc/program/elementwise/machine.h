@@ -54,9 +54,9 @@ class Machine {
  public:
   explicit Machine(const ElementwiseProgram& program) : program_(program) {
     const int64_t singles = program.first_register();
-    char* const scratch = static_cast<char*>(
-        thread_scratch(Scratch::registers,
-                       static_cast<size_t>(singles * kSlotBytes + program.register_count * program.register_bytes)));
+    char* const scratch = static_cast<char*>(thread_scratch(
+        Scratch::registers,
+        static_cast<size_t>(singles * kSlotBytes + program.register_count * program.register_bytes)));
     registers_ = scratch + singles * kSlotBytes;
     for (int64_t i = 0; i < program.operand_count; ++i) place_operand(i, scratch + i * kSlotBytes);
     for (int64_t i = program.operand_count; i < singles; ++i) slots_[i] = {scratch + i * kSlotBytes, 0};

@@ -14,8 +14,6 @@ struct Slot {
 };
 
 constexpr int64_t kSlotBytes = 64;  // of a slot with one value: the widest vector
-template <class T>
-constexpr int64_t kSingleCount = kSlotBytes / static_cast<int64_t>(sizeof(T));
 
 struct Micro;
 using MicroKernel = void (*)(const Slot* slots, const Micro& micro, int64_t count);
@@ -26,10 +24,10 @@ struct Micro {
   int32_t dst, a, b, c;
 };
 
-// A block that is read or written in a loop.
+// A block that is read.
 template <class T, int L>
-struct Cursor {
-  FASTNN_INLINE explicit Cursor(const Slot& slot)
+struct Reader {
+  FASTNN_INLINE explicit Reader(const Slot& slot)
       : at(slot.data), stride(slot.step * L * static_cast<int64_t>(sizeof(T))) {}
   FASTNN_INLINE Lanes<T, L> next() {
     const Lanes<T, L> v = read<T, L>(at);
@@ -37,23 +35,33 @@ struct Cursor {
     return v;
   }
   FASTNN_INLINE Lanes<T, L> rest(int n) const { return stride ? read_some<T, L>(at, n) : read<T, L>(at); }
-  FASTNN_INLINE void put(Lanes<T, L> v) {
-    write<T, L>(at, v);
-    at += stride;
-  }
 
-  char* at;
+  const char* at;
   const int64_t stride;
 };
 
-// F::of takes vectors of A (B, C) and gives one of D. A result of one value fills its slot.
+// A block that is written: one value fills its slot.
+template <class T, int L>
+struct Writer {
+  FASTNN_INLINE Writer(const Slot& slot, int64_t values)
+      : at(slot.data), count(slot.step ? values : kSlotBytes / static_cast<int64_t>(sizeof(T))) {}
+  FASTNN_INLINE void put(Lanes<T, L> v) {
+    write<T, L>(at, v);
+    at += L * sizeof(T);
+  }
+
+  char* at;
+  const int64_t count;
+};
+
+// F::of takes vectors of A (B, C) and gives one of D.
 
 template <class F, class D, class A>
 void unary(const Slot* slots, const Micro& micro, int64_t count) {
   constexpr int L = lanes_of<D, A>();
-  Cursor<D, L> to(slots[micro.dst]);
-  Cursor<A, L> a(slots[micro.a]);
-  const int64_t n = to.stride ? count : kSingleCount<D>;
+  Writer<D, L> to(slots[micro.dst], count);
+  Reader<A, L> a(slots[micro.a]);
+  const int64_t n = to.count;
   int64_t i = 0;
   for (; i + L <= n; i += L) to.put(F::of(a.next()));
   if (const int rest = static_cast<int>(n - i)) write_some<D, L>(to.at, F::of(a.rest(rest)), rest);
@@ -62,10 +70,10 @@ void unary(const Slot* slots, const Micro& micro, int64_t count) {
 template <class F, class D, class A, class B>
 void binary(const Slot* slots, const Micro& micro, int64_t count) {
   constexpr int L = lanes_of<D, A, B>();
-  Cursor<D, L> to(slots[micro.dst]);
-  Cursor<A, L> a(slots[micro.a]);
-  Cursor<B, L> b(slots[micro.b]);
-  const int64_t n = to.stride ? count : kSingleCount<D>;
+  Writer<D, L> to(slots[micro.dst], count);
+  Reader<A, L> a(slots[micro.a]);
+  Reader<B, L> b(slots[micro.b]);
+  const int64_t n = to.count;
   int64_t i = 0;
   for (; i + L <= n; i += L) to.put(F::of(a.next(), b.next()));
   if (const int rest = static_cast<int>(n - i))
@@ -75,11 +83,11 @@ void binary(const Slot* slots, const Micro& micro, int64_t count) {
 template <class F, class D, class A, class B, class C>
 void ternary(const Slot* slots, const Micro& micro, int64_t count) {
   constexpr int L = lanes_of<D, A, B, C>();
-  Cursor<D, L> to(slots[micro.dst]);
-  Cursor<A, L> a(slots[micro.a]);
-  Cursor<B, L> b(slots[micro.b]);
-  Cursor<C, L> c(slots[micro.c]);
-  const int64_t n = to.stride ? count : kSingleCount<D>;
+  Writer<D, L> to(slots[micro.dst], count);
+  Reader<A, L> a(slots[micro.a]);
+  Reader<B, L> b(slots[micro.b]);
+  Reader<C, L> c(slots[micro.c]);
+  const int64_t n = to.count;
   int64_t i = 0;
   for (; i + L <= n; i += L) to.put(F::of(a.next(), b.next(), c.next()));
   if (const int rest = static_cast<int>(n - i))

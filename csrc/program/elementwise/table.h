@@ -22,8 +22,7 @@ constexpr MicroRow unary_floats() {
 }
 template <class F, class G = F>
 constexpr MicroRow unary_numbers() {
-  return {
-      {unary<F, float, float>, unary<F, double, double>, unary<G, int64_t, int64_t>, nullptr, nullptr}};
+  return {{unary<F, float, float>, unary<F, double, double>, unary<G, int64_t, int64_t>, nullptr, nullptr}};
 }
 template <class F>
 constexpr MicroRow binary_floats() {

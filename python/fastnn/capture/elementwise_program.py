@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastnn.capture.expression import Store, Value, Values
+from fastnn.capture.expression import Store, Total, Value, Values
 from fastnn.capture.ir import Instruction, View
 from fastnn.capture.iteration import Iteration
 from fastnn.capture.micro_ops import NUMBER, TYPES, cost
@@ -18,9 +18,7 @@ _DIRECT, _UNIFORM, _TOTAL = -1, -2, -3
 _GRAIN = 32768
 
 
-def assemble(
-    values: Values, shape: tuple[int, ...], is_needed: Callable[[View], bool]
-) -> Instruction | None:
+def assemble(values: Values, shape: tuple[int, ...], is_needed: Callable[[View], bool]) -> Instruction | None:
     """The instruction for values on a shape without dimensions of size 1, or None where nobody needs a
     result. `is_needed` tells of a canonical view whether what it is given is ever read."""
     stores = [store for store in values.stores.values() if is_needed(store.view)]
@@ -49,7 +47,7 @@ class _Assembler:
 
     def _live_ops(self, ops: list[int]) -> list[tuple[int, int]]:
         """The micro-ops that results need, in order, and before each its place among all."""
-        wanted = {store.value for store in self.stores} | {total.value for total in self.totals}
+        wanted = {item.value for item in self._results()}
         live = []
         for place in range(len(ops) - 1, -1, -1):
             if ops[place] in wanted:
@@ -57,6 +55,9 @@ class _Assembler:
                 live.append((place, ops[place]))
         self.wanted = wanted
         return live[::-1]
+
+    def _results(self) -> list[Store | Total]:
+        return [*self.stores, *self.totals]
 
     def _new(self, value: Value) -> int:
         self.values.append(value)
@@ -68,14 +69,16 @@ class _Assembler:
             self.values[index].source: index for index in self.wanted if self.values[index].name == "memory"
         }
         self.saved: list[int] = []
-        self.last_read: dict[View, int] = {}  # of a view that is stored to: the place of its last use in memory
+        self.last_read: dict[
+            View, int
+        ] = {}  # of a view that is stored to: the place of its last use in memory
         for store in self.stores:
             load = loads.get(store.view)
             if load is None:
                 continue
             uses = [(place, index) for place, index in self.ops if load in self.args[index]]
             late = [index for place, index in uses if place >= store.after]
-            holders = [item for item in (*self.stores, *self.totals) if item.value == load]
+            holders = [item for item in self._results() if item.value == load]
             self.last_read[store.view] = max((place for place, _ in uses if place < store.after), default=-1)
             if not (late or holders):
                 continue
@@ -89,7 +92,7 @@ class _Assembler:
 
     def _place_operands(self) -> None:
         used = {arg for args in self.args.values() for arg in args}
-        used.update(item.value for item in (*self.stores, *self.totals))
+        used.update(item.value for item in self._results())
         self.loads = [index for index in used if self.values[index].name == "memory"]
         self.loads.sort()
         sources = [store.view for store in self.stores]
@@ -157,7 +160,7 @@ class _Assembler:
             last[total.value] = len(self.sequence)
         slots: dict[int, tuple[int, int]] = {}
         free: list[int] = []
-        self.register_count = 0
+        self.register_count = self.uniform_count = 0
 
         def register() -> int:
             if free:
@@ -167,9 +170,9 @@ class _Assembler:
 
         self.places = [_TOTAL] * self.first_load
         held: dict[int, int] = {}  # the registers of values
-        for operand in range(len(self.stores)):
-            direct = self.iteration.is_direct(operand)
-            self.places[operand] = _DIRECT if direct else register()
+        for result in range(len(self.stores)):
+            direct = self.iteration.is_direct(result)
+            self.places[result] = _DIRECT if direct else register()
         for at, index in enumerate(self.loads):
             slots[index] = (0, self.first_load + at)
             if index in self.uniform:
@@ -179,18 +182,16 @@ class _Assembler:
             else:
                 held[index] = register()
                 self.places.append(held[index])
-        self.constants = sorted(
-            index for index in last if self.values[index].name == "constant"
-        )
+        self.constants = sorted(index for index in last if self.values[index].name == "constant")
         slots.update((index, (1, at)) for at, index in enumerate(self.constants))
-        self.uniform_count = 0
         self.micros: list[tuple[int, tuple[int, int], list[tuple[int, int]]]] = []
         for at, (index, operand) in enumerate(self.sequence):
             value = self.values[index]
             args = self.args[index]
             for arg in args:
                 # A result may take the place of an operand of its size, which each loop reads ahead of it.
-                if arg in held and last[arg] == at and self.values[arg].dtype.itemsize == value.dtype.itemsize:
+                same_size = self.values[arg].dtype.itemsize == value.dtype.itemsize
+                if arg in held and last[arg] == at and same_size:
                     free.append(held.pop(arg))
             if operand is not None:
                 slots[index] = (0, operand)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import torch
 
 # In the order of kMicroOps.
-_NAMES = """
-    move add sub mul div multiply_add
-    neg abs sgn reciprocal sqrt rsqrt
-    exp expm1 log log1p log2 log10
-    sin cos tan atan erf
-    floor ceil round trunc
-    pow fmod remainder atan2 minimum maximum
-    relu sigmoid tanh gelu gelu_tanh silu
-    gate sigmoid_backward tanh_backward gelu_backward gelu_tanh_backward silu_backward
-    eq ne lt le
-    where
-    and or xor
-    to_float32 to_float64 to_int64 to_bool
-""".split()
-NUMBER = {name: number for number, name in enumerate(_NAMES)}
+_ROWS = (
+    ("move", "add", "sub", "mul", "div", "multiply_add"),
+    ("neg", "abs", "sgn", "reciprocal", "sqrt", "rsqrt"),
+    ("exp", "expm1", "log", "log1p", "log2", "log10"),
+    ("sin", "cos", "tan", "atan", "erf"),
+    ("floor", "ceil", "round", "trunc"),
+    ("pow", "fmod", "remainder", "atan2", "minimum", "maximum"),
+    ("relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"),
+    ("gate", "sigmoid_backward", "tanh_backward", "gelu_backward", "gelu_tanh_backward", "silu_backward"),
+    ("eq", "ne", "lt", "le", "where", "and", "or", "xor"),
+    ("to_float32", "to_float64", "to_int64", "to_bool"),
+)
+NUMBER = {name: number for number, name in enumerate(name for row in _ROWS for name in row)}
 
 # Types of values in the order of kMicroOps; uint8 is only converted from.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.int64: 2, torch.bool: 3, torch.uint8: 4}
@@ -34,7 +32,7 @@ COMPARISONS = frozenset(["eq", "ne", "lt", "le"])
 SWAPPED = {"gt": "lt", "ge": "le"}
 LOGICAL = {"logical_and": "and", "logical_or": "or", "logical_xor": "xor"}
 _ANY_TYPE = frozenset(["move", "where"])
-_OF_INTEGERS = frozenset("add sub mul neg abs sgn minimum maximum relu".split())
+_OF_INTEGERS = frozenset(["add", "sub", "mul", "neg", "abs", "sgn", "minimum", "maximum", "relu"])
 _OF_BITS = frozenset(["and", "or", "xor"])
 
 # What a micro-op costs for each value, where it is more than to read and write it.
@@ -43,7 +41,8 @@ _COSTS = {
     **dict.fromkeys(["exp", "expm1", "sigmoid", "silu", "sigmoid_backward"], 5),
     **dict.fromkeys(["log", "log1p", "tanh", "gelu_tanh"], 8),
     **dict.fromkeys(["gelu", "gelu_backward", "gelu_tanh_backward", "silu_backward"], 12),
-    **dict.fromkeys("log2 log10 sin cos tan atan erf pow fmod remainder atan2".split(), 60),
+    **dict.fromkeys(["log2", "log10", "sin", "cos", "tan", "atan", "erf"], 60),
+    **dict.fromkeys(["pow", "fmod", "remainder", "atan2"], 60),
 }
 
 

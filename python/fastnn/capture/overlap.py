@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from fastnn.capture.ir import Storage, View, contiguous_strides
 
+
 class Extent(NamedTuple):
     """The bytes from ``low`` up to ``high`` of a storage; of those, where ``pitch`` is not 0, only such whose
     place modulo ``pitch`` lies in ``width`` bytes from that of ``low`` on."""

@@ -58,7 +58,7 @@ def _named(name: str) -> _Make:
     return lambda *operands: (name, *operands)
 
 
-for _op in "sqrt rsqrt exp expm1 log log1p reciprocal sigmoid tanh".split():
+for _op in ("sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "reciprocal", "sigmoid", "tanh"):
     _of_one(_op, _named(_op), _float_of)
 for _op, _name in {"neg": "neg", "abs": "abs", "sign": "sgn"}.items():
     _of_one(_op, _named(_name), element.arithmetic)
