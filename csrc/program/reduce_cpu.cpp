@@ -31,6 +31,9 @@ void extreme(const Instruction& i) {
   }
 }
 
+// Rows that are longer are gone through one by one.
+constexpr int64_t kManyPlaces = 256;
+
 // The first of the largest values, or of the smallest, or the first NaN.
 template <class T>
 int64_t find_extreme(const ReduceShape& shape, const T* x, bool largest) {
@@ -50,10 +53,47 @@ int64_t find_extreme(const ReduceShape& shape, const T* x, bool largest) {
   return at;
 }
 
+// As many rows at a time as a vector has values: their values are loaded one by one, but compared without
+// branches, which random values would mislead.
+template <class T>
+void find_in_rows(const ReduceShape& shape, bool largest) {
+  constexpr int64_t kL = kLanesOf<T>;
+  using Values = Lanes<T, kL>;
+  using Places = decltype(Values{} < Values{});
+  const int64_t pitch = shape.x.strides[0], stride = shape.reduced.strides[0];
+  parallel_for((shape.results + kL - 1) / kL, kReduceGrain / (kL * shape.count) + 1,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t group = begin; group < end; ++group) {
+                   const int64_t first = group * kL, rows = min(kL, shape.results - first);
+                   const T* const x = shape.x.as<const T>() + first * pitch;
+                   Values best{};
+                   for (int64_t r = 0; r < rows; ++r) best[r] = x[r * pitch];
+                   Places at{}, place{};
+                   for (int64_t k = 1; k < shape.count; ++k) {
+                     place += 1;
+                     Values value{};
+                     if (rows == kL)
+                       for (int64_t r = 0; r < kL; ++r) value[r] = x[r * pitch + k * stride];
+                     else
+                       for (int64_t r = 0; r < rows; ++r) value[r] = x[r * pitch + k * stride];
+                     const Places better = (largest ? value > best : value < best) | (value != value);
+                     const Places taken = better & (best == best);
+                     best = taken ? value : best;
+                     at = taken ? place : at;
+                   }
+                   int64_t* const y = shape.y.as<int64_t>() + first * shape.y.strides[0];
+                   for (int64_t r = 0; r < rows; ++r) y[r * shape.y.strides[0]] = at[r];
+                 }
+               });
+}
+
 template <class T>
 void find_extremes(const Instruction& i) {
   const ReduceShape shape(i);
   const bool largest = i.code[1];
+  if constexpr (sizeof(T) > 1)  // bytes could not count the places
+    if (shape.kept == 1 && shape.reduced.ndim == 1 && shape.count <= kManyPlaces)
+      return find_in_rows<T>(shape, largest);
   parallel_for(shape.results, kReduceGrain / (shape.count + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       shape.y.as<int64_t>()[shape.offset(shape.y, r)] =

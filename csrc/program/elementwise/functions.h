@@ -263,7 +263,7 @@ struct Gate {
 
 template <int L, class M>
 FASTNN_INLINE Lanes<uint8_t, L> bytes_from_mask(M mask) {
-  return bit_cast<Lanes<uint8_t, L>>(__builtin_convertvector(mask, Lanes<int8_t, L>) & 1);
+  return bit_cast<Lanes<uint8_t, L>>(in_steps<int8_t, L>(mask) & 1);
 }
 
 struct Eq {
@@ -295,8 +295,7 @@ struct Le {
 struct Where {
   template <class M, class V>
   static FASTNN_INLINE V of(M a, V b, V c) {
-    using Mask = decltype(V{} < V{});
-    return __builtin_convertvector(a, Mask) != 0 ? b : c;
+    return in_steps<UnsignedOf<sizeof(LaneOfVector<V>)>, kCountOf<V>>(a) != 0 ? b : c;
   }
 };
 
@@ -325,7 +324,11 @@ template <class To>
 struct Convert {
   template <class V>
   static FASTNN_INLINE auto of(V a) {
-    return __builtin_convertvector(a, Lanes<To, kCountOf<V>>);
+    if constexpr (sizeof(LaneOfVector<V>) == 1)  // by way of integers of the size of To
+      return __builtin_convertvector(in_steps<UnsignedOf<sizeof(To)>, kCountOf<V>>(a),
+                                     Lanes<To, kCountOf<V>>);
+    else
+      return __builtin_convertvector(a, Lanes<To, kCountOf<V>>);
   }
 };
 struct ToBool {

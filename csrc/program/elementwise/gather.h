@@ -65,6 +65,57 @@ void spread_column(E* to, const E* column, int64_t stride, int64_t length, int64
   }
 }
 
+constexpr int64_t kShortRun = 8;
+
+// `rows` rows of N values, from one pitch to another.
+template <int N, class E>
+void copy_rows(E* to, int64_t to_pitch, const E* from, int64_t from_pitch, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r)
+    __builtin_memcpy(to + r * to_pitch, from + r * from_pitch, N * sizeof(E));
+}
+
+template <class E>
+void copy_short_rows(E* to, int64_t to_pitch, const E* from, int64_t from_pitch, int64_t length,
+                     int64_t rows) {
+  switch (length) {
+    case 2:
+      return copy_rows<2>(to, to_pitch, from, from_pitch, rows);
+    case 3:
+      return copy_rows<3>(to, to_pitch, from, from_pitch, rows);
+    case 4:
+      return copy_rows<4>(to, to_pitch, from, from_pitch, rows);
+    case 5:
+      return copy_rows<5>(to, to_pitch, from, from_pitch, rows);
+    case 6:
+      return copy_rows<6>(to, to_pitch, from, from_pitch, rows);
+    case 7:
+      return copy_rows<7>(to, to_pitch, from, from_pitch, rows);
+    default:
+      return copy_rows<8>(to, to_pitch, from, from_pitch, rows);
+  }
+}
+
+// Calls part(done, row, column, rows, length) for the pieces of the values [begin, begin + count) of a
+// matrix: what is left of the first row, whole rows, what is wanted of the last.
+template <class Part>
+void each_part(int64_t width, int64_t begin, int64_t count, const Part& part) {
+  int64_t row = begin / width, done = 0;
+  if (const int64_t column = begin - row * width) {
+    done = min(width - column, count);
+    part(int64_t{0}, row, column, int64_t{1}, done);
+    ++row;
+  }
+  const int64_t rows = (count - done) / width;
+  if (rows) part(done, row, int64_t{0}, rows, width);
+  done += rows * width;
+  if (done < count) part(done, row + rows, int64_t{0}, int64_t{1}, count - done);
+}
+
+inline bool has_short_rows(const TensorView& x) {
+  return x.ndim == 2 && x.strides[1] == 1 &&
+         x.shape[1] <= kShortRun;  // and 2 or more, else it had one dimension
+}
+
 template <class E>
 void gather(E* to, const TensorView& x, int64_t begin, int64_t count) {
   const E* const data = x.as<const E>();
@@ -73,6 +124,17 @@ void gather(E* to, const TensorView& x, int64_t begin, int64_t count) {
   if (last == 1 && stride == 1 && x.strides[0] == 0) return repeat_row(to, data, x.shape[last], begin, count);
   if (last == 1 && stride == 0 && x.shape[last] * static_cast<int64_t>(sizeof(E)) <= kVectorBytes)
     return spread_column(to, data, x.strides[0], x.shape[last], begin, count);
+  if (has_short_rows(x)) {
+    const int64_t pitch = x.strides[0];
+    return each_part(x.shape[1], begin, count,
+                     [&](int64_t done, int64_t row, int64_t column, int64_t rows, int64_t length) {
+                       const E* const from = data + row * pitch + column;
+                       if (rows > 1)
+                         copy_short_rows(to + done, length, from, pitch, length, rows);
+                       else
+                         for (int64_t i = 0; i < length; ++i) to[done + i] = from[i];
+                     });
+  }
   each_run(x, begin, count, [&](int64_t done, int64_t offset, int64_t length) {
     E* const run = to + done;
     const E* const from = data + offset;
@@ -90,6 +152,17 @@ void gather(E* to, const TensorView& x, int64_t begin, int64_t count) {
 template <class E>
 void scatter(const E* from, const TensorView& y, int64_t begin, int64_t count) {
   E* const data = y.as<E>();
+  if (has_short_rows(y)) {
+    const int64_t pitch = y.strides[0];
+    return each_part(y.shape[1], begin, count,
+                     [&](int64_t done, int64_t row, int64_t column, int64_t rows, int64_t length) {
+                       E* const to = data + row * pitch + column;
+                       if (rows > 1)
+                         copy_short_rows(to, pitch, from + done, length, length, rows);
+                       else
+                         for (int64_t i = 0; i < length; ++i) to[i] = from[done + i];
+                     });
+  }
   const int64_t stride = y.strides[y.ndim - 1];
   each_run(y, begin, count, [&](int64_t done, int64_t offset, int64_t length) {
     const E* const run = from + done;

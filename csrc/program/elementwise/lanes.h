@@ -48,6 +48,41 @@ constexpr bool kIsFloating<double> = true;
 template <class T, int L>
 constexpr bool kIsWholeVector = kIsFloating<T> && L * sizeof(T) == kVectorBytes;
 
+template <int kBytes>
+struct UnsignedOfSize;
+template <>
+struct UnsignedOfSize<1> {
+  using type = uint8_t;
+};
+template <>
+struct UnsignedOfSize<2> {
+  using type = uint16_t;
+};
+template <>
+struct UnsignedOfSize<4> {
+  using type = uint32_t;
+};
+template <>
+struct UnsignedOfSize<8> {
+  using type = uint64_t;
+};
+template <int kBytes>
+using UnsignedOf = typename UnsignedOfSize<kBytes>::type;
+
+// Integers of another size, halved or doubled in each step: GCC 12 takes vectors apart for longer ones.
+// Widening fills up with zeros; masks and whole numbers below 256 survive narrowing.
+template <class To, int L, class V>
+FASTNN_INLINE Lanes<To, L> in_steps(V v) {
+  constexpr int kFrom = static_cast<int>(sizeof(V)) / L, kTo = sizeof(To);
+  if constexpr (kFrom == kTo) {
+    return bit_cast<Lanes<To, L>>(v);
+  } else {
+    const auto from = bit_cast<Lanes<UnsignedOf<kFrom>, L>>(v);
+    constexpr int kNext = kFrom < kTo ? 2 * kFrom : kFrom / 2;
+    return in_steps<To, L>(__builtin_convertvector(from, Lanes<UnsignedOf<kNext>, L>));
+  }
+}
+
 template <class T, int L>
 FASTNN_INLINE Lanes<T, L> read(const char* p) {
   Lanes<T, L> v;
