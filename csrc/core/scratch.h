@@ -25,7 +25,7 @@ class ScratchBuffer {
 
 // Memory of the calling thread, at least `bytes` long; it stays valid until the same thread asks for the same
 // slot again. It is kept between calls, so that hot paths do not allocate: for buffers whose size is bounded.
-enum class Scratch { pack_a, pack_b, accumulate, row, gradient, transposed, count };
+enum class Scratch { pack_a, pack_b, accumulate, row, gradient, transposed, registers, count };
 void* thread_scratch(Scratch slot, size_t bytes);
 
 // The calling thread's buffers, one a slot.

@@ -15,10 +15,12 @@ InstructionKernel find(const char* name) {
   const InstructionFamily families[] = {
       batch_norm_instructions(),
       copy_instructions(),
+      elementwise_instructions(),
       indexing_instructions(),
       layer_norm_instructions(),
       nll_instructions(),
       product_instructions(),
+      reduce_instructions(),
       softmax_instructions(),
   };
   for (const InstructionFamily& family : families)

@@ -54,6 +54,8 @@ InstructionFamily layer_norm_instructions();
 InstructionFamily nll_instructions();
 InstructionFamily product_instructions();
 InstructionFamily softmax_instructions();
+InstructionFamily elementwise_instructions();
+InstructionFamily reduce_instructions();
 ProgramKernels program_kernels();
 }  // namespace FASTNN_ISA
 

@@ -1,0 +1,81 @@
+"""Runs what has rules natively beside torch, and compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from one_op import Native
+
+import fastnn.capture.lowering.activations
+import fastnn.capture.lowering.copies
+import fastnn.capture.lowering.elementwise
+import fastnn.capture.lowering.foreach
+import fastnn.capture.lowering.losses
+import fastnn.capture.lowering.reductions  # noqa: F401 (rules register themselves)
+from fastnn.capture.ir import Unsupported
+from fastnn.capture.lowering.table import RULES
+
+
+class Covered(Native):
+    """As Native, but ops without a rule and those that a rule refuses only run as torch's do; ``refused`` has
+    their names and why."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[tuple[str, str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = f"{func._schema.name.removeprefix('aten::')}.{func._overloadname}"
+        if name not in RULES:
+            self.refused.append((name, "no rule"))
+            return func(*args, **(kwargs or {}))
+        try:
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+        except Unsupported as reason:
+            self.refused.append((name, str(reason)))
+            if func._schema.is_mutable:  # it has been run
+                return (kwargs or {}).get("out", args[0])
+            return func(*args, **(kwargs or {}))
+        _, expected, found = self.results.pop()
+        if expected is None:  # the ops on lists that are written in place
+            return result
+        self.results.append((name, _copy(expected), found))  # later ops may write to what is expected
+        return result
+
+
+def _copy(result: Any) -> Any:
+    if isinstance(result, (list, tuple)):
+        return [_copy(part) for part in result]
+    return result.clone() if isinstance(result, torch.Tensor) else result
+
+
+def compare(mode: Native, rtol: float | None = None, atol: float | None = None) -> None:
+    """What was computed natively against torch's."""
+    for name, expected, found in mode.results:
+        assert_same(name, expected, found, rtol, atol)
+
+
+def assert_same(
+    name: str, expected: Any, found: Any, rtol: float | None = None, atol: float | None = None
+) -> None:
+    if isinstance(expected, (list, tuple)):
+        for e, f in zip(expected, found, strict=True):
+            assert_same(name, e, f, rtol, atol)
+    elif isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(
+            found, expected, equal_nan=True, rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}"
+        )
+
+
+def check_native(
+    run: Callable[[], Any], *names: str, rtol: float | None = None, atol: float | None = None
+) -> None:
+    """That what `run` does is computed natively as torch does it, these ops among it."""
+    with Covered() as mode:
+        run()
+    native = [name for name, _, _ in mode.results]
+    for name in names:
+        assert name in native, (name, native, mode.refused)
+    compare(mode, rtol, atol)
