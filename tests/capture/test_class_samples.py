@@ -104,7 +104,7 @@ def test_samples(name: str, dtype: torch.dtype, op_db: Any, isa: str) -> None:
                         rtol=50 * eps,
                         atol=500 * eps,
                         equal_nan=True,
-                        msg=lambda m: f"{op_name}: {m}",
+                        msg=lambda m, op=op_name: f"{op}: {m}",
                     )
                     compared += 1
     assert compared
