@@ -96,7 +96,7 @@ def test_samples(name: str, dtype: torch.dtype, op_db: Any, isa: str) -> None:
                     torch.autograd.grad(out, inputs, torch.randn_like(out), allow_unused=True)
             for op_name, theirs, ours in mode.results:
                 for a, b in zip(tensors(ours), tensors(theirs), strict=True):
-                    # Sums in another order of values of up to some tens. torch may have squeezed its result since.
+                    # Sums in another order, of values of up to tens; torch may have squeezed its own since.
                     eps = torch.finfo(b.dtype).eps
                     torch.testing.assert_close(
                         a.flatten(),
