@@ -32,7 +32,7 @@ struct Targets {
     return target.dtype == DType::u8 ? int64_t{target.as<const uint8_t>()[offset]}
                                      : target.as<const int64_t>()[offset];
   }
-  bool in_range(int64_t t) const { return t >= 0 && t < classes; }
+  bool counts(int64_t t) const { return t != ignored && t >= 0 && t < classes; }
   T weight_of(int64_t t) const { return weight ? weight[t * weight_stride] : T(1); }
 };
 
@@ -61,13 +61,12 @@ void losses(const Instruction& i) {
       for (int64_t r = 0; r < n; ++r) {
         const int64_t t = with.at(at[1] + r * rows.along_stride[1]);
         T value = 0;
-        if (t == with.ignored) {
-        } else if (with.in_range(t)) {
+        if (with.counts(t)) {
           const T w = with.weight_of(t);
           value = -w * x.as<const T>()[at[0] + r * rows.along_stride[0] + t * rows.class_stride[0]];
           sums.loss += value;
           sums.weight += w;
-        } else if (!sums.bad) {
+        } else if (t != with.ignored && !sums.bad) {
           sums.bad = 1, sums.bad_index = t;
         }
         if (each) loss.as<T>()[at[2] + r * rows.along_stride[2]] = value;
@@ -113,7 +112,7 @@ struct RowScale {
   T divisor;
 
   T of(int64_t t, int64_t slope_at) const {
-    return t == with.ignored || !with.in_range(t) ? T(0) : with.weight_of(t) * (slope[slope_at] / divisor);
+    return with.counts(t) ? with.weight_of(t) * (slope[slope_at] / divisor) : T(0);
   }
 };
 
@@ -141,8 +140,7 @@ void zero_gradients(const Instruction& i) {
         else
           for (int64_t k = 0; k < rows.classes; ++k) to[k * stride] = 0;
         const int64_t t = scale.with.at(at[2] + r * rows.along_stride[2]);
-        if (t != scale.with.ignored && scale.with.in_range(t))
-          to[t * stride] = -scale.of(t, at[1] + r * rows.along_stride[1]);
+        if (scale.with.counts(t)) to[t * stride] = -scale.of(t, at[1] + r * rows.along_stride[1]);
       }
     });
   });
@@ -197,7 +195,7 @@ void softmax_gradients(const Instruction& i) {
         T* const row = to + r * rows.along_stride[0];
         const int64_t t = scale.with.at(at[3] + r * rows.along_stride[3]);
         const T factor = scale.of(t, at[2] + r * rows.along_stride[2]);
-        const bool counts = t != scale.with.ignored && scale.with.in_range(t);
+        const bool counts = scale.with.counts(t);
         if (!touching || !counts || factor != common)
           scaled_row(from + r * rows.along_stride[1], from_stride, factor, classes, row, to_stride);
         if (counts) row[t * to_stride] -= factor;

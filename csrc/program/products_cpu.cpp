@@ -85,15 +85,17 @@ bool as_layer(const Product& p) {
   }
   if (p.has(kAddend) && (p.beta != 1 || p.d.strides[0] != 0)) return false;
   if (p.has(kKeepsZ) && !(from_preactivation(p.activation) && p.z.is_contiguous())) return false;
-  TensorView bias = p.d;
-  bias.ndim = 1, bias.shape[0] = p.d.shape[1], bias.strides[0] = p.d.strides[1];
+  TensorView bias;
+  if (p.has(kAddend)) {
+    bias.data = p.d.data, bias.dtype = p.d.dtype, bias.ndim = 1;
+    bias.shape[0] = p.d.shape[1], bias.strides[0] = p.d.strides[1];
+  }
   linear_kernels().forward(p.a, turned(p.b), p.has(kAddend) ? &bias : nullptr, p.activation, p.c,
                            p.has(kKeepsZ) ? &p.z : nullptr);
   return true;
 }
 
-void multiply(const Product& product) {
-  const Product p = turning_pays(product.c) ? turned(product) : product;
+void multiply_as_it_lies(const Product& p) {
   if (as_layer(p)) return;
   if (p.c.dtype == DType::f32)
     general<float>(p);
@@ -101,29 +103,38 @@ void multiply(const Product& product) {
     general<double>(p);
 }
 
-// The matrix at `index` of a batch of them.
-TensorView matrix(const TensorView& t, int64_t index) {
-  if (t.ndim == 2) return t;
-  TensorView one = t;
-  one.ndim = 2;
-  one.data = t.as<char>() + index * t.strides[0] * dtype_size(t.dtype);
-  for (int d = 0; d < 2; ++d) one.shape[d] = t.shape[d + 1], one.strides[d] = t.strides[d + 1];
-  return one;
+void multiply(const Product& p) {
+  if (turning_pays(p.c))
+    multiply_as_it_lies(turned(p));
+  else
+    multiply_as_it_lies(p);
 }
 
-Product product_at(const Instruction& i, int64_t index) {
-  Product p;
-  p.parts = i.code[1];
-  p.activation = static_cast<Activation>(i.code[0]);
-  p.alpha = i.numbers[0], p.beta = i.numbers[1];
+// The first matrix of a batch of them, or the only one.
+TensorView first_matrix(const TensorView& t) {
+  if (t.ndim == 2) return t;
+  TensorView first;
+  first.data = t.data, first.dtype = t.dtype, first.ndim = 2;
+  for (int d = 0; d < 2; ++d) first.shape[d] = t.shape[d + 1], first.strides[d] = t.strides[d + 1];
+  return first;
+}
+
+// Calls visit(operand of the instruction, the product's) for those that are there.
+template <class Visit>
+void each_operand(const Instruction& i, Product& p, const Visit& visit) {
   const TensorView* next = i.operands;
-  p.c = matrix(*next++, index);
-  if (p.has(kKeepsZ)) p.z = matrix(*next++, index);
-  p.a = matrix(*next++, index);
-  p.b = matrix(*next++, index);
-  if (p.has(kAddend)) p.d = matrix(*next++, index);
-  if (p.has(kSaved)) p.saved = matrix(*next++, index);
-  return p;
+  visit(*next++, p.c);
+  if (p.has(kKeepsZ)) visit(*next++, p.z);
+  visit(*next++, p.a);
+  visit(*next++, p.b);
+  if (p.has(kAddend)) visit(*next++, p.d);
+  if (p.has(kSaved)) visit(*next++, p.saved);
+}
+
+void advance(const Instruction& i, Product& p, int64_t products) {
+  each_operand(i, p, [&](const TensorView& whole, TensorView& matrix) {
+    matrix.data = matrix.as<char>() + products * whole.strides[0] * dtype_size(whole.dtype);
+  });
 }
 
 // product: c, [z] = a, b, [d], [saved]; numbers alpha, beta; code activation, parts
@@ -132,18 +143,25 @@ Product product_at(const Instruction& i, int64_t index) {
 // in front. `saved` is what linear.h says; d is not read where `parts` leaves it out. The results overlap no
 // input but that d or saved may be the very view c.
 void product(const Instruction& i) {
-  const TensorView &c = i.operands[0], &a = i.operands[i.code[1] & kKeepsZ ? 2 : 1];
+  const TensorView& c = i.operands[0];
   if (c.numel() == 0) return;
-  if (c.ndim == 2) return multiply(product_at(i, 0));
+  Product first;
+  first.activation = static_cast<Activation>(i.code[0]);
+  first.parts = i.code[1];
+  first.alpha = i.numbers[0], first.beta = i.numbers[1];
+  each_operand(i, first, [](const TensorView& whole, TensorView& matrix) { matrix = first_matrix(whole); });
+  if (c.ndim == 2) return multiply(first);
   // Each product by one thread where there are enough of them, for its own threads meet at the end of each.
-  const int64_t batch = c.shape[0], work = c.shape[1] * c.shape[2] * a.shape[2];
-  if (batch < max_threads() && work >= 2 * kGemmGrain) {
-    for (int64_t index = 0; index < batch; ++index) multiply(product_at(i, index));
-    return;
-  }
-  parallel_for(batch, ceil_div(kGemmGrain, work + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) multiply(product_at(i, index));
-  });
+  const int64_t batch = c.shape[0], work = c.shape[1] * c.shape[2] * first.a.shape[1];
+  const auto some = [&](int64_t begin, int64_t end) {
+    Product p = first;
+    advance(i, p, begin);
+    for (int64_t index = begin; index < end; ++index, advance(i, p, 1)) multiply(p);
+  };
+  if (batch < max_threads() && work >= 2 * kGemmGrain)
+    some(0, batch);
+  else
+    parallel_for(batch, ceil_div(kGemmGrain, work + 1), some);
 }
 
 constexpr NamedInstruction kInstructions[] = {{"product", product}};

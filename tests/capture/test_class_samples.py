@@ -96,7 +96,7 @@ def test_samples(name: str, dtype: torch.dtype, op_db: Any, isa: str) -> None:
                     torch.autograd.grad(out, inputs, torch.randn_like(out), allow_unused=True)
             for op_name, theirs, ours in mode.results:
                 for a, b in zip(tensors(ours), tensors(theirs), strict=True):
-                    # Sums in another order of values of up to some tens. torch may have squeezed its result.
+                    # Sums in another order, of values of up to tens; torch may have squeezed its own since.
                     eps = torch.finfo(b.dtype).eps
                     torch.testing.assert_close(
                         a.flatten(),
@@ -104,7 +104,7 @@ def test_samples(name: str, dtype: torch.dtype, op_db: Any, isa: str) -> None:
                         rtol=50 * eps,
                         atol=500 * eps,
                         equal_nan=True,
-                        msg=lambda m, op_name=op_name: f"{op_name}: {m}",
+                        msg=lambda m, op=op_name: f"{op}: {m}",
                     )
                     compared += 1
     assert compared

@@ -131,6 +131,24 @@ def replace(x: Any, kind: type, by: Callable[[Any], Any]) -> Any:
     return x
 
 
+@cache
+def _is_composite(op: Any) -> bool:
+    return bool(op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+
+
+class _Within:
+    """The ops of an op, under the mode that it has come to."""
+
+    def __init__(self, mode: TorchDispatchMode) -> None:
+        self._mode = mode
+
+    def __enter__(self) -> None:
+        TorchDispatchMode.__enter__(self._mode)
+
+    def __exit__(self, *error: object) -> None:
+        TorchDispatchMode.__exit__(self._mode, *error)
+
+
 class Recorder(TorchDispatchMode):
     """While it is entered, ops of the calling thread run as ever and are noted.
 
@@ -185,6 +203,9 @@ class Recorder(TorchDispatchMode):
             schema = _schema(func)
             if schema.namespace == "profiler":
                 return func(*args, **kwargs)
+            if torch.is_inference_mode_enabled() and _is_composite(func):  # elsewhere autograd decomposes it
+                with _Within(self):
+                    return func.decompose(*args, **kwargs)
             self._check(schema, args, kwargs)
             noted_args = tuple(replace(a, Tensor, self.view) for a in args)
             noted_kwargs = {key: replace(a, Tensor, self.view) for key, a in kwargs.items()}
