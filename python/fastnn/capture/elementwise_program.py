@@ -189,9 +189,11 @@ class _Assembler:
             value = self.values[index]
             args = self.args[index]
             for arg in args:
-                # A result may take the place of an operand of its size, which each loop reads ahead of it.
+                # A result may take the place of an operand of its size, which the loop reads ahead of it; but
+                # not of a row's one value, which the loop reads again and again.
                 same_size = self.values[arg].dtype.itemsize == value.dtype.itemsize
-                if arg in held and last[arg] == at and same_size:
+                may_be_one = self.iteration.by_rows and self.values[arg].name == "memory"
+                if arg in held and last[arg] == at and same_size and not may_be_one:
                     free.append(held.pop(arg))
             if operand is not None:
                 slots[index] = (0, operand)

@@ -11,6 +11,7 @@ import torch
 from fastnn.capture.ir import Expr, Unsupported, View
 from fastnn.capture.lowering.table import Lowering, lowers
 from fastnn.capture.lowering.types import check
+from fastnn.capture.overlap import extent, overlap
 
 _Dims: TypeAlias = "list[int] | int | None"
 _Dim: TypeAlias = "tuple[int, ...]"  # size, strides in elements
@@ -105,7 +106,7 @@ def _check(out: View, x: View, *, floats: bool = False) -> None:
         raise Unsupported(f"{len(x.shape)} dimensions")
     check(out)
     check(out.with_shape((), ()), x.with_shape((), ()))
-    if out.storage is x.storage:
+    if overlap(extent(out), extent(x)):
         raise Unsupported("a reduction to where its operand lies")
     if floats and not (out.dtype.is_floating_point and x.dtype.is_floating_point):
         raise Unsupported("a reduction of integers")
