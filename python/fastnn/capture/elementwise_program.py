@@ -22,6 +22,7 @@ def assemble(values: Values, shape: tuple[int, ...], is_needed: Callable[[View],
     """The instruction for values on a shape without dimensions of size 1, or None where nobody needs a
     result. `is_needed` tells of a canonical view whether what it is given is ever read."""
     stores = [store for store in values.stores.values() if is_needed(store.view)]
+    values.totals = [total for total in values.totals if is_needed(total.view)]
     if not (stores or values.totals):
         return None
     return _Assembler(values, shape, stores).instruction()
