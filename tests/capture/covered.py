@@ -13,7 +13,8 @@ import fastnn.capture.lowering.copies
 import fastnn.capture.lowering.elementwise
 import fastnn.capture.lowering.foreach
 import fastnn.capture.lowering.losses
-import fastnn.capture.lowering.reductions  # noqa: F401 (rules register themselves)
+import fastnn.capture.lowering.reductions
+import fastnn.capture.lowering.statistics  # noqa: F401 (rules register themselves)
 from fastnn.capture.ir import Unsupported
 from fastnn.capture.lowering.table import RULES
 

@@ -30,6 +30,12 @@ struct ElementOf<T&&> {
   using type = T;
 };
 
+// The type of the values of a vector of any length.
+template <class V>
+using LaneOfVector = typename ElementOf<decltype(V{}[0])>::type;
+template <class V>
+constexpr int kCountOf = static_cast<int>(sizeof(V) / sizeof(LaneOfVector<V>));
+
 template <class... T>
 constexpr int lanes_of() {
   int widest = 1;

@@ -3,6 +3,7 @@
 
 #include "program/elementwise/functions.h"
 #include "program/elementwise/micro_op.h"
+#include "program/elementwise/truth.h"
 
 namespace fastnn::FASTNN_ISA {
 

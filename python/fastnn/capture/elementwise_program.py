@@ -22,6 +22,7 @@ def assemble(values: Values, shape: tuple[int, ...], is_needed: Callable[[View],
     """The instruction for values on a shape without dimensions of size 1, or None where nobody needs a
     result. `is_needed` tells of a canonical view whether what it is given is ever read."""
     stores = [store for store in values.stores.values() if is_needed(store.view)]
+    values.totals = [total for total in values.totals if is_needed(total.view)]
     if not (stores or values.totals):
         return None
     return _Assembler(values, shape, stores).instruction()
@@ -189,9 +190,11 @@ class _Assembler:
             value = self.values[index]
             args = self.args[index]
             for arg in args:
-                # A result may take the place of an operand of its size, which each loop reads ahead of it.
+                # A result may take the place of an operand of its size, which the loop reads ahead of it; but
+                # not of a row's one value, which the loop reads again and again.
                 same_size = self.values[arg].dtype.itemsize == value.dtype.itemsize
-                if arg in held and last[arg] == at and same_size:
+                may_be_one = self.iteration.by_rows and self.values[arg].name == "memory"
+                if arg in held and last[arg] == at and same_size and not may_be_one:
                     free.append(held.pop(arg))
             if operand is not None:
                 slots[index] = (0, operand)

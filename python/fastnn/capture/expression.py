@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from fastnn.capture.ir import Elementwise, Expr, View
-from fastnn.capture.micro_ops import COMPARISONS, CONVERSIONS, LOGICAL, SWAPPED
+from fastnn.capture.micro_ops import COMPARISONS, CONVERSIONS, LOGICAL, SWAPPED, has_type
 from fastnn.capture.overlap import canonical
 
 # Expressions are made of Views, which broadcast, of numbers, and of (name, arguments...). Unless a name is
@@ -73,15 +73,14 @@ class Values:
         value = self._read(canonical(view, view.shape))
         self.totals.append(Total(canonical(out, out.shape), value, divisor))
 
-    def new(self, value: Value) -> int:
-        """Append a value, whether or not there is one like it."""
+    def _new(self, value: Value) -> int:
         self.values.append(value)
         return len(self.values) - 1
 
     def _value(self, value: Value) -> int:
         found = self._known.get(value)
         if found is None:
-            found = self._known[value] = self.new(value)
+            found = self._known[value] = self._new(value)
             if value.name not in ("memory", "constant"):
                 self.ops.append(found)
         return found
@@ -90,7 +89,7 @@ class Values:
         found = self._held.get(view)
         if found is None:
             # Not a value that is known: what lies there may have been written over.
-            found = self._held[view] = self.new(Value("memory", (), view.dtype, view))
+            found = self._held[view] = self._new(Value("memory", (), view.dtype, view))
         return found
 
     def _converted(self, index: int, dtype: torch.dtype) -> int:
@@ -123,10 +122,12 @@ class Values:
             name, arguments, result = LOGICAL[name], torch.bool, torch.bool
         elif name == "logical_not":
             name, args, arguments, result = "xor", [args[0], True], torch.bool, torch.bool
+        elif not has_type(name, context):
+            raise ValueError(f"{name} in an expression of {context}")
         types = [arguments] * len(args)
         if name == "where":
             types[0] = torch.bool
         operands = tuple(
             self._evaluate(arg, shape, context, kind) for arg, kind in zip(args, types, strict=True)
         )
-        return self._converted(self._value(Value(name, operands, result, "")), dtype)
+        return self._converted(self._value(Value(name, operands, result)), dtype)

@@ -67,8 +67,8 @@ def _hardtanh(low: Lowering, out: View, /, x: View, min: float = -1, max: float 
 def _hardtanh_backward(
     low: Lowering, out: View, /, g: View, x: View, min_val: float, max_val: float, **_: Any
 ) -> None:
-    outside: Expr = ("logical_or", ("le", x, min_val), ("ge", x, max_val))
-    _emit(low, out, ("where", outside, 0, g), g, x)
+    inside: Expr = ("logical_and", ("gt", x, min_val), ("lt", x, max_val))
+    _emit(low, out, ("where", inside, g, 0), g, x)
 
 
 @lowers(*overloads("leaky_relu"))
