@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from covered import Covered, check_native
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.capture import micro_ops
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 DTYPES = [torch.float32, torch.float64]
 NAN, INF = float("nan"), float("inf")

@@ -13,12 +13,12 @@ from one_op import _as_tensor, _views
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastnn import _backend
+from fastnn import _dispatch
 from fastnn.capture.fusion import fuse
 from fastnn.capture.ir import Instruction, Island, Node, Storage, Unsupported, View
 from fastnn.capture.lowering.table import Lowering, lower
 
-pytestmark = pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module")
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
 def mapped(x: Any, kind: type, change: Callable[[Any], Any]) -> Any:
@@ -73,7 +73,7 @@ def execute(nodes: list[Node], memory: dict[int, Tensor]) -> None:
     for node in nodes:
         if isinstance(node, Instruction):
             operands = [_as_tensor(v, memory) for v in [*node.outs, *node.ins]]
-            _backend.cpu.run_instruction(node.name, operands, node.numbers, node.code)
+            _dispatch.cpu.run_instruction(node.name, operands, node.numbers, node.code)
         else:
             assert isinstance(node, Island)
             args, kwargs = (

@@ -9,10 +9,10 @@ import torch
 from covered import Covered, check_native
 from torch import Tensor
 
-from fastnn import _backend
+from fastnn import _dispatch
 
 pytestmark = [
-    pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module"),
+    pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module"),
     pytest.mark.filterwarnings("ignore:(var|std|std_mean|var_mean).*degrees of freedom"),
 ]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from covered import Covered, assert_same
 
-from fastnn import _backend
+from fastnn import _dispatch
 
 pytest.importorskip("expecttest", reason="torch's samples need it")
 with warnings.catch_warnings():  # of what else it would like to have
@@ -18,7 +18,7 @@ with warnings.catch_warnings():  # of what else it would like to have
     from torch.testing._internal.common_methods_invocations import op_db
 
 pytestmark = [
-    pytest.mark.skipif(_backend.cpu is None, reason="needs the compiled module"),
+    pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

@@ -12,6 +12,7 @@ from fastnn.capture.lowering import (
     products,
     reductions,
     softmax,
+    statistics,
 )
 from fastnn.capture.lowering.table import Lowering, lower
 
@@ -29,4 +30,5 @@ __all__ = [
     "products",
     "reductions",
     "softmax",
+    "statistics",
 ]
