@@ -31,7 +31,7 @@ InstructionKernel find(const char* name) {
 
 int64_t run(const Instruction* instructions, int64_t count, int64_t threads) {
   int64_t done = count;
-  run_as_team(threads, [&] {
+  run_as_team(threads < max_threads() ? threads : max_threads(), [&] {
     for (int64_t i = 0; i < count; ++i) {
       instructions[i].run(instructions[i]);
       if (instructions[i].bad_index && *instructions[i].bad_index != kAllWell) {
