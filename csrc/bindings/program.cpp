@@ -60,7 +60,8 @@ struct Node {
   Kind kind;
   size_t begin = 0, end = 0;  // of the instructions
   int64_t threads_worth = 0;
-  py::object function;  // also what takes the step where the optimizer cannot be natively
+  bool takes_tensors = true;  // of the function: those among the arguments, and the outputs
+  py::object function;        // also what takes the step where the optimizer cannot be natively
   py::object optimizer;
   std::string rule;
   std::vector<std::pair<py::object, Operand>> gradients;
@@ -72,7 +73,7 @@ class Program {
   // arguments: the specification of (args, kwargs), see arguments.h.
   // buffers: (kind, index, tensor, (dtype, shape, strides), requires_grad, first, bytes, written).
   // outputs: functions that allocate them. nodes: ("native", name, operands, numbers, code, results, error),
-  // ("python", function), ("optimizer", rule, optimizer, [(parameter, buffer, offset)], function).
+  // ("python", function, takes_tensors), ("optimizer", rule, optimizer, [(parameter, buffer, offset)], function).
   // absent: parameters that must have no gradient; cleared: those that have none after a call;
   // kept: (parameter, output) of those that get one. written: tensors whose versions are counted, and
   // written_inputs the numbers of those among the arguments. shared_inputs: arguments that lie so many bytes
@@ -211,6 +212,7 @@ class Program {
     node.kind = kind == "python" ? Node::Kind::python : Node::Kind::optimizer;
     if (kind == "python") {
       node.function = from[1];
+      node.takes_tensors = from[2].cast<bool>();
     } else {
       node.rule = from[1].cast<std::string>();
       node.optimizer = from[2];
@@ -395,15 +397,14 @@ class Program {
   void execute(const Node& node) {
     if (node.kind == Node::Kind::run) return run_instructions(node);
     if (node.kind == Node::Kind::optimizer && step(node)) return;
-    call(node.function);
-  }
-
-  // function(tensors among the arguments, outputs)
-  void call(const py::object& function) const {
+    if (!node.takes_tensors) {
+      owned(PyObject_CallNoArgs(node.function.ptr()));
+      return;
+    }
     py::list inputs, outputs;
     for (PyObject* input : inputs_) inputs.append(py::handle(input));
     for (const py::object& output : made_) outputs.append(output);
-    function(inputs, outputs);
+    node.function(inputs, outputs);
   }
 
   void run_instructions(const Node& node) const {

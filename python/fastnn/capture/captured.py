@@ -341,8 +341,7 @@ def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
     if view.numel == 0:
         return _Maker(lambda inputs, outputs: torch.empty_strided(view.shape, view.strides, dtype=view.dtype))
     if id(view.storage) in builder.inputs:
-        resolve = builder.resolver(view)
-        return _Maker(resolve)
+        return _Maker(builder.place(view).tensor)
     return _Maker(lambda inputs, outputs: t)
 
 

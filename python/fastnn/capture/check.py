@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class State:
         grads = [p.grad for p in self._leaves.values() if p.grad is not None]
         self._tensors = {id(t): t for t in [*program.reached, *inputs, *self._leaves.values(), *grads]}
         self._values = [_copy(t) for t in self._tensors.values()]
+        self._bases = dict(zip(self._tensors, self._values, strict=True))
         self._grads = {key: p.grad for key, p in self._leaves.items()}
         self._states = [
             [(p, dict(entries), {k: _copy(v) for k, v in entries.items() if isinstance(v, Tensor)})
@@ -46,6 +47,7 @@ class State:
         """Put it back."""
         for tensor, value in zip(self._tensors.values(), self._values, strict=True):
             _write(tensor, value)
+        self._bases = dict(zip(self._tensors, self._values, strict=True))
         for key, leaf in self._leaves.items():
             leaf.grad = self._grads[key]
         for optimizer, states in zip(self._optimizers, self._states, strict=True):
@@ -65,17 +67,35 @@ class State:
         """Move every float that the program may read by a few units in the last place."""
         for tensor in self._tensors.values():
             _nudge(tensor)
+        self._bases = {key: _copy(t) for key, t in self._tensors.items()}
 
-    def now(self) -> list[Tensor]:
-        """Copies of the present values, in one order."""
-        found = [_copy(t) for key, t in self._tensors.items() if key not in self._old]
+    def changes(self) -> list[Change]:
+        """What has been changed, and by how much, in one order."""
+        found = [Change(t, self._bases[key]) for key, t in self._tensors.items() if key not in self._old]
         for key, leaf in self._leaves.items():
             if leaf.grad is not None and key not in self._dropped:
-                found.append(_copy(leaf.grad))
-        for optimizer in self._optimizers:
-            for entries in optimizer.state.values():
-                found.extend(_copy(v) for v in entries.values() if isinstance(v, Tensor))
+                found.append(Change(leaf.grad))
+        for optimizer, states in zip(self._optimizers, self._states, strict=True):
+            before = {id(p): copies for p, _, copies in states}
+            for p, entries in optimizer.state.items():
+                copies = before.get(id(p), {})
+                found.extend(
+                    Change(v, copies.get(key)) for key, v in entries.items() if isinstance(v, Tensor)
+                )
         return found
+
+
+class Change:
+    """What became of a tensor."""
+
+    def __init__(self, now: Tensor, before: Tensor | None = None) -> None:
+        """`before` is what it was, where it was there."""
+        now = now.detach()
+        self.shape, self.dtype = tuple(now.shape), now.dtype
+        self.by = now.double() if before is None else now.double() - before.double()
+        self.rounding = 0.0
+        if now.is_floating_point() and now.numel() and before is not None:
+            self.rounding = 4 * torch.finfo(now.dtype).eps * now.abs().nan_to_num(0, 0, 0).max().item()
 
 
 def _copy(t: Tensor) -> Tensor:
@@ -120,51 +140,46 @@ def compare(
     if first is None or again is None or nudged is None:
         return None
     result = eager()
-    expected = [_copy(t) for t in tensors_in(result)] + before.now()
+    expected = [Change(t) for t in tensors_in(result)] + before.changes()
     return result, _difference(first, again, nudged, expected)
 
 
-def _outcome(program: Program, arguments: tuple[Any, Any], state: State) -> list[Tensor] | None:
+def _outcome(program: Program, arguments: tuple[Any, Any], state: State) -> list[Change] | None:
     result = program.native.run(arguments)
     if result is NotImplemented:
         return None
-    return [_copy(t) for t in tensors_in(result)] + state.now()
+    return [Change(t) for t in tensors_in(result)] + state.changes()
 
 
 def _difference(
-    first: list[Tensor], again: list[Tensor], nudged: list[Tensor], expected: list[Tensor]
+    first: list[Change], again: list[Change], nudged: list[Change], expected: list[Change]
 ) -> str | None:
     if not len(first) == len(again) == len(nudged) == len(expected):
         return "the program leaves other tensors than torch"
     for i, (a, b, c, e) in enumerate(zip(first, again, nudged, expected, strict=True)):
-        if a.shape != e.shape or a.dtype != e.dtype:
-            return f"result {i} is {a.dtype} {tuple(a.shape)}, torch's {e.dtype} {tuple(e.shape)}"
-        if not torch.equal(a.nan_to_num(), b.nan_to_num()):
+        if (a.shape, a.dtype) != (e.shape, e.dtype):
+            return f"result {i} is {a.dtype} {a.shape}, torch's {e.dtype} {e.shape}"
+        if not torch.equal(a.by.nan_to_num(), b.by.nan_to_num()):
             return f"result {i} differs from run to run"
-        for wrong in _too_far(a, c, e):
-            return f"result {i} of shape {tuple(a.shape)} differs from torch's by {wrong:.3g}"
+        wrong = _too_far(a, c, e)
+        if wrong:
+            return f"result {i} of shape {a.shape} differs from torch's by {wrong:.3g}"
     return None
 
 
-def _too_far(a: Tensor, nudged: Tensor, expected: Tensor) -> Iterator[float]:
-    if a.numel() == 0 or torch.equal(a, expected):
-        return
-    if not a.is_floating_point():
-        if torch.equal(a, nudged):
-            yield (a.double() - expected.double()).abs().max().item()
-        return
-    relative = _RELATIVE[expected.dtype]
-    a, nudged, expected = a.double(), nudged.double(), expected.double()
-    finite = expected.isfinite()
-    if not torch.equal(a.isfinite(), finite):
-        yield float("inf")
-        return
-    off = (a - expected)[finite].abs()
-    moved = (a - nudged)[finite & nudged.isfinite()].abs()
+def _too_far(a: Change, nudged: Change, expected: Change) -> float:
+    """By how much `a` differs from `expected`, where that is more than it may; else 0."""
+    if a.by.numel() == 0 or torch.equal(a.by, expected.by):
+        return 0.0
+    finite = expected.by.isfinite()
+    if not torch.equal(a.by.isfinite(), finite):
+        return float("inf")
+    off = (a.by - expected.by)[finite].abs()
+    moved = (a.by - nudged.by)[finite & nudged.by.isfinite()].abs()
     if off.numel() == 0:
-        return
-    allowed = relative * expected[finite].abs().max()
+        return 0.0
+    allowed = _RELATIVE.get(a.dtype, 0.0) * expected.by[finite].abs().max().item() + expected.rounding
     if moved.numel():
-        allowed = allowed + _TIMES * moved.max()
-    if bool(off.max() > allowed):
-        yield off.max().item()
+        allowed += _TIMES * moved.max().item()
+    wrong = off.max().item()
+    return wrong if wrong > allowed else 0.0

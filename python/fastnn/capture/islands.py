@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +13,25 @@ from torch import Tensor
 from fastnn.capture.ir import Island, OptimizerStep, View
 from fastnn.capture.recorder import replace
 
-# Gives the tensor of a View, from the tensors among the arguments and those that are returned.
-Resolve = Callable[[list[Tensor], list[Tensor]], Tensor]
+
+@dataclass
+class Place:
+    """Where the tensor of a View is found in a call.
+
+    Attributes:
+        fixed: the tensor, where it is the same in each call.
+        find: else what gives it, from the tensors among the arguments and those that are returned.
+    """
+
+    fixed: Tensor | None = None
+    find: Callable[[list[Tensor], list[Tensor]], Tensor] | None = None
+
+    def tensor(self, inputs: list[Tensor], outputs: list[Tensor]) -> Tensor:
+        """The tensor of the present call."""
+        if self.fixed is not None:
+            return self.fixed
+        assert self.find is not None  # one of the two is given
+        return self.find(inputs, outputs)
 
 
 def view_of(tensor: Tensor, view: View, offset: int | None = None) -> Tensor:
@@ -27,42 +47,42 @@ def in_bytes(memory: Tensor, view: View, offset: int) -> Tensor:
     return torch.empty(0, dtype=view.dtype).set_(memory.untyped_storage(), start, view.shape, view.strides)
 
 
-def call_island(island: Island, resolve: Callable[[View], Resolve]) -> Callable[..., None]:
-    """A function of (arguments' tensors, outputs) that runs the op."""
-    args = tuple(replace(a, View, resolve) for a in island.args)
-    kwargs = {key: replace(a, View, resolve) for key, a in island.kwargs.items()}
-    targets = [None if view is None else resolve(view) for view in island.results]
+def call_island(island: Island, place: Callable[[View], Place]) -> tuple[Callable[..., Any], bool]:
+    """What runs the op, and whether it is to be called with the arguments' tensors and the outputs."""
+    args = tuple(replace(a, View, place) for a in island.args)
+    kwargs = {key: replace(a, View, place) for key, a in island.kwargs.items()}
+    targets = [None if view is None else place(view) for view in island.results]
     op = island.op
+    if all(place(view).fixed is not None for view in (*island.ins, *island.outs)) and not any(targets):
+        fixed_args = tuple(replace(a, Place, lambda p: p.fixed) for a in args)
+        fixed = {key: replace(a, Place, lambda p: p.fixed) for key, a in kwargs.items()}
+        return functools.partial(op, *fixed_args, **fixed), False
 
     def run(inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        def tensor(resolver: Resolve) -> Tensor:
-            return resolver(inputs, outputs)
+        def tensor(p: Place) -> Tensor:
+            return p.tensor(inputs, outputs)
 
-        with torch.no_grad():
-            found = op(
-                *(replace(a, _FUNCTION, tensor) for a in args),
-                **{key: replace(a, _FUNCTION, tensor) for key, a in kwargs.items()},
-            )
-            results = found if isinstance(found, (tuple, list)) else (found,)
-            for result, target in zip(results, targets, strict=False):
-                if target is not None:
-                    tensor(target).copy_(result)
+        found = op(
+            *(replace(a, Place, tensor) for a in args),
+            **{key: replace(a, Place, tensor) for key, a in kwargs.items()},
+        )
+        results = found if isinstance(found, (tuple, list)) else (found,)
+        for result, target in zip(results, targets, strict=False):
+            if target is not None:
+                tensor(target).copy_(result)
 
-    return run
-
-
-_FUNCTION = type(lambda: None)
+    return run, True
 
 
-def call_optimizer(step: OptimizerStep, resolve: Callable[[View], Resolve]) -> Callable[..., None]:
+def call_optimizer(step: OptimizerStep, place: Callable[[View], Place]) -> Callable[..., None]:
     """A function that takes the optimizer's step in Python, with the program's gradients."""
-    gradients = [(param, resolve(view)) for param, view in step.gradients]
+    gradients = [(param, place(view)) for param, view in step.gradients]
     optimizer = step.optimizer
 
     def run(inputs: list[Tensor], outputs: list[Tensor]) -> None:
         params = [param for group in optimizer.param_groups for param in group["params"]]
         before = [param.grad for param in params]
-        present = [(param, gradient(inputs, outputs)) for param, gradient in gradients]
+        present = [(param, gradient.tensor(inputs, outputs)) for param, gradient in gradients]
         try:
             for param in params:
                 param.grad = None

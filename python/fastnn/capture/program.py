@@ -24,7 +24,7 @@ from fastnn.capture.ir import (
     Unsupported,
     View,
 )
-from fastnn.capture.islands import Resolve, call_island, call_optimizer, in_bytes, view_of
+from fastnn.capture.islands import Place, call_island, call_optimizer, in_bytes, view_of
 from fastnn.capture.lowering import Lowering, lower
 from fastnn.capture.lowering.table import ERRORS
 from fastnn.capture.memory import Arena, without_dead
@@ -262,7 +262,7 @@ class Builder:
 
     def _node(self, node: Node) -> tuple[Any, ...]:
         if isinstance(node, Island):
-            return ("python", call_island(node, self.resolver))
+            return ("python", *call_island(node, self.place))
         if isinstance(node, OptimizerStep):
             return self._optimizer(node)
         if isinstance(node, Elementwise):
@@ -276,7 +276,7 @@ class Builder:
         return ("native", node.name, operands, node.numbers, node.code, len(node.outs), raises)
 
     def _optimizer(self, step: OptimizerStep) -> tuple[Any, ...]:
-        in_python = call_optimizer(step, self.resolver)
+        in_python = call_optimizer(step, self.place)
         kind = type(step.optimizer)
         rule = next((rule for torchs, rule in _RULES.items() if kind in (torchs, _fastnns(torchs))), None)
         if (
@@ -284,11 +284,11 @@ class Builder:
             or getattr(step.optimizer, "state_dtype", None)
             or getattr(step.optimizer, "master_weights", False)
         ):
-            return ("python", in_python)
+            return ("python", in_python, True)
         try:
             watch_optimizer(self.watch, step.optimizer)
         except Exception:  # what it says is why Python takes the step
-            return ("python", in_python)
+            return ("python", in_python, True)
         gradients = [(param, *self._place(view)) for param, view in step.gradients]
         return ("optimizer", rule, step.optimizer, gradients, in_python)
 
@@ -336,31 +336,31 @@ class Builder:
             )
         return self._numbers[key]
 
-    def resolver(self, view: View) -> Resolve:
-        """How the tensor of a View is found in a call."""
+    def place(self, view: View) -> Place:
+        """Where the tensor of a View is found in a call."""
         storage = view.storage
         planned = self.arena.offsets.get(id(storage))
         if planned is not None:
-            fixed = in_bytes(self.memory, view, planned)
-            return lambda inputs, outputs: fixed
+            return Place(in_bytes(self.memory, view, planned))
         if storage in self.outputs:
             number = self.outputs.index(storage)
-            return lambda inputs, outputs: view_of(outputs[number], view)
+            return Place(find=lambda inputs, outputs: view_of(outputs[number], view))
         if id(storage) in self.inputs:
             index = self.inputs[id(storage)]
             before = self.tape.inputs[index].offset
-            return lambda inputs, outputs: view_of(
-                inputs[index], view, view.offset - before + int(inputs[index].storage_offset())
+            return Place(
+                find=lambda inputs, outputs: view_of(
+                    inputs[index], view, view.offset - before + int(inputs[index].storage_offset())
+                )
             )
         if id(storage) in self.gradients.state:
             param, _ = self.gradients.state[id(storage)]
-            return lambda inputs, outputs: view_of(_gradient(param), view)
+            return Place(find=lambda inputs, outputs: view_of(_gradient(param), view))
         tensor = storage.tensor
         if tensor is None:
             # Read by torch and written by nobody, as what it is to be is drawn in place.
-            unwritten = in_bytes(torch.empty(storage.bytes, dtype=torch.uint8), view, 0)
-            return lambda inputs, outputs: unwritten
-        return lambda inputs, outputs: view_of(tensor, view)
+            return Place(in_bytes(torch.empty(storage.bytes, dtype=torch.uint8), view, 0))
+        return Place(find=lambda inputs, outputs: view_of(tensor, view))
 
     def is_whole(self, view: View) -> bool:
         """Whether an output is this very view of its memory."""

@@ -44,7 +44,7 @@ class Schema:
 
 def name_of(op: Any) -> str:
     """Such as "add.Tensor"."""
-    return str(op).partition(".")[2]
+    return str(op).partition(".")[2] if isinstance(op, torch._ops.OpOverload) else str(op.__name__)
 
 
 @cache
