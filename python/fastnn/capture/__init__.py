@@ -57,8 +57,9 @@ def capture(
     Args:
         fn: a function, method, lambda or module. Without it a decorator is returned.
         native: whether a call that cannot be recorded raises RuntimeError instead of running as written.
-        check: whether recordings are compared with torch before they are used. The comparison runs the
-            recording three times and restores what it changed, and then the function.
+        check: whether recordings are compared with torch before they are used. For that the recording is
+            replayed seven times, natively and by torch's ops, what it changed is restored, and then the
+            function runs.
         keep_grad: keep all gradients in ``.grad``.
 
     Returns:

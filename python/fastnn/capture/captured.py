@@ -150,7 +150,7 @@ class Captured:
             return None
         difference = compared[1]
         if difference is None:
-            program.checked = True
+            program.checked, program.reference = True, None
         else:
             self._programs = [other for other in self._programs if other is not program]
             known.refused = f"the self-check found a difference: {difference}"
@@ -174,7 +174,9 @@ class Captured:
         elif known.surveyed and not news:
             known.recordings += 1
             try:
-                self._add(_assemble(called, recorder, before, result, self._options["keep_grad"]), called)
+                keep_grad, check = self._options["keep_grad"], self._options["check"]
+                program = _assemble(called, recorder, before, result, keep_grad=keep_grad, check=check)
+                self._add(program, called)
             except Unsupported as reason:
                 known.refused = str(reason)
             if known.recordings == _RECORDINGS:
@@ -222,7 +224,9 @@ def _assemble(
     recorder: Recorder,
     before: dict[int, tuple[Tensor, Tensor | None]],
     result: Any,
+    *,
     keep_grad: bool,
+    check: bool,
 ) -> Program:
     tape = recorder.tape
     fresh = set(map(id, tape.fresh))
@@ -233,8 +237,14 @@ def _assemble(
             raise Unsupported("it returns a tensor with an autograd graph: return loss.detach()")
     results = [view for view in returned if id(view.storage) in fresh]
     _refuse_survivors(recorder, [*results, *(view for _, view in gradients.kept)])
-    builder = Builder(tape, called, gradients, results, _watch(tape))
-    return builder.build(_maker(result, builder, recorder))
+    watch = _watch(tape)
+    programs = []
+    for natively in (True, False) if check else (True,):
+        builder = Builder(tape, called, gradients, results, watch, natively=natively)
+        programs.append(builder.build(_maker(result, builder, recorder)))
+    if check:
+        programs[0].reference = programs[1].native
+    return programs[0]
 
 
 def _watch(tape: Tape) -> Any:

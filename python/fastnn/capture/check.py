@@ -11,12 +11,24 @@ from torch import Tensor
 from fastnn.capture.program import Program
 from fastnn.capture.recorder import tensors_in
 
-# What rounding may change is measured: the program runs a second time with every float that it reads off by
-# this much, a few units in the last place, and may differ from torch by so many times what that changed. Adam
+# What rounding may change is measured: the program, and the same made of torch's ops, which may be the less
+# exact one, run again with every float that they read off by this much, a few units in the last place. The
+# program may differ from torch by so many times what that changed. Adam
 # divides a gradient by its own size, so one that is nothing but rounding error moves a parameter as far as
 # any other: no fixed tolerance would do.
 _NUDGE = {torch.float32: 1e-6, torch.float64: 2e-15, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-_TIMES = 32
+_TIMES = 64
+# Whether the program runs or the same made of torch's ops, and the seed of what is nudged. The first two runs
+# must be the same.
+_RUNS: tuple[tuple[bool, int | None], ...] = (
+    (True, None),
+    (True, None),
+    (True, 0),
+    (True, 1),
+    (False, None),
+    (False, 0),
+    (False, 1),
+)
 # Of the largest value: what a result may be off by that does not depend on what was nudged.
 _RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 
@@ -63,33 +75,39 @@ class State:
         for generator, state in self._generators:
             generator.set_state(state)
 
-    def nudge(self) -> None:
+    def nudge(self, seed: int) -> None:
         """Move every float that the program may read by a few units in the last place."""
+        generator = torch.Generator().manual_seed(seed)
         for tensor in self._tensors.values():
-            _nudge(tensor)
+            _nudge(tensor, generator)
         self._bases = {key: _copy(t) for key, t in self._tensors.items()}
 
     def changes(self) -> list[Change]:
         """What has been changed, and by how much, in one order."""
-        found = [Change(t, self._bases[key]) for key, t in self._tensors.items() if key not in self._old]
+        found = [
+            Change("memory", t, self._bases[key]) for key, t in self._tensors.items() if key not in self._old
+        ]
         for key, leaf in self._leaves.items():
             if leaf.grad is not None and key not in self._dropped:
-                found.append(Change(leaf.grad))
+                found.append(Change("gradient", leaf.grad))
         for optimizer, states in zip(self._optimizers, self._states, strict=True):
             before = {id(p): copies for p, _, copies in states}
             for p, entries in optimizer.state.items():
                 copies = before.get(id(p), {})
                 found.extend(
-                    Change(v, copies.get(key)) for key, v in entries.items() if isinstance(v, Tensor)
+                    Change(str(key), v, copies.get(key))
+                    for key, v in entries.items()
+                    if isinstance(v, Tensor)
                 )
         return found
 
 
 class Change:
-    """What became of a tensor."""
+    """What became of a tensor; ``kind`` names what it is compared with in size."""
 
-    def __init__(self, now: Tensor, before: Tensor | None = None) -> None:
+    def __init__(self, kind: str, now: Tensor, before: Tensor | None = None) -> None:
         """`before` is what it was, where it was there."""
+        self.kind = kind
         now = now.detach()
         self.shape, self.dtype = tuple(now.shape), now.dtype
         self.by = now.double() if before is None else now.double() - before.double()
@@ -109,10 +127,9 @@ def _write(t: Tensor, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def _nudge(t: Tensor) -> None:
+def _nudge(t: Tensor, generator: torch.Generator) -> None:
     size = _NUDGE.get(t.dtype)
     if size is not None and t.numel():
-        generator = torch.Generator().manual_seed(t.numel())
         signs = torch.randint(0, 2, t.shape, generator=generator).to(t.dtype) * 2 - 1
         t.detach().mul_(1 + size * signs)
 
@@ -128,58 +145,66 @@ def compare(
     """
     inputs = list(tensors_in(arguments))
     before = State(program, inputs, leaves)
+    runs: list[list[Change]] = []
     try:
-        first = _outcome(program, arguments, before)
-        before.restore()
-        again = _outcome(program, arguments, before)
-        before.restore()
-        before.nudge()
-        nudged = _outcome(program, arguments, before)
+        for native, seed in _RUNS:
+            if seed is not None:
+                before.nudge(seed)
+            outcome = _outcome(program.native if native else program.reference, arguments, before)
+            before.restore()
+            if outcome is None:
+                return None
+            runs.append(outcome)
     finally:
         before.restore()
-    if first is None or again is None or nudged is None:
-        return None
     result = eager()
-    expected = [Change(t) for t in tensors_in(result)] + before.changes()
-    return result, _difference(first, again, nudged, expected)
+    expected = [Change("result", t) for t in tensors_in(result)] + before.changes()
+    return result, _difference(runs, expected)
 
 
-def _outcome(program: Program, arguments: tuple[Any, Any], state: State) -> list[Change] | None:
-    result = program.native.run(arguments)
+def _outcome(native: Any, arguments: tuple[Any, Any], state: State) -> list[Change] | None:
+    result = native.run(arguments)
     if result is NotImplemented:
         return None
-    return [Change(t) for t in tensors_in(result)] + state.changes()
+    return [Change("result", t) for t in tensors_in(result)] + state.changes()
 
 
-def _difference(
-    first: list[Change], again: list[Change], nudged: list[Change], expected: list[Change]
-) -> str | None:
-    if not len(first) == len(again) == len(nudged) == len(expected):
+def _difference(runs: list[list[Change]], expected: list[Change]) -> str | None:
+    if any(len(run) != len(expected) for run in runs):
         return "the program leaves other tensors than torch"
-    for i, (a, b, c, e) in enumerate(zip(first, again, nudged, expected, strict=True)):
+    largest: dict[str, float] = {}
+    for e in expected:
+        largest[e.kind] = max(largest.get(e.kind, 0.0), _size(e.by))
+    for i, (e, *changes) in enumerate(zip(expected, *runs, strict=True)):
+        a, again = changes[:2]
         if (a.shape, a.dtype) != (e.shape, e.dtype):
             return f"result {i} is {a.dtype} {a.shape}, torch's {e.dtype} {e.shape}"
-        if not torch.equal(a.by.nan_to_num(), b.by.nan_to_num()):
+        if not torch.equal(a.by.nan_to_num(), again.by.nan_to_num()):
             return f"result {i} differs from run to run"
-        wrong = _too_far(a, c, e)
+        wrong = _too_far(e, changes, largest[e.kind])
         if wrong:
             return f"result {i} of shape {a.shape} differs from torch's by {wrong:.3g}"
     return None
 
 
-def _too_far(a: Change, nudged: Change, expected: Change) -> float:
-    """By how much `a` differs from `expected`, where that is more than it may; else 0."""
-    if a.by.numel() == 0 or torch.equal(a.by, expected.by):
+def _size(t: Tensor) -> float:
+    return t[t.isfinite()].abs().max().item() if t.isfinite().any() else 0.0
+
+
+def _too_far(expected: Change, changes: list[Change], largest: float) -> float:
+    """By how much the program differs from what is expected, where that is more than it may; else 0."""
+    first = changes[0]
+    if first.by.numel() == 0 or torch.equal(first.by, expected.by):
         return 0.0
     finite = expected.by.isfinite()
-    if not torch.equal(a.by.isfinite(), finite):
+    if not torch.equal(first.by.isfinite(), finite):
         return float("inf")
-    off = (a.by - expected.by)[finite].abs()
-    moved = (a.by - nudged.by)[finite & nudged.by.isfinite()].abs()
-    if off.numel() == 0:
-        return 0.0
-    allowed = _RELATIVE.get(a.dtype, 0.0) * expected.by[finite].abs().max().item() + expected.rounding
-    if moved.numel():
-        allowed += _TIMES * moved.max().item()
-    wrong = off.max().item()
+    allowed = _RELATIVE.get(first.dtype, 0.0) * _size(expected.by) + expected.rounding
+    if first.dtype.is_floating_point:
+        # What cancels to nothing is rounding error, of the size that the terms had.
+        allowed += 16 * torch.finfo(first.dtype).eps * largest
+    for native in (True, False):
+        own = [c.by for c, (is_native, _) in zip(changes, _RUNS, strict=True) if is_native is native]
+        allowed += _TIMES * max(_size(own[0] - other) for other in own[1:])
+    wrong = _size(first.by - expected.by)
     return wrong if wrong > allowed else 0.0

@@ -83,6 +83,7 @@ class Program:
     steps: list[OptimizerStep]
     generators: list[torch.Generator]
     dropped: list[Tensor]  # parameters whose gradients it does not keep
+    reference: Any = None  # the same made of torch's ops, until it has been compared
     key: Hashable = None
     checked: bool | None = None
 
@@ -103,8 +104,8 @@ class Program:
         return "\n".join(lines)
 
 
-def lowered(tape: Tape) -> list[Node]:
-    """Instructions for the ops of a recording; islands where there are none."""
+def lowered(tape: Tape, *, natively: bool) -> list[Node]:
+    """Instructions for the ops of a recording; islands where there are none, or none are wanted."""
     low = Lowering()
     for entry in tape.entries:
         if isinstance(entry, Step):
@@ -118,7 +119,7 @@ def lowered(tape: Tape) -> list[Node]:
             else entry.results
         )
         try:
-            if lower(low, name, out, entry.args, entry.kwargs):
+            if natively and lower(low, name, out, entry.args, entry.kwargs):
                 continue
             reason = "no native instruction"
         except Unsupported as unsupported:
@@ -170,9 +171,17 @@ class Builder:
     """Lays a recording out."""
 
     def __init__(
-        self, tape: Tape, signature: Signature, gradients: Gradients, results: list[View], watch: Any
+        self,
+        tape: Tape,
+        signature: Signature,
+        gradients: Gradients,
+        results: list[View],
+        watch: Any,
+        *,
+        natively: bool = True,
     ) -> None:
         """`results` are the tensors that the function returns and made."""
+        self.natively = natively
         self.tape = tape
         self.signature = signature
         self.gradients = gradients
@@ -206,7 +215,7 @@ class Builder:
         kept = self.outputs
         for storage in self.gradients.lost:
             storage.tensor = None
-        nodes = without_dead(lowered(self.tape), kept)
+        nodes = without_dead(lowered(self.tape, natively=self.natively), kept)
         lost = set(map(id, self.gradients.lost))
         if any(id(view.storage) in lost for node in nodes for view in node.ins):
             raise Unsupported("a gradient from before the call is read, and then dropped")
