@@ -96,7 +96,7 @@ class Program:
         rng = random.Random(seed)
         self.seed = seed
         self.rows, self.features = rng.choice([2, 3, 8, 17, 32, 64]), rng.choice([2, 3, 8, 16, 17, 33])
-        self.dtype = rng.choice([torch.float32, torch.float32, torch.float64])
+        self.dtype = rng.choice([torch.float64, torch.float64, torch.float32])
         self.layers = [self._layer(rng) for _ in range(rng.randint(1, 5))]
         self.ops = [(rng.choice(SAME_SHAPE), rng.random()) for _ in range(rng.randint(0, 4))]
         self.after = [(rng.choice(SAME_SHAPE), rng.random()) for _ in range(rng.randint(0, 3))]

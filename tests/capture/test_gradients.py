@@ -123,9 +123,7 @@ def test_what_nobody_reads_is_not_computed() -> None:
     for _ in range(5):
         captured(torch.randn(32, 64))
     (program,) = captured.programs
-    assert (
-        program.instructions.count("product") == 6
-    )
+    assert program.instructions.count("product") == 6
 
 
 def test_autograd_grad() -> None:
