@@ -43,6 +43,12 @@ _EPOCH_SIDES = {
     "torch.compile": "`torch.compile`",
     "JAX": "JAX",
 }
+_PROGRAM_SIDES = {
+    OURS: "`fastnn.capture`",
+    "torch": "torch",
+    "torch.compile": "`torch.compile`",
+    "JAX": "JAX jit",
+}
 _BOTH = {"1thread": ", one thread", "2threads": ", two threads"}
 _SMALL_MLP = "784-28-10 MLP, 4 tensors"
 # Op, shape and dtype of a case, and how README calls it.
@@ -150,6 +156,19 @@ def _steps(
     return _table(["network, batch", *(sides[side] for side in present)], rows)
 
 
+def _programs(reports: Reports) -> str:
+    """Seconds of one update, and how many times as fast as torch's that is."""
+    rows = [
+        [
+            shape,
+            *(seconds(_median(result, side)) if side in result["times"] else "" for side in _PROGRAM_SIDES),
+            _ratio(result["speedups"]["torch"]["median"]),
+        ]
+        for (_, shape, _), result in reports.results("1thread-programs").items()
+    ]
+    return _table(["update", *_PROGRAM_SIDES.values(), "over torch"], rows)
+
+
 def _speedup(result: Document | None) -> str:
     """Over torch, and over its fused optimizer where there is one."""
     if result is None:
@@ -211,6 +230,7 @@ TABLES: dict[str, Callable[[Reports], str]] = {
     ),
     "critic": lambda reports: _headed(_CRITIC_TEXT, _steps(reports, _BOTH, "critic step", _CRITICS, _SIDES)),
     "accuracy": _accuracy,
+    "programs": _programs,
     "ops": _ops,
     "memory": lambda reports: _headed(
         "Peak memory of a forward and backward beyond what it starts with, in all and without the gradients:",

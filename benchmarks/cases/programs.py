@@ -18,12 +18,6 @@ from ..programs.program import Program, Update
 _CHECKED_CALLS = 3
 
 
-def _capture() -> Callable[[Update], Update] | None:
-    """``fastnn.capture``, where this fastnn has it."""
-    found = getattr(fastnn, "capture", None)
-    return found if callable(found) else None
-
-
 def _call(program: Program, around: Callable[[Update], Update]) -> Call:
     """The update as one side runs it, from weights of its own.
 
@@ -52,15 +46,14 @@ def _compiled(program: Program) -> Call:
 
 
 def _build(program: Program) -> Workload:
-    capture = _capture()
-    assert capture is not None
     return Workload(
-        {OURS: _call(program, capture), "torch": _call(program, lambda update: update)},
+        {OURS: _call(program, fastnn.capture), "torch": _call(program, lambda update: update)},
         tolerance=program.tolerance,
         checked_calls=_CHECKED_CALLS,
         optional={compiled.NAME: lambda: _compiled(program)},
         foreign=Foreign(program.twin, program.twin_arguments()) if program.twin else None,
-        learners=frozenset({"JAX"}) if program.random else frozenset(),
+        # JAX draws other numbers, scikit-learn other initial weights.
+        learners=frozenset({"JAX"} if program.random else {"scikit-learn"}),
     )
 
 
@@ -75,5 +68,4 @@ CASES = [
         group="programs",
     )
     for program in PROGRAMS
-    if _capture() is not None
 ]

@@ -210,10 +210,11 @@ def test_all_runs_each_report_on_one_thread_and_on_all(
     assert main(["bench", "--all", "--out", str(tmp_path), "--name", "m", "--rounds", "3"]) == 1
     names = [command[command.index("--name") + 1] for command in commands]
     of_cases = [f"m-{threads}{kind}" for threads in ("1thread", "4threads") for kind in ("", "-sweep")]
-    assert names == [*of_cases, "m-4threads-accuracy"]
+    assert names == [*of_cases, "m-1thread-programs", "m-4threads-accuracy"]
     for name, command in zip(names, commands, strict=True):
         assert command[command.index("--threads") + 1] == ("1" if "1thread" in name else "4")
         assert ("--sweep" in command) == name.endswith("-sweep")
+        assert ("--programs" in command) == name.endswith("-programs")
         assert ("--accuracy" in command) == name.endswith("-accuracy")
         assert ("--rounds" in command) != name.endswith("-accuracy")  # where rounds would be seeds
     assert all(command[command.index("--rounds") + 1] == "3" for command in commands[:-1])
@@ -244,7 +245,8 @@ def test_all_is_named_after_the_processor(
     monkeypatch.setattr(subprocess, "run", fake_run)
     monkeypatch.setattr(bench.load_benchmarks("machine"), "cpu_model", lambda: model)
     assert main(["bench", "--all", "--threads", "1", "--out", str(tmp_path)]) == 0
-    assert names == [f"{name}-{report}" for report in ("1thread", "1thread-sweep", "1thread-accuracy")]
+    reports = ("1thread", "1thread-sweep", "1thread-programs", "1thread-accuracy")
+    assert names == [f"{name}-{report}" for report in reports]
 
 
 def test_all_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
