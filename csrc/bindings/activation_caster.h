@@ -5,7 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "ops/activation/activation.h"
+#include "core/activation/activation.h"
 
 namespace pybind11::detail {
 

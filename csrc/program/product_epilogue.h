@@ -1,8 +1,8 @@
 // What a product instruction does with its sums where ops/linear/ has no kernel for just that.
 #pragma once
 
+#include "core/activation/activation_vec.h"
 #include "gemm/indirect.h"
-#include "ops/activation/activation_vec.h"
 
 namespace fastnn::FASTNN_ISA {
 

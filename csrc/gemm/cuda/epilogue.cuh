@@ -1,8 +1,8 @@
 // The way of a product's sums into its result.
 #pragma once
 
+#include "core/activation/activation_scalar.h"
 #include "gemm/cuda/kernel.cuh"
-#include "ops/activation/activation_scalar.h"
 
 namespace fastnn::cuda {
 

@@ -5,8 +5,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "core/activation/activation.h"
 #include "core/dtype.h"
-#include "ops/activation/activation.h"
 
 namespace fastnn::cuda {
 

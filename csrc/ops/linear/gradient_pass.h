@@ -2,11 +2,11 @@
 // sums.
 #pragma once
 
+#include "core/activation/activation_vec.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "gemm/blocking.h"
 #include "gemm/operand.h"
-#include "ops/activation/activation_vec.h"
 
 namespace fastnn::FASTNN_ISA {
 

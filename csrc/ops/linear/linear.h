@@ -7,8 +7,8 @@
 // subnormal bfloat16 inputs count as 0 (core/simd.h: add_products).
 #pragma once
 
+#include "core/activation/activation.h"
 #include "core/tensor_view.h"
-#include "ops/activation/activation.h"
 
 namespace fastnn {
 

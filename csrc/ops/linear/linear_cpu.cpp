@@ -1,10 +1,10 @@
 #include "ops/linear/linear.h"
 
+#include "core/activation/activation_vec.h"
 #include "core/dtype_dispatch.h"
 #include "core/scratch.h"
 #include "gemm/gemm.h"
 #include "gemm/indirect.h"
-#include "ops/activation/activation_vec.h"
 #include "ops/linear/gradient_pass.h"
 
 namespace fastnn::FASTNN_ISA {

@@ -1,12 +1,12 @@
 // The passes of a training step that are no products.
 #pragma once
 
+#include "core/activation/activation_vec.h"
 #include "core/block_sum.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
 #include "gemm/blocking.h"
 #include "gemm/operand.h"
-#include "ops/activation/activation_vec.h"
 #include "ops/train_step/losses.h"
 #include "ops/train_step/train_step.h"
 

@@ -14,8 +14,8 @@
 
 #include <cstdint>
 
+#include "core/activation/activation.h"
 #include "core/tensor_view.h"
-#include "ops/activation/activation.h"
 #include "ops/cross_entropy/cross_entropy.h"
 #include "ops/train_step/parameter_update.h"
 

@@ -1,7 +1,7 @@
 // What micro-ops compute, on vectors of one type unless it says otherwise.
 #pragma once
 
-#include "ops/activation/activation_vec.h"
+#include "core/activation/activation_vec.h"
 #include "program/elementwise/vec_more.h"
 
 namespace fastnn::FASTNN_ISA {

@@ -13,7 +13,7 @@ import torch
 from fastnn.capture.ir import Instruction, Unsupported, View
 from fastnn.capture.lowering.table import Lowering, lowers
 
-# As the enum of csrc/ops/activation/activation.h.
+# As the enum of csrc/core/activation/activation.h.
 ACTIVATIONS = {
     name: code for code, name in enumerate(("none", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"))
 }

@@ -2,7 +2,9 @@
 #pragma once
 
 #include "core/vec_special.h"
-#include "ops/activation/activation_math.h"
+
+// Its templates call functions of vectors, which must have been declared before.
+#include "core/activation/activation_math.h"
 
 namespace fastnn::FASTNN_ISA {
 

@@ -13,8 +13,8 @@
 // NaN where z^2 overflows, as in torch.
 #pragma once
 
+#include "core/activation/activation.h"
 #include "core/host_device.h"
-#include "ops/activation/activation.h"
 
 namespace fastnn::FASTNN_ISA {
 

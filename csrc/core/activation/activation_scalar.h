@@ -43,4 +43,4 @@ FASTNN_HOST_DEVICE S normal_cdf(S x, S& density) {
 
 }  // namespace fastnn::FASTNN_ISA
 
-#include "ops/activation/activation_math.h"
+#include "core/activation/activation_math.h"
