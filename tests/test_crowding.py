@@ -22,7 +22,7 @@ MS = 1_000_000  # ns
 def aside() -> Iterator[Callable[[Callable[[], object]], object]]:
     """Runs a function in a thread of its own, which is all that has to work alone; on two threads."""
     threads = torch.get_num_threads()
-    _dispatch.cpu.notice_crowding(True)
+    _dispatch.cpu.testing.notice_crowding(True)
 
     def run(function: Callable[[], object]) -> object:
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(2,)) as pool:
@@ -31,13 +31,13 @@ def aside() -> Iterator[Callable[[Callable[[], object]], object]]:
     try:
         yield run
     finally:
-        _dispatch.cpu.notice_crowding(False)
+        _dispatch.cpu.testing.notice_crowding(False)
         torch.set_num_threads(threads)
 
 
 def threads_of(operations: int, *, late: int = 0, team: bool = False) -> int:
     """How many threads do work of that size, of which the last comes late."""
-    return _dispatch.cpu.probe_late(operations, team, late)
+    return _dispatch.cpu.testing.probe_late(operations, team, late)
 
 
 @pytest.mark.parametrize("team", [False, True])

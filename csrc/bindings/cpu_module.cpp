@@ -12,14 +12,18 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("best_isa") = m.attr("isa");
   m.attr("compiler") = FASTNN_COMPILER;
   m.def("max_threads", &max_threads);
-  m.def("notice_crowding", &notice_crowding);  // for tests
   // FASTNN_CPU_ISA is obeyed through this, and tests run every variant in one process with it. It must not be
   // called while a kernel runs.
   m.def("select_isa", [m](const char* name) mutable {
     select_cpu_kernels(name);
     m.attr("isa") = isa_name(selected_isa());
   });
-  m.def("emulate_pairs", &emulate_pairs);  // for tests: until the next select_isa, and when no kernel runs
+  py::module_ testing = m.def_submodule("testing", "What only tests use.");
+  testing.def("notice_crowding", &notice_crowding);
+  testing.def("emulate_pairs", &emulate_pairs);  // until the next select_isa, and when no kernel runs
+  register_instructions(testing);
+  register_late_probe(testing);
+  register_vec_math(testing);
   register_adagrad(m);
   register_adam(m);
   register_clip(m);
@@ -36,6 +40,5 @@ PYBIND11_MODULE(_cpu, m) {
   register_rmsprop(m);
   register_sgd(m);
   register_train_step(m);
-  register_vec_math(m);
   register_watch(m);
 }

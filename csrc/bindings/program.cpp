@@ -73,8 +73,8 @@ class Program {
   // arguments: the specification of (args, kwargs), see arguments.h.
   // buffers: (kind, index, tensor, (dtype, shape, strides), requires_grad, first, bytes, written).
   // outputs: functions that allocate them. nodes: ("native", name, operands, numbers, code, results, error),
-  // ("python", function, takes_tensors), ("optimizer", rule, optimizer, [(parameter, buffer, offset)], function).
-  // absent: parameters that must have no gradient; cleared: those that have none after a call;
+  // ("python", function, takes_tensors), ("optimizer", rule, optimizer, [(parameter, buffer, offset)],
+  // function). absent: parameters that must have no gradient; cleared: those that have none after a call;
   // kept: (parameter, output) of those that get one. written: tensors whose versions are counted, and
   // written_inputs the numbers of those among the arguments. shared_inputs: arguments that lie so many bytes
   // after an earlier one in one memory.
@@ -549,9 +549,12 @@ void run_instruction(const std::string& name, const std::vector<TensorView>& ope
 
 }  // namespace
 
+void register_instructions(py::module_& testing) {
+  testing.def("run_instruction", &run_instruction, py::arg("name"), py::arg("operands"),
+              py::arg("numbers") = std::vector<double>(), py::arg("code") = std::vector<int64_t>());
+}
+
 void register_program(py::module_& m) {
-  m.def("run_instruction", &run_instruction, py::arg("name"), py::arg("operands"),
-        py::arg("numbers") = std::vector<double>(), py::arg("code") = std::vector<int64_t>());
   py::class_<Program>(m, "Program", collectable<Program>())
       .def(py::init<std::vector<std::pair<py::object, py::object>>, py::object, const py::tuple&,
                     const py::list&, std::vector<py::object>, const py::list&, std::vector<py::object>,

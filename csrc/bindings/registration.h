@@ -23,8 +23,12 @@ void register_relu(pybind11::module_& m);
 void register_rmsprop(pybind11::module_& m);
 void register_sgd(pybind11::module_& m);
 void register_train_step(pybind11::module_& m);
-void register_vec_math(pybind11::module_& m);
 void register_watch(pybind11::module_& m);
+
+// Into the module `testing`.
+void register_instructions(pybind11::module_& testing);
+void register_late_probe(pybind11::module_& testing);
+void register_vec_math(pybind11::module_& testing);
 
 // Around a kernel. Releases the GIL where the work is worth it: handing the lock over costs more than a
 // kernel of a few microseconds.

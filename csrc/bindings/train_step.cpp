@@ -1,4 +1,4 @@
-// TrainStep: one training step of a chain of linear layers, checked and run in one call.
+// ChainStep: one training step of a chain of linear layers, checked and run in one call.
 #include "ops/train_step/train_step.h"
 
 #include <pybind11/stl.h>
@@ -67,9 +67,9 @@ void check_plain(PyObject* param) {
   refuse_if(has_hooks(param, hooks) || has_hooks(param, later_hooks), "a parameter has a hook");
 }
 
-class TrainStep {
+class ChainStep {
  public:
-  TrainStep(std::vector<std::pair<py::dict, Activation>> layers, const std::string& optimizer, bool flatten,
+  ChainStep(std::vector<std::pair<py::dict, Activation>> layers, const std::string& optimizer, bool flatten,
             bool squeeze, std::optional<double> max_norm, bool keep_grad, double mean, double std,
             py::function match_layout, py::function accumulator_hooks)
       : run_with_(run_with(optimizer)),
@@ -134,14 +134,14 @@ class TrainStep {
       }
   }
 
-  using RunWith = py::object (TrainStep::*)(const py::list&, const py::dict&, TrainStepBatches&);
+  using RunWith = py::object (ChainStep::*)(const py::list&, const py::dict&, TrainStepBatches&);
 
   static RunWith run_with(const std::string& optimizer) {
-    if (optimizer == "adam") return &TrainStep::run_by<AdamStep>;
-    if (optimizer == "sgd") return &TrainStep::run_by<SgdStep>;
-    if (optimizer == "rmsprop") return &TrainStep::run_by<RmspropStep>;
+    if (optimizer == "adam") return &ChainStep::run_by<AdamStep>;
+    if (optimizer == "sgd") return &ChainStep::run_by<SgdStep>;
+    if (optimizer == "rmsprop") return &ChainStep::run_by<RmspropStep>;
     check(optimizer == "adagrad", kOp, ": no update for ", optimizer);
-    return &TrainStep::run_by<AdagradStep>;
+    return &ChainStep::run_by<AdagradStep>;
   }
 
   template <class GroupStep>
@@ -187,7 +187,7 @@ class TrainStep {
   // One call on its way through its steps.
   template <class GroupStep>
   struct Progress {
-    TrainStep& self;
+    ChainStep& self;
     const TrainStepBatches& batches;
     std::vector<GroupStep> groups = {};
     TrainStepArgs args = {};
@@ -383,18 +383,18 @@ class TrainStep {
 }  // namespace
 
 void register_train_step(py::module_& m) {
-  py::class_<TrainStep>(m, "TrainStep", collectable<TrainStep>())
+  py::class_<ChainStep>(m, "ChainStep", collectable<ChainStep>())
       .def(py::init<std::vector<std::pair<py::dict, Activation>>, const std::string&, bool, bool,
                     std::optional<double>, bool, double, double, py::function, py::function>())
       .def("run",
-           [](TrainStep& step, const py::list& groups, const py::dict& state, py::object input,
+           [](ChainStep& step, const py::list& groups, const py::dict& state, py::object input,
               py::object target, const TensorView& loss, py::tuple options) {
              TrainStepBatches batch(std::move(input), std::move(target), loss, std::move(options),
                                     step.batch_memory());
              return step.run(groups, state, batch);
            })
       .def("run_batches",
-           [](TrainStep& step, const py::list& groups, const py::dict& state, py::object images,
+           [](ChainStep& step, const py::list& groups, const py::dict& state, py::object images,
               py::object labels, const TensorView& losses, py::tuple options, const TensorView& rows,
               const std::optional<TensorView>& rates) {
              const int64_t steps = losses.numel();

@@ -32,6 +32,10 @@ _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 MAX_DIMS = 8  # of a tensor that a native kernel is given
 
 
+class Unsupported(Exception):
+    """What native code does not cover; its text says why, and torch does the work."""
+
+
 class Decision(NamedTuple):
     """Where one call of an op ran; `reason` is None for a native kernel, else why torch ran it."""
 

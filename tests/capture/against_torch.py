@@ -10,7 +10,7 @@ import torch
 from one_op import Native
 from torch import Tensor
 
-from fastnn.capture.ir import Unsupported
+from fastnn._dispatch import Unsupported
 from fastnn.capture.lowering.table import RULES
 
 

@@ -15,7 +15,7 @@ import fastnn.capture.lowering.foreach
 import fastnn.capture.lowering.losses
 import fastnn.capture.lowering.reductions
 import fastnn.capture.lowering.statistics  # noqa: F401 (rules register themselves)
-from fastnn.capture.ir import Unsupported
+from fastnn._dispatch import Unsupported
 from fastnn.capture.lowering.table import RULES
 
 

@@ -73,7 +73,7 @@ def run_nodes(nodes: list[Any], memory: dict[int, torch.Tensor]) -> None:
     for node in fuse(nodes):
         assert isinstance(node, Instruction)
         operands = [_as_tensor(v, memory) for v in [*node.outs, *node.ins]]
-        _dispatch.cpu.run_instruction(node.name, operands, node.numbers, node.code)
+        _dispatch.cpu.testing.run_instruction(node.name, operands, node.numbers, node.code)
 
 
 def _views(x: Any) -> list[View]:

@@ -17,7 +17,7 @@ from torch import Tensor
 import fastnn.capture.lowering.products
 import fastnn.capture.lowering.softmax  # noqa: F401 (registers its rules)
 from fastnn import _dispatch
-from fastnn.capture.ir import Unsupported
+from fastnn._dispatch import Unsupported
 from fastnn.capture.lowering.table import RULES
 
 pytestmark = [

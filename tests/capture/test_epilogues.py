@@ -70,7 +70,7 @@ class Run:
             if isinstance(node, Instruction):
                 operands = [self.tensor(v) for v in (*node.outs, *node.ins)]
                 assert _dispatch.cpu is not None
-                _dispatch.cpu.run_instruction(node.name, operands, node.numbers, node.code)
+                _dispatch.cpu.testing.run_instruction(node.name, operands, node.numbers, node.code)
             else:
                 assert isinstance(node, Elementwise)
                 value = self.value(node.expr)

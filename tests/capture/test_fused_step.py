@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnn import _dispatch
+from fastnn._dispatch import Unsupported
 from fastnn.capture.fusion import fuse
-from fastnn.capture.ir import Instruction, Island, Node, Storage, Unsupported, View
+from fastnn.capture.ir import Instruction, Island, Node, Storage, View
 from fastnn.capture.lowering.table import Lowering, lower
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
@@ -73,7 +74,7 @@ def execute(nodes: list[Node], memory: dict[int, Tensor]) -> None:
     for node in nodes:
         if isinstance(node, Instruction):
             operands = [_as_tensor(v, memory) for v in [*node.outs, *node.ins]]
-            _dispatch.cpu.run_instruction(node.name, operands, node.numbers, node.code)
+            _dispatch.cpu.testing.run_instruction(node.name, operands, node.numbers, node.code)
         else:
             assert isinstance(node, Island)
             args, kwargs = (

@@ -35,7 +35,7 @@ def execute(nodes: list[Node], memory: dict[int, torch.Tensor]) -> None:
     for node in nodes:
         assert isinstance(node, Instruction)
         operands = [_as_tensor(v, memory) for v in [*node.outs, *node.ins]]
-        _dispatch.cpu.run_instruction(node.name, operands, node.numbers, node.code)
+        _dispatch.cpu.testing.run_instruction(node.name, operands, node.numbers, node.code)
 
 
 def names(nodes: list[Node]) -> list[str]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnn import _dispatch
-from fastnn.capture.ir import Storage, Unsupported, View, contiguous_strides
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import Storage, View, contiguous_strides
 from fastnn.capture.lowering.table import ERRORS, RULES, Lowering, lower
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
@@ -141,7 +142,7 @@ def test_one_hot(isa: str, dtype: torch.dtype, value: float) -> None:
 
 
 def run(name: str, outs: list[Tensor], ins: list[Tensor], numbers: list[float], code: list[int]) -> None:
-    _dispatch.cpu.run_instruction(name, [*outs, *ins], numbers, code)
+    _dispatch.cpu.testing.run_instruction(name, [*outs, *ins], numbers, code)
 
 
 @pytest.mark.parametrize("width", [1, 3, 256])

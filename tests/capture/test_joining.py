@@ -29,7 +29,7 @@ def values(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def run(name: str, outs: list[Tensor], ins: list[Tensor], numbers: list[float], code: list[int]) -> None:
-    _dispatch.cpu.run_instruction(name, [*outs, *ins], numbers, code)
+    _dispatch.cpu.testing.run_instruction(name, [*outs, *ins], numbers, code)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -78,7 +78,7 @@ def test_layer_norm_far_from_zero(isa: str) -> None:
     """By mean squares less squared means, nothing would be left of the variance."""
     x = torch.randn(64, 100) + 1000
     y, mean, rstd = torch.empty(64, 100), torch.empty(64), torch.empty(64)
-    _dispatch.cpu.run_instruction("layer_norm", [y, mean, rstd, x], [1e-5], [0, 0])
+    _dispatch.cpu.testing.run_instruction("layer_norm", [y, mean, rstd, x], [1e-5], [0, 0])
     exact = F.layer_norm(x.double(), (100,))
     theirs = (F.layer_norm(x, (100,)) - exact).square().mean().sqrt()
     assert (y - exact).square().mean().sqrt() <= 1.5 * theirs
@@ -194,7 +194,7 @@ def test_normalisation_does_not_depend_on_threads(isa: str, shape: tuple[int, ..
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            run, empty = _dispatch.cpu.run_instruction, torch.empty_like
+            run, empty = _dispatch.cpu.testing.run_instruction, torch.empty_like
             y, mean, spread = empty(x), torch.empty(channels), torch.empty(channels)
             run("batch_norm", [y, mean, spread, x], [1e-5, 0.1], [1, 0, 0, 0])
             dx, dw, db = empty(x), torch.empty(channels), torch.empty(channels)

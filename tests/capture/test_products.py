@@ -175,7 +175,9 @@ def execute(
     parts = sum(flag for flag, t in given if t is not None)
     operands = [t for t in (c, z, a, b, addend, saved) if t is not None]
     assert _dispatch.cpu is not None
-    _dispatch.cpu.run_instruction("product", operands, [alpha, beta], [ACTIVATIONS[activation], parts])
+    _dispatch.cpu.testing.run_instruction(
+        "product", operands, [alpha, beta], [ACTIVATIONS[activation], parts]
+    )
 
 
 def gradient_of(activation: str, at: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ import linear_cases
 import linear_cross_entropy_cases
 import pytest
 import torch
+from every_kernel import assert_reproducible
 from reference import assert_close_sum, layouts
 from torch import Tensor
 
 import fastnn.functional as FF
-from every_kernel import assert_reproducible
 from fastnn import _dispatch
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
@@ -29,7 +29,7 @@ BF16 = torch.bfloat16
 @pytest.fixture
 def pairs(isa: str) -> str:
     """Every variant, with its bfloat16 products on pairs; the selection that ends `isa` ends this too."""
-    _dispatch.cpu.emulate_pairs()
+    _dispatch.cpu.testing.emulate_pairs()
     return isa
 
 
@@ -49,7 +49,7 @@ def test_products_are_on_pairs_when_asked(isa: str) -> None:
     if isa == "avx512_bf16":
         pytest.skip("they always are, in the order of the processor")
     assert product_of_lost() == 0
-    _dispatch.cpu.emulate_pairs()
+    _dispatch.cpu.testing.emulate_pairs()
     assert product_of_lost() == 1
     _dispatch.cpu.select_isa(isa)
     assert product_of_lost() == 0

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
+from fastnn._dispatch import Unsupported
 from fastnn.capture.check import compare
-from fastnn.capture.ir import Unsupported, View
+from fastnn.capture.ir import View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Builder, Gradients, Program
 from fastnn.capture.recorder import Recorder, Step, Tape, tensors_in

@@ -9,10 +9,6 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 
-class Unsupported(Exception):
-    """What native code does not cover, and why."""
-
-
 @dataclass(eq=False)
 class Storage:
     """A piece of memory.

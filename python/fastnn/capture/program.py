@@ -12,18 +12,10 @@ import torch
 from torch import Tensor
 
 from fastnn import _dispatch
+from fastnn._dispatch import Unsupported
 from fastnn.capture.epilogues import fuse_epilogues
 from fastnn.capture.fusion import fuse
-from fastnn.capture.ir import (
-    Elementwise,
-    Instruction,
-    Island,
-    Node,
-    OptimizerStep,
-    Storage,
-    Unsupported,
-    View,
-)
+from fastnn.capture.ir import Elementwise, Instruction, Island, Node, OptimizerStep, Storage, View
 from fastnn.capture.islands import Place, call_island, call_optimizer, in_bytes, view_of
 from fastnn.capture.lowering import Lowering, lower
 from fastnn.capture.lowering.table import ERRORS
@@ -296,7 +288,7 @@ class Builder:
             return ("python", in_python, True)
         try:
             watch_optimizer(self.watch, step.optimizer)
-        except Exception:  # what it says is why Python takes the step
+        except Unsupported:  # what it says is why Python takes the step
             return ("python", in_python, True)
         gradients = [(param, *self._place(view)) for param, view in step.gradients]
         return ("optimizer", rule, step.optimizer, gradients, in_python)

@@ -19,7 +19,8 @@ from torch.optim.optimizer import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastnn.capture.ir import Storage, Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import Storage, View
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 # What they write although their signature does not say so: positions and names of arguments.

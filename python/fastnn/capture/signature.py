@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastnn.capture.ir import Unsupported
+from fastnn._dispatch import Unsupported
 
 # Numbers of DType in csrc/core/dtype.h.
 DTYPES = {

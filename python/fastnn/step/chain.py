@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from fastnn._dispatch import Unsupported
 from fastnn.nn import linear as _linear
 from fastnn.nn import mlp as _mlp
 from fastnn.nn.activation import activation_of, gelu_name
-from fastnn.step.purity import Attribute, Guard, Refusal
+from fastnn.step.purity import Attribute, Guard
 from fastnn.step.trace import Keys, own_forward, trace
 
 LINEAR_TYPES = (torch.nn.Linear, _linear.Linear)
@@ -83,7 +84,7 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         kind = type(module)
         name = f"{path} ({kind.__name__})" if path else kind.__name__
         if not _mlp._only_forward(module):
-            raise Refusal(f"{name} has a hook, a replaced forward or a compiled one")
+            raise Unsupported(f"{name} has a hook, a replaced forward or a compiled one")
         self._modules.append((module, kind))
         activation = activation_of(module)
         if kind in LINEAR_TYPES:
@@ -114,36 +115,36 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             activation = module.activation
             self._guards.append(Guard(Attribute(module), "activation", activation, f"{name}: activation"))
         if self and self[-1][0].out_features != module.in_features:
-            raise Refusal(f"{name} does not take as many features as the layer before it gives")
+            raise Unsupported(f"{name} does not take as many features as the layer before it gives")
         if any(p is q for p in module.parameters() for layer, _ in self for q in layer.parameters()):
-            raise Refusal(f"{name} shares a parameter with another layer")
+            raise Unsupported(f"{name} shares a parameter with another layer")
         self._refuse_after_the_output(name)
         self.append((module, activation))
 
     def _activation(self, activation: str, name: str) -> None:
         if not self:
-            raise Refusal(f"{name} comes before any linear layer")
+            raise Unsupported(f"{name} comes before any linear layer")
         if self.log_softmax:
-            raise Refusal(f"{name} comes after log_softmax")
+            raise Unsupported(f"{name} comes after log_softmax")
         if self[-1][1] is not None:
-            raise Refusal(f"{name} is a second activation in a row")
+            raise Unsupported(f"{name} is a second activation in a row")
         self[-1] = self[-1][0], activation
 
     def _log_softmax(self, dim: object, name: str) -> None:
         if not self:
-            raise Refusal(f"{name} comes before any linear layer")
+            raise Unsupported(f"{name} comes before any linear layer")
         self._refuse_after_the_output(name)
         if type(dim) is not int or dim not in (1, -1):
-            raise Refusal(f"{name} is not along the last of two dimensions")
+            raise Unsupported(f"{name} is not along the last of two dimensions")
         self.log_softmax = True
 
     def _refuse_after_the_output(self, name: str) -> None:
         if self.squeeze or self.log_softmax:
-            raise Refusal(f"{name} comes after {'a squeeze' if self.squeeze else 'log_softmax'}")
+            raise Unsupported(f"{name} comes after {'a squeeze' if self.squeeze else 'log_softmax'}")
 
     def _flatten(self, start: object, end: object, name: str) -> None:
         if self or (start, end) != (1, -1):
-            raise Refusal(f"{name} is no flattening of the input's dimensions behind the first")
+            raise Unsupported(f"{name} is no flattening of the input's dimensions behind the first")
         self.flatten = True
 
     def _sequential(self, module: torch.nn.Module, path: str) -> None:
@@ -159,16 +160,16 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         """Follow a forward written by the user: one tensor that passes through one layer after the other."""
         forward = own_forward(module)
         if forward is None:
-            raise Refusal(f"{name} is no layer of a chain")
+            raise Unsupported(f"{name} is no layer of a chain")
         try:
             seen = trace(module, forward)
-        except Refusal as refusal:
-            raise Refusal(f"{name} cannot be traced: {refusal}") from None
+        except Unsupported as refusal:
+            raise Unsupported(f"{name} cannot be traced: {refusal}") from None
         self._guards += seen.guards
         node, *nodes = seen.graph.nodes
         if seen.inputs != 1:
             if path or not seen.inputs:
-                raise Refusal(f"{name} takes {seen.inputs} tensors")
+                raise Unsupported(f"{name} takes {seen.inputs} tensors")
             inputs, (node, *nodes) = [node, *nodes[: seen.inputs - 1]], nodes[seen.inputs - 1 :]
             self.order = _cat_order(node, inputs, name)
         shapes: set[fx.Node] = set()
@@ -181,9 +182,9 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
                 rows.add(following)
                 continue
             if set(following.all_input_nodes) - rows != {node}:
-                raise Refusal(f"{name} does not pass one tensor from layer to layer")
+                raise Unsupported(f"{name} does not pass one tensor from layer to layer")
             if following.args[:1] != (node,):
-                raise Refusal(f"{following.name} in {name} takes the tensor behind another argument")
+                raise Unsupported(f"{following.name} in {name} takes the tensor behind another argument")
             node = following
             if node.op != "output":
                 self._node(node, seen.modules, rows, name, path)
@@ -196,7 +197,7 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             below = f"{path}.{node.target}" if path else str(node.target)
             self._module(modules[str(node.target)], below)
         elif node.op == "call_module":  # whose name may be that of a method
-            raise Refusal(f"{node.target} in {name} is given more than a tensor")
+            raise Unsupported(f"{node.target} in {name} is given more than a tensor")
         elif activation is not None:
             self._activation(activation, f"{activation} in {name}")
         elif node.target in (torch.flatten, "flatten"):
@@ -208,17 +209,17 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             given = dict(zip(("dim",), node.args[1:], strict=False)) | node.kwargs
             given.pop("_stacklevel", None)
             if len(node.args) > 2 or given.pop("dtype", None) is not None:
-                raise Refusal(f"log_softmax in {name} has a dtype")
+                raise Unsupported(f"log_softmax in {name} has a dtype")
             self._log_softmax(given.get("dim"), f"log_softmax in {name}")
         elif node.target in (torch.squeeze, "squeeze") and self:
             dims = (*node.args[1:], *node.kwargs.values())
             self._refuse_after_the_output(f"squeeze in {name}")
             if dims not in ((-1,), (1,)):
-                raise Refusal(f"squeeze in {name} drops more than the last dimension of the output")
+                raise Unsupported(f"squeeze in {name} drops more than the last dimension of the output")
             self.squeeze = True
         else:
             called = getattr(node.target, "__name__", node.target)
-            raise Refusal(f"{called} in {name} is no layer of a chain")
+            raise Unsupported(f"{called} in {name} is no layer of a chain")
 
 
 def _cat_order(node: fx.Node, inputs: list[fx.Node], name: str) -> tuple[int, ...]:
@@ -230,7 +231,7 @@ def _cat_order(node: fx.Node, inputs: list[fx.Node], name: str) -> tuple[int, ..
         order = tuple(inputs.index(t) for t in tensors if t in inputs)
         if len(order) == len(tensors) and sorted(order) == list(range(len(inputs))):
             return order
-    raise Refusal(f"{name} does not begin with torch.cat([...], 1) of all its {len(inputs)} inputs")
+    raise Unsupported(f"{name} does not begin with torch.cat([...], 1) of all its {len(inputs)} inputs")
 
 
 def _is_shape(node: fx.Node, tensor: fx.Node) -> bool:
@@ -286,6 +287,6 @@ def linear_chain(model: torch.nn.Module) -> LinearChain | str:
     chain = LinearChain()
     try:
         chain._module(model, "")
-    except Refusal as refusal:
+    except Unsupported as refusal:
         return str(refusal)
     return chain or "it has no linear layer"

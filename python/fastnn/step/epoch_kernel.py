@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch, _torch_internals
+from fastnn._dispatch import Unsupported
 from fastnn.ops.cross_entropy import REDUCTIONS
 from fastnn.step import cuda_graph
 from fastnn.step.parameters import drop_gradients
 from fastnn.step.plan import LossOptions, StepPlan, make_state, uses_adam
-from fastnn.step.purity import Refusal
 
 if TYPE_CHECKING:
     from fastnn.step.train_step import TrainStep
@@ -53,7 +53,7 @@ def train_on_chip(
         kernels = _dispatch.native(images)
         _refuse_if(reason := kernels.why_no_epoch(params[0], params[2], batch, 0), reason)
         states = _states(step.optimizer, params)
-    except Refusal as refusal:
+    except Unsupported as refusal:
         return str(refusal)
 
     # What the kernel takes of a parameter: value, m, v, the count of steps where that is on the device, and
@@ -114,7 +114,7 @@ def _take_back() -> None:
 
 def _refuse_if(condition: object, why: str) -> None:
     if condition:
-        raise Refusal(why)
+        raise Unsupported(why)
 
 
 def _parameters(plan: StepPlan) -> list[Tensor]:
@@ -139,7 +139,7 @@ def _check_step(step: TrainStep, plan: StepPlan) -> LossOptions:
     _refuse_if(_torch_internals.on_saved_tensors(True) is not None, "a hook for saved tensors is set")
     options = plan.loss_options()
     if isinstance(options, str):
-        raise Refusal(options)
+        raise Unsupported(options)
     plain = LossOptions("cross_entropy", REDUCTIONS["mean"], options.ignore_index)
     same = options.weight is None and options.settings == plain.settings
     _refuse_if(not same, "the loss is not the plain mean of cross-entropy")
@@ -157,7 +157,7 @@ def _check_step(step: TrainStep, plan: StepPlan) -> LossOptions:
 def _check_data(plan: StepPlan, params: list[Tensor], images: Tensor, labels: Tensor) -> None:
     reason = _dispatch.torch_reason(*params, cuda=True)
     if reason is not None:
-        raise Refusal(reason)
+        raise Unsupported(reason)
     for p in params:
         _refuse_if(p.dtype is not torch.float32, f"parameters are {p.dtype}, not float32")
         _refuse_if(not p.is_contiguous(), "a parameter is not contiguous")

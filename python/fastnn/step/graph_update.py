@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnn._dispatch import Unsupported
 from fastnn.optim._native import _match_layout
-from fastnn.step.purity import Refusal
 
 Group = dict[str, Any]
 
@@ -35,7 +35,7 @@ _FLAGS = (
 class GraphUpdate:
     """The update of all parameters that get a gradient, with the state that the optimizer has now.
 
-    Raises `Refusal` where the kernels do not cover it.
+    Raises `Unsupported` where the kernels do not cover it.
 
     Attributes:
         memory: the tensors whose addresses the kernels are given.
@@ -56,9 +56,9 @@ class GraphUpdate:
         self._groups = [_Group(group, optimizer.state, name, ids, device) for group in optimizer.param_groups]
         self._others = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in ids]
         if not any(group.params for group in self._groups):
-            raise Refusal("the optimizer updates none of the parameters")
+            raise Unsupported("the optimizer updates none of the parameters")
         if any(p.grad is not None for p in self._others):
-            raise Refusal("the optimizer has a gradient of a parameter that the step does not train")
+            raise Unsupported("the optimizer has a gradient of a parameter that the step does not train")
         self.memory = [t for group in self._groups for t in group.memory()]
         self.written: list[Tensor] = []
 
@@ -97,9 +97,9 @@ class GraphUpdate:
             arguments = (group.shadow, group.states, _match_layout, None, skip, *self._precision)
             done = self._step(*arguments, group.numbers)
             if type(done) is not list:
-                raise Refusal("a parameter has no state" if done is None else str(done))
+                raise Unsupported("a parameter has no state" if done is None else str(done))
             if not group.holds_states():
-                raise Refusal("the optimizer has not yet all of its state")
+                raise Unsupported("the optimizer has not yet all of its state")
             written += done
         self.written = written
 
@@ -130,7 +130,7 @@ class _Group:
         self._has_momentum = bool(own.get("momentum"))
         self._lr = own["lr"] if isinstance(own["lr"], Tensor) and own["lr"].device == device else None
         if self._lr is not None and self._lr.numel() != 1:
-            raise Refusal("lr is a tensor, but not one number")
+            raise Unsupported("lr is a tensor, but not one number")
         self._read = _NUMBERS[name]
         self._device = device
         self._now = self._numbers()
@@ -153,7 +153,7 @@ class _Group:
         """Give the kernels a count of steps of their own: the optimizer's is on the host."""
         for s in self._states:
             if not isinstance(s.get("step"), Tensor) or not s["step"].is_cpu or s["step"].numel() != 1:
-                raise Refusal("the optimizer has no state, or no count of steps on the host")
+                raise Unsupported("the optimizer has no state, or no count of steps on the host")
             self._host_steps.append(s["step"])
         self._counts = [float("nan")] * len(self._host_steps)
         steps = torch.zeros(len(self._host_steps), dtype=torch.float32, device=self._device)
@@ -192,7 +192,7 @@ class _Group:
             return False
         try:
             self._now = self._numbers()
-        except Refusal:
+        except Unsupported:
             return False
         return True
 
@@ -210,7 +210,7 @@ class _Group:
     def _numbers(self) -> list[float]:
         lr, *others = self._read(self.own)
         if any(isinstance(value, Tensor) and not value.is_cpu for value in others):
-            raise Refusal("an option other than lr is a tensor on the device")
+            raise Unsupported("an option other than lr is a tensor on the device")
         return [0.0 if self._lr is not None else float(lr), *map(float, others)]
 
     def refresh(self) -> None:

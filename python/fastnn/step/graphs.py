@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch, _torch_internals
+from fastnn._dispatch import Unsupported
 from fastnn.nn.utils import clip_grad_norm_
 from fastnn.step import cuda_graph
 from fastnn.step.graph_update import COVERED, GraphUpdate
 from fastnn.step.parameters import drop_gradients
-from fastnn.step.purity import Refusal
 
 if TYPE_CHECKING:
     from fastnn.step.plan import LossOptions, StepPlan
@@ -119,7 +119,7 @@ class StepGraphs:
             if self._held is None:
                 self._held = _Held(step, plan, options)
             graph = _StepGraph(step, self._held, input, target)
-        except Refusal as refusal:
+        except Unsupported as refusal:
             self._forget()
             self._refusal = str(refusal)
             return self._refusal
@@ -195,7 +195,10 @@ def _arithmetic(dtype: torch.dtype) -> tuple[object, ...]:
 
 
 class _Held:
-    """What all graphs of a step hold fast, besides what its plan watches; raises `Refusal` where none can be.
+    """What all graphs of a step hold fast, besides what its plan watches.
+
+    Raises `Unsupported` where none can be.
+
 
     Attributes:
         params: all of the model's.
@@ -219,7 +222,7 @@ class _Held:
                     layers.append(p)
         trained = {id(p) for p in layers if p.requires_grad}
         if not trained:
-            raise Refusal("all parameters are frozen")
+            raise Unsupported("all parameters are frozen")
         self.params = list(step.model.parameters())
         self.trained = [p for p in self.params if id(p) in trained]
         self.kernels = _dispatch.native(layers[0])
@@ -231,7 +234,7 @@ class _Held:
         self._options = options
         if options.weight is not None:
             if options.weight.requires_grad:
-                raise Refusal("the class weight requires grad")
+                raise Unsupported("the class weight requires grad")
             shaped.append(options.weight)
         self._tensors = shaped + self.update.memory
         self._addresses = [t.data_ptr() for t in self._tensors]

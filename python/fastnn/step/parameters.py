@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnn import _dispatch
-from fastnn.step.purity import Refusal
+from fastnn._dispatch import Unsupported
 from fastnn.step.watch import watch_tables
 
 
@@ -44,6 +44,6 @@ class ParameterList:
         watch = _dispatch.cpu.Watch()
         try:
             watch_tables(watch, self._model)
-        except Refusal:
+        except Unsupported:
             return None
         return watch

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _dispatch, _losses, _replaced, _torch_internals, nn, optim
+from fastnn._dispatch import Unsupported
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy
 from fastnn.optim._native import NativeOptimizer, _match_layout
 from fastnn.step.chain import LinearChain, linear_chain
 from fastnn.step.graphs import StepGraphs
-from fastnn.step.purity import Refusal
 from fastnn.step.watch import watch_chain, watch_globals, watch_module, watch_optimizer, watch_tables
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ _as_options: Callable[[tuple[Any, ...]], LossOptions] = partial(tuple.__new__, L
 
 
 class StepPlan:
-    """A step that can run natively as long as `holds`; making it raises `Refusal` where it cannot.
+    """A step that can run natively as long as `holds`; making it raises `Unsupported` where it cannot.
 
     Attributes:
         native: the compiled module's part, which reads and checks the tensors of each call.
@@ -89,7 +89,7 @@ class StepPlan:
     refused: Refused | None = None
 
     def __init__(self, step: TrainStep, chain: LinearChain, loss_name: str, optimizer_name: str) -> None:
-        self.native = _dispatch.cpu.TrainStep(
+        self.native = _dispatch.cpu.ChainStep(
             [(module._parameters, activation) for module, activation in chain],
             optimizer_name,
             chain.flatten,
@@ -275,7 +275,7 @@ def _plan_or_reason(step: TrainStep) -> StepPlan | str:
         return f"{given} is native where the model ends in log_softmax, and this one does not"
     try:
         return StepPlan(step, chain, loss_name, update._op)
-    except Refusal as refusal:
+    except Unsupported as refusal:
         return str(refusal)
 
 

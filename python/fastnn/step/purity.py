@@ -21,9 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-
-class Refusal(Exception):
-    """Why something cannot be traced; the text reads on after "cannot be traced: "."""
+from fastnn._dispatch import Unsupported
 
 
 class Guard(NamedTuple):
@@ -139,7 +137,7 @@ def check_value(value: object, name: str) -> list[Guard]:
     """The guards of a value that a traced function uses, itself constant or a function.
 
     Raises:
-        Refusal: the value may change, or do more than compute.
+        Unsupported: the value may change, or do more than compute.
     """
     if is_constant(value) or id(value) in _torch_functions():
         return []
@@ -151,15 +149,15 @@ def check_value(value: object, name: str) -> list[Guard]:
         return []  # made of what is passed: named tuples and errors
     kind = "a module" if isinstance(value, ModuleType) else f"of type {type(value).__name__}"
     if callable(value):
-        raise Refusal(f"it uses {name}, of which nothing is known")
-    raise Refusal(f"it reads {name}, {kind}, which may change")
+        raise Unsupported(f"it uses {name}, of which nothing is known")
+    raise Unsupported(f"it reads {name}, {kind}, which may change")
 
 
 def check_function(function: Callable[..., Any]) -> list[Guard]:
     """The guards of a Python function: the global constants and functions that it reads.
 
     Raises:
-        Refusal: it may do more than compute from its arguments, or is no plain function.
+        Unsupported: it may do more than compute from its arguments, or is no plain function.
     """
     guards: list[Guard] = []
     _check_function(function, guards, set())
@@ -173,12 +171,12 @@ def _check_function(function: Any, guards: list[Guard], seen: set[int]) -> None:
     name = getattr(function, "__qualname__", type(function).__name__)
     package = (getattr(function, "__module__", None) or "").partition(".")[0]
     if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__") or package == "torch":
-        raise Refusal(f"nothing is known of {name}, which is no plain function")
+        raise Unsupported(f"nothing is known of {name}, which is no plain function")
     if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
-        raise Refusal(f"{name} is a generator or a coroutine")
+        raise Unsupported(f"{name} is a generator or a coroutine")
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     if not all(map(is_constant, defaults)):
-        raise Refusal(f"{name} has a default value that may change")
+        raise Unsupported(f"{name} has a default value that may change")
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     for code in _codes(function.__code__):
         _check_code(code, function.__globals__, cells, guards, seen)
@@ -199,20 +197,20 @@ def _check_code(
     for place, instruction in enumerate(instructions):
         opname, name = instruction.opname, instruction.argval
         if opname in _FORBIDDEN:
-            raise Refusal(_FORBIDDEN[opname].format(name))
+            raise Unsupported(_FORBIDDEN[opname].format(name))
         if opname.startswith("INPLACE_") or (opname == "BINARY_OP" and instruction.argrepr.endswith("=")):
-            raise Refusal("it has an augmented assignment (x += y)")
+            raise Unsupported("it has an augmented assignment (x += y)")
         if opname in ("LOAD_ATTR", "LOAD_METHOD") and str(name).startswith("__"):
-            raise Refusal(f"it reads {name}")
+            raise Unsupported(f"it reads {name}")
         if opname in ("STORE_DEREF", "DELETE_DEREF") and name in cells:
-            raise Refusal(f"it writes {name} of an enclosing function")
+            raise Unsupported(f"it writes {name} of an enclosing function")
         if opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             if name in names:
                 _check_path(names, name, instructions[place + 1 :], guards, seen)
             elif hasattr(builtins, name):
                 _check_builtin(name)
             else:
-                raise Refusal(f"it reads {name}, which is not defined")
+                raise Unsupported(f"it reads {name}, which is not defined")
         elif opname in ("LOAD_DEREF", "LOAD_CLASSDEREF") and name in cells:
             _check_path(_Cell(cells[name]), name, instructions[place + 1 :], guards, seen)
 
@@ -220,7 +218,7 @@ def _check_code(
 def _check_builtin(name: str) -> None:
     value = getattr(builtins, name)
     if value not in _BUILTINS and not (isinstance(value, type) and issubclass(value, BaseException)):
-        raise Refusal(f"it uses {name}")
+        raise Unsupported(f"it uses {name}")
 
 
 def _check_path(
@@ -236,7 +234,7 @@ def _check_path(
         holder = value.__dict__ if key in value.__dict__ else Attribute(value)
         value, path = getattr(value, key, MISSING), f"{path}.{key}"
     if value is MISSING:
-        raise Refusal(f"it reads {path}, which is not defined")
+        raise Unsupported(f"it reads {path}, which is not defined")
     if isinstance(value, FunctionType) and id(value) not in _torch_functions():
         _check_function(value, guards, seen)
     else:

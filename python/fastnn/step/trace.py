@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.proxy import TraceError
 
+from fastnn._dispatch import Unsupported
 from fastnn.nn.mlp import Sequential
-from fastnn.step.purity import MISSING, Attribute, Guard, Refusal, check_function, check_value
+from fastnn.step.purity import MISSING, Attribute, Guard, check_function, check_value
 
 _Module = torch.nn.Module
 
@@ -62,12 +63,12 @@ class _Tracer(fx.proxy.GraphAppendingTracer):
         super().__init__(fx.Graph())
         self.modules: dict[str, _Module] = {}
         self.guards: list[Guard] = []
-        self.refusal: Refusal | None = None
+        self.refusal: Unsupported | None = None
         self._views: dict[int, _View] = {}
 
-    def refuse(self, reason: str) -> Refusal:
+    def refuse(self, reason: str) -> Unsupported:
         """Give the exception to raise; the traced code may catch it, so it is kept."""
-        self.refusal = Refusal(reason)
+        self.refusal = Unsupported(reason)
         return self.refusal
 
     def forget(self) -> None:
@@ -117,7 +118,7 @@ class _View:
             raise AttributeError(name)
         try:
             return self._fastnn_read(name)
-        except Refusal as refusal:
+        except Unsupported as refusal:
             self._fastnn_tracer.refusal = refusal
             raise
 
@@ -133,7 +134,7 @@ class _View:
             if name in state[kind]:
                 return self._fastnn_registered(kind, name, path)
         if type(module).__getattr__ is not _Module.__getattr__:
-            raise Refusal(f"{type(module).__name__} has its own __getattr__")
+            raise Unsupported(f"{type(module).__name__} has its own __getattr__")
         # The code may ask for a default value, or whether there is such an attribute.
         self._fastnn_guard(Attribute(module), name, MISSING, path)
         raise AttributeError(f"'{type(module).__name__}' object has no attribute '{name}'")
@@ -151,7 +152,7 @@ class _View:
         table = self._fastnn_module.__dict__[kind]
         value = table[name]
         if isinstance(value, Tensor):
-            raise Refusal(f"it reads the tensor self.{path}")
+            raise Unsupported(f"it reads the tensor self.{path}")
         self._fastnn_guard(self._fastnn_module.__dict__, kind, table, path)
         self._fastnn_guard(table, name, value, path)
         return None if value is None else self._fastnn_tracer.view(value, path)
@@ -217,7 +218,7 @@ def own_forward(module: _Module) -> Callable[..., Any] | None:
     """The forward that the author of a module wrote; None where it is torch's or fastnn's.
 
     Raises:
-        Refusal: calling the module does more than to call that.
+        Unsupported: calling the module does more than to call that.
     """
     kind = type(module)
     forward: Any = inspect.getattr_static(kind, "forward")
@@ -225,7 +226,7 @@ def own_forward(module: _Module) -> Callable[..., Any] | None:
         return None
     for name in ("__call__", "_call_impl", "_wrapped_call_impl", "__getattribute__"):
         if getattr(kind, name) is not getattr(_Module, name):
-            raise Refusal(f"{kind.__name__} has its own {name}")
+            raise Unsupported(f"{kind.__name__} has its own {name}")
     return forward  # type: ignore[no-any-return]
 
 
@@ -236,17 +237,17 @@ def trace(module: _Module, forward: Callable[..., Any]) -> Trace:
     the module nor anything global is touched.
 
     Raises:
-        Refusal: the forward cannot be seen through.
+        Unsupported: the forward cannot be seen through.
     """
     try:
         return _trace(module, forward)
-    except Refusal:
+    except Unsupported:
         raise
     except Exception as error:  # whatever the code of a forward raises when it meets stand-ins
         text = str(error).strip().partition("\n")[0].partition(". ")[0]
         if isinstance(error, TraceError) and "control flow" in text:
-            raise Refusal("it branches on a tensor or on its shape") from error
-        raise Refusal(f"{type(error).__name__}: {text}") from error
+            raise Unsupported("it branches on a tensor or on its shape") from error
+        raise Unsupported(f"{type(error).__name__}: {text}") from error
 
 
 def _trace(module: _Module, forward: Callable[..., Any]) -> Trace:
@@ -256,10 +257,10 @@ def _trace(module: _Module, forward: Callable[..., Any]) -> Trace:
     names = []
     for parameter in list(inspect.signature(forward).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise Refusal("it takes any number of arguments")
+            raise Unsupported("it takes any number of arguments")
         if parameter.default is parameter.empty:
             if parameter.kind is parameter.KEYWORD_ONLY:
-                raise Refusal(f"it wants {parameter.name} as a keyword")
+                raise Unsupported(f"it wants {parameter.name} as a keyword")
             names.append(parameter.name)
     inputs = [tracer.create_proxy("placeholder", name, (), {}) for name in names]
     try:

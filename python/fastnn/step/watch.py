@@ -1,7 +1,7 @@
 """What must stay as it is for a native training step to do what the eager one would.
 
 Each function adds to a `Watch` of the compiled module, which looks at all of it within a microsecond or two.
-They raise `Refusal` where something is there already that the native step would pass by.
+They raise `Unsupported` where something is there already that the native step would pass by.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from fastnn import _replaced, _torch_internals
+from fastnn._dispatch import Unsupported
 from fastnn.nn import mlp as _mlp
 from fastnn.optim import _hooks
 from fastnn.step.chain import LinearChain
-from fastnn.step.purity import MISSING, Attribute, Guard, Refusal
+from fastnn.step.purity import MISSING, Attribute, Guard
 from fastnn.step.trace import Keys
 
 _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -37,7 +38,7 @@ def watch_globals(watch: Any) -> None:
     """No hooks for all modules or all optimizers."""
     for hooks in _GLOBAL_HOOKS:
         if hooks is None or not _torch_internals.names_known:
-            raise Refusal("this torch keeps hooks where fastnn does not find them")
+            raise Unsupported("this torch keeps hooks where fastnn does not find them")
         _stays_empty(watch, hooks, "a hook for all modules or optimizers is registered")
 
 
@@ -48,7 +49,7 @@ def watch_module(watch: Any, module: torch.nn.Module) -> None:
     name = kind.__name__
     for method in _CALL:
         if getattr(kind, method) is not getattr(torch.nn.Module, method):
-            raise Refusal(f"{name} has its own {method}")
+            raise Unsupported(f"{name} has its own {method}")
     for method in (*_CALL, "forward"):
         watch.class_item(kind, method, getattr(kind, method))
     # Attributes of the module, parameters and buffers: a property of the class would come before them.
@@ -57,14 +58,14 @@ def watch_module(watch: Any, module: torch.nn.Module) -> None:
             if not hasattr(kind, key):
                 watch.class_absent(kind, key)
             elif hasattr(type(found := getattr(kind, key)), "__set__"):
-                raise Refusal(f"{name} has a property {key}")
+                raise Unsupported(f"{name} has a property {key}")
             else:
                 watch.class_item(kind, key, found)
     for hooks in _MODULE_HOOKS:
         _stays_empty(watch, module.__dict__[hooks], f"{name} has a hook")
     for replaced in ("forward", "_compiled_call_impl"):
         if replaced in module.__dict__:
-            raise Refusal(f"{name} has a replaced or compiled forward")
+            raise Unsupported(f"{name} has a replaced or compiled forward")
         watch.absent(module.__dict__, replaced)
 
 
@@ -82,7 +83,7 @@ def watch_tables(watch: Any, model: torch.nn.Module) -> None:
         kind = type(module)
         for name in _LISTING:
             if getattr(kind, name) is not getattr(torch.nn.Module, name) or name in module.__dict__:
-                raise Refusal(f"{kind.__name__} has its own {name}()")
+                raise Unsupported(f"{kind.__name__} has its own {name}()")
         watch.content(module.__dict__["_modules"])
         watch.content(module.__dict__["_parameters"])
 
@@ -94,14 +95,14 @@ def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
     kind = type(optimizer)
     for owner in (kind, _hooks.torchs_class(kind)):
         if not _replaced.is_own(owner.step):
-            raise Refusal(f"{owner.__name__}.step was replaced")
+            raise Unsupported(f"{owner.__name__}.step was replaced")
         watch.class_item(owner, "step", owner.step)
     attributes = optimizer.__dict__
     for hooks in _OPTIMIZER_HOOKS:
         _stays_empty(watch, attributes[hooks], "the optimizer has a step hook")
     for scaling in ("grad_scale", "found_inf"):
         if scaling in attributes:
-            raise Refusal("a GradScaler leaves the scaling to the optimizer")
+            raise Unsupported("a GradScaler leaves the scaling to the optimizer")
         watch.absent(attributes, scaling)
     step = attributes.get("step")
     if step is None:
@@ -109,12 +110,12 @@ def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
     elif hasattr(step, "_wrapped_by_lr_sched"):
         watch.item(attributes, "step", step)
     else:
-        raise Refusal("the optimizer's step is replaced")
+        raise Unsupported("the optimizer's step is replaced")
 
 
 def _stays_empty(watch: Any, hooks: dict[Any, Any], reason: str) -> None:
     if hooks:
-        raise Refusal(reason)
+        raise Unsupported(reason)
     watch.content(hooks)
 
 

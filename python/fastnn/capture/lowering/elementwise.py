@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fastnn.capture.ir import Expr, Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import Expr, View
 from fastnn.capture.lowering.table import Lowering, lowers
 from fastnn.capture.lowering.types import check, floating, promoted
 

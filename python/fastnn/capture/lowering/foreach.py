@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fastnn.capture.ir import Elementwise, Expr, Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import Elementwise, Expr, View
 from fastnn.capture.lowering import elementwise as element
 from fastnn.capture.lowering.table import Lowering, lowers
 from fastnn.capture.lowering.types import check, floating, promoted

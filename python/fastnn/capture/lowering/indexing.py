@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from fastnn.capture.ir import Instruction, Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import Instruction, View
 from fastnn.capture.lowering.layout import (
     FLOATING,
     MOVABLE,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from fastnn.capture.ir import Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import View
 from fastnn.capture.lowering.layout import (
     MAX_DIMS,
     MOVABLE,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastnn.capture.ir import Expr, Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import Expr, View
 from fastnn.capture.lowering.activations import gradient_of
 from fastnn.capture.lowering.table import Lowering, lowers
 from fastnn.capture.lowering.types import check

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastnn.capture.ir import Unsupported, View, contiguous_strides
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import View, contiguous_strides
 from fastnn.capture.lowering.layout import (
     FLOATING,
     contiguous,

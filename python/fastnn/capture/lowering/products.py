@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fastnn.capture.ir import Instruction, Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import Instruction, View
 from fastnn.capture.lowering.table import Lowering, lowers
 
 # As the enum of csrc/core/activation/activation.h.

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fastnn.capture.ir import Island, Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import Island, View
 from fastnn.capture.lowering.table import Lowering, lowers
 
 _REASON = "random numbers are torch's"

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from fastnn.capture.ir import Expr, Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import Expr, View
 from fastnn.capture.lowering.table import Lowering, lowers
 from fastnn.capture.lowering.types import check
 from fastnn.capture.overlap import extent, overlap

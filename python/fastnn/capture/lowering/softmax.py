@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fastnn.capture.ir import Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import View
 from fastnn.capture.lowering.table import ERRORS, Lowering, lowers
 
 SOFTMAX, LOG_SOFTMAX = 0, 1

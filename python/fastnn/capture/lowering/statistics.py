@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastnn.capture.ir import Expr, Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import Expr, View
 from fastnn.capture.lowering.reductions import (
     Dims,
     check_reduction,

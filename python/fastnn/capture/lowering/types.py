@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fastnn.capture.ir import Unsupported, View
+from fastnn._dispatch import Unsupported
+from fastnn.capture.ir import View
 from fastnn.capture.overlap import canonical, extent, overlap
 
 COMPUTED = frozenset([torch.float32, torch.float64, torch.int64, torch.bool])
