@@ -13,15 +13,9 @@ bool same(const char* a, const char* b) {
 
 InstructionKernel find(const char* name) {
   const InstructionFamily families[] = {
-      batch_norm_instructions(),
-      copy_instructions(),
-      elementwise_instructions(),
-      indexing_instructions(),
-      layer_norm_instructions(),
-      nll_instructions(),
-      product_instructions(),
-      reduce_instructions(),
-      softmax_instructions(),
+      batch_norm_instructions(), copy_instructions(),       elementwise_instructions(),
+      indexing_instructions(),   layer_norm_instructions(), nll_instructions(),
+      product_instructions(),    reduce_instructions(),     softmax_instructions(),
   };
   for (const InstructionFamily& family : families)
     for (int64_t i = 0; i < family.count; ++i)
