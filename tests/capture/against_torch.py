@@ -39,10 +39,11 @@ class Covered(Native):
         if name not in RULES:
             self.uncovered[name] += 1
             return func(*args, **(kwargs or {}))
+        seen = len(self.results)
         try:
             out = super().__torch_dispatch__(once, types, args, kwargs)
-            # Later ops may write to what this one returned.
-            self.results[-1] = (name, _frozen(out), self.results[-1][2])
+            if len(self.results) > seen:  # later ops may write to what this one returned
+                self.results[-1] = (name, _frozen(out), self.results[-1][2])
             return out
         except Unsupported as error:
             self.refused[f"{func}: {error}"] += 1

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnn import _dispatch
-from fastnn.capture.ir import Instruction, Storage, View
+from fastnn.capture.ir import Instruction, Island, Storage, View
 from fastnn.capture.lowering.table import Lowering, lower
 
 
@@ -62,6 +62,8 @@ class Native(TorchDispatchMode):
         low = Lowering()
         if not lower(low, name, result, native_args, native_kwargs):
             raise NotImplementedError(name)
+        if name.startswith(("empty", "new_empty")) or any(isinstance(node, Island) for node in low.nodes):
+            return out  # memory that nothing is written to, or random numbers, which torch draws
         run_nodes(low.nodes, memory)
         self.results.append((name, out, _tensors(result, memory)))
         return out

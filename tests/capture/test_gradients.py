@@ -123,7 +123,9 @@ def test_what_nobody_reads_is_not_computed() -> None:
     for _ in range(5):
         captured(torch.randn(32, 64))
     (program,) = captured.programs
-    assert program.instructions.count("product") == 6
+    # Of the actor's loss the gradients of the critic's input and of the actor's weight; of the critic's its
+    # output and the gradient of its weight. Nobody asks for the actor's loss itself.
+    assert program.instructions.count("product") == 4
 
 
 def test_autograd_grad() -> None:
