@@ -86,7 +86,9 @@ void losses(const Instruction& i) {
     else if (reduction == Reduced::sum)
       *loss.as<T>() = static_cast<T>(all.loss);
     *i.operands[1].as<T>() = each ? T(0) : static_cast<T>(all.weight);
-    *i.operands[2].as<int64_t>() = !all.bad ? kAllWell : all.bad_index == kAllWell ? INT64_MIN : all.bad_index;
+    *i.operands[2].as<int64_t>() = !all.bad                    ? kAllWell
+                                   : all.bad_index == kAllWell ? INT64_MIN
+                                                               : all.bad_index;
   }
   wait_for_team();
 }
