@@ -28,9 +28,13 @@ int64_t run(const Instruction* instructions, int64_t count, int64_t threads) {
   run_as_team(threads < max_threads() ? threads : max_threads(), [&] {
     for (int64_t i = 0; i < count; ++i) {
       instructions[i].run(instructions[i]);
-      if (instructions[i].bad_index && *instructions[i].bad_index != kAllWell) {
-        if (leads_team()) done = i;
-        return;
+      if (const int64_t* const flag = instructions[i].bad_index) {
+        const bool bad = *flag != kAllWell;
+        wait_for_team();  // a faster member may be about to write the next result where the flag lies
+        if (bad) {
+          if (leads_team()) done = i;
+          return;
+        }
       }
     }
   });
