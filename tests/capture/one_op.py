@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnn import _dispatch
+from fastnn._dispatch import Unsupported
 from fastnn.capture.ir import Instruction, Island, Storage, View
 from fastnn.capture.lowering.table import Lowering, lower
 
@@ -36,6 +37,8 @@ class Native(TorchDispatchMode):
         keep: list[torch.Tensor] = []
 
         def view_of(t: torch.Tensor) -> View:
+            if t.layout is not torch.strided:
+                raise Unsupported(f"a tensor of layout {t.layout}")
             base = t.untyped_storage()
             key = base._cdata
             if key not in storages:
