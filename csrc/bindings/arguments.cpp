@@ -99,10 +99,13 @@ bool Arguments::match(PyObject* arguments, std::vector<PyObject*>& tensors,
     case Kind::dict: {
       if (!PyDict_CheckExact(arguments) || static_cast<size_t>(PyDict_GET_SIZE(arguments)) != keys_.size())
         return false;
-      for (size_t i = 0; i < keys_.size(); ++i) {
-        PyObject* const value = PyDict_GetItemWithError(arguments, keys_[i].ptr());
-        if (!value) PyErr_Clear();
-        if (!value || !children_[i].match(value, tensors, views)) return false;
+      Py_ssize_t position = 0;
+      PyObject *key, *value;
+      for (size_t i = 0; PyDict_Next(arguments, &position, &key, &value);
+           ++i) {  // in the order of the recording
+        const int equal = PyObject_RichCompareBool(key, keys_[i].ptr(), Py_EQ);
+        if (equal < 0) PyErr_Clear();
+        if (equal != 1 || !children_[i].match(value, tensors, views)) return false;
       }
       return true;
     }

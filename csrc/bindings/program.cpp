@@ -105,15 +105,13 @@ class Program {
   py::object run(const py::tuple& arguments) {
     const auto missed = [] { return py::reinterpret_borrow<py::object>(Py_NotImplemented); };
     if (running_) return missed();
-    const Running running(running_);
+    const Running running(*this);
     if (!is_same_call(arguments)) return missed();
     bind();
     count_versions();
     for (const Node& node : nodes_) execute(node);
     settle_gradients();
-    py::object result = make_result();
-    let_go();
-    return result;
+    return make_result();
   }
 
   int traverse(visitproc visit, void* arg) const {
@@ -315,6 +313,8 @@ class Program {
     input_views_.clear();
     if (py::len(written_gradients_)) written_gradients_ = py::list();
     if (!arguments_.match(arguments.ptr(), inputs_, input_views_)) return false;
+    // A list among the arguments may change while the program runs.
+    for (PyObject* input : inputs_) held_.push_back(py::reinterpret_borrow<py::object>(input));
     for (const auto& [input, first, between] : shared_inputs_)
       if (input_views_[input].as<char>() != input_views_[first].as<char>() + between) return false;
     static PyObject* const unchanged = interned("unchanged");
@@ -483,13 +483,18 @@ class Program {
   void let_go() {
     made_.clear();
     inputs_.clear();
+    held_.clear();
     if (py::len(written_gradients_)) written_gradients_ = py::list();
   }
 
+  // Lets go of what belongs to one call, however that ends.
   struct Running {
-    explicit Running(bool& flag) : flag(flag) { flag = true; }
-    ~Running() { flag = false; }
-    bool& flag;
+    explicit Running(Program& program) : program(program) { program.running_ = true; }
+    ~Running() {
+      program.let_go();
+      program.running_ = false;
+    }
+    Program& program;
   };
 
   struct Parsed {
@@ -526,6 +531,7 @@ class Program {
   // Of one call; kept so that the next one need not allocate.
   bool running_ = false;
   std::vector<PyObject*> inputs_;
+  std::vector<py::object> held_;  // the same, alive
   std::vector<TensorView> input_views_;
   std::vector<py::object> made_;
 };

@@ -24,6 +24,8 @@ from fastnn.capture.program import Builder, Gradients, Program
 from fastnn.capture.recorder import Recorder, Step, Tape, tensors_in
 from fastnn.capture.signature import Signature, signature
 
+# What a module has in dicts; hooks that come later are Python that the recording does not know.
+_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 _PROGRAMS = 8  # kept, the most recently used
 _SIGNATURES = 64  # known; who calls with more of them gains nothing from programs
 _RECORDINGS = 8  # of one signature, before it is given up: what the function reaches changes every time
@@ -166,7 +168,7 @@ class Captured:
                 result = self._fn(*args, **kwargs)
         finally:
             for leaf, grad in planted:
-                if leaf.grad is grad:
+                if leaf.grad is grad and grad._version == 0:  # else the function has added its own to it
                     leaf.grad = None
         known.leaves = recorder.leaves
         news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
@@ -251,10 +253,14 @@ def _assemble(
 def _watch(tape: Tape) -> Any:
     """Notices what changes in the modules that were called: training or evaluation, other parameters."""
     watch = _dispatch.cpu.Watch()
-    for module in {id(m): m for m in tape.modules}.values():
+    for module in {id(m): m for called in tape.modules for m in called.modules()}.values():
+        tables = [module.__dict__.get(name) for name in _TABLES]
+        if not all(type(table) in (dict, OrderedDict) for table in tables):
+            raise Unsupported(f"{type(module).__name__} keeps its parts where they are not watched")
+        watch.type(module)
         watch.item(module.__dict__, "training", module.training)
-        watch.content(module.__dict__["_parameters"])
-        watch.content(module.__dict__["_modules"])
+        for table in tables:
+            watch.content(table)
     return watch
 
 
@@ -296,6 +302,7 @@ def _gradients(
             found.kept.append((leaf, view))
         else:
             found.cleared.append(leaf)
+            found.withheld.append(leaf)
     return found
 
 
@@ -353,7 +360,7 @@ def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
         return _Maker(lambda inputs, outputs: torch.empty_strided(view.shape, view.strides, dtype=view.dtype))
     if id(view.storage) in builder.inputs:
         return _Maker(builder.place(view).tensor)
-    return _Maker(lambda inputs, outputs: t)
+    return _Maker((lambda inputs, outputs: t) if view.storage.tensor is t else builder.place(view).tensor)
 
 
 def _replace_tensors(x: Any, makers: dict[int, _Maker]) -> Any:

@@ -123,7 +123,7 @@ def _copy(t: Tensor) -> Tensor:
 @torch.no_grad()
 def _write(t: Tensor, value: Tensor) -> None:
     if not torch.equal(t.detach(), value) or t.isnan().any():
-        t.detach().copy_(value)
+        t.data.copy_(value)  # which counts no version: graphs that are alive stay valid
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def _nudge(t: Tensor, generator: torch.Generator) -> None:
     size = _NUDGE.get(t.dtype)
     if size is not None and t.numel():
         signs = torch.randint(0, 2, t.shape, generator=generator).to(t.dtype) * 2 - 1
-        t.detach().mul_(1 + size * signs)
+        t.data.mul_(1 + size * signs)
 
 
 def compare(
@@ -143,7 +143,8 @@ def compare(
         What `eager` returned, and None or where the program differs. The state is what `eager` left. None,
         with nothing done, where the program is not for this call.
     """
-    inputs = list(tensors_in(arguments))
+    given = [t for t in tensors_in(arguments) if not (t.requires_grad and t.is_leaf)]
+    inputs = [given[i] for i in program.written_inputs]
     before = State(program, inputs, leaves)
     runs: list[list[Change]] = []
     try:
@@ -155,6 +156,9 @@ def compare(
             if outcome is None:
                 return None
             runs.append(outcome)
+    except Exception as error:  # an index out of range, for one: torch says it best
+        before.restore()
+        return eager(), f"the program raises {type(error).__name__}: {error}"
     finally:
         before.restore()
     result = eager()

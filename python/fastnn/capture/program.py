@@ -44,6 +44,7 @@ class Gradients:
         absent: parameters that have none before a call.
         cleared: parameters that have none after it.
         kept: parameters that get one, and where it lies.
+        withheld: those of `cleared` that have one in torch.
         lost: memory of gradients that were there before and are dropped.
     """
 
@@ -52,6 +53,7 @@ class Gradients:
     cleared: list[Tensor] = field(default_factory=list)
     kept: list[tuple[Tensor, View]] = field(default_factory=list)
     lost: list[Storage] = field(default_factory=list)
+    withheld: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -71,10 +73,11 @@ class Program:
     islands: tuple[tuple[str, str], ...]
     optimizers: tuple[str, ...]
     arena_bytes: int
-    reached: list[Tensor]  # tensors that were there before, through which it reaches their memory
+    reached: list[Tensor]  # parameters, and tensors from before that it writes
     steps: list[OptimizerStep]
     generators: list[torch.Generator]
     dropped: list[Tensor]  # parameters whose gradients it does not keep
+    written_inputs: list[int]  # tensors among the arguments, by number
     reference: Any = None  # the same made of torch's ops, until it has been compared
     key: Hashable = None
     checked: bool | None = None
@@ -255,10 +258,15 @@ class Builder:
             tuple((name_of(node.op), node.reason) for node in islands),
             tuple(type(step.optimizer).__name__ for step in steps),
             self.arena.bytes,
-            [s.tensor for s in self.tape.externals if s.tensor is not None],
+            [
+                s.tensor
+                for s in self.tape.externals
+                if s.tensor is not None and (id(s) in self._written or s.tensor.requires_grad)
+            ],
             steps,
             [g for node in islands for g in node.kwargs.values() if isinstance(g, torch.Generator)],
-            self.gradients.cleared,
+            self.gradients.withheld,
+            written_inputs,
         )
 
     def _node(self, node: Node) -> tuple[Any, ...]:
@@ -355,13 +363,19 @@ class Builder:
                 )
             )
         if id(storage) in self.gradients.state:
-            param, _ = self.gradients.state[id(storage)]
-            return Place(find=lambda inputs, outputs: view_of(_gradient(param), view))
+            param, grad = self.gradients.state[id(storage)]
+            there = view.offset - int(grad.storage_offset())
+            return Place(
+                find=lambda inputs, outputs: view_of(
+                    _gradient(param), view, there + int(_gradient(param).storage_offset())
+                )
+            )
         tensor = storage.tensor
         if tensor is None:
             # Read by torch and written by nobody, as what it is to be is drawn in place.
             return Place(in_bytes(torch.empty(storage.bytes, dtype=torch.uint8), view, 0))
-        return Place(find=lambda inputs, outputs: view_of(tensor, view))
+        start = view.offset - int(tensor.storage_offset())
+        return Place(find=lambda inputs, outputs: view_of(tensor, view, start + int(tensor.storage_offset())))
 
     def is_whole(self, view: View) -> bool:
         """Whether an output is this very view of its memory."""

@@ -1,0 +1,145 @@
+"""Faults that a review of captured functions found."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from twins import same
+
+import fastnn
+
+
+def test_gradients_that_the_function_drops_itself_are_accumulated_until_then() -> None:
+    twins = [nn.Linear(3, 2) for _ in range(2)]
+    twins[1].load_state_dict(twins[0].state_dict())
+
+    def make(model: nn.Module) -> Any:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def micro(x: torch.Tensor, last: bool) -> None:
+            model(x).square().sum().backward()
+            if last:
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return micro
+
+    eager, captured = make(twins[0]), fastnn.capture(make(twins[1]))
+    for i in range(24):
+        x = torch.randn(4 if i < 12 else 3, 3)
+        for step in (eager, captured):
+            step(x, i % 2 == 1)
+        grads = [[p.grad for p in model.parameters()] for model in twins]
+        assert [g is None for g in grads[1]] == [g is None for g in grads[0]]
+        same(grads[1], grads[0])
+        same(list(twins[1].parameters()), list(twins[0].parameters()))
+
+
+def test_the_order_of_keywords() -> None:
+    joined = fastnn.capture(lambda **parts: torch.cat(list(parts.values())))
+    a, b = torch.ones(2), torch.zeros(1)
+    for _ in range(4):
+        joined(a=a, b=b)
+    assert joined(b=b, a=a).tolist() == [0, 1, 1]
+
+
+def test_memory_that_begins_elsewhere() -> None:
+    weight = nn.Parameter(torch.zeros(4))
+    island = fastnn.capture(lambda x: (x + torch.special.i1e(weight)).detach())
+    for _ in range(5):
+        island(torch.zeros(4))
+    weight.data = torch.arange(100.0)[50:54]
+    same(island(torch.zeros(4)), torch.special.i1e(weight).detach())
+
+
+def test_a_result_that_views_a_parameter() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    views = fastnn.capture(lambda x: (x + 1, weight.detach()))
+    for _ in range(4):
+        views(torch.zeros(3))
+    weight.data = torch.ones(3)
+    assert views(torch.zeros(3))[1].tolist() == [1, 1, 1]
+
+
+def _replace_buffer(model: Any) -> None:
+    model.scale = torch.full((3,), 5.0)
+
+
+def _replace_in_list(model: Any) -> None:
+    model.layers[0] = copy.deepcopy(model.layers[1])
+
+
+def _add_hook(model: Any) -> None:
+    model.layers[0].register_forward_hook(lambda module, args, output: output * 2)
+
+
+@pytest.mark.parametrize("change", [_replace_buffer, _replace_in_list, _add_hook])
+def test_changes_of_modules_are_noticed(change: Any) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+            self.register_buffer("scale", torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x * self.scale
+
+    model = Model()
+    run = fastnn.capture(model)
+    with torch.no_grad():
+        for _ in range(4):
+            run(torch.randn(2, 3))
+        change(model)
+        x = torch.randn(2, 3)
+        same(run(x), model(x))
+
+
+def test_the_comparison_writes_only_what_the_function_writes(tmp_path: Path) -> None:
+    np.arange(6, dtype=np.float32).tofile(tmp_path / "read")
+    read_only = np.memmap(tmp_path / "read", dtype=np.float32, mode="r")
+    with pytest.warns(UserWarning, match="not writable"):
+        x = torch.from_numpy(read_only)
+    model = nn.Linear(6, 2)
+    run = fastnn.capture(lambda x: model(x).detach())
+    waiting = model(x).sum()
+    for _ in range(5):
+        same(run(x), model(x))
+        run(x[:1].expand(6))
+    waiting.backward()
+    assert len(run.programs) == 2
+
+
+def test_a_list_that_changes_while_the_program_runs() -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.NAdam(model.parameters())
+    given: list[torch.Tensor] = []
+    optimizer.register_step_pre_hook(lambda *_: given.clear())
+
+    def step(xs: list[torch.Tensor]) -> torch.Tensor:
+        x = xs[0]
+        optimizer.zero_grad()
+        loss = model(x).sum()
+        loss.backward()
+        optimizer.step()
+        return torch.special.i1(x)
+
+    captured = fastnn.capture(step, check=False)
+    for _ in range(6):
+        given.append(torch.ones(2, 3))
+        same(captured(given), torch.special.i1(torch.ones(2, 3)))
+
+
+def test_errors_in_the_comparison_are_those_of_torch() -> None:
+    pick = fastnn.capture(lambda x, i: x[i] + 1)
+    for _ in range(2):
+        pick(torch.ones(3), torch.tensor([0, 1]))
+    with pytest.raises(IndexError):
+        pick(torch.ones(3), torch.tensor([0, 7]))
