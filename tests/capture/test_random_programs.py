@@ -25,7 +25,7 @@ def test_ten_steps(seed: int) -> None:
     captured = fastnn.capture(step, keep_grad=program.keep_grad)
     # Some of them divide by next to nothing: in float32 it is left to the self-check what that excuses.
     exact = program.dtype is torch.float64
-    tolerances = {"rtol": 1e-7, "atol": 1e-8} if exact else {"rtol": 2e-2, "atol": 1e-2}
+    tolerances = {"rtol": 1e-7, "atol": 1e-8} if exact else {"rtol": 5e-2, "atol": 5e-2}
     for number in range(10):
         data = program.batch(number)
         torch.manual_seed(number)

@@ -21,7 +21,7 @@ from fastnn.capture.check import compare
 from fastnn.capture.ir import View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Builder, Gradients, Program
-from fastnn.capture.recorder import Recorder, Step, Tape, tensors_in
+from fastnn.capture.recorder import Recorder, Step, Tape, tensors_in, with_tensors
 from fastnn.capture.signature import Signature, signature
 
 # What a module has in dicts; hooks that come later are Python that the recording does not know.
@@ -333,7 +333,7 @@ def _maker(result: Any, builder: Builder, recorder: Recorder) -> int | Callable[
     def make(inputs: list[Tensor], outputs: list[Tensor]) -> Any:
         return _rebuild(result_shape, inputs, outputs)
 
-    result_shape = _replace_tensors(result, makers)
+    result_shape = with_tensors(result, makers)
     return make
 
 
@@ -361,19 +361,6 @@ def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
     if id(view.storage) in builder.inputs:
         return _Maker(builder.place(view).tensor)
     return _Maker((lambda inputs, outputs: t) if view.storage.tensor is t else builder.place(view).tensor)
-
-
-def _replace_tensors(x: Any, makers: dict[int, _Maker]) -> Any:
-    if isinstance(x, Tensor):
-        return makers[id(x)]
-    if isinstance(x, tuple):
-        parts = [_replace_tensors(part, makers) for part in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
-    if isinstance(x, list):
-        return [_replace_tensors(part, makers) for part in x]
-    if isinstance(x, dict):
-        return {key: _replace_tensors(part, makers) for key, part in x.items()}
-    return x
 
 
 def _rebuild(x: Any, inputs: list[Tensor], outputs: list[Tensor]) -> Any:

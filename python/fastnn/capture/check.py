@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnn.capture.ir import Storage
 from fastnn.capture.program import Program
-from fastnn.capture.recorder import tensors_in
+from fastnn.capture.recorder import as_view, tensors_in, with_tensors
 
 # What rounding may change is measured: the program, and the same made of torch's ops, which may be the less
 # exact one, run again with every float that they read off by this much, a few units in the last place. The
@@ -134,6 +135,19 @@ def _nudge(t: Tensor, generator: torch.Generator) -> None:
         t.data.mul_(1 + size * signs)
 
 
+def _nudged(arguments: tuple[Any, Any], untouched: list[Tensor], seed: int) -> tuple[Any, Any]:
+    """The arguments with copies of those that the function does not write, which are nudged."""
+    generator = torch.Generator().manual_seed(seed)
+    by: dict[int, Any] = {id(t): t for t in tensors_in(arguments)}
+    memory = [t.untyped_storage().data_ptr() for t in by.values()]
+    for t in untouched:
+        if memory.count(t.untyped_storage().data_ptr()) == 1 and as_view(t, Storage(0)).is_dense:
+            by[id(t)] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t)
+            _nudge(by[id(t)], generator)
+    args, kwargs = with_tensors(arguments, by)
+    return args, kwargs
+
+
 def compare(
     program: Program, arguments: tuple[Any, Any], leaves: list[Tensor], eager: Callable[[], Any]
 ) -> tuple[Any, str | None] | None:
@@ -146,12 +160,15 @@ def compare(
     given = [t for t in tensors_in(arguments) if not (t.requires_grad and t.is_leaf)]
     inputs = [given[i] for i in program.written_inputs]
     before = State(program, inputs, leaves)
+    untouched = [t for i, t in enumerate(given) if i not in program.written_inputs]
     runs: list[list[Change]] = []
     try:
         for native, seed in _RUNS:
+            called = arguments
             if seed is not None:
                 before.nudge(seed)
-            outcome = _outcome(program.native if native else program.reference, arguments, before)
+                called = _nudged(arguments, untouched, seed)
+            outcome = _outcome(program.native if native else program.reference, called, before)
             before.restore()
             if outcome is None:
                 return None

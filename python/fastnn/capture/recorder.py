@@ -150,6 +150,20 @@ class _Within:
         TorchDispatchMode.__exit__(self._mode, *error)
 
 
+def with_tensors(x: Any, by: dict[int, Any]) -> Any:
+    """`x` with other values for the tensors in nested tuples, lists and dicts, which are given by id."""
+    if isinstance(x, Tensor):
+        return by[id(x)]
+    if isinstance(x, tuple):
+        parts = [with_tensors(part, by) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+    if isinstance(x, list):
+        return [with_tensors(part, by) for part in x]
+    if isinstance(x, dict):
+        return {key: with_tensors(part, by) for key, part in x.items()}
+    return x
+
+
 class Recorder(TorchDispatchMode):
     """While it is entered, ops of the calling thread run as ever and are noted.
 
