@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -77,13 +78,14 @@ class Program {
   // function). absent: parameters that must have no gradient; cleared: those that have none after a call;
   // kept: (parameter, output) of those that get one. written: tensors whose versions are counted, and
   // written_inputs the numbers of those among the arguments. shared_inputs: arguments that lie so many bytes
-  // after an earlier one in one memory.
+  // after an earlier one in one memory. optimizers: each with all of its parameters.
   Program(std::vector<std::pair<py::object, py::object>> states, py::object watch, const py::tuple& arguments,
           const py::list& buffers, std::vector<py::object> outputs, const py::list& nodes,
           std::vector<py::object> absent, std::vector<py::object> cleared,
           std::vector<std::pair<py::object, size_t>> kept, py::list written,
           std::vector<size_t> written_inputs, std::vector<std::tuple<size_t, size_t, int64_t>> shared_inputs,
-          py::object result, py::function match_layout)
+          std::vector<std::pair<py::object, py::list>> optimizers, py::object result,
+          py::function match_layout)
       : states_(std::move(states)),
         watch_(std::move(watch)),
         arguments_(arguments),
@@ -94,6 +96,7 @@ class Program {
         written_(std::move(written)),
         written_inputs_(std::move(written_inputs)),
         shared_inputs_(std::move(shared_inputs)),
+        optimizers_(std::move(optimizers)),
         result_(std::move(result)),
         match_layout_(std::move(match_layout)) {
     for (const py::handle buffer : buffers) add_buffer(py::reinterpret_borrow<py::tuple>(buffer));
@@ -114,6 +117,9 @@ class Program {
     return make_result();
   }
 
+  // Whether a call is on its way, in another thread or further up the stack.
+  bool running() const { return running_; }
+
   int traverse(visitproc visit, void* arg) const {
     for (const auto& [function, value] : states_) {
       Py_VISIT(function.ptr());
@@ -131,6 +137,10 @@ class Program {
       for (const py::object& object : *objects) Py_VISIT(object.ptr());
     for (const auto& entry : kept_) Py_VISIT(entry.first.ptr());
     for (const Parsed& parsed : parsed_) Py_VISIT(parsed.error.ptr());
+    for (const auto& [optimizer, params] : optimizers_) {
+      Py_VISIT(optimizer.ptr());
+      Py_VISIT(params.ptr());
+    }
     Py_VISIT(written_.ptr());
     Py_VISIT(result_.ptr());
     Py_VISIT(match_layout_.ptr());
@@ -146,6 +156,7 @@ class Program {
     absent_.clear();
     cleared_.clear();
     kept_.clear();
+    optimizers_.clear();
     watch_ = py::none();
     result_ = py::none();
     written_ = py::list();
@@ -257,9 +268,9 @@ class Program {
     int64_t elements = 0;
     for (const TensorView& view : parsed.views) elements += view.numel();
     int64_t work = elements * kElementWorth;
-    if (parsed.name.find("mm") != std::string::npos && parsed.views.size() > parsed.results) {
+    if (parsed.name == "product") {
       const TensorView& a = parsed.views[parsed.results];
-      if (a.ndim > 0) work += parsed.views[0].numel() * a.shape[a.ndim - 1];
+      work += parsed.views[0].numel() * a.shape[a.ndim - 1];
     }
     return work;
   }
@@ -320,12 +331,33 @@ class Program {
     static PyObject* const unchanged = interned("unchanged");
     if (!watch_.is_none() && owned(PyObject_CallMethodNoArgs(watch_.ptr(), unchanged)).ptr() != Py_True)
       return false;
+    for (const auto& [optimizer, params] : optimizers_)
+      if (!has_parameters(optimizer, params)) return false;
     static PyObject* const grad = interned("grad");
     for (const py::object& param : absent_)
       if (!owned(PyObject_GetAttr(param.ptr(), grad)).is_none()) return false;
     for (Buffer& buffer : buffers_)
       if (!find_memory(buffer)) return false;
     return !inputs_overlap();
+  }
+
+  // Whether the groups of an optimizer hold these parameters, in this order, and no others.
+  static bool has_parameters(const py::object& optimizer, const py::list& expected) {
+    static PyObject* const groups_key = interned("param_groups");
+    static PyObject* const params_key = interned("params");
+    const py::object groups = owned(PyObject_GetAttr(optimizer.ptr(), groups_key));
+    if (!PyList_Check(groups.ptr())) return false;
+    Py_ssize_t seen = 0;
+    for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups.ptr()); ++g) {
+      PyObject* const group = PyList_GET_ITEM(groups.ptr(), g);
+      PyObject* const params = PyDict_Check(group) ? PyDict_GetItemWithError(group, params_key) : nullptr;
+      if (!params || !PyList_Check(params)) return PyErr_Clear(), false;
+      for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i, ++seen)
+        if (seen == PyList_GET_SIZE(expected.ptr()) ||
+            PyList_GET_ITEM(params, i) != PyList_GET_ITEM(expected.ptr(), seen))
+          return false;
+    }
+    return seen == PyList_GET_SIZE(expected.ptr());
   }
 
   bool find_memory(Buffer& buffer) {
@@ -413,7 +445,7 @@ class Program {
     {
       const KernelCall call(node.threads_worth / kElementWorth);
       done = cpu_kernels().program.run(instructions_.data() + node.begin, count,
-                                       1 + node.threads_worth / kThreadGrain);
+                                       std::max(node.threads_worth / kThreadGrain, int64_t{1}));
     }
     if (done == count) return;
     const size_t at = node.begin + static_cast<size_t>(done);
@@ -516,6 +548,7 @@ class Program {
   py::list written_, written_gradients_;
   std::vector<size_t> written_inputs_;
   std::vector<std::tuple<size_t, size_t, int64_t>> shared_inputs_;
+  std::vector<std::pair<py::object, py::list>> optimizers_;
   py::object result_;
   py::function match_layout_;
 
@@ -565,8 +598,9 @@ void register_program(py::module_& m) {
       .def(py::init<std::vector<std::pair<py::object, py::object>>, py::object, const py::tuple&,
                     const py::list&, std::vector<py::object>, const py::list&, std::vector<py::object>,
                     std::vector<py::object>, std::vector<std::pair<py::object, size_t>>, py::list,
-                    std::vector<size_t>, std::vector<std::tuple<size_t, size_t, int64_t>>, py::object,
-                    py::function>())
+                    std::vector<size_t>, std::vector<std::tuple<size_t, size_t, int64_t>>,
+                    std::vector<std::pair<py::object, py::list>>, py::object, py::function>())
+      .def_property_readonly("running", &Program::running)
       .def("run", &Program::run);
 }
 

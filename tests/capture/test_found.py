@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +146,141 @@ def test_errors_in_the_comparison_are_those_of_torch() -> None:
         pick(torch.ones(3), torch.tensor([0, 1]))
     with pytest.raises(IndexError):
         pick(torch.ones(3), torch.tensor([0, 7]))
+
+
+def test_constants_are_made_anew() -> None:
+    def penalty(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        total = torch.tensor(0.0)
+        total += x.sum()
+        return total.clone(), torch.tensor([1.0, 2.0])
+
+    captured = fastnn.capture(penalty, native=True)
+    for i in range(6):
+        total, constant = captured(torch.full((2,), float(i)))
+        assert total.item() == 2.0 * i
+        assert constant.tolist() == [1.0, 2.0]
+        constant.add_(5)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x * max(x.tolist()),
+        lambda x: x + torch.from_numpy(np.clip(x.numpy(), 1, 5)),
+        lambda x: setattr(torch.ones(3), "data", x * 2),
+    ],
+    ids=["tolist", "numpy", "data"],
+)
+def test_what_goes_past_torchs_ops_is_refused(fn: Any) -> None:
+    captured = fastnn.capture(fn)
+    with pytest.warns(fastnn.EagerStepWarning, match="past torch"):
+        captured(torch.ones(3))
+    for i in range(5):
+        x = torch.full((3,), float(i))
+        same(captured(x), fn(x))
+
+
+def test_parameters_that_an_optimizer_gets_or_loses() -> None:
+    layers = [[nn.Linear(3, 3), nn.Linear(3, 1)] for _ in range(2)]
+    layers[1] = copy.deepcopy(layers[0])
+    optimizers = [torch.optim.SGD(first.parameters(), lr=0.1) for first, _ in layers]
+
+    def make(i: int) -> Any:
+        def step(x: torch.Tensor) -> torch.Tensor:
+            optimizers[i].zero_grad()
+            loss = layers[i][1](layers[i][0](x)).square().mean()
+            loss.backward()
+            optimizers[i].step()
+            return loss.detach()
+
+        return step
+
+    eager, captured = make(0), fastnn.capture(make(1))
+    for call in range(12):
+        if call in (5, 9):
+            for (_, second), optimizer in zip(layers, optimizers, strict=True):
+                if call == 5:
+                    optimizer.add_param_group({"params": list(second.parameters())})
+                else:
+                    del optimizer.param_groups[1]
+        x = torch.randn(4, 3)
+        same(captured(x), eager(x))
+        same([p for m in layers[1] for p in m.parameters()], [p for m in layers[0] for p in m.parameters()])
+
+
+def test_types_of_results_stay() -> None:
+    captured = fastnn.capture(lambda x: (torch.max(x, 1), x.shape, OrderedDict(a=x + 1)))
+    for _ in range(5):
+        x = torch.randn(2, 3)
+        found, shape, named = captured(x)
+        same(found.values, x.max(1).values)
+        assert type(shape) is torch.Size
+        assert type(named) is OrderedDict
+
+
+@dataclass
+class Holder:
+    """What no replay can make."""
+
+    value: torch.Tensor
+
+
+def _generator(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    yield x + 1
+
+
+@pytest.mark.parametrize("fn", [Holder, _generator, lambda x: {x.shape}], ids=["object", "generator", "set"])
+def test_results_that_cannot_be_made_again(fn: Any) -> None:
+    captured = fastnn.capture(fn)
+    captured(torch.ones(2))
+    with pytest.warns(fastnn.EagerStepWarning, match="it returns a"):
+        captured(torch.ones(2))
+    results = [captured(torch.ones(2)) for _ in range(2)]
+    assert results[0] is not results[1]
+
+
+class Equal:
+    """Objects that are all the same to ==."""
+
+    def __init__(self, value: float) -> None:
+        self.value = torch.tensor(value)
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 1
+
+    @fastnn.capture
+    def add(self, x: torch.Tensor) -> torch.Tensor:
+        """Add the value."""
+        return x + self.value
+
+
+def test_objects_that_are_equal_are_not_one() -> None:
+    objects = [Equal(1.0), Equal(2.0)]
+    for _ in range(5):
+        assert [o.add(torch.zeros(1)).item() for o in objects] == [1.0, 2.0]
+    assert all(len(o.add.programs) == 1 for o in objects)
+
+
+def test_two_threads_work_on_large_products() -> None:
+    """With instructions between them that check indices, whose flags lie in memory that is used again."""
+    model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def step(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (model(x).gather(1, i) - model(x[i[:, 0]]).amax(1, keepdim=True)).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    captured = fastnn.capture(step)
+    torch.set_num_threads(2)
+    try:
+        for _ in range(200):
+            captured(torch.randn(256, 128), torch.randint(0, 10, (256, 1)))
+    finally:
+        torch.set_num_threads(1)
+    assert len(captured.programs) == 1

@@ -8,7 +8,8 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from enum import Enum
 from typing import Any
 
 import torch
@@ -21,11 +22,13 @@ from fastnn.capture.check import compare
 from fastnn.capture.ir import View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Builder, Gradients, Program
-from fastnn.capture.recorder import Recorder, Step, Tape, tensors_in, with_tensors
+from fastnn.capture.recorder import Recorder, Step, Tape, parameters_of, replace, tensors_in
 from fastnn.capture.signature import Signature, signature
 
 # What a module has in dicts; hooks that come later are Python that the recording does not know.
 _TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+# What a replay may return again as it was, beside tensors, in tuples, lists and dicts.
+_RETURNED = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, Enum)
 _PROGRAMS = 8  # kept, the most recently used
 _SIGNATURES = 64  # known; who calls with more of them gains nothing from programs
 _RECORDINGS = 8  # of one signature, before it is given up: what the function reaches changes every time
@@ -55,7 +58,7 @@ class Captured:
         self._known: OrderedDict[Hashable, Known] = OrderedDict()
         self._told: set[str] = set()
         self._lock = threading.Lock()
-        self._bound: weakref.WeakKeyDictionary[Any, Captured] = weakref.WeakKeyDictionary()
+        self._bound: dict[int, Captured] = {}  # by id of the object
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -70,13 +73,14 @@ class Captured:
         """A method captured for one object: its programs are the object's own."""
         if instance is None:
             return self
-        try:
-            bound = self._bound.get(instance)
-            if bound is None:
-                bound = Captured(_method(self._fn, instance), **self._options)
-                self._bound[instance] = bound
-        except TypeError:  # cannot be hashed, or not weakly referenced
-            return self._fn.__get__(instance, owner)
+        bound = self._bound.get(id(instance))
+        if bound is None:
+            try:
+                weakref.finalize(instance, self._bound.pop, id(instance), None).atexit = False
+            except TypeError:
+                self._tell(f"{type(instance).__name__} cannot be weakly referenced")
+                return self._fn.__get__(instance, owner)
+            bound = self._bound[id(instance)] = Captured(_method(self._fn, instance), **self._options)
         return bound
 
     def __reduce__(self) -> Any:
@@ -90,7 +94,10 @@ class Captured:
             if program.checked is None:
                 continue
             result = program.native.run((args, kwargs))
-            if result is not NotImplemented:
+            if result is NotImplemented:
+                if program.native.running:  # by another thread: its memory is in use
+                    return self._fn(*args, **kwargs)
+            else:
                 if program is not programs[0]:
                     self._programs = [program, *(other for other in programs if other is not program)]
                 return result
@@ -238,6 +245,9 @@ def _assemble(
     for t in tensors_in(result):
         if t.grad_fn is not None or (t.requires_grad and id(recorder.view(t).storage) in fresh):
             raise Unsupported("it returns a tensor with an autograd graph: return loss.detach()")
+    for part in _leaves_of(result):
+        if not isinstance(part, _RETURNED):
+            raise Unsupported(f"it returns a {type(part).__name__}")
     results = [view for view in returned if id(view.storage) in fresh]
     _refuse_survivors(recorder, [*results, *(view for _, view in gradients.kept)])
     watch = _watch(tape)
@@ -248,6 +258,14 @@ def _assemble(
     if check:
         programs[0].reference = programs[1].native
     return programs[0]
+
+
+def _leaves_of(x: Any) -> Iterator[Any]:
+    if isinstance(x, (tuple, list)) or type(x) in (dict, OrderedDict):
+        for part in x.values() if isinstance(x, dict) else x:
+            yield from _leaves_of(part)
+    else:
+        yield x
 
 
 def _watch(tape: Tape) -> Any:
@@ -277,8 +295,7 @@ def _gradients(
         id(param)
         for entry in recorder.tape.entries
         if isinstance(entry, Step)
-        for group in entry.optimizer.param_groups
-        for param in group["params"]
+        for param in parameters_of(entry.optimizer)
     }
     for key, leaf in recorder.leaves.items():
         old, new = before.get(key, (leaf, None))[1], leaf.grad
@@ -331,9 +348,9 @@ def _maker(result: Any, builder: Builder, recorder: Recorder) -> int | Callable[
     makers = {id(t): _tensor_maker(t, builder, recorder) for t in tensors_in(result)}
 
     def make(inputs: list[Tensor], outputs: list[Tensor]) -> Any:
-        return _rebuild(result_shape, inputs, outputs)
+        return replace(result_shape, _Maker, lambda maker: maker.make(inputs, outputs))
 
-    result_shape = with_tensors(result, makers)
+    result_shape = replace(result, Tensor, lambda t: makers[id(t)])
     return make
 
 
@@ -361,16 +378,3 @@ def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
     if id(view.storage) in builder.inputs:
         return _Maker(builder.place(view).tensor)
     return _Maker((lambda inputs, outputs: t) if view.storage.tensor is t else builder.place(view).tensor)
-
-
-def _rebuild(x: Any, inputs: list[Tensor], outputs: list[Tensor]) -> Any:
-    if isinstance(x, _Maker):
-        return x.make(inputs, outputs)
-    if isinstance(x, tuple):
-        parts = [_rebuild(part, inputs, outputs) for part in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
-    if isinstance(x, list):
-        return [_rebuild(part, inputs, outputs) for part in x]
-    if isinstance(x, dict):
-        return {key: _rebuild(part, inputs, outputs) for key, part in x.items()}
-    return x

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastnn.capture.ir import Storage
 from fastnn.capture.program import Program
-from fastnn.capture.recorder import as_view, tensors_in, with_tensors
+from fastnn.capture.recorder import as_view, parameters_of, replace, tensors_in
 
 # What rounding may change is measured: the program, and the same made of torch's ops, which may be the less
 # exact one, run again with every float that they read off by this much, a few units in the last place. The
@@ -40,7 +40,7 @@ class State:
     def __init__(self, program: Program, inputs: list[Tensor], leaves: list[Tensor]) -> None:
         """Copy it."""
         self._optimizers = [step.optimizer for step in program.steps]
-        params = [p for o in self._optimizers for group in o.param_groups for p in group["params"]]
+        params = [p for o in self._optimizers for p in parameters_of(o)]
         self._leaves = {id(p): p for p in [*leaves, *params]}
         grads = [p.grad for p in self._leaves.values() if p.grad is not None]
         self._tensors = {id(t): t for t in [*program.reached, *inputs, *self._leaves.values(), *grads]}
@@ -144,7 +144,7 @@ def _nudged(arguments: tuple[Any, Any], untouched: list[Tensor], seed: int) -> t
         if memory.count(t.untyped_storage().data_ptr()) == 1 and as_view(t, Storage(0)).is_dense:
             by[id(t)] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t)
             _nudge(by[id(t)], generator)
-    args, kwargs = with_tensors(arguments, by)
+    args, kwargs = replace(arguments, Tensor, lambda t: by[id(t)])
     return args, kwargs
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastnn.capture.ir import Island, OptimizerStep, View
-from fastnn.capture.recorder import replace
+from fastnn.capture.recorder import parameters_of, replace
 
 
 @dataclass
@@ -80,7 +80,7 @@ def call_optimizer(step: OptimizerStep, place: Callable[[View], Place]) -> Calla
     optimizer = step.optimizer
 
     def run(inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        params = [param for group in optimizer.param_groups for param in group["params"]]
+        params = parameters_of(optimizer)
         before = [param.grad for param in params]
         present = [(param, gradient.tensor(inputs, outputs)) for param, gradient in gradients]
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _dispatch
+from fastnn import _dispatch, optim
 from fastnn._dispatch import Unsupported
 from fastnn.capture.epilogues import fuse_epilogues
 from fastnn.capture.fusion import fuse
@@ -20,18 +20,22 @@ from fastnn.capture.islands import Place, call_island, call_optimizer, in_bytes,
 from fastnn.capture.lowering import Lowering, lower
 from fastnn.capture.lowering.table import ERRORS
 from fastnn.capture.memory import Arena, without_dead
-from fastnn.capture.recorder import Op, Step, Tape, as_view, name_of, views_in
+from fastnn.capture.recorder import Op, Step, Tape, as_view, name_of, parameters_of, views_in
 from fastnn.capture.signature import DTYPES, Signature, strides_that_matter
 from fastnn.optim._native import _match_layout
 from fastnn.step.watch import watch_optimizer
 
-# The rules of csrc/bindings/program.cpp, by the class of torch's optimizer.
+# The rules of csrc/bindings/program.cpp, by the class of the optimizer.
 _RULES = {
-    torch.optim.Adam: "adam",
-    torch.optim.AdamW: "adam",
-    torch.optim.SGD: "sgd",
-    torch.optim.RMSprop: "rmsprop",
-    torch.optim.Adagrad: "adagrad",
+    getattr(home, name): rule
+    for home in (torch.optim, optim)
+    for name, rule in (
+        ("Adam", "adam"),
+        ("AdamW", "adam"),
+        ("SGD", "sgd"),
+        ("RMSprop", "rmsprop"),
+        ("Adagrad", "adagrad"),
+    )
 }
 
 
@@ -232,6 +236,8 @@ class Builder:
             (torch.is_grad_enabled, torch.is_grad_enabled()),
             (torch.is_inference_mode_enabled, torch.is_inference_mode_enabled()),
         ]
+        islands = [node for node in self.nodes if isinstance(node, Island)]
+        steps = [node for node in self.nodes if isinstance(node, OptimizerStep)]
         native = _dispatch.cpu.Program(
             states,
             self.watch,
@@ -245,11 +251,10 @@ class Builder:
             written,
             written_inputs,
             self._shared_inputs(),
+            [(step.optimizer, parameters_of(step.optimizer)) for step in steps],
             result,
             _match_layout,
         )
-        islands = [node for node in self.nodes if isinstance(node, Island)]
-        steps = [node for node in self.nodes if isinstance(node, OptimizerStep)]
         for view in self.tape.inputs:
             view.storage.tensor = None
         return Program(
@@ -286,8 +291,7 @@ class Builder:
 
     def _optimizer(self, step: OptimizerStep) -> tuple[Any, ...]:
         in_python = call_optimizer(step, self.place)
-        kind = type(step.optimizer)
-        rule = next((rule for torchs, rule in _RULES.items() if kind in (torchs, _fastnns(torchs))), None)
+        rule = _RULES.get(type(step.optimizer))
         if (
             rule is None
             or getattr(step.optimizer, "state_dtype", None)
@@ -423,10 +427,3 @@ def _gradient(param: Tensor) -> Tensor:
     if param.grad is None:
         raise RuntimeError("a gradient is gone while the program runs")
     return param.grad
-
-
-def _fastnns(kind: type) -> type:
-    from fastnn import optim
-
-    found: type = getattr(optim, kind.__name__)
-    return found

@@ -17,13 +17,14 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnn._dispatch import Unsupported
 from fastnn.capture.ir import Storage, View
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-# What they write although their signature does not say so: positions and names of arguments.
+# What they write although their signature does not say so, by the names of arguments.
 _UNDECLARED_WRITES = {"native_batch_norm.default": ("running_mean", "running_var")}
 # These change a tensor's memory rather than its values.
 _MOVES_MEMORY = {"resize_.default", "resize_as_.default", "set_.source_Tensor", "set_.source_Storage"}
@@ -124,12 +125,20 @@ def views_in(x: Any) -> Iterator[View]:
 
 
 def replace(x: Any, kind: type, by: Callable[[Any], Any]) -> Any:
-    """`x` with what is a `kind` in it replaced, in nested lists and tuples."""
+    """`x` with each `kind` in it replaced, in nested tuples, lists and dicts, which stay what they are."""
     if isinstance(x, kind):
         return by(x)
     if isinstance(x, (list, tuple)):
-        return type(x)(replace(part, kind, by) for part in x)
+        parts = [replace(part, kind, by) for part in x]
+        return type(x)(*parts) if hasattr(x, "_make") else type(x)(parts)
+    if isinstance(x, dict):
+        return type(x)((key, replace(part, kind, by)) for key, part in x.items())
     return x
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All of an optimizer's, group after group."""
+    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 @cache
@@ -150,18 +159,26 @@ class _Within:
         TorchDispatchMode.__exit__(self._mode, *error)
 
 
-def with_tensors(x: Any, by: dict[int, Any]) -> Any:
-    """`x` with other values for the tensors in nested tuples, lists and dicts, which are given by id."""
-    if isinstance(x, Tensor):
-        return by[id(x)]
-    if isinstance(x, tuple):
-        parts = [with_tensors(part, by) for part in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
-    if isinstance(x, list):
-        return [with_tensors(part, by) for part in x]
-    if isinstance(x, dict):
-        return {key: with_tensors(part, by) for key, part in x.items()}
-    return x
+# What these give or take, the recording would not see.
+_UNSEEN: dict[Any, str] = {
+    Tensor.tolist: "tolist",
+    Tensor.numpy: "numpy",
+    Tensor.__array__: "numpy",
+    Tensor.data.__set__: "data =",  # type: ignore[attr-defined]
+}
+
+
+class _Unseen(TorchFunctionMode):
+    """Beside a recorder, what goes past torch's ops ends the recording."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _UNSEEN and not self._recorder.in_optimizer:
+            self._recorder.refuse(f"values go past torch's ops: .{_UNSEEN[func]}")
+        return func(*args, **(kwargs or {}))
 
 
 class Recorder(TorchDispatchMode):
@@ -180,9 +197,10 @@ class Recorder(TorchDispatchMode):
         # autograd copies a gradient that somebody else has a reference to.
         self._storages: dict[int, tuple[Storage, torch.UntypedStorage]] = {}
         self._made: list[tuple[Storage, weakref.ref[Tensor]]] = []
-        self._in_optimizer = 0
+        self.in_optimizer = 0
         self._thread = threading.get_ident()
         self._hooks: list[Any] = []
+        self._unseen = _Unseen(self)
         for tensor in inputs:
             storage = self.storage_of(tensor)
             self.tape.inputs.append(
@@ -199,11 +217,13 @@ class Recorder(TorchDispatchMode):
             register_optimizer_step_post_hook(self._after_step),
             torch.nn.modules.module.register_module_forward_pre_hook(self._module_called),
         ]
+        self._unseen.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         """End."""
         super().__exit__(*error)
+        self._unseen.__exit__(*error)
         Distribution.set_default_validate_args(self._validates)
         for hook in self._hooks:
             hook.remove()
@@ -212,7 +232,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an op and note it."""
         kwargs = kwargs or {}
-        if self.refused is not None or self._in_optimizer:
+        if self.refused is not None or self.in_optimizer:
             return func(*args, **kwargs)
         try:
             schema = _schema(func)
@@ -222,6 +242,8 @@ class Recorder(TorchDispatchMode):
                 with _Within(self):
                     return func.decompose(*args, **kwargs)
             self._check(schema, args, kwargs)
+            if schema.name == "lift_fresh.default":
+                return self._constant(func(*args))
             noted_args = tuple(replace(a, Tensor, self.view) for a in args)
             noted_kwargs = {key: replace(a, Tensor, self.view) for key, a in kwargs.items()}
         except Unsupported as reason:
@@ -239,6 +261,14 @@ class Recorder(TorchDispatchMode):
         except Unsupported as reason:
             self.refuse(str(reason))
         return result
+
+    def _constant(self, tensor: Tensor) -> Tensor:
+        """A tensor of Python's numbers is made anew in each call, from a copy that stays."""
+        if self.storage_of(tensor) is None:
+            made, copy_ = self._result(tensor), torch.ops.aten.copy_.default
+            source = self._first_view(kept := tensor.clone(), kept)
+            self.tape.entries.append(Op(copy_, _schema(copy_), (made, source), {}, made, ()))
+        return tensor
 
     def refuse(self, reason: str) -> None:
         """End the recording, for what the function does."""
@@ -302,7 +332,7 @@ class Recorder(TorchDispatchMode):
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._here():
             return
-        if self._in_optimizer == 0:
+        if self.in_optimizer == 0:
             if args[1:] or kwargs:
                 self.refuse(f"{type(optimizer).__name__}.step is given a closure")
                 return
@@ -311,7 +341,7 @@ class Recorder(TorchDispatchMode):
             except Unsupported as reason:
                 self.refuse(str(reason))
                 return
-        self._in_optimizer += 1
+        self.in_optimizer += 1
 
     def _note_step(self, optimizer: Optimizer) -> None:
         gradients, parameters = [], []
@@ -325,8 +355,8 @@ class Recorder(TorchDispatchMode):
         self.tape.entries.append(Step(optimizer, gradients, parameters))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if threading.get_ident() == self._thread and self._in_optimizer:
-            self._in_optimizer -= 1
+        if threading.get_ident() == self._thread and self.in_optimizer:
+            self.in_optimizer -= 1
 
     def _module_called(self, module: torch.nn.Module, args: Any) -> None:
         if not self._here():
