@@ -44,10 +44,11 @@ def capture(
     run by torch within it; random numbers come from torch's generator, in torch's order.
 
     Parameters, buffers and optimizers' states are the user's own tensors and valid after each call; options
-    of optimizers are read when the step is taken. Modules that change between training and evaluation, frozen
-    or replaced parameters and other memory are noticed. Results are new tensors in each call. Gradients that
-    the function itself drops before it reads them again are not kept: ``.grad`` of parameters that it
-    updates is None after a call. Others are accumulated and kept as in torch.
+    of optimizers are read when the step is taken. Modules that the function calls are watched for training
+    or evaluation, frozen or replaced parameters, hooks and other memory, and optimizers for their
+    parameters. Results are new tensors in each call. Gradients of parameters that it updates are not kept
+    where it drops them itself in the next call: their ``.grad`` is None afterwards. Others are accumulated
+    and kept as in torch.
 
     What a recording cannot hold runs as written, and is warned of once (:class:`fastnn.EagerStepWarning`):
     ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, tensor
@@ -56,7 +57,7 @@ def capture(
 
     Args:
         fn: a function, method, lambda or module. Without it a decorator is returned.
-        native: whether a call that cannot be recorded raises RuntimeError instead of running as written.
+        native: whether a call that cannot be recorded raises RuntimeError; the call that finds it out has run.
         check: whether recordings are compared with torch before they are used. For that the recording is
             replayed seven times, natively and by torch's ops, what it changed is restored, and then the
             function runs.
