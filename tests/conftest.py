@@ -10,12 +10,12 @@ os.environ.setdefault("FASTNN_ALWAYS_NATIVE", "1")
 
 import pytest
 import torch
+
 from cuda_emulation import ORDERS, CannotBuildError, Emulation, emulation
 from every_kernel import CUDA, EVERY_KERNEL, kernels_of, place
+from fastnn import _dispatch
 from step_graphs import Graphs, set_up
 from variants import runnable_isas, selected
-
-from fastnn import _dispatch
 
 
 @pytest.fixture(params=runnable_isas())

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from one_op import Native
 from torch import Tensor
 
 from fastnn._dispatch import Unsupported
 from fastnn.capture.lowering.table import RULES
+from one_op import Native
 
 
 class _Once:

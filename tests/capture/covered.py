@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from one_op import Native
 
 import fastnn.capture.lowering.activations
 import fastnn.capture.lowering.copies
@@ -17,6 +16,7 @@ import fastnn.capture.lowering.reductions
 import fastnn.capture.lowering.statistics  # noqa: F401 (rules register themselves)
 from fastnn._dispatch import Unsupported
 from fastnn.capture.lowering.table import RULES
+from one_op import Native
 
 
 class Covered(Native):

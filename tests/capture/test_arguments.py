@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
-from twins import batch, classify, net, same
 
 import fastnn
+from twins import batch, classify, net, same
 
 
 class Pair(NamedTuple):

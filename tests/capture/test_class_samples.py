@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from one_op import Native
 from torch import Tensor
 
 import fastnn.capture.lowering.products
@@ -19,6 +18,7 @@ import fastnn.capture.lowering.softmax  # noqa: F401 (registers its rules)
 from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
 from fastnn.capture.lowering.table import RULES
+from one_op import Native
 
 pytestmark = [
     pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled extension"),

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from covered import Covered, check_native
 from torch import Tensor
 
+from covered import Covered, check_native
 from fastnn import _dispatch
 from fastnn.capture import micro_ops
 

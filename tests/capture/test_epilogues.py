@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from one_op import _as_tensor
 from torch import Tensor
 
 from fastnn import _dispatch
@@ -15,6 +14,7 @@ from fastnn.capture.epilogues import fuse_epilogues
 from fastnn.capture.ir import Elementwise, Instruction, Node, Storage, View, contiguous_strides
 from fastnn.capture.lowering.products import Product
 from fastnn.capture.lowering.table import Lowering, lower
+from one_op import _as_tensor
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled extension")
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from twins import same
 
 import fastnn
+from twins import same
 
 
 def test_gradients_that_the_function_drops_itself_are_accumulated_until_then() -> None:

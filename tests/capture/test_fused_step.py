@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import covered  # noqa: F401 (rules register themselves)
 import pytest
 import torch
 import torch.nn.functional as F
-from one_op import _as_tensor, _views
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import covered  # noqa: F401 (rules register themselves)
 from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
 from fastnn.capture.fusion import fuse
 from fastnn.capture.ir import Instruction, Island, Node, Storage, View
 from fastnn.capture.lowering.table import Lowering, lower
+from one_op import _as_tensor, _views
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from one_op import _as_tensor
 
 from fastnn import _dispatch
 from fastnn.capture.fusion import fuse
 from fastnn.capture.ir import Elementwise, Instruction, Node, Storage, View, contiguous_strides
 from fastnn.capture.overlap import canonical, extent, overlap
+from one_op import _as_tensor
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from twins import Twins, batch, classify, net, same
 
 import fastnn
+from twins import Twins, batch, classify, net, same
 
 
 def _grads(model: nn.Module) -> list[torch.Tensor | None]:

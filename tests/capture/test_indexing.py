@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from against_torch import assert_as_torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from against_torch import assert_as_torch
 from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
 from fastnn.capture.ir import Storage, View, contiguous_strides

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from against_torch import assert_as_torch
 from torch import Tensor
 
+from against_torch import assert_as_torch
 from fastnn import _dispatch
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from against_torch import Covered, assert_as_torch, assert_close
-from one_op import run_nodes
 from torch import Tensor, nn
 
+from against_torch import Covered, assert_as_torch, assert_close
 from fastnn import _dispatch
 from fastnn.capture.ir import Storage, View
 from fastnn.capture.lowering.table import Lowering, lower
+from one_op import run_nodes
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 

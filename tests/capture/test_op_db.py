@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from against_torch import Covered
 from torch import Tensor
 
+from against_torch import Covered
 from fastnn import _dispatch
 
 pytest.importorskip("expecttest", reason="torch's samples need expecttest")

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from every_kernel import assert_reproducible
-from one_op import Native
 from torch import Tensor
 
 import fastnn.capture.lowering.products  # noqa: F401 (registers its rules)
+from every_kernel import assert_reproducible
 from fastnn import _dispatch
 from fastnn.capture.lowering.products import ACTIVATIONS
+from one_op import Native
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled extension")
 

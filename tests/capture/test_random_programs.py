@@ -8,10 +8,10 @@ import warnings
 
 import pytest
 import torch
-from random_programs import Program
-from twins import same
 
 import fastnn
+from random_programs import Program
+from twins import same
 
 # FASTNN_RANDOM_PROGRAMS=5000 for a long run.
 _COUNT = int(os.environ.get("FASTNN_RANDOM_PROGRAMS", "60"))

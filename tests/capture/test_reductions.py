@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from covered import Covered, check_native
 from torch import Tensor
 
+from covered import Covered, check_native
 from fastnn import _dispatch
 
 pytestmark = [

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from twins import batch, classify, net, same
 
 import fastnn
+from twins import batch, classify, net, same
 
 
 def _item(x: torch.Tensor) -> Any:

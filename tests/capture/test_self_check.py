@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from twins import batch, classify, net
 
 import fastnn
 from fastnn.capture.ir import View
 from fastnn.capture.lowering.table import RULES, Lowering
+from twins import batch, classify, net
 
 
 def _off_by_little(low: Lowering, out: View, x: View) -> None:

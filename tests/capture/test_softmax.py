@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from every_kernel import assert_reproducible
-from one_op import Native, run_nodes
 from torch import Tensor
 
+from every_kernel import assert_reproducible
 from fastnn import _dispatch
 from fastnn.capture.ir import Storage, View
 from fastnn.capture.lowering.table import ERRORS, Lowering, lower
+from one_op import Native, run_nodes
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled extension")
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from twins import Twins, batch, classify, net, same
 
 import fastnn
+from twins import Twins, batch, classify, net, same
 
 
 def _ready(*extra: nn.Module, optimizer: Any = torch.optim.Adam) -> Twins:

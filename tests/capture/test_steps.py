@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from twins import Twins, batch, classify, net, same
 
 import fastnn
+from twins import Twins, batch, classify, net, same
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,

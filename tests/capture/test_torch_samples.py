@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from covered import Covered, assert_same
 
+from covered import Covered, assert_same
 from fastnn import _dispatch
 
 pytest.importorskip("expecttest", reason="torch's samples need it")

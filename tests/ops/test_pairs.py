@@ -14,11 +14,11 @@ import linear_cases
 import linear_cross_entropy_cases
 import pytest
 import torch
-from every_kernel import assert_reproducible
 from reference import assert_close_sum, layouts
 from torch import Tensor
 
 import fastnn.functional as FF
+from every_kernel import assert_reproducible
 from fastnn import _dispatch
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")

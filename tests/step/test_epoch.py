@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from train_steps import OPTIMIZERS, chain
 
 import fastnn
 from fastnn import _dispatch
+from train_steps import OPTIMIZERS, chain
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
-from train_epochs import a_step, assert_same_state, data, loop
-from train_steps import chain
 
 import fastnn
 from fastnn import _dispatch
+from train_epochs import a_step, assert_same_state, data, loop
+from train_steps import chain
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_emulation import Emulation
 from torch import Tensor, nn
-from train_steps import chain
 
 import fastnn
+from cuda_emulation import Emulation
 from fastnn import _dispatch
 from fastnn.step import cuda_graph, epoch, epoch_kernel
+from train_steps import chain
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from train_epochs import a_step, assert_same_state, data, loop, native_calls, same_as_the_loop, step_by_step
-from train_steps import LOSSES, OPTIMIZERS, chain, target_for
 
 import fastnn
 from fastnn import _dispatch
 from fastnn.step import epoch
+from train_epochs import a_step, assert_same_state, data, loop, native_calls, same_as_the_loop, step_by_step
+from train_steps import LOSSES, OPTIMIZERS, chain, target_for
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 

@@ -11,6 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import fastnn
+from fastnn import _dispatch
+from fastnn.step.chain import LinearChain, linear_chain
 from train_steps import (
     OPTIMIZERS,
     TOLERANCE,
@@ -23,10 +27,6 @@ from train_steps import (
     reason,
     started,
 )
-
-import fastnn
-from fastnn import _dispatch
-from fastnn.step.chain import LinearChain, linear_chain
 
 Forward = Callable[[Any, Tensor, Tensor], Tensor]
 

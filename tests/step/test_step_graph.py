@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from step_graphs import ALL_OPTIMIZERS, Batch, Graphs, Pair, adam, classes, close, reason
 from torch import Tensor, nn
-from train_steps import LOSSES, OPTIMIZERS, Optimizer, chain, eager_step, model_for
 
 import fastnn
 from fastnn import _dispatch
 from fastnn.step.graphs import CAPTURE_AFTER
+from step_graphs import ALL_OPTIMIZERS, Batch, Graphs, Pair, adam, classes, close, reason
+from train_steps import LOSSES, OPTIMIZERS, Optimizer, chain, eager_step, model_for
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 

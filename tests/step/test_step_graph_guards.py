@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from step_graphs import Batch, Graphs, Pair, adam, classes, reason
 from torch import Tensor, nn
-from train_steps import OPTIMIZERS, Kept, Optimizer, accumulator, chain
 
 import fastnn
 from fastnn import _dispatch
 from fastnn.step import cuda_graph
 from fastnn.step.graphs import CAPTURE_AFTER, MOST_GRAPHS
+from step_graphs import Batch, Graphs, Pair, adam, classes, reason
+from train_steps import OPTIMIZERS, Kept, Optimizer, accumulator, chain
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 

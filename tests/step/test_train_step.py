@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+
+import fastnn
 from train_steps import (
     ACTIVATIONS,
     ELEMENTWISE,
@@ -30,8 +32,6 @@ from train_steps import (
     started,
     target_for,
 )
-
-import fastnn
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())

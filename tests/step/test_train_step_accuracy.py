@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+import fastnn
 from train_steps import (
     ELEMENTWISE,
     LOSSES,
@@ -20,8 +22,6 @@ from train_steps import (
     native,
     target_for,
 )
-
-import fastnn
 
 CASES = LOSSES | {"cross-entropy": LossCase(lambda n, **options: nn.CrossEntropyLoss(**options), classes_of)}
 RATES: dict[str, Optimizer] = {

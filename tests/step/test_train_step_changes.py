@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+
+import fastnn
 from train_steps import (
     LOSSES,
     OPTIMIZERS,
@@ -23,8 +25,6 @@ from train_steps import (
     native,
     reason,
 )
-
-import fastnn
 
 STEPS = 9
 # The number of the step taken, model, optimizer, what is kept from step to step, and the loss.

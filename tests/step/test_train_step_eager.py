@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from train_steps import OPTIMIZERS, TOLERANCE, chain, classes_of, native, reason
 
 import fastnn
 from fastnn import EagerStepWarning
+from train_steps import OPTIMIZERS, TOLERANCE, chain, classes_of, native, reason
 
 Step = fastnn.TrainStep
 

@@ -13,6 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import fastnn
+from fastnn import _dispatch
 from train_steps import (
     ELEMENTWISE,
     LOSSES,
@@ -26,9 +29,6 @@ from train_steps import (
     reason,
     started,
 )
-
-import fastnn
-from fastnn import _dispatch
 
 
 def test_disabled_and_reasons() -> None:

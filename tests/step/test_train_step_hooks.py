@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, register_multi_grad_hook, saved_tensors_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+import fastnn
+from fastnn import _torch_internals
 from train_steps import (
     LOSSES,
     OPTIMIZERS,
@@ -30,9 +33,6 @@ from train_steps import (
     reason,
     started,
 )
-
-import fastnn
-from fastnn import _torch_internals
 
 Call = Callable[..., None]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from train_steps import LOSSES, OPTIMIZERS, chain, classes_of, model_for, native, reason
 
 import fastnn
+from train_steps import LOSSES, OPTIMIZERS, chain, classes_of, model_for, native, reason
 
 
 def _batch() -> tuple[Tensor, Tensor]:

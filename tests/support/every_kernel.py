@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cuda_emulation import EMULATED, ORDERS, Emulation, emulation
 from torch import Tensor
-from variants import runnable_isas, selected
 
+from cuda_emulation import EMULATED, ORDERS, Emulation, emulation
 from fastnn import _dispatch
+from variants import runnable_isas, selected
 
 # Parameters of fixtures.
 CUDA = (pytest.param("cuda", marks=pytest.mark.cuda), *EMULATED)

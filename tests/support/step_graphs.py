@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_emulation import Emulation
-from recorded_graph import RecordedKernels
 from torch import Tensor, nn
-from train_steps import OPTIMIZERS, TOLERANCE, Optimizer, chain, eager_step
 
 import fastnn
+from cuda_emulation import Emulation
 from fastnn import _dispatch
 from fastnn.step import cuda_graph
 from fastnn.step.graph_update import COVERED
+from recorded_graph import RecordedKernels
+from train_steps import OPTIMIZERS, TOLERANCE, Optimizer, chain, eager_step
 
 Batch = tuple[Tensor, Tensor]
 

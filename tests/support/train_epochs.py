@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from train_steps import OPTIMIZERS, chain
 
 import fastnn
+from train_steps import OPTIMIZERS, chain
 
 
 def assert_same_state(step: fastnn.TrainStep, twin: fastnn.TrainStep) -> None:

@@ -57,7 +57,7 @@ def capture(
 
     Args:
         fn: a function, method, lambda or module. Without it a decorator is returned.
-        native: whether a call that cannot be recorded raises RuntimeError; the call that finds it out has run.
+        native: whether a call that cannot be recorded raises RuntimeError; the one that finds it out has run.
         check: whether recordings are compared with torch before they are used. For that the recording is
             replayed seven times, natively and by torch's ops, what it changed is restored, and then the
             function runs.
