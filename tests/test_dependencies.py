@@ -26,6 +26,7 @@ PYTHON = [
     ("capture",),
     ("training", "data"),
     ("cli", "__main__"),
+    ("benchmarks",),  # where it is installed
 ]
 CPP = [("core",), ("gemm",), ("ops",), ("program",), ("dispatch",), ("bindings",)]
 
