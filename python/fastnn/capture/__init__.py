@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -72,5 +73,7 @@ def capture(
         Whatever `fn` raises.
     """
     if fn is None:
-        return lambda function: Captured(function, native=native, check=check, keep_grad=keep_grad)
+        return functools.partial(capture, native=native, check=check, keep_grad=keep_grad)
+    if isinstance(fn, (staticmethod, classmethod)):
+        return type(fn)(capture(fn.__func__, native=native, check=check, keep_grad=keep_grad))
     return Captured(fn, native=native, check=check, keep_grad=keep_grad)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import gc
+import sys
 import threading
 import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
+from types import MethodType
 from typing import Any
 
 import torch
@@ -58,7 +60,7 @@ class Captured:
         self._known: OrderedDict[Hashable, Known] = OrderedDict()
         self._told: set[str] = set()
         self._lock = threading.Lock()
-        self._bound: dict[int, Captured] = {}  # by id of the object
+        self._bound: dict[int, _Method] = {}  # by id of the object
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -80,12 +82,16 @@ class Captured:
             except TypeError:
                 self._tell(f"{type(instance).__name__} cannot be weakly referenced")
                 return self._fn.__get__(instance, owner)
-            bound = self._bound[id(instance)] = Captured(_method(self._fn, instance), **self._options)
-        return bound
+            bound = self._bound[id(instance)] = _Method(self, instance)
+        return MethodType(bound, instance)
 
     def __reduce__(self) -> Any:
-        """Programs stay behind: they are made of this process's memory."""
-        return _again, (self._fn, self._options)
+        """By name, as functions are; what has another name is captured again, because programs are made of
+        this process's memory."""
+        found: Any = sys.modules.get(self.__module__)
+        for part in getattr(self, "__qualname__", "").split("."):
+            found = getattr(found, part, None)
+        return self.__qualname__ if found is self else (_again, (self._fn, self._options))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function, by a program where there is one for these arguments."""
@@ -214,15 +220,26 @@ class Captured:
         self._programs = [program, *self._programs[: _PROGRAMS - 1]]
 
 
-def _method(fn: Callable[..., Any], instance: Any) -> Callable[..., Any]:
-    """`fn` as a method of `instance`, which it does not keep alive."""
-    reference = weakref.ref(instance)
+class _Method(Captured):
+    """The programs of a method for one object, which it does not keep alive: Python's bound method, through
+    which it is called, does."""
 
-    @functools.wraps(fn)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        return fn(reference(), *args, **kwargs)
+    def __init__(self, home: Captured, instance: Any) -> None:
+        """`home` is the method of the class."""
+        fn, reference = home._fn, weakref.ref(instance)
 
-    return method
+        @functools.wraps(fn)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return fn(reference(), *args, **kwargs)
+
+        super().__init__(method, **home._options)
+        self._home, self._instance = home, reference
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The object comes first."""
+        if args[0] is not self._instance():  # a copy of a bound method is bound to a copy
+            return self._home.__get__(args[0])(*args[1:], **kwargs)
+        return super().__call__(*args[1:], **kwargs)
 
 
 def _again(fn: Callable[..., Any], options: dict[str, bool]) -> Captured:
