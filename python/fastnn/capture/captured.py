@@ -15,7 +15,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
@@ -24,6 +24,7 @@ from fastnn.capture.check import compare
 from fastnn.capture.ir import View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Builder, Gradients, Program
+from fastnn.capture.reach import reached
 from fastnn.capture.recorder import Recorder, Step, Tape, parameters_of, replace, tensors_in
 from fastnn.capture.signature import Signature, signature
 
@@ -191,7 +192,10 @@ class Captured:
             known.recordings += 1
             try:
                 keep_grad, check = self._options["keep_grad"], self._options["check"]
-                program = _assemble(called, recorder, before, result, keep_grad=keep_grad, check=check)
+                around = reached(self._fn)
+                program = _assemble(
+                    called, recorder, before, around, result, keep_grad=keep_grad, check=check
+                )
                 self._add(program, called)
             except Unsupported as reason:
                 known.refused = str(reason)
@@ -250,12 +254,16 @@ def _assemble(
     called: Signature,
     recorder: Recorder,
     before: dict[int, tuple[Tensor, Tensor | None]],
+    around: list[Any],
     result: Any,
     *,
     keep_grad: bool,
     check: bool,
 ) -> Program:
     tape = recorder.tape
+    gradients_before = [grad for _, grad in before.values() if grad is not None]
+    if recorder.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
+        raise Unsupported("an argument shares its memory with a tensor that it reaches otherwise too")
     fresh = set(map(id, tape.fresh))
     gradients = _gradients(recorder, before, fresh, keep_grad)
     returned = [recorder.view(t) for t in tensors_in(result)]
@@ -267,7 +275,7 @@ def _assemble(
             raise Unsupported(f"it returns a {type(part).__name__}")
     results = [view for view in returned if id(view.storage) in fresh]
     _refuse_survivors(recorder, [*results, *(view for _, view in gradients.kept)])
-    watch = _watch(tape)
+    watch = _watch(tape, around)
     programs = []
     for natively in (True, False) if check else (True,):
         builder = Builder(tape, called, gradients, results, watch, natively=natively)
@@ -285,17 +293,21 @@ def _leaves_of(x: Any) -> Iterator[Any]:
         yield x
 
 
-def _watch(tape: Tape) -> Any:
-    """Notices what changes in the modules that were called: training or evaluation, other parameters."""
+def _watch(tape: Tape, around: list[Any]) -> Any:
+    """Notices what changes in the modules that were called, and in those around: training or evaluation,
+    other parameters."""
     watch = _dispatch.cpu.Watch()
-    for module in {id(m): m for called in tape.modules for m in called.modules()}.values():
+    called = {id(m): m for root in tape.modules for m in root.modules()}
+    nearby = {id(m): m for root in around if isinstance(root, nn.Module) for m in root.modules()}
+    for key, module in {**called, **nearby}.items():
         tables = [module.__dict__.get(name) for name in _TABLES]
-        if not all(type(table) in (dict, OrderedDict) for table in tables):
+        if all(type(table) in (dict, OrderedDict) for table in tables):
+            watch.type(module)
+            watch.item(module.__dict__, "training", module.training)
+            for table in tables:
+                watch.content(table)
+        elif key in called:
             raise Unsupported(f"{type(module).__name__} keeps its parts where they are not watched")
-        watch.type(module)
-        watch.item(module.__dict__, "training", module.training)
-        for table in tables:
-            watch.content(table)
     return watch
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -168,6 +169,13 @@ _UNSEEN: dict[Any, str] = {
 }
 
 
+# Where distributions read values to validate what they are given.
+_VALIDATING = {
+    f"torch.distributions.{name}"
+    for name in ("distribution", "constraints", "geometric", "continuous_bernoulli")
+}
+
+
 class _Unseen(TorchFunctionMode):
     """Beside a recorder, what goes past torch's ops ends the recording."""
 
@@ -176,8 +184,11 @@ class _Unseen(TorchFunctionMode):
         self._recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _UNSEEN and not self._recorder.in_optimizer:
+        if func in _UNSEEN and not self._recorder.paused:
             self._recorder.refuse(f"values go past torch's ops: .{_UNSEEN[func]}")
+        if func is Tensor.__bool__ and sys._getframe(1).f_globals.get("__name__") in _VALIDATING:
+            with self._recorder.pause():
+                return func(*args)
         return func(*args, **(kwargs or {}))
 
 
@@ -197,7 +208,10 @@ class Recorder(TorchDispatchMode):
         # autograd copies a gradient that somebody else has a reference to.
         self._storages: dict[int, tuple[Storage, torch.UntypedStorage]] = {}
         self._made: list[tuple[Storage, weakref.ref[Tensor]]] = []
-        self.in_optimizer = 0
+        # The tensors through which ops met the memory of arguments.
+        self._inputs: set[int] = set()  # by id of the Storage
+        self._in_inputs: list[weakref.ref[Tensor]] = []
+        self.paused = 0  # how often: what runs meanwhile is not noted
         self._thread = threading.get_ident()
         self._hooks: list[Any] = []
         self._unseen = _Unseen(self)
@@ -206,12 +220,11 @@ class Recorder(TorchDispatchMode):
             self.tape.inputs.append(
                 self._first_view(tensor, None) if storage is None else as_view(tensor, storage)
             )
+        self._given = {id(tensor) for tensor in inputs}
+        self._inputs.update(id(view.storage) for view in self.tape.inputs)
 
     def __enter__(self) -> Any:
         """Begin."""
-        # Distributions read values to validate their arguments.
-        self._validates = Distribution._validate_args
-        Distribution.set_default_validate_args(False)
         self._hooks = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -224,7 +237,6 @@ class Recorder(TorchDispatchMode):
         """End."""
         super().__exit__(*error)
         self._unseen.__exit__(*error)
-        Distribution.set_default_validate_args(self._validates)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -232,7 +244,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an op and note it."""
         kwargs = kwargs or {}
-        if self.refused is not None or self.in_optimizer:
+        if self.refused is not None or self.paused:
             return func(*args, **kwargs)
         try:
             schema = _schema(func)
@@ -299,7 +311,27 @@ class Recorder(TorchDispatchMode):
         # Autograd makes another tensor of a leaf that it saved: it is not the one that has the gradient.
         if tensor.requires_grad and tensor.is_leaf and view.storage.tensor is tensor:
             self.leaves[id(tensor)] = tensor
+        if id(view.storage) in self._inputs and id(tensor) not in self._given:
+            self._in_inputs.append(weakref.ref(tensor))
         return view
+
+    def reaches_arguments(self, others: Iterable[Tensor]) -> bool:
+        """Whether the memory of an argument was met otherwise too, as a parameter's is beside its ``.data``;
+        once the function has returned. `others` are tensors that it may have taken from elsewhere."""
+        made = {id(reference()) for _, reference in self._made}
+        met = (reference() for reference in self._in_inputs)
+        return any(t is not None and id(t) not in made for t in met) or any(
+            id(self.storage_of(t)) in self._inputs for t in others if type(t) in _PLAIN and _has_memory(t)
+        )
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What runs meanwhile is not noted."""
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
 
     def _result(self, tensor: Tensor) -> View:
         storage = self.storage_of(tensor)
@@ -332,7 +364,7 @@ class Recorder(TorchDispatchMode):
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._here():
             return
-        if self.in_optimizer == 0:
+        if self.paused == 0:
             if args[1:] or kwargs:
                 self.refuse(f"{type(optimizer).__name__}.step is given a closure")
                 return
@@ -341,7 +373,7 @@ class Recorder(TorchDispatchMode):
             except Unsupported as reason:
                 self.refuse(str(reason))
                 return
-        self.in_optimizer += 1
+        self.paused += 1
 
     def _note_step(self, optimizer: Optimizer) -> None:
         gradients, parameters = [], []
@@ -355,8 +387,8 @@ class Recorder(TorchDispatchMode):
         self.tape.entries.append(Step(optimizer, gradients, parameters))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if threading.get_ident() == self._thread and self.in_optimizer:
-            self.in_optimizer -= 1
+        if threading.get_ident() == self._thread and self.paused:
+            self.paused -= 1
 
     def _module_called(self, module: torch.nn.Module, args: Any) -> None:
         if not self._here():
@@ -374,6 +406,10 @@ class Recorder(TorchDispatchMode):
             if tensor is not None and id(storage) in fresh and storage.bytes:
                 found.append((storage, tensor))
         return found
+
+
+def _has_memory(t: Tensor) -> bool:
+    return t.layout is torch.strided and t.is_cpu
 
 
 def _check_plain(t: Tensor) -> None:

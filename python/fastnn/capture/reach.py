@@ -1,0 +1,78 @@
+"""What a function can reach beside its arguments."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterator
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def reached(fn: Any) -> list[Any]:
+    """Objects in the closure of a function, in the globals that its code names, in the defaults of its
+    arguments, and the object of a method, each with its attributes or elements, and elements of attributes.
+
+    Functions in a closure are gone through alike, those among the globals are not.
+    """
+    found: dict[int, Any] = {}
+    waiting = [fn]
+    while waiting:
+        for value in _beside(waiting.pop()):
+            if id(value) in found:
+                continue
+            found[id(value)] = value
+            if isinstance(value, (FunctionType, MethodType, functools.partial)) or _wrapped(value):
+                waiting.append(value)
+                continue
+            for part in _parts(value):
+                found.setdefault(id(part), part)
+    return list(found.values())
+
+
+def _beside(fn: Any) -> Iterator[Any]:
+    """What a callable has at hand."""
+    if isinstance(fn, functools.partial):
+        yield from (fn.func, *fn.args, *fn.keywords.values())
+    elif isinstance(fn, MethodType):
+        yield from (fn.__self__, fn.__func__)
+    elif isinstance(fn, FunctionType):
+        for cell in fn.__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:  # nothing is assigned yet
+                continue
+            yield value() if isinstance(value, weakref.ref) else value
+        yield from fn.__defaults__ or ()
+        yield from (fn.__kwdefaults__ or {}).values()
+        for name in _names(fn.__code__):
+            value = fn.__globals__.get(name)
+            if not isinstance(value, (FunctionType, ModuleType, type)):
+                yield value
+    else:
+        yield _wrapped(fn) or fn
+
+
+def _wrapped(value: Any) -> Any:
+    """What a decorator's object stands for, or None."""
+    return getattr(value, "__dict__", {}).get("__wrapped__")
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Elements of a container; attributes of an object, and their elements."""
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        yield from value.values() if isinstance(value, dict) else value
+    elif not isinstance(value, (nn.Module, Tensor, ModuleType, type)) and hasattr(value, "__dict__"):
+        for attribute in list(vars(value).values()):
+            yield attribute
+            if isinstance(attribute, (list, tuple, set, frozenset, dict)):
+                yield from _parts(attribute)
