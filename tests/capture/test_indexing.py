@@ -172,12 +172,16 @@ def test_sums_do_not_depend_on_threads(isa: str, width: int) -> None:
 OUTSIDE: dict[str, Callable[[Tensor, int], object]] = {
     "gather": lambda x, bad: aten.gather(x, 1, torch.tensor([[0, bad]])),
     "index_select": lambda x, bad: aten.index_select(x, 0, torch.tensor([0, bad, 1])),
+    "index_select of columns": lambda x, bad: aten.index_select(x, 1, torch.tensor([0, bad, 1])),
+    "index_select in the middle": lambda x, bad: aten.index_select(x[:, :, None], 1, torch.tensor([0, bad])),
+    "index_select of a vector": lambda x, bad: aten.index_select(x[0], 0, torch.tensor([0, bad])),
     "embedding": lambda x, bad: aten.embedding(x, torch.tensor([1, bad])),
     "index": lambda x, bad: x[torch.tensor([0, bad])],
     "index of both": lambda x, bad: x[torch.tensor([0, 1]), torch.tensor([0, bad])],
     "scatter": lambda x, bad: aten.scatter(x, 0, torch.tensor([[bad, 0]]), x),
     "scatter_add": lambda x, bad: aten.scatter_add(x, 0, torch.tensor([[0], [bad]]), x),
     "index_add": lambda x, bad: aten.index_add(x, 0, torch.tensor([1, bad]), x[:2]),
+    "index_add of a vector": lambda x, bad: aten.index_add(x[0], 0, torch.tensor([1, bad]), x[0, :2]),
     "index_copy": lambda x, bad: aten.index_copy(x, 0, torch.tensor([1, bad]), x[:2]),
     "index_put": lambda x, bad: aten.index_put(x, [torch.tensor([1, bad])], x[:2]),
     "index_put_add": lambda x, bad: aten.index_put(x, [torch.tensor([1, bad])], x[:2], True),
@@ -237,6 +241,7 @@ def test_an_index_outside_is_reported(isa: str, case: str, bad: int) -> None:
     error = ERRORS[node.name](node, bad)
     with pytest.raises((IndexError, RuntimeError)) as theirs:
         OUTSIDE[case](x, bad)
+    assert type(error) is theirs.type
     said = str(theirs.value).splitlines()[0]
     if case == "index of both":  # outside both dimensions: which one it was, the index does not tell
         assert str(error)[:30] == said[:30]

@@ -69,7 +69,8 @@ def capture(
 
     Raises:
         RuntimeError: see `native`.
-        IndexError: an index is out of range; what came before it has been done, as in torch.
+        IndexError, RuntimeError: an index is out of range, as torch's op has it; what came before it has been
+            done, as in torch, but gradients that are new tensors are not yet in ``.grad``.
         Whatever `fn` raises.
     """
     if fn is None:

@@ -24,35 +24,44 @@ from fastnn.capture.lowering.table import ERRORS, Lowering, lowers
 
 # What writes at indices reads its result too, as the last operand: it leaves the rest as it was.
 
-_OUTSIDE = "index {} is out of bounds for dimension {} with size {}"
-_MESSAGES = {
-    "gather": _OUTSIDE,
-    "scatter": _OUTSIDE,
-    "scatter_add": _OUTSIDE,
-    "index": _OUTSIDE,
-    "index_put": _OUTSIDE,
-    "index_put_add": _OUTSIDE,
-    "index_add": _OUTSIDE,
-    "index_copy": "index_copy_(): " + _OUTSIDE,
-    "index_select": "index out of range in self",
-    "embedding": "index out of range in self",
+_OUTSIDE = "index {index} is out of bounds for dimension {dim} with size {size}"
+_IN_SELF = "index out of range in self"
+_ERRORS: dict[str, tuple[type[Exception], str]] = {
+    "gather": (RuntimeError, _OUTSIDE),
+    "scatter": (RuntimeError, _OUTSIDE),
+    "scatter_add": (RuntimeError, _OUTSIDE),
+    "index": (IndexError, _OUTSIDE),
+    "index_put": (IndexError, _OUTSIDE),
+    "index_put_add": (IndexError, _OUTSIDE),
+    "index_add": (RuntimeError, _OUTSIDE),
+    "index_copy": (IndexError, "index_copy_(): " + _OUTSIDE),
+    "index_select": (IndexError, _IN_SELF),
+    "embedding": (IndexError, _IN_SELF),
 }
 
 _READS = frozenset({"gather", "index", "index_select", "embedding"})
 _ADDS = frozenset({torch.float32, torch.float64, torch.int64})
 
 
-def _error(node: Instruction, index: int) -> IndexError:
-    """In torch's words."""
+def _error(node: Instruction, index: int) -> Exception:
+    """Torch's own, which for some ops depends on the kernel that torch takes."""
     indexed = node.ins[0] if node.name in _READS else node.outs[0]
     lowest = -1 if node.code[1] else 0
+    wrong = 0
     for dim, (size, addressed_by) in enumerate(zip(indexed.shape, node.code[2:], strict=True)):
         if addressed_by < 0 and not lowest * size <= index < size:
-            return IndexError(_MESSAGES[node.name].format(index, dim, size))
-    return IndexError(_MESSAGES[node.name].format(index, 0, indexed.shape[0] if indexed.shape else 1))
+            wrong = dim
+            break
+    size = indexed.shape[wrong] if indexed.shape else 1
+    kind, message = _ERRORS[node.name]
+    if node.name == "index_add" and len(indexed.shape) == 1:
+        kind, message = IndexError, _IN_SELF
+    elif node.name == "index_select" and wrong == 1:
+        kind, message = RuntimeError, "INDICES element is out of DATA bounds, id={index} axis_dim={size}"
+    return kind(message.format(index=index, dim=wrong, size=size))
 
 
-ERRORS.update(dict.fromkeys(_MESSAGES, _error))
+ERRORS.update(dict.fromkeys(_ERRORS, _error))
 
 
 def _flag(low: Lowering) -> View:
