@@ -91,3 +91,85 @@ def test_unchecked() -> None:
     for _ in range(3):
         step(*batch())
     assert step.programs[0].checked is False
+
+
+def _real_part(low: Lowering, out: View, x: View) -> None:
+    low.elementwise(View(out.storage, 0, (2 * out.numel,), (1,), torch.float32), 0.0)
+
+
+def test_imaginary_parts_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "sgn.default", _real_part)
+    turned = fastnn.capture(lambda x: torch.complex(torch.zeros_like(x), x).sgn() * 2)
+    _refuses(turned, torch.randn(4))
+
+
+def _refuses(captured: Any, *args: Tensor) -> None:
+    captured(*args)
+    captured(*args)
+    with pytest.warns(fastnn.EagerStepWarning, match="self-check found a difference"):
+        captured(*args)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_floor_forgives_nothing(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither at whole numbers, nor for elements that do not jump themselves."""
+
+    def broken(low: Lowering, out: View, x: View) -> None:
+        low.elementwise(out, ("add", ("floor", x), ("mul", ("gt", x, 50), 3.0)))
+
+    monkeypatch.setitem(RULES, "floor.default", broken)
+    x = torch.arange(100.0)
+    if not whole:
+        x = x + 0.5
+        x[4:10] = torch.arange(4.0, 10.0) * (1 + 3e-7)
+    _refuses(fastnn.capture(torch.floor), x)
+
+
+def test_an_infinity_is_no_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        RULES, "log.default", lambda low, out, x: low.elementwise(out, ("log", ("sub", x, 1)))
+    )
+    _refuses(fastnn.capture(lambda x: (x * 0).log()[:1] - torch.inf), torch.ones(3))
+
+
+class _Counting(torch.optim.Optimizer):
+    """Keeps the number of its steps where options are."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1, "k": 0, "weights": torch.zeros(())})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["k"] += 1
+            group["weights"] += 1
+            for p in group["params"]:
+                p.add_(p.grad, alpha=-group["lr"] / group["k"])
+
+
+@pytest.mark.parametrize("kind", [_Counting, torch.optim.Adam])
+def test_optimizers_that_count_steps_and_call_hooks(kind: Any) -> None:
+    model = net()
+    optimizer = kind(model.parameters())
+    called = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    step = fastnn.capture(classify(model, optimizer), native=True)
+    for i in range(1, 7):
+        step(*batch())
+        assert called == ["before", "after"] * i
+        if kind is _Counting:
+            assert optimizer.param_groups[0]["k"] == i
+            assert optimizer.param_groups[0]["weights"].item() == i
+    assert len(step.programs) == 1
+
+
+def test_hooks_that_change_a_step_are_told() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_(model.parameters(), 1e-3))
+    step = fastnn.capture(classify(model, optimizer))
+    step(*batch())
+    step(*batch())
+    with pytest.warns(fastnn.EagerStepWarning, match="hooks of the optimizer's step"):
+        step(*batch())
