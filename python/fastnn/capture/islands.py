@@ -34,15 +34,19 @@ class Place:
         return self.find(inputs, outputs)
 
 
-def view_of(tensor: Tensor, view: View, offset: int | None = None) -> Tensor:
-    """The View in the memory of `tensor`, where its storage has `offset` elements before it."""
-    return torch.as_strided(
-        tensor.detach(), view.shape, view.strides, view.offset if offset is None else offset
-    )
+def view_of(tensor: Tensor, view: View, before: int = 0) -> Tensor:
+    """The View in the memory of `tensor`, which began `before` elements into its storage at the recording."""
+    tensor = tensor.detach()
+    moved = int(tensor.storage_offset()) - before
+    if tensor.dtype is view.dtype:
+        return torch.as_strided(tensor, view.shape, view.strides, view.offset + moved)
+    if moved * tensor.itemsize % view.dtype.itemsize:
+        raise RuntimeError(f"a view of {view.dtype} would begin within an element")
+    return in_bytes(tensor, view, moved * tensor.itemsize)
 
 
 def in_bytes(memory: Tensor, view: View, offset: int) -> Tensor:
-    """The View in `memory`, an array of bytes, whose storage begins at byte `offset` there."""
+    """The View in the storage of `memory`, where its own storage begins at byte `offset`."""
     start = offset // view.dtype.itemsize + view.offset
     return torch.empty(0, dtype=view.dtype).set_(memory.untyped_storage(), start, view.shape, view.strides)
 

@@ -137,6 +137,8 @@ def _in_order(low: Lowering, step: Step) -> tuple[list[tuple[Tensor, View]], lis
             continue
         if not view.is_dense:
             raise Unsupported("a parameter does not fill one block of memory")
+        if view.dtype not in DTYPES:
+            raise Unsupported(f"a gradient of {grad.dtype} for a parameter of {view.dtype}, of other strides")
         ordered = low.temporary(view.shape, view.dtype).with_shape(view.shape, view.strides)
         low.elementwise(ordered, grad)
         gradients.append((param, ordered))
@@ -193,7 +195,7 @@ class Builder:
                 self._whole.append(_whole(view))
         for _, view in gradients.kept:
             if not self.is_whole(view):
-                raise Unsupported("a gradient shares its memory with another")
+                raise Unsupported(f"a gradient of {view.dtype} that may share its memory with another")
         self.inputs: dict[int, int] = {}  # the first argument in each memory, by id of the Storage
         for i, view in enumerate(tape.inputs):
             self.inputs.setdefault(id(view.storage), i)
@@ -226,15 +228,21 @@ class Builder:
         nodes = [self._node(node) for node in self.nodes]
         for key, (param, grad) in self.gradients.state.items():
             self._buffer(key, "gradient", 0, param, grad)
+        unread = []
         for storage in self.tape.externals:  # what torch's ops read is looked at before a call too
-            if storage.tensor is not None and storage.tensor.dtype in DTYPES:
-                self._place(as_view(storage.tensor, storage))
+            tensor = storage.tensor
+            if tensor is not None and tensor.dtype in DTYPES:
+                self._place(as_view(tensor, storage))
+            elif tensor is not None:
+                unread.append((functools.partial(_is_as_it_was, tensor, _looks(tensor)), True))
         written, written_inputs = self._all_written()
         states = [
             *_dispatch.quiet_states(),
             (_dispatch.is_disabled, False),
             (torch.is_grad_enabled, torch.is_grad_enabled()),
             (torch.is_inference_mode_enabled, torch.is_inference_mode_enabled()),
+            (torch.get_default_dtype, torch.get_default_dtype()),
+            *unread,
         ]
         islands = [node for node in self.nodes if isinstance(node, Island)]
         steps = [node for node in self.nodes if isinstance(node, OptimizerStep)]
@@ -294,6 +302,7 @@ class Builder:
         rule = _RULES.get(type(step.optimizer))
         if (
             rule is None
+            or not all(param.dtype in DTYPES for param in parameters_of(step.optimizer))
             or getattr(step.optimizer, "state_dtype", None)
             or getattr(step.optimizer, "master_weights", False)
         ):
@@ -361,25 +370,17 @@ class Builder:
         if id(storage) in self.inputs:
             index = self.inputs[id(storage)]
             before = self.tape.inputs[index].offset
-            return Place(
-                find=lambda inputs, outputs: view_of(
-                    inputs[index], view, view.offset - before + int(inputs[index].storage_offset())
-                )
-            )
+            return Place(find=lambda inputs, outputs: view_of(inputs[index], view, before))
         if id(storage) in self.gradients.state:
             param, grad = self.gradients.state[id(storage)]
-            there = view.offset - int(grad.storage_offset())
-            return Place(
-                find=lambda inputs, outputs: view_of(
-                    _gradient(param), view, there + int(_gradient(param).storage_offset())
-                )
-            )
+            before = int(grad.storage_offset())
+            return Place(find=lambda inputs, outputs: view_of(_gradient(param), view, before))
         tensor = storage.tensor
         if tensor is None:
             # Read by torch and written by nobody, as what it is to be is drawn in place.
             return Place(in_bytes(torch.empty(storage.bytes, dtype=torch.uint8), view, 0))
-        start = view.offset - int(tensor.storage_offset())
-        return Place(find=lambda inputs, outputs: view_of(tensor, view, start + int(tensor.storage_offset())))
+        before = int(tensor.storage_offset())
+        return Place(find=lambda inputs, outputs: view_of(tensor, view, before))
 
     def is_whole(self, view: View) -> bool:
         """Whether an output is this very view of its memory."""
@@ -412,11 +413,23 @@ class Builder:
 
 
 def _whole(view: View) -> View:
-    """The View itself where it fills its memory, else all of that, flat."""
+    """The View itself where it fills its memory and native code has its type, else all of that, flat."""
     size = view.dtype.itemsize
+    if view.dtype not in DTYPES:  # native code does not read what it is
+        return View(view.storage, 0, (view.storage.bytes,), (1,), torch.uint8)
     if view.offset == 0 and view.is_dense and view.numel * size == view.storage.bytes:
         return view
     return View(view.storage, 0, (-(-view.storage.bytes // size),), (1,), view.dtype)
+
+
+def _looks(tensor: Tensor) -> tuple[Any, ...]:
+    """What a program relies on of a tensor that native code cannot look at."""
+    memory = tensor.untyped_storage().data_ptr()
+    return memory, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad
+
+
+def _is_as_it_was(tensor: Tensor, looks: tuple[Any, ...]) -> bool:
+    return _looks(tensor) == looks
 
 
 def _allocator(view: View) -> Callable[[], Tensor]:

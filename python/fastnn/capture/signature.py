@@ -40,7 +40,7 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     """The signature of a call; raises `Unsupported` for what no program takes."""
     tensors: list[Tensor] = []
     spec = _spec((args, kwargs), tensors)
-    modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype())
     return Signature((_key(spec), modes), spec, tensors)
 
 
