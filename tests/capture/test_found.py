@@ -180,6 +180,7 @@ def test_what_goes_past_torchs_ops_is_refused(fn: Any) -> None:
         same(captured(x), fn(x))
 
 
+@pytest.mark.filterwarnings("ignore:.*keep_grad=True keeps them:fastnn.EagerStepWarning")
 def test_parameters_that_an_optimizer_gets_or_loses() -> None:
     layers = [[nn.Linear(3, 3), nn.Linear(3, 1)] for _ in range(2)]
     layers[1] = copy.deepcopy(layers[0])

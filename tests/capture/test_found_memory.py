@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -149,3 +150,86 @@ def test_the_default_dtype_belongs_to_a_program() -> None:
         torch.set_default_dtype(torch.float32)
     assert captured(torch.ones(3)).dtype is torch.float32
     assert len(captured.programs) == 2
+
+
+def _accumulating(model: nn.Linear, optimizer: Any, x: Tensor, flag: bool) -> Tensor:
+    if not flag:
+        optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+    return x.sum()
+
+
+def _logging(model: nn.Linear, optimizer: Any, x: Tensor, flag: bool) -> Tensor:
+    said = x.sum() if not flag or model.weight.grad is None else model.weight.grad.norm()
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+    return said
+
+
+def _reading(model: nn.Linear, optimizer: Any, x: Tensor, flag: bool) -> Tensor | float:
+    said = x.sum() if not flag or model.weight.grad is None else model.weight.grad.norm().item()
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+    return said
+
+
+@pytest.mark.parametrize("fn", [_accumulating, _logging, _reading])
+def test_gradients_that_another_signature_needs(fn: Any) -> None:
+    """The first such call finds zeros, and that is told; then they are kept."""
+    models = [nn.Linear(3, 4) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01) for m in models]
+    captured = fastnn.capture(lambda x, flag: fn(models[1], optimizers[1], x, flag))
+    for _ in range(5):
+        x = torch.randn(2, 3)
+        same(captured(x, False), fn(models[0], optimizers[0], x, False))
+    with pytest.warns(fastnn.EagerStepWarning) as told:
+        captured(x, True)
+    assert "keep_grad=True" in str(told[0].message)
+    fn(models[0], optimizers[0], x, True)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        model.load_state_dict(models[0].state_dict())
+        optimizer.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fastnn.EagerStepWarning)
+        for call in range(20):
+            x = torch.randn(2, 3)
+            found, expected = (
+                step(x, call % 3 == 2)
+                for step in (captured, lambda x, flag: fn(models[0], optimizers[0], x, flag))
+            )
+            torch.testing.assert_close(found, expected)
+            same(list(models[1].parameters()), list(models[0].parameters()))
+    assert captured.programs
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_gradients_that_are_read_as_such(check: bool) -> None:
+    """By a signature that has nothing else of the model."""
+    models = [nn.Linear(3, 1) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+
+    def make(model: nn.Linear) -> Any:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def part(x: Tensor, what: str) -> Tensor | None:
+            if what == "norm":
+                assert model.weight.grad is not None
+                return model.weight.grad.norm()
+            model(x).square().mean().backward()
+            if what == "last":
+                optimizer.step()
+                optimizer.zero_grad()
+            return None
+
+        return part
+
+    eager, captured = make(models[0]), fastnn.capture(make(models[1]), check=check, native=True)
+    for call in range(24):
+        x = torch.randn(2, 3)
+        for what in ("first", "norm", "last") if call < 12 else ("first", "norm", "first", "norm", "last"):
+            same([captured(x, what)], [eager(x, what)])
+    same(list(models[1].parameters()), list(models[0].parameters()))

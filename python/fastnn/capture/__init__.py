@@ -48,8 +48,8 @@ def capture(
     of optimizers are read when the step is taken. Modules that the function calls are watched for training
     or evaluation, frozen or replaced parameters, hooks and other memory, and optimizers for their
     parameters. Results are new tensors in each call. Gradients of parameters that it updates are not kept
-    where it drops them itself in the next call: their ``.grad`` is None afterwards. Others are accumulated
-    and kept as in torch.
+    where it drops them itself in the next call: their ``.grad`` is None afterwards. They are from the first
+    call on that is not such a one, which is warned of. Others are accumulated and kept as in torch.
 
     What a recording cannot hold runs as written, and is warned of once (:class:`fastnn.EagerStepWarning`):
     ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, tensor

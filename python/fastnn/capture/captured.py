@@ -35,6 +35,10 @@ _RETURNED = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dt
 _PROGRAMS = 8  # kept, the most recently used
 _SIGNATURES = 64  # known; who calls with more of them gains nothing from programs
 _RECORDINGS = 8  # of one signature, before it is given up: what the function reaches changes every time
+_LOST = (
+    "it may read gradients that replays have not kept, and has found zeros: keep_grad=True keeps them, as is "
+    "done from now on"
+)
 
 
 class Known:
@@ -181,6 +185,10 @@ class Captured:
             with _dispatch.disabled(), recorder:
                 result = self._fn(*args, **kwargs)
         finally:
+            lost = any(
+                recorder.has_met(grad) or (recorder.refused is not None and leaf.grad is grad)
+                for leaf, grad in planted
+            )
             for leaf, grad in planted:
                 if leaf.grad is grad and grad._version == 0:  # else the function has added its own to it
                     leaf.grad = None
@@ -202,6 +210,10 @@ class Captured:
             if known.recordings == _RECORDINGS:
                 known.refused = "what it reaches is another at every call"
         known.surveyed = True
+        if lost:
+            self._options["keep_grad"] = True
+            self._programs = [program for program in self._programs if not program.dropped]
+            self._tell(_LOST)
         if known.refused is not None:
             self._tell(known.refused)
         return result
@@ -210,10 +222,10 @@ class Captured:
         self, known: Known
     ) -> tuple[dict[int, tuple[Tensor, Tensor | None]], list[tuple[Tensor, Tensor]]]:
         """The gradients that a call finds; where programs have not kept one, it shall find one to drop."""
-        dropped = {id(param) for program in self._programs for param in program.dropped}
+        dropped = {id(param): param for program in self._programs for param in program.dropped}
         planted = []
-        for key, leaf in known.leaves.items():
-            if leaf.grad is None and key in dropped:
+        for leaf in dropped.values():
+            if leaf.grad is None:
                 leaf.grad = torch.zeros_like(leaf)
                 planted.append((leaf, leaf.grad))
         return {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}, planted

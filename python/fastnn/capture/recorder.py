@@ -169,6 +169,7 @@ _UNSEEN: dict[Any, str] = {
 }
 
 
+_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[union-attr]
 # Where distributions read values to validate what they are given.
 _VALIDATING = {
     f"torch.distributions.{name}"
@@ -186,6 +187,8 @@ class _Unseen(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _UNSEEN and not self._recorder.paused:
             self._recorder.refuse(f"values go past torch's ops: .{_UNSEEN[func]}")
+        if func == _GRADIENT and not self._recorder.paused:
+            self._recorder.gradient_is_asked(args[0])
         if func is Tensor.__bool__ and sys._getframe(1).f_globals.get("__name__") in _VALIDATING:
             with self._recorder.pause():
                 return func(*args)
@@ -207,6 +210,7 @@ class Recorder(TorchDispatchMode):
         # By address. Torch's storages are kept, so that no address is used again; tensors are not, because
         # autograd copies a gradient that somebody else has a reference to.
         self._storages: dict[int, tuple[Storage, torch.UntypedStorage]] = {}
+        self._met: set[int] = set()  # addresses, before the recording was refused
         self._made: list[tuple[Storage, weakref.ref[Tensor]]] = []
         # The tensors through which ops met the memory of arguments.
         self._inputs: set[int] = set()  # by id of the Storage
@@ -286,6 +290,7 @@ class Recorder(TorchDispatchMode):
         """End the recording, for what the function does."""
         if self.refused is None:
             self.refused = reason
+            self._met.update(self._storages)
         self._storages.clear()
 
     def _check(self, schema: Schema, args: Any, kwargs: Any) -> None:
@@ -314,6 +319,13 @@ class Recorder(TorchDispatchMode):
         if id(view.storage) in self._inputs and id(tensor) not in self._given:
             self._in_inputs.append(weakref.ref(tensor))
         return view
+
+    def gradient_is_asked(self, tensor: Tensor) -> None:
+        """Somebody reads ``.grad``: of a tensor from before, it may be another one in each call."""
+        if type(tensor) in _PLAIN and _has_memory(tensor) and tensor.requires_grad and tensor.is_leaf:
+            storage = self.storage_of(tensor)
+            if storage is None or storage.tensor is tensor:
+                self.leaves[id(tensor)] = tensor
 
     def reaches_arguments(self, others: Iterable[Tensor]) -> bool:
         """Whether the memory of an argument was met otherwise too, as a parameter's is beside its ``.data``;
@@ -357,6 +369,11 @@ class Recorder(TorchDispatchMode):
         """The memory of a tensor, where it has been met."""
         found = self._storages.get(tensor.untyped_storage().data_ptr())
         return None if found is None else found[0]
+
+    def has_met(self, tensor: Tensor) -> bool:
+        """Whether an op was given the memory of a tensor from before, so long as the recording went on."""
+        address = tensor.untyped_storage().data_ptr()
+        return address in self._storages or address in self._met
 
     def _here(self) -> bool:
         return threading.get_ident() == self._thread and self.refused is None
