@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "bindings/optimizer_group.h"
 #include "bindings/tensor_caster.h"
@@ -40,12 +41,18 @@ Arguments::Arguments(const py::tuple& spec) {
     view_ = described_view(spec[1].cast<int64_t>(), spec[2], spec[3]);
     return;
   }
-  kind_ = kind == "value" ? Kind::value : kind == "sequence" ? Kind::sequence : Kind::dict;
+  static const std::pair<const char*, Kind> kinds[] = {{"same", Kind::same},
+                                                       {"value", Kind::value},
+                                                       {"like", Kind::like},
+                                                       {"sequence", Kind::sequence},
+                                                       {"dict", Kind::dict}};
+  for (const auto& [text, named] : kinds)
+    if (kind == text) kind_ = named;
   if (kind_ == Kind::dict)
-    for (const py::handle key : spec[1]) keys_.push_back(py::reinterpret_borrow<py::object>(key));
+    for (const py::handle key : spec[1]) keys_.emplace_back(py::reinterpret_borrow<py::tuple>(key));
   else
-    object_ = spec[1];
-  if (kind_ != Kind::value)
+    object_ = spec[kind_ == Kind::like ? 2 : 1];
+  if (kind_ == Kind::sequence || kind_ == Kind::dict)
     for (const py::handle child : spec[2]) children_.emplace_back(py::reinterpret_borrow<py::tuple>(child));
 }
 
@@ -76,6 +83,13 @@ bool Arguments::match(PyObject* arguments, std::vector<PyObject*>& tensors,
       views.push_back(view);
       return true;
     }
+    case Kind::same:
+      return arguments == object_.ptr();
+    case Kind::like: {
+      const auto said = py::reinterpret_steal<py::object>(PyObject_CallOneArg(object_.ptr(), arguments));
+      if (!said) PyErr_Clear();
+      return said.ptr() == Py_True;
+    }
     case Kind::value: {
       if (arguments == object_.ptr()) return true;
       if (Py_TYPE(arguments) != Py_TYPE(object_.ptr())) return false;
@@ -103,9 +117,7 @@ bool Arguments::match(PyObject* arguments, std::vector<PyObject*>& tensors,
       PyObject *key, *value;
       for (size_t i = 0; PyDict_Next(arguments, &position, &key, &value);
            ++i) {  // in the order of the recording
-        const int equal = PyObject_RichCompareBool(key, keys_[i].ptr(), Py_EQ);
-        if (equal < 0) PyErr_Clear();
-        if (equal != 1 || !children_[i].match(value, tensors, views)) return false;
+        if (!keys_[i].match(key, tensors, views) || !children_[i].match(value, tensors, views)) return false;
       }
       return true;
     }
@@ -115,9 +127,9 @@ bool Arguments::match(PyObject* arguments, std::vector<PyObject*>& tensors,
 
 int Arguments::traverse(visitproc visit, void* arg) const {
   Py_VISIT(object_.ptr());
-  for (const py::object& key : keys_) Py_VISIT(key.ptr());
-  for (const Arguments& child : children_)
-    if (const int stop = child.traverse(visit, arg)) return stop;
+  for (const auto* parts : {&keys_, &children_})
+    for (const Arguments& part : *parts)
+      if (const int stop = part.traverse(visit, arg)) return stop;
   return 0;
 }
 

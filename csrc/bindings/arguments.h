@@ -12,8 +12,9 @@ namespace fastnn {
 
 class Arguments {
  public:
-  // spec: ("tensor", dtype, shape, strides); ("value", object); ("sequence", type, [specs]), of tuples and
-  // lists; or ("dict", [keys], [specs]). dtype is a number of DType.
+  // spec: ("tensor", dtype, shape, strides); ("same", object), which is that object; ("value", object), of
+  // its type and equal; ("like", anything, function), which says True of it; ("sequence", type, [specs]), of
+  // tuples and lists; or ("dict", [specs of keys], [specs]). dtype is a number of DType.
   explicit Arguments(const pybind11::tuple& spec);
 
   // Fills in the tensors, in order. They are alive for as long as the arguments.
@@ -22,13 +23,13 @@ class Arguments {
   int traverse(visitproc visit, void* arg) const;
 
  private:
-  enum class Kind { tensor, value, sequence, dict };
+  enum class Kind { tensor, same, value, like, sequence, dict };
   bool match_tensor(PyObject* object, TensorView& view) const;
 
   Kind kind_;
   TensorView view_;          // of a tensor: dtype, shape, strides
-  pybind11::object object_;  // a value, or the type of a sequence
-  std::vector<pybind11::object> keys_;
+  pybind11::object object_;  // a value, what asks for one, or the type of a sequence
+  std::vector<Arguments> keys_;
   std::vector<Arguments> children_;
 };
 

@@ -33,7 +33,7 @@ _TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pr
 # What a replay may return again as it was, beside tensors, in tuples, lists and dicts.
 _RETURNED = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, Enum)
 _PROGRAMS = 8  # kept, the most recently used
-_SIGNATURES = 64  # known; who calls with more of them gains nothing from programs
+_SIGNATURES = 64  # known, the most recently used; who calls with more of them gains nothing from programs
 _RECORDINGS = 8  # of one signature, before it is given up: what the function reaches changes every time
 _LOST = (
     "it may read gradients that replays have not kept, and has found zeros: keep_grad=True keeps them, as is "
@@ -44,8 +44,9 @@ _LOST = (
 class Known:
     """What is known of the calls with one signature."""
 
-    def __init__(self) -> None:
+    def __init__(self, family: Hashable) -> None:
         """Nothing yet."""
+        self.family = family
         self.surveyed = False
         self.recordings = 0
         self.refused: str | None = None
@@ -124,7 +125,7 @@ class Captured:
             return self._fn(*args, **kwargs)
         try:
             called = signature(args, kwargs)
-            known = self._find(called.key)
+            known = self._find(called)
         except Unsupported as reason:
             self._tell(str(reason))
             return self._fn(*args, **kwargs)
@@ -138,12 +139,22 @@ class Captured:
                     return compared[0]
         return self._record(called, known, args, kwargs)
 
-    def _find(self, key: Hashable) -> Known:
-        known = self._known.get(key)
-        if known is None:
-            if len(self._known) == _SIGNATURES:
-                raise Unsupported(f"it has been called with {_SIGNATURES} different signatures")
-            known = self._known[key] = Known()
+    def _find(self, called: Signature) -> Known:
+        """What is known of a signature; the first call with one too many runs as written."""
+        known = self._known.get(called.key)
+        if known is not None:
+            self._known.move_to_end(called.key)
+            return known
+        known = self._known[called.key] = Known(called.family)
+        if len(self._known) > _SIGNATURES:
+            self._known.popitem(last=False)  # the least recently used
+            raise Unsupported(f"it has been called with {_SIGNATURES} different signatures")
+        siblings = sum(other.family == known.family for other in self._known.values())
+        if known.family is not None and siblings > _PROGRAMS:
+            raise Unsupported(
+                "an argument that requires a gradient is another tensor at every call: give it detached, or "
+                "make it require gradients within"
+            )
         return known
 
     def _tell(self, reason: str) -> None:

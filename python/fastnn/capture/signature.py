@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,11 +29,13 @@ class Signature(NamedTuple):
 
     Attributes:
         key: equal for calls that a program may serve alike.
+        family: the same but for which parameters are among the arguments; None where none is.
         spec: the same as csrc/bindings/arguments.h takes it.
         tensors: those among the arguments, in order.
     """
 
     key: Hashable
+    family: Hashable
     spec: tuple[Any, ...]
     tensors: list[Tensor]
 
@@ -39,9 +43,14 @@ class Signature(NamedTuple):
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     """The signature of a call; raises `Unsupported` for what no program takes."""
     tensors: list[Tensor] = []
-    spec = _spec((args, kwargs), tensors)
+    try:
+        spec = _spec((args, kwargs), tensors)
+    except RecursionError:
+        raise Unsupported("an argument contains itself, or is nested too deeply") from None
     modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype())
-    return Signature((_key(spec), modes), spec, tensors)
+    key = _key(spec)
+    family = _family(key)
+    return Signature((key, modes), None if family == key else family, spec, tensors)
 
 
 def strides_that_matter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
@@ -52,17 +61,48 @@ def strides_that_matter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tup
 def _spec(x: Any, tensors: list[Tensor]) -> tuple[Any, ...]:
     if isinstance(x, Tensor):
         if x.requires_grad and x.is_leaf:
-            return ("value", x)  # a parameter: the program is made for this one
+            return ("same", x)  # a parameter: the program is made for this one
         return _tensor_spec(x, tensors)
     if isinstance(x, (tuple, list)):
         return ("sequence", type(x), tuple(_spec(part, tensors) for part in x))
     if type(x) is dict:
-        return ("dict", tuple(x), tuple(_spec(part, tensors) for part in x.values()))
+        return ("dict", tuple(map(_value_spec, x)), tuple(_spec(part, tensors) for part in x.values()))
+    return _value_spec(x)
+
+
+def _value_spec(x: Any) -> tuple[Any, ...]:
     try:
         hash(x)
-    except TypeError:
+        exact = _exact(x)
+        hash(exact)
+        simple = type(x) is float or exact == (type(x), x)
+    except Exception as error:  # of any kind: it is the object's own
+        if isinstance(error, RecursionError):
+            raise
         raise Unsupported(f"an argument is a {type(x).__name__}, which is not hashable") from None
-    return ("value", x)
+    if simple:
+        return ("value", x)
+    return ("like", exact, lambda other: type(other) is type(x) and _exact(other) == exact)
+
+
+def _exact(x: Any) -> Any:
+    """What is equal for values that are the same, to the types and signs of numbers in them."""
+    kind: Any = type(x)
+    if isinstance(x, Tensor):
+        return _Identity(x)
+    if kind in (float, complex):
+        return (kind, repr(x))
+    if isinstance(x, np.generic):
+        return (kind, x.tobytes())
+    if isinstance(x, (tuple, list)):
+        return (kind, *map(_exact, x))
+    if isinstance(x, frozenset):
+        return (kind, frozenset(map(_exact, x)))
+    if isinstance(x, range):
+        return (kind, x.start, x.stop, x.step)
+    if dataclasses.is_dataclass(x) and kind.__eq__ is not object.__eq__:
+        return (kind, *(_exact(getattr(x, f.name)) for f in dataclasses.fields(x)))
+    return (kind, x)
 
 
 def _tensor_spec(x: Tensor, tensors: list[Tensor]) -> tuple[Any, ...]:
@@ -81,28 +121,32 @@ def _tensor_spec(x: Tensor, tensors: list[Tensor]) -> tuple[Any, ...]:
     return ("tensor", DTYPES[x.dtype], shape, strides_that_matter(shape, x.stride()))
 
 
-def _key(spec: tuple[Any, ...]) -> Hashable:
+def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
     kind = spec[0]
-    if kind == "value":
-        value = spec[1]
-        # 1, 1.0 and True are equal, and so are 0.0 and -0.0.
-        return (kind, type(value), repr(value) if isinstance(value, float) else _Same(value))
+    if kind in ("value", "same"):
+        return (kind, _exact(spec[1]))
+    if kind == "like":
+        return spec[:2]
     if kind == "tensor":
         return spec
-    return (kind, spec[1], tuple(map(_key, spec[2])))
+    return (kind, tuple(map(_key, spec[1])) if kind == "dict" else spec[1], tuple(map(_key, spec[2])))
 
 
-class _Same:
-    """Tensors by identity, other values by equality."""
+def _family(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    kind = key[0]
+    if kind in ("sequence", "dict"):
+        return (kind, key[1], tuple(map(_family, key[2])))
+    return (kind,) if kind == "same" else key
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+
+class _Identity:
+    """A tensor by identity."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
 
     def __hash__(self) -> int:
-        return hash(self.value)
+        return id(self.tensor)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same):
-            return NotImplemented
-        a, b = self.value, other.value
-        return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b))
+        return isinstance(other, _Identity) and self.tensor is other.tensor
