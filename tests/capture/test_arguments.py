@@ -208,3 +208,20 @@ def test_a_module_and_a_bound_method() -> None:
                 same(run(x), twin(x))
         same(list(model.buffers()), list(twin.buffers()))
     assert len(run.programs) == 2
+
+
+def test_arguments_that_are_parts_of_one_tensor() -> None:
+    """New ones in each call: the columns of a batch, or what `unbind` gives."""
+
+    @fastnn.capture
+    def join(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return torch.cat([c, a, b], 1) ** 2
+
+    for cut in (lambda t: t.unbind(0), lambda t: (t[2], t[0], t[1]), lambda t: t[0].split(1, 1)):
+        for _ in range(5):
+            parts = cut(torch.randn(3, 11, 3))
+            assert torch.equal(join(*parts), torch.cat([parts[2], parts[0], parts[1]], 1) ** 2)
+        seen = len(join.programs)
+        join(*cut(torch.randn(3, 11, 3)))
+        assert len(join.programs) == seen
+        assert join.programs[0].checked

@@ -58,6 +58,17 @@ class View(NamedTuple):
             expected *= n
         return True
 
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The first byte in its storage, and the one after the last; of a view that is not empty."""
+        last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        return self.offset * self.dtype.itemsize, (self.offset + last + 1) * self.dtype.itemsize
+
+    def spans(self, other: View) -> bool:
+        """Whether `other`, of the same storage, lies between the first and the last byte of this one."""
+        (first, end), (begin, until) = self.reach, other.reach
+        return first <= begin and until <= end
+
     def with_shape(self, shape: tuple[int, ...], strides: tuple[int, ...], offset: int | None = None) -> View:
         """Another view of the same memory."""
         return View(self.storage, self.offset if offset is None else offset, shape, strides, self.dtype)

@@ -323,12 +323,23 @@ class Builder:
         if storage in self.outputs:
             return self._output(storage), start
         if id(storage) in self.inputs:
-            number = self.inputs[id(storage)]
-            return self._buffer(id(storage), "input", number, None, storage.tensor), start
+            number = self._argument_of(view)
+            argument = self.signature.tensors[number]
+            key = id(storage) if number == self.inputs[id(storage)] else id(argument)
+            return self._buffer(key, "input", number, None, argument), start
         if id(storage) in self.gradients.state:
             param, grad = self.gradients.state[id(storage)]
             return self._buffer(id(storage), "gradient", 0, param, grad), start
         return self._buffer(id(storage), "external", 0, storage.tensor, storage.tensor), start
+
+    def _argument_of(self, view: View) -> int:
+        """The argument that holds a view of its memory, where several lie in one; else the first there."""
+        first = self.inputs[id(view.storage)]
+        if id(view.storage) not in self._written and view.numel:
+            for i, argument in enumerate(self.tape.inputs):
+                if argument.storage is view.storage and argument.numel and argument.spans(view):
+                    return i
+        return first
 
     def _output(self, storage: Storage) -> int:
         key = id(storage)
