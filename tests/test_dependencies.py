@@ -22,8 +22,8 @@ PYTHON = [
     ("functional",),
     ("nn", "optim"),
     ("_diagnostics", "_info", "convert"),
-    ("step",),
     ("capture",),
+    ("step",),
     ("training", "data"),
     ("cli", "__main__"),
     ("benchmarks",),  # where it is installed

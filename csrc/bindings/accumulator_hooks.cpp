@@ -6,7 +6,16 @@ namespace py = pybind11;
 
 namespace fastnn {
 
-bool AccumulatorHooks::any(PyObject* param, const void* memory, const py::function& look) {
+bool has_hooks(PyObject* param) {
+  static PyObject* const tables[] = {interned("_backward_hooks"), interned("_post_accumulate_grad_hooks")};
+  for (PyObject* const table : tables) {
+    const py::object hooks = owned(PyObject_GetAttr(param, table));
+    if (!hooks.is_none() && py::len(hooks) > 0) return true;  // empty where the last one has been removed
+  }
+  return false;
+}
+
+bool AccumulatorHooks::any(PyObject* param, const py::function& look) {
   static PyObject* const use_count = interned("_use_count");
   const long count = PyLong_AsLong(owned(PyObject_CallMethodNoArgs(param, use_count)).ptr());
   if (count == -1 && PyErr_Occurred()) throw py::error_already_set();
@@ -14,6 +23,10 @@ bool AccumulatorHooks::any(PyObject* param, const void* memory, const py::functi
     hooks_ = py::object();
     return false;
   }
+  // To change a parameter's dtype gives it new memory, and makes torch forget its accumulator.
+  static PyObject* const data_ptr = interned("data_ptr");
+  const void* const memory = PyLong_AsVoidPtr(owned(PyObject_CallMethodNoArgs(param, data_ptr)).ptr());
+  if (!memory && PyErr_Occurred()) throw py::error_already_set();
   if (!is_known(param, memory, count)) {
     param_ = param;
     memory_ = memory;

@@ -6,6 +6,9 @@
 
 namespace fastnn {
 
+// Whether a hook is registered on the parameter itself.
+bool has_hooks(PyObject* param);
+
 // What was found on one accumulator, and whether it may have changed.
 //
 // A parameter does not keep its accumulator: the node lives while a graph, or whoever hooked it, holds it.
@@ -16,10 +19,9 @@ namespace fastnn {
 // parameter would not be seen by the garbage collector, and torch ties accumulators to streams.
 class AccumulatorHooks {
  public:
-  // `memory`: that of the parameter; to change a parameter's dtype gives it new memory, and makes torch
-  // forget its accumulator. `look(param)` returns the dicts of the hooks on its accumulator, none where
+  // `look(param)` returns the dicts of the hooks on its accumulator, none where
   // that is not alive, or None where hooks are there that it cannot see.
-  bool any(PyObject* param, const void* memory, const pybind11::function& look);
+  bool any(PyObject* param, const pybind11::function& look);
 
   int traverse(visitproc visit, void* arg) const {
     Py_VISIT(hooks_.ptr());

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -12,6 +13,7 @@
 #include "bindings/adam_step.h"
 #include "bindings/arguments.h"
 #include "bindings/collectable.h"
+#include "bindings/program_batches.h"
 #include "bindings/registration.h"
 #include "bindings/rmsprop_step.h"
 #include "bindings/sgd_step.h"
@@ -601,7 +603,13 @@ void register_program(py::module_& m) {
                     std::vector<size_t>, std::vector<std::tuple<size_t, size_t, int64_t>>,
                     std::vector<std::pair<py::object, py::list>>, py::object, py::function>())
       .def_property_readonly("running", &Program::running)
-      .def("run", &Program::run);
+      .def("run", &Program::run)
+      .def("run_batches", [](Program& program, const py::tuple& arguments,
+                             const std::vector<std::pair<TensorView, TensorView>>& gathered,
+                             const TensorView& rows, const TensorView& losses, const py::list& groups,
+                             const std::optional<TensorView>& rates) {
+        return run_batches([&] { return program.run(arguments); }, gathered, rows, losses, groups, rates);
+      });
 }
 
 }  // namespace fastnn

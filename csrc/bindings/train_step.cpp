@@ -47,34 +47,25 @@ struct Layer {
   Activation activation;
 };
 
-// None, or what is left when the last hook has been removed.
-bool has_hooks(PyObject* object, PyObject* attribute) {
-  const py::object hooks = owned(PyObject_GetAttr(object, attribute));
-  return !hooks.is_none() && py::len(hooks) > 0;
-}
-
 bool is_none(PyObject* object, PyObject* attribute) {
   return owned(PyObject_GetAttr(object, attribute)).ptr() == Py_None;
 }
 
 // What torch does for a parameter beyond the update is its business.
 void check_plain(PyObject* param) {
-  static PyObject* const hooks = interned("_backward_hooks");
-  static PyObject* const later_hooks = interned("_post_accumulate_grad_hooks");
   refuse_if(
       !requires_grad(param),
       "a parameter of the chain is frozen: run frozen layers by themselves, and give the TrainStep the rest");
-  refuse_if(has_hooks(param, hooks) || has_hooks(param, later_hooks), "a parameter has a hook");
+  refuse_if(has_hooks(param), "a parameter has a hook");
 }
 
 class ChainStep {
  public:
   ChainStep(std::vector<std::pair<py::dict, Activation>> layers, const std::string& optimizer, bool flatten,
-            bool squeeze, std::optional<double> max_norm, bool keep_grad, double mean, double std,
+            std::optional<double> max_norm, bool keep_grad, double mean, double std,
             py::function match_layout, py::function accumulator_hooks)
       : run_with_(run_with(optimizer)),
         flatten_(flatten),
-        squeeze_(squeeze),
         max_norm_(max_norm),
         keep_grad_(keep_grad),
         byte_scale_(1 / (255 * std)),
@@ -154,7 +145,7 @@ class ChainStep {
     const auto reason = why_not([&] {
       read_parameters();
       batches.read_input(flatten_, args);
-      batches.read_target(read_plain(parameters_[parameters_.size() - 2].object), squeeze_, args);
+      batches.read_target(read_plain(parameters_[parameters_.size() - 2].object), args);
       stepped = batches.take(0, args, p.totals);
       if (!stepped) return;
       const bool has_state = read_groups(groups, state, batches, args, p.groups);
@@ -234,9 +225,8 @@ class ChainStep {
             refuse_if(!view.is_contiguous(), "a parameter is not contiguous");
             refuse_if(view.dtype != args.dtype, "the parameters have several dtypes");
             parameter.view = view;
-            refuse_if(accumulators_[static_cast<size_t>(&parameter - parameters_.data())].any(
-                          object, view.data, accumulator_hooks_),
-                      "a parameter has a hook");
+            AccumulatorHooks& hooks = accumulators_[static_cast<size_t>(&parameter - parameters_.data())];
+            refuse_if(hooks.any(object, accumulator_hooks_), "a parameter has a hook");
             parameter.update = {tensor, step.options()};
             ++found;
           });
@@ -364,8 +354,7 @@ class ChainStep {
   std::vector<Layer> layers_;
   bool running_ = false;
   RunWith run_with_;
-  bool flatten_;  // the input's dimensions behind the first are one
-  bool squeeze_;  // the output has no second dimension where that is 1
+  bool flatten_;  // the input's dimensions after the first are one
   std::optional<double> max_norm_;
   bool keep_grad_;
   double byte_scale_, byte_shift_;
@@ -384,7 +373,7 @@ class ChainStep {
 
 void register_train_step(py::module_& m) {
   py::class_<ChainStep>(m, "ChainStep", collectable<ChainStep>())
-      .def(py::init<std::vector<std::pair<py::dict, Activation>>, const std::string&, bool, bool,
+      .def(py::init<std::vector<std::pair<py::dict, Activation>>, const std::string&, bool,
                     std::optional<double>, bool, double, double, py::function, py::function>())
       .def("run",
            [](ChainStep& step, const py::list& groups, const py::dict& state, py::object input,

@@ -94,7 +94,7 @@ void TrainStepBatches::read_input(bool flatten, TrainStepArgs& args) const {
   args.rows = rows_;
 }
 
-void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, TrainStepArgs& args) {
+void TrainStepBatches::read_target(const TensorView& last_weight, TrainStepArgs& args) {
   args.dtype = last_weight.dtype;
   refuse_if(args.dtype != DType::f32 && args.dtype != DType::f64,
             "the parameters are neither float32 nor float64");
@@ -104,8 +104,7 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   check(PyTuple_GET_SIZE(options_.ptr()) == kOptions, kOp, ": expected ", +kOptions, " options of the loss");
   const int64_t classes = last_weight.ndim == 2 ? last_weight.shape[0] : 0;
   refuse_if(classes == 0, "the last layer has no outputs");
-  TensorView output = contiguous_matrix(nullptr, args.dtype, args.input.shape[0], classes);
-  if (squeeze && classes == 1) output.ndim = 1;
+  const TensorView output = contiguous_matrix(nullptr, args.dtype, args.input.shape[0], classes);
   try {
     target_view_ = read_plain(target_.ptr());
   } catch (const NotCovered& error) {
@@ -120,7 +119,6 @@ void TrainStepBatches::read_target(const TensorView& last_weight, bool squeeze, 
   args.mean = reduction == Reduction::mean;
   if (args.loss_kind != TrainStepLoss::cross_entropy) return read_values(output, args);
 
-  refuse_if(output.ndim == 1, "the output has no classes");
   CrossEntropyArgs& rows = args.cross_entropy;
   rows.reduction = reduction;
   rows.dtype = args.dtype;

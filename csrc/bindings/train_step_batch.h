@@ -36,10 +36,9 @@ class TrainStepBatches {
   }
 
   // Check and fill in what the first layer and the loss read, of the first batch; throw NotCovered.
-  // `flatten`: the input's dimensions behind the first are one.
+  // `flatten`: the input's dimensions after the first are one.
   void read_input(bool flatten, TrainStepArgs& args) const;
-  // `squeeze`: the output has no second dimension where that is 1.
-  void read_target(const TensorView& last_weight, bool squeeze, TrainStepArgs& args);
+  void read_target(const TensorView& last_weight, TrainStepArgs& args);
 
   // Goes on to the batch of step `step`. False where a row or a class index is out of range; for an only
   // batch that throws. What was looked at is copied, for another thread may write to it. Needs no GIL.

@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/accumulator_hooks.h"
 #include "bindings/collectable.h"
 #include "bindings/optimizer_group.h"
 #include "bindings/registration.h"
@@ -35,6 +36,8 @@ class Watch {
                                    py::reinterpret_borrow<py::object>(value));
     contents_.push_back(std::move(content));
   }
+  // The list holds the same objects.
+  void elements(py::list list) { lists_.emplace_back(list, py::tuple(list)); }
   // type.name is value, looked up along the bases.
   void class_item(const py::type& type, py::object name, py::object value) {
     for (Class& watched : classes_)
@@ -50,8 +53,12 @@ class Watch {
     class_item(type, std::move(name), py::object());
   }
   void type(py::object object) { types_.emplace_back(object, py::type::of(object)); }
+  // Nothing happens when the gradient of the parameter arrives; see AccumulatorHooks for `look`.
+  void unhooked(py::object param, py::function look) {
+    leaves_.push_back({std::move(param), std::move(look), {}});
+  }
 
-  bool unchanged() const {
+  bool unchanged() {
     for (const Item& item : items_) {
       PyObject* const found = PyDict_GetItemWithError(item.holder.ptr(), item.key.ptr());
       if (!found && PyErr_Occurred()) throw py::error_already_set();
@@ -61,10 +68,16 @@ class Watch {
       if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != type.ptr()) return false;
     for (const Content& content : contents_)
       if (!same(content)) return false;
+    for (const auto& [list, elements] : lists_)
+      if (!same(list, elements)) return false;
     for (const Class& watched : classes_)
       if (!same(watched)) return false;
     for (const Item& item : attributes_)
       if (!is_attribute(item.holder, item.key, item.value)) return false;
+    for (Leaf& leaf : leaves_)
+      if (has_hooks(leaf.param.ptr()) ||
+          (requires_grad(leaf.param.ptr()) && leaf.accumulator.any(leaf.param.ptr(), leaf.look)))
+        return false;
     return true;
   }
 
@@ -82,6 +95,10 @@ class Watch {
         Py_VISIT(value.ptr());
       }
     }
+    for (const auto& [list, elements] : lists_) {
+      Py_VISIT(list.ptr());
+      Py_VISIT(elements.ptr());
+    }
     for (const Class& watched : classes_) {
       Py_VISIT(watched.type.ptr());
       for (const auto& [name, value] : watched.attributes) {
@@ -92,6 +109,11 @@ class Watch {
     for (const auto& [object, type] : types_) {
       Py_VISIT(object.ptr());
       Py_VISIT(type.ptr());
+    }
+    for (const Leaf& leaf : leaves_) {
+      Py_VISIT(leaf.param.ptr());
+      Py_VISIT(leaf.look.ptr());
+      if (const int stop = leaf.accumulator.traverse(visit, arg)) return stop;
     }
     return 0;
   }
@@ -111,6 +133,12 @@ class Watch {
     mutable unsigned tag;  // what Python's cache of methods called the class when they were last found
   };
 
+  struct Leaf {
+    py::object param;
+    py::function look;
+    AccumulatorHooks accumulator;
+  };
+
   static bool same(const Content& content) {
     PyObject* const dict = content.container.ptr();
     if (static_cast<size_t>(PyDict_GET_SIZE(dict)) != content.entries.size()) return false;
@@ -119,6 +147,15 @@ class Watch {
     for (const auto& entry : content.entries)
       if (!PyDict_Next(dict, &position, &key, &value) || key != entry.first.ptr() ||
           value != entry.second.ptr())
+        return false;
+    return true;
+  }
+
+  static bool same(const py::list& list, const py::tuple& elements) {
+    if (list.size() != elements.size()) return false;
+    for (size_t i = 0; i < elements.size(); ++i)
+      if (PyList_GET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i)) !=
+          PyTuple_GET_ITEM(elements.ptr(), static_cast<Py_ssize_t>(i)))
         return false;
     return true;
   }
@@ -143,7 +180,9 @@ class Watch {
   std::vector<Item> items_, attributes_;
   std::vector<Class> classes_;
   std::vector<Content> contents_;
+  std::vector<std::pair<py::list, py::tuple>> lists_;
   std::vector<std::pair<py::object, py::object>> types_;
+  std::vector<Leaf> leaves_;
 };
 
 }  // namespace
@@ -155,9 +194,11 @@ void register_watch(py::module_& m) {
       .def("absent", &Watch::absent)
       .def("attribute", &Watch::attribute)
       .def("content", &Watch::content)
+      .def("elements", &Watch::elements)
       .def("class_item", &Watch::class_item)
       .def("class_absent", &Watch::class_absent)
       .def("type", &Watch::type)
+      .def("unhooked", &Watch::unhooked)
       .def("unchanged", &Watch::unchanged);
 }
 

@@ -172,11 +172,12 @@ def main() -> None:
 
     train(plain, 40)
     seen = fastnn.explain(train, fast, 40)
-    assert [d.reason for d in seen.decisions if d.op == "train_step"] == [None] * 80, seen
+    reasons = [d.reason for d in seen.decisions if d.op == "train_step"]
+    assert reasons[6:] == [None] * 74, seen  # after three steps of each critic that are recorded
     for mine, theirs in zip(fast.pairs(), plain.pairs(), strict=True):
         for a, b in zip(mine, theirs, strict=True):
             torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=1e-3, atol=1e-4)
-    print("80 native steps of critics, weights and targets as without fastnn")
+    print("74 of 80 steps of critics native, weights and targets as without fastnn")
 
     train(fast, 400)
     with torch.no_grad():

@@ -98,12 +98,6 @@ class Names:
         return None
 
 
-# A call of one of these on a tensor is taken for the function of that name, where a forward is traced.
-_METHODS = (
-    *("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "log_softmax"),
-    *("flatten", "view", "reshape", "squeeze", "size", "shape"),
-)
-
 # What single ops stand in for, which each of their calls asks about.
 functions = Names(
     [
@@ -129,7 +123,7 @@ classes = Names(
                 *("LogSoftmax", *(loss.module.__name__ for loss in _losses.KINDS.values())),
             )
         ),
-        *((torch.Tensor, name) for name in (*_METHODS, "backward")),
+        *((torch.Tensor, name) for name in ("flatten", "log_softmax", "backward")),
         (torch.nn.Module, "__getattr__"),
         # Absent, as long as nobody has put a property there.
         *((torch.nn.Linear, name) for name in ("weight", "bias")),

@@ -165,7 +165,7 @@ def test_a_step_within_a_native_call() -> None:
         losses = step.epoch(images, labels, 3)
     assert len(losses) == 8
     assert len(more) == 1
-    assert ("train_step", "a call of this step is under way") in decisions
+    assert ("chain_step", "a call of this step is under way") in decisions
     assert {float(state["step"]) for state in step.optimizer.state.values()} == {10}
     assert all(p.isfinite().all() for p in step.model.parameters())
 

@@ -184,25 +184,6 @@ def test_left_to_the_loop(change: Callable[[fastnn.TrainStep], None], words: str
     assert torch.equal(losses, torch.stack([twin(images[r], labels[r]) for r in order.split(8)]))
 
 
-class Joined(nn.Module):
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.net(torch.cat([x, y], 1))
-
-
-def test_a_model_of_several_inputs(device: str) -> None:
-    images, labels, order = data(device)
-    step = a_step(device)
-    step.model = Joined(step.model)
-    seen: list[Any] = []
-    with _dispatch.recording(seen.append), pytest.raises(TypeError, match="'y'"):  # torch's own
-        step.epoch(images, labels, 8, order)
-    assert seen[0] == ("train_epoch", "the model takes several inputs")
-
-
 def test_data_left_to_the_loop(device: str) -> None:
     images, labels, order = data(device)
     assert "torch.float32, not uint8" in decided(a_step(device), images.float(), labels, 8, order)[0]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import fastnn
 from fastnn import _dispatch
@@ -62,25 +62,14 @@ def squared(m: int) -> Batch:
     return torch.randn(m, 20, dtype=torch.float64), torch.randn(m, 5, dtype=torch.float64)
 
 
-class Functional(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = fastnn.nn.Linear(20, 16, dtype=torch.float64)
-        self.fc2 = nn.Linear(16, 5, dtype=torch.float64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.fc1(x.view(x.size(0), -1))))
-
-
 @pytest.mark.parametrize("loss", [nn.MSELoss(), F.mse_loss, nn.MSELoss(reduction="sum")])
 @pytest.mark.parametrize(
     "model",
     [
         lambda: fastnn.nn.MLP([20, 16, 9, 5], activation="gelu").double(),
         lambda: fastnn.nn.Sequential(fastnn.nn.Linear(20, 7), nn.Tanh(), nn.Linear(7, 5)).double(),
-        Functional,
     ],
-    ids=["MLP", "Sequential", "functional"],
+    ids=["MLP", "Sequential"],
 )
 def test_every_model(model: Callable[[], nn.Module], loss: Any, graphs: Graphs) -> None:
     pair = Pair(graphs, model(), loss)

@@ -150,42 +150,6 @@ def test_losses_that_are_functions(function: Any, name: str) -> None:
     compare(model_for(case, [4, 8, 5]), function, OPTIMIZERS["adam"], batches, TOLERANCE, max_norm=0.5)
 
 
-class LogProbabilities(nn.Module):
-    """Every way to write it, save for the one that `model_for` takes."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(4, 8, dtype=torch.float64)
-        self.fc2 = nn.Linear(8, 5, dtype=torch.float64)
-        self.log = nn.LogSoftmax(dim=1)
-        self.how = how
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc2(torch.relu(self.fc1(x)))
-        if self.how == "F":
-            return F.log_softmax(x, 1)
-        if self.how == "F, named":
-            return F.log_softmax(x, dim=-1)
-        if self.how == "torch":
-            return torch.log_softmax(x, 1)
-        if self.how == "torch, named":
-            return torch.log_softmax(x, dim=-1)
-        if self.how == "method":
-            return x.log_softmax(1)
-        if self.how == "method, named":
-            return x.log_softmax(dim=-1)
-        return self.log(x)
-
-
-HOWS = ("F", "F, named", "torch", "torch, named", "method", "method, named", "module")
-
-
-@pytest.mark.parametrize("how", HOWS)
-def test_every_log_softmax(how: str) -> None:
-    batches = [(torch.randn(7, 4, dtype=torch.float64), classes_of(7, 5)) for _ in range(3)]
-    compare(LogProbabilities(how), nn.NLLLoss(), OPTIMIZERS["adam"], batches, TOLERANCE)
-
-
 def test_a_log_softmax_along_another_dimension() -> None:
     model = model_for(LOSSES["nll"], [4, 8, 5])
     step = fastnn.TrainStep(model, nn.NLLLoss(), OPTIMIZERS["sgd"](model.parameters()))
@@ -299,24 +263,6 @@ def test_images_run_eagerly_too() -> None:
     eager_step(twin, F.cross_entropy, OPTIMIZERS["sgd"](twin.parameters()), (x.double() / 255 - 0.1) / 0.3, y)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=TOLERANCE, atol=TOLERANCE)
-
-
-def test_a_traced_forward() -> None:
-    model = Written()
-    batches = [
-        (torch.randn(9, 7, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)) for _ in range(3)
-    ]
-    compare(model, nn.MSELoss(), OPTIMIZERS["adam"], batches, TOLERANCE, max_norm=0.5)
-
-
-class Written(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(7, 16, dtype=torch.float64)
-        self.fc2 = nn.Linear(16, 3, dtype=torch.float64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(torch.tanh(self.fc1(x)))
 
 
 def test_strided_targets() -> None:

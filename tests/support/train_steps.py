@@ -86,11 +86,19 @@ def native(step: fastnn.TrainStep, *batch: Tensor) -> Tensor:
 
 
 def reason(step: fastnn.TrainStep, *batch: Any) -> str:
-    """Why a step ran eagerly."""
+    """Why the kernel of chains did not take a step, or another native one."""
     decisions = fastnn.explain(step, *batch).decisions
-    why = next(d.reason for d in decisions if d.op == "train_step")
+    assert any(d.op == "train_step" and d.reason is not None for d in decisions)
+    why = next(d.reason for d in decisions if d.op in ("chain_step", "train_step"))
     assert why is not None
     return why
+
+
+def recorded(step: fastnn.TrainStep, *batch: Any) -> fastnn.TrainStep:
+    """The step, after the calls with which a recording of it begins: the next is native."""
+    for _ in range(3):
+        step(*batch)
+    return step
 
 
 def started(model: nn.Module, loss: Any, make: Optimizer, *batch: Tensor, **options: Any) -> fastnn.TrainStep:
@@ -193,6 +201,10 @@ def target_for(case: LossCase, m: int, n: int, dtype: torch.dtype = torch.float6
     return target.to(dtype) if target.is_floating_point() else target
 
 
+def _taken(step: fastnn.TrainStep, *batch: Tensor) -> Tensor:
+    return step(*batch)
+
+
 def compare(
     model: nn.Module,
     loss: Any,
@@ -201,15 +213,19 @@ def compare(
     tolerance: float,
     *,
     equal_nan: bool = False,
+    recorded: bool = False,
     **options: Any,
 ) -> None:
-    """Train a model natively and its copy with torch: losses, parameters and states must agree."""
+    """Train a model natively and its copy with torch: losses, parameters and states must agree.
+
+    `recorded`: the model is no chain, and each batch comes as often as it takes until that step is native.
+    """
     close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance, equal_nan=equal_nan)
     twin = copy.deepcopy(model)
     theirs = make(twin.parameters())
     step = fastnn.TrainStep(model, loss, make(model.parameters()), **options)
-    for batch in batches:
-        ours = native(step, *batch)
+    for batch, take in [(b, t) for b in batches for t in (*[_taken] * 3 * recorded, native)]:
+        ours = take(step, *batch)
         with fastnn.disabled():  # fastnn's optimizers too update with torch's functions
             expected = eager_step(twin, loss, theirs, *batch, max_norm=options.get("max_norm"))
         assert ours.shape == ()

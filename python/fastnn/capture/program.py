@@ -22,8 +22,8 @@ from fastnn.capture.lowering.table import ERRORS
 from fastnn.capture.memory import Arena, without_dead
 from fastnn.capture.recorder import Op, Step, Tape, as_view, name_of, parameters_of, views_in
 from fastnn.capture.signature import DTYPES, Signature, strides_that_matter
+from fastnn.capture.watch import watch_optimizer
 from fastnn.optim._native import _match_layout
-from fastnn.step.watch import watch_optimizer
 
 # The rules of csrc/bindings/program.cpp, by the class of the optimizer.
 _RULES = {

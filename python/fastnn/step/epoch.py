@@ -96,25 +96,35 @@ class _Steps:
             return f"permutation is a {type(self._rows).__name__}"
         if (reason := _dispatch.torch_reason()) is not None:
             return reason
+        rows = self._rows[taken * self._batch_size :]
+        size = min(self._batch_size, len(rows))
+        params = [p for group in self._step.optimizer.param_groups for p in group["params"]]
+        work = (size + _UPDATE_WORK) * max(sum(p.numel() for p in params), 1)
+        steps = min(len(rows) // size, max(_CALL_WORK // work, 1), _CALL_STEPS)
+        rows = rows[: steps * size]
+        rates = None if self._rates is None else self._rates[taken : taken + steps]
+        losses = self._by_chain(rows, steps, rates)
+        if isinstance(losses, str):
+            recorded = self._step._recorded.take_many(
+                self._step, self._images, self._labels, rows, steps, rates
+            )
+            if isinstance(recorded, str):
+                return f"{losses}; and {recorded}"
+            losses = recorded
+        if len(losses):
+            _dispatch.decide("train_epoch", None)
+        return losses
+
+    def _by_chain(self, rows: Tensor, steps: int, rates: Tensor | None) -> Tensor | str:
         ready = self._step._ready((self._images,))
         if isinstance(ready, str):
             return ready
         plan, options, weight, images = ready
-        rows = self._rows[taken * self._batch_size :]
-        size = min(self._batch_size, len(rows))
-        weights = sum(w.numel() for table in plan.tables if (w := table.get("weight")) is not None)
-        work = (size + _UPDATE_WORK) * max(weights, 1)
-        steps = min(len(rows) // size, max(_CALL_WORK // work, 1), _CALL_STEPS)
-        rates = None if self._rates is None else self._rates[taken : taken + steps]
         losses = weight.new_empty(steps)
         count = self._step._call(
-            plan, plan.native.run_batches, images, self._labels, losses, options, rows[: steps * size], rates
+            plan, plan.native.run_batches, images, self._labels, losses, options, rows, rates
         )
-        if isinstance(count, str):
-            return count
-        if count:
-            _dispatch.decide("train_epoch", None)
-        return losses[:count]
+        return count if isinstance(count, str) else losses[:count]
 
     def _one(self, number: int) -> Tensor:
         """The loss of a step by itself, in a row of one."""

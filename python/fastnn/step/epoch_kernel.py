@@ -11,6 +11,7 @@ from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch, _torch_internals
 from fastnn._dispatch import Unsupported
+from fastnn.capture.watch import present_obstacle
 from fastnn.ops.cross_entropy import REDUCTIONS
 from fastnn.step import cuda_graph
 from fastnn.step.parameters import drop_gradients
@@ -120,7 +121,7 @@ def _refuse_if(condition: object, why: str) -> None:
 def _parameters(plan: StepPlan) -> list[Tensor]:
     """W1, b1, W2 and b2."""
     activations = [activation for _, activation in plan.chain]
-    fits = activations == ["relu", None] and not plan.chain.squeeze
+    fits = activations == ["relu", None]
     _refuse_if(not fits, "the model is not two linear layers with ReLU between them")
     params = [module._parameters.get(name) for module, _ in plan.chain for name in ("weight", "bias")]
     _refuse_if(any(p is None for p in params), "a layer has no bias")
@@ -131,12 +132,7 @@ def _check_step(step: TrainStep, plan: StepPlan) -> LossOptions:
     """The options of the loss."""
     _refuse_if(step.max_norm is not None, "max_norm is set")
     _refuse_if(step.keep_grad, "keep_grad is set")
-    _refuse_if(plan.inputs != 1, "the model takes several inputs")
-    _refuse_if(
-        torch.is_inference_mode_enabled() or torch.is_anomaly_enabled(),
-        "inference mode or anomaly detection is on",
-    )
-    _refuse_if(_torch_internals.on_saved_tensors(True) is not None, "a hook for saved tensors is set")
+    _refuse_if(obstacle := present_obstacle(), str(obstacle))
     options = plan.loss_options()
     if isinstance(options, str):
         raise Unsupported(options)

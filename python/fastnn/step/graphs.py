@@ -21,10 +21,12 @@ from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch, _torch_internals
 from fastnn._dispatch import Unsupported
+from fastnn.capture.watch import present_obstacle
 from fastnn.nn.utils import clip_grad_norm_
 from fastnn.step import cuda_graph
 from fastnn.step.graph_update import COVERED, GraphUpdate
 from fastnn.step.parameters import drop_gradients
+from fastnn.step.refused import WarmUp
 
 if TYPE_CHECKING:
     from fastnn.step.plan import LossOptions, StepPlan
@@ -43,12 +45,6 @@ _MOST_SEEN = 64  # kinds of batches that are counted
 # That have been tested in a graph, by the names of `LossOptions`.
 _LOSSES = ("cross_entropy", "mse_loss")
 _NAMES = ("weight", "bias")  # of a layer's parameters
-
-
-class WarmUp(str):
-    """A reason for an eager step that is none to worry about: a captured step begins with some."""
-
-    __slots__ = ()
 
 
 class StepGraphs:
@@ -151,10 +147,8 @@ def _reason(step: TrainStep, plan: StepPlan, input: Any, target: Any) -> str | N
         return "FASTNN_CHECK is set"
     if type(step.optimizer.param_groups) is not list:
         return "param_groups is no list"
-    if torch.is_inference_mode_enabled() or torch.is_anomaly_enabled():
-        return "inference mode or anomaly detection is on"
-    if _torch_internals.on_saved_tensors(True) is not None:
-        return "a hook for saved tensors is set"
+    if (obstacle := present_obstacle()) is not None:
+        return obstacle
     params = [p for table in plan.tables for name in _NAMES if (p := table.get(name)) is not None]
     if not params:
         return "the model has no parameters"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
-from fastnn.step.watch import watch_tables
+from fastnn.capture.watch import watch_tables
 
 
 def drop_gradients(params: Iterable[Tensor]) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from fastnn import _dispatch, _losses, _replaced, _torch_internals, nn, optim
 from fastnn._dispatch import Unsupported
+from fastnn.capture.watch import watch_globals, watch_module, watch_optimizer, watch_tables
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy
 from fastnn.optim._native import NativeOptimizer, _match_layout
 from fastnn.step.chain import LinearChain, linear_chain
 from fastnn.step.graphs import StepGraphs
-from fastnn.step.watch import watch_chain, watch_globals, watch_module, watch_optimizer, watch_tables
+from fastnn.step.refused import Refused
 
 if TYPE_CHECKING:
     from fastnn.step.train_step import TrainStep
@@ -75,7 +76,6 @@ class StepPlan:
     Attributes:
         native: the compiled module's part, which reads and checks the tensors of each call.
         chain: the layers.
-        inputs: how many the model takes.
         tables: the parameters of each layer, by their names in it.
         last: those of the last layer, whose dtype the loss has.
         unused: parameters of the model that no layer of the chain has.
@@ -93,7 +93,6 @@ class StepPlan:
             [(module._parameters, activation) for module, activation in chain],
             optimizer_name,
             chain.flatten,
-            chain.squeeze,
             step.max_norm,
             step.keep_grad,
             step.mean,
@@ -110,12 +109,11 @@ class StepPlan:
         self._plain_options = {name: LossOptions(loss_name, number) for name, number in REDUCTIONS.items()}
         self._loss_module = step.loss if isinstance(step.loss, torch.nn.Module) else None
         self.chain = chain
-        self.inputs = len(chain.order)
         self._watch = _dispatch.cpu.Watch()
         watch_globals(self._watch)
         _replaced.classes.add_to(self._watch)
         _replaced.losses.add_to(self._watch)
-        self._watches_all = watch_chain(self._watch, chain)
+        chain.watch(self._watch)
         if self._loss_module is not None:
             watch_module(self._watch, self._loss_module)
         watch_optimizer(self._watch, step.optimizer)
@@ -127,35 +125,8 @@ class StepPlan:
 
     def holds(self) -> bool:
         """Whether model, loss and optimizer still are what they were, and nobody watches them."""
-        return self._watch.unchanged() and (self._watches_all or self.chain.holds())
-
-    def joined(self, inputs: tuple[Any, ...], keep_grad: bool) -> Tensor | str:
-        """What goes into the first layer of a model that joins several `inputs`, or why it cannot natively.
-
-        In the result the native call no longer sees what it would refuse in one of them.
-        """
-        if len(inputs) != self.inputs:
-            return f"inputs: {len(inputs)} given, {self.inputs} expected"
-        reason = _dispatch.torch_reason(*inputs)
-        if reason is not None:
-            return reason
-        for t in inputs:
-            if t is None or t.dim() != 2:
-                return "one of several inputs is no matrix"
-            if t.requires_grad:
-                return "an input requires grad"
-        if keep_grad and self._gradients_share_memory_with(inputs):
-            return "a .grad and an input share memory"
-        return torch.cat([inputs[i] for i in self.chain.order], 1)  # raises what the model's own would
-
-    def _gradients_share_memory_with(self, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether writing a ``.grad`` may change one of `inputs`; their storages are looked at as a whole."""
-        memory = {t.untyped_storage().data_ptr() for t in inputs}
-        grads = (p.grad for table in self.tables for p in table.values() if p is not None)
-        return any(
-            g is not None and g.layout is torch.strided and g.untyped_storage().data_ptr() in memory
-            for g in grads
-        )
+        unchanged: bool = self._watch.unchanged()
+        return unchanged
 
     def loss_options(self) -> LossOptions | str:
         """The options of the loss as they are now, or why they are not covered."""
@@ -200,37 +171,15 @@ class StepPlan:
         return plain
 
 
-_LONGEST_PAUSE = 63
-
-
-class Refused:
-    """Why a step is not native, and for how many calls that is believed before it is looked at again.
-
-    Looking takes longer than a small step, the more so where a forward has to be traced; the pause doubles
-    each time in a row, from 0 up to `_LONGEST_PAUSE`, so that it costs next to nothing in a model that never
-    fits.
-    """
-
-    def __init__(self, reason: str, last: Refused | None) -> None:
-        self.reason = reason
-        self.pause: int = 0 if last is None else min(2 * last.pause + 1, _LONGEST_PAUSE)
-        self.left = self.pause
-
-    def is_believed(self) -> bool:
-        """Whether nobody need look again in this call, which is counted."""
-        if self.left == 0:
-            return False
-        self.left -= 1
-        return True
-
-
 def make_plan(step: TrainStep, last: StepPlan | Refused | None) -> StepPlan | Refused:
     """The plan for `step`, or why there is none; `last` is what was found the last time."""
     refused = last if isinstance(last, Refused) else None
     if refused is not None and refused.is_believed():
         return refused
-    plan = _plan_or_reason(step)
-    return plan if isinstance(plan, StepPlan) else Refused(plan, refused)
+    try:
+        return _plan(step)
+    except Unsupported as refusal:
+        return Refused(str(refusal), refused)
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:
@@ -249,34 +198,32 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
                 param.grad = None
 
 
-def _plan_or_reason(step: TrainStep) -> StepPlan | str:
+def _plan(step: TrainStep) -> StepPlan:
     reason = _replaced.replaced_class() or _replaced.losses.replaced()
     if reason is not None:
-        return reason
+        raise Unsupported(reason)
     loss, optimizer = step.loss, step.optimizer
     loss_name = _losses.name_of(loss)
     given = getattr(loss, "__name__", type(loss).__name__)
     if loss_name is None:
-        return (
+        raise Unsupported(
             f"no native loss for {given}: there are {_NATIVE_LOSSES} with their options, none of their "
             "subclasses, and torch's functions of that name"
         )
     update = _OPTIMIZERS.get(type(optimizer))
     if update is None:
-        return f"no native update for {type(optimizer).__name__}"
+        raise Unsupported(f"no native update for {type(optimizer).__name__}")
     if clears_by_itself(step.model):
-        return "the model has a zero_grad of its own"
-    chain = linear_chain(step.model)
-    if isinstance(chain, str):
-        return f"the model is no chain of linear layers: {chain}"
+        raise Unsupported("the model has a zero_grad of its own")
+    try:
+        chain = linear_chain(step.model)
+    except Unsupported as refusal:
+        raise Unsupported(f"the model is no chain of linear layers: {refusal}") from None
     if chain.log_softmax != (loss_name == "nll_loss"):
         if chain.log_softmax:
-            return f"after log_softmax NLLLoss is native, and not {given}"
-        return f"{given} is native where the model ends in log_softmax, and this one does not"
-    try:
-        return StepPlan(step, chain, loss_name, update._op)
-    except Unsupported as refusal:
-        return str(refusal)
+            raise Unsupported(f"after log_softmax NLLLoss is native, and not {given}")
+        raise Unsupported(f"{given} is native where the model ends in log_softmax, and this one does not")
+    return StepPlan(step, chain, loss_name, update._op)
 
 
 def clears_by_itself(model: torch.nn.Module) -> bool:

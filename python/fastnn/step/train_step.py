@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _dispatch, _losses, _torch_internals
+from fastnn import _dispatch, _losses
 from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn._losses import Loss
+from fastnn.capture.watch import present_obstacle
 from fastnn.nn.utils import clip_grad_norm_
 from fastnn.step import cuda_graph
 from fastnn.step.epoch import run_epoch
-from fastnn.step.graphs import WarmUp
 from fastnn.step.parameters import ParameterList, drop_gradients
-from fastnn.step.plan import LossOptions, Refused, StepPlan, clears_by_itself, make_plan, make_state
+from fastnn.step.plan import LossOptions, StepPlan, clears_by_itself, make_plan, make_state
+from fastnn.step.recorded import RecordedStep
+from fastnn.step.refused import Refused, WarmUp
 
 
 def _check_model(model: object) -> None:
@@ -114,46 +116,46 @@ class TrainStep:
     valid after each call: evaluate, save, load, schedule the learning rate and change any option between
     calls as ever.
 
-    One native call does all of it, in one parallel region and without allocating memory for the largest
-    batch seen a second time, where
+    One native call does all of it, from the first call on and for batches of any size, where
 
-    - the model is a chain of ``Linear``, each with or without ReLU, sigmoid, tanh, GELU or SiLU behind it:
-      ``Sequential``, :class:`fastnn.nn.MLP`, or a ``forward`` that can be traced; ``Flatten()`` or
-      ``x.view(x.size(0), -1)`` may come first and ``squeeze(-1)`` or a log_softmax last; a model of several
-      inputs, all matrices of one floating dtype, must begin with ``torch.cat`` of all of them along
-      dimension 1, as in ``self.net(torch.cat([obs, act], 1))``,
+    - the model is a chain of ``Linear``, each with or without ReLU, sigmoid, tanh, GELU or SiLU after it:
+      ``Sequential`` or :class:`fastnn.nn.MLP`; ``Flatten()`` may come first and ``LogSoftmax`` last,
     - the loss is cross-entropy with class indices or class probabilities, ``NLLLoss`` where the model ends in
       a log_softmax (along dimension 1 or -1; no other loss is native there), ``MSELoss``, ``L1Loss``,
       ``SmoothL1Loss``, ``HuberLoss`` or ``BCEWithLogitsLoss`` (whose weights are a number or one for each
       class), reduced by mean or sum; as module of torch or fastnn or as function, whose options only the
-      module has (a ``functools.partial`` or a lambda runs eagerly); a target of numbers has the shape and
-      dtype of the output,
+      module has; a target of numbers has the shape and dtype of the output,
     - the optimizer is Adam, AdamW, SGD, RMSprop or Adagrad, fastnn's or torch's own, and has the parameters
       of the chain and no other,
     - input, parameters and gradients are float32 or float64 tensors on the CPU, the parameters contiguous.
 
-    Anything else the same object runs eagerly, about as fast as the loop, and warns once for each reason
-    (:class:`fastnn.EagerStepWarning`); ``fastnn.explain(step, x, y)``, which takes a step, says why at any
-    time, and ``native=True`` makes it an error. Whether the native call is possible is looked at in every
-    call, so hooks (of modules and optimizers, of parameters and their gradient accumulators, for saved
-    tensors), replaced methods of torch's classes, frozen layers or replaced parameters are respected. After
-    an obstacle that was met several times in a row is gone, it may take some tens of steps until that is
-    noticed; `epoch` looks each time.
-    Subnormal numbers count as 0 in the native call. Steps are taken under ``torch.no_grad()`` too, not
-    under ``torch.inference_mode()``.
+    Any other model, loss and optimizer is recorded by :func:`fastnn.capture`: of each kind of batch (shapes,
+    strides, dtypes) the first calls run eagerly, the third is compared with torch, and from then on a step is
+    one native call, for the eight kinds that came last. It is recorded anew where something has changed that
+    it hangs on: attributes, parts and classes of the modules, requires_grad, global variables and those of
+    enclosing functions that a forward or a loss reads. What these do beside computing, such as printing,
+    happens in eager steps only.
 
-    On a CUDA device the same models (of one input) have their step captured in a CUDA graph where the loss is
-    cross-entropy or ``MSELoss`` and the optimizer Adam, AdamW or SGD, in float32, float64, bfloat16 or
-    float16 (tested on an emulator, not yet on a GPU): the first two calls with a kind of batch (shape,
-    strides and dtype of input and target) run eagerly, the third captures the step, which waits for the
-    device, and from then on a step is a copy of the batch and one replay, with the loss in a tensor of its
-    own. Four kinds are captured, others run eagerly. Parameters are updated by fastnn's kernels, also for
-    torch's own optimizer. What the optimizer's groups say of lr, betas, eps, weight decay, momentum and
-    dampening is read at each call; other options, replaced parameters, states or tensors (as by
-    ``load_state_dict`` of an optimizer), another stream or other settings for matrix products are captured
-    anew after some eager calls. Inside a CUDA graph of your own the step runs eagerly. A class index that is
-    out of range gives a loss of NaN and parameters of NaN, and raises at the next call; ``FASTNN_CHECK=1``
-    turns graphs off and raises at once.
+    Hooks (of modules and optimizers, of parameters and their gradient accumulators, for saved tensors) and
+    what cannot be recorded (``.item()``, control flow on values, a model that changes itself in each step)
+    make steps eager, about as fast as the loop, with one warning for each reason
+    (:class:`fastnn.EagerStepWarning`); ``fastnn.explain(step, x, y)``, which takes a step, says why at any
+    time, and ``native=True`` makes it an error. After an obstacle that was met several times in a row is
+    gone, it may take some tens of steps until that is noticed; `epoch` looks each time.
+    Subnormal numbers are flushed to zero in the native call. Steps are taken under ``torch.no_grad()`` too,
+    not under ``torch.inference_mode()``.
+
+    On a CUDA device such chains have their step captured in a CUDA graph where the loss is cross-entropy or
+    ``MSELoss`` and the optimizer Adam, AdamW or SGD, in float32, float64, bfloat16 or float16 (tested on an
+    emulator, not yet on a GPU): the first two calls with a kind of batch (shape, strides and dtype of input
+    and target) run eagerly, the third captures the step, which waits for the device, and from then on a step
+    is a copy of the batch and one replay, with the loss in a tensor of its own. Four kinds are captured,
+    others run eagerly. Parameters are updated by fastnn's kernels, also for torch's own optimizer. What the
+    optimizer's groups say of lr, betas, eps, weight decay, momentum and dampening is read at each call; other
+    options, replaced parameters, states or tensors (as by ``load_state_dict`` of an optimizer), another
+    stream or other settings for matrix products are captured anew after some eager calls. Inside a CUDA graph
+    of your own the step runs eagerly. A class index that is out of range gives a loss of NaN and parameters
+    of NaN, and raises at the next call; ``FASTNN_CHECK=1`` turns graphs off and raises at once.
 
     The arguments are attributes and may be changed between calls. Calls from several threads wait for each
     other.
@@ -178,8 +180,8 @@ class TrainStep:
             its own in pixels, so give ``mean=data.mean / 255``.
         std: see `mean`.
         native: whether a step that would have to run eagerly raises RuntimeError instead, with the reason and
-            before anything is changed. Where fastnn is switched off, and before a CUDA graph is captured,
-            steps run eagerly all the same.
+            before anything is changed; only that a step cannot be recorded is found out by taking it. Where
+            fastnn is switched off, and before a step is recorded or captured, steps run eagerly all the same.
 
     Raises:
         TypeError: `model` is no module, `loss` not callable, or `optimizer` no optimizer or one that
@@ -189,6 +191,7 @@ class TrainStep:
     """
 
     _plan: StepPlan | Refused | None
+    _recorded: RecordedStep
     _parameters: ParameterList
     _told: set[str]  # reasons for eager steps that have been warned of
     _lock: threading.RLock  # the plan's buffers and the parameters' .grad serve one call at a time
@@ -227,6 +230,7 @@ class TrainStep:
         check(value)
         super().__setattr__(name, value)
         super().__setattr__("_plan", None)
+        super().__setattr__("_recorded", RecordedStep())
         if name == "model":
             super().__setattr__("_parameters", ParameterList(value))
 
@@ -239,8 +243,8 @@ class TrainStep:
         return {name: self.__dict__[name] for name in _CHECKS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        parameters = ParameterList(state["model"])
-        self.__dict__.update(state, _plan=None, _parameters=parameters, _told=set(), _lock=threading.RLock())
+        own = {"_parameters": ParameterList(state["model"]), "_recorded": RecordedStep()}
+        self.__dict__.update(state, **own, _plan=None, _told=set(), _lock=threading.RLock())
 
     def __call__(self, input: Any, *rest: Any, target: Any = _LAST) -> Tensor:
         """Take one step on a batch: ``step(x, y)``, or ``step(obs, act, y)`` for a model of several inputs.
@@ -267,17 +271,11 @@ class TrainStep:
         else:
             raise TypeError("TrainStep: expected the model's inputs and the target, got one argument")
         with self._lock:
-            outcome = _dispatch.torch_reason()
-            if outcome is None:
-                on_device = isinstance(input, Tensor) and cuda_graph.is_there(input)
-                loss = self._graphed(inputs, target) if on_device else self._native(inputs, target)
-                if not isinstance(loss, str):
-                    _dispatch.decide("train_step", None)
-                    return loss
-                outcome = loss
-            _dispatch.decide("train_step", outcome)
-            self._tell(outcome)
-            return self._eager(inputs, target)
+            loss, reason = self._take(inputs, target)
+            _dispatch.decide("train_step", reason)
+            if reason is not None:
+                self._tell(reason)
+            return self._eager(inputs, target) if loss is None else loss
 
     def epoch(
         self,
@@ -295,9 +293,10 @@ class TrainStep:
         For images in the order they have, give ``torch.arange(N)`` as `permutation`.
 
         On the CPU one native call gathers the batches and takes many steps, bit by bit those of the loop,
-        wherever a step is native and each row of `images` and `labels` is contiguous (where the model
-        flattens its input: all of `images`). It costs no Python between steps, which for a small network is
-        half of a step's time. Ctrl-C is heard between such calls, some 50 ms or one step apart.
+        wherever a step is native and each row of `images` and `labels` is contiguous (where a chain flattens
+        its input: all of `images`); of a recorded step, once it is native, and where torch runs no part of
+        it. It costs no Python between steps, which for a small network is half of a step's time. Ctrl-C is
+        heard between such calls, some 50 ms or one step apart.
 
         On a CUDA device of compute capability 9.0 one launch takes all steps (tested on an emulator, not yet
         on a GPU), weights and the optimizer's state staying on the chip meanwhile, where they fit: for
@@ -334,6 +333,7 @@ class TrainStep:
         with self._lock:
             if isinstance(self._plan, Refused):
                 self._plan.left = 0  # so many steps are worth a look
+            self._recorded.look_again()
             return run_epoch(self, images, labels, batch_size, permutation, lr)
 
     def _tell(self, reason: str) -> None:
@@ -361,6 +361,25 @@ class TrainStep:
             super().__setattr__("_plan", plan)
         return plan
 
+    def _take(self, inputs: tuple[Any, ...], target: Any) -> tuple[Tensor | None, str | None]:
+        """The loss of the step, None where it has yet to be taken eagerly; and why it is eager, None where
+        it is not."""
+        reason = _dispatch.torch_reason()
+        if reason is not None:
+            return None, reason
+        if inputs and isinstance(inputs[0], Tensor) and cuda_graph.is_there(inputs[0]):
+            loss = self._graphed(inputs, target)
+            return (None, loss) if isinstance(loss, str) else (loss, None)
+        loss = self._native(inputs, target)
+        if not isinstance(loss, str):
+            return loss, None
+        _dispatch.decide("chain_step", loss)
+        taken = self._recorded.take(self, inputs, target)
+        why = taken if isinstance(taken, str) else taken.reason
+        if why is not None and not isinstance(why, WarmUp) and why != loss:
+            why = f"{loss}; and it cannot be recorded: {why}"
+        return None if isinstance(taken, str) else taken.loss, why
+
     def _native(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
         """Take the step natively, or leave everything as it is and say why that cannot be."""
         known = self._plan.refused if isinstance(self._plan, StepPlan) else None
@@ -387,24 +406,18 @@ class TrainStep:
             return options
         if type(self.optimizer.param_groups) is not list:
             return "param_groups is no list"
-        if torch.is_inference_mode_enabled() or torch.is_anomaly_enabled():
-            return "inference mode or anomaly detection is on"
-        if _torch_internals.on_saved_tensors(True) is not None:
-            return "a hook for saved tensors is set"
+        if (obstacle := present_obstacle()) is not None:
+            return obstacle
         weight = plan.last.get("weight")
         if weight is None:
             return "the last layer has no weight"
         if weight.dtype not in _DTYPES or not weight.is_cpu:
             return f"the parameters are {weight.dtype} on {weight.device}"
-        if len(inputs) == 1 == plan.inputs:
-            input = inputs[0]
-            if not isinstance(input, Tensor):
-                return f"the input is a {type(input).__name__}, not a tensor"
-        else:
-            input = plan.joined(inputs, self.keep_grad)
-            if isinstance(input, str):
-                return input
-        return plan, options, weight, input
+        if len(inputs) != 1:
+            return f"the model is given {len(inputs)} inputs"
+        if not isinstance(inputs[0], Tensor):
+            return f"the input is a {type(inputs[0]).__name__}, not a tensor"
+        return plan, options, weight, inputs[0]
 
     def _call(self, plan: StepPlan, run: Callable[..., Any], *arguments: Any) -> int | str:
         """How many steps the plan's native `run` has taken; or, with nothing done, why it cannot."""
@@ -429,15 +442,13 @@ class TrainStep:
         plan = self._find_plan()
         if isinstance(plan, Refused):
             return plan.reason
-        if len(inputs) != 1 or plan.inputs != 1:
+        if len(inputs) != 1:
             return "steps of several inputs are not captured"
         return plan.graphs.take(self, plan, inputs[0], target)
 
     def _eager(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
-        if clears_by_itself(self.model):
+        if not self._clear():
             self.model.zero_grad()
-        else:
-            drop_gradients(self._parameters.now())
         if torch.is_grad_enabled():
             loss = self._differentiate(inputs, target)
         else:
@@ -450,6 +461,13 @@ class TrainStep:
         if not self.keep_grad:
             drop_gradients(params)
         return loss.detach()
+
+    def _clear(self) -> bool:
+        """Drop the gradients, unless the model has a way of its own."""
+        if clears_by_itself(self.model):
+            return False
+        drop_gradients(self._parameters.now())
+        return True
 
     def _differentiate(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
         """The loss, whose gradients the parameters have then."""

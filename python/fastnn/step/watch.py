@@ -1,135 +1,138 @@
-"""What must stay as it is for a native training step to do what the eager one would.
-
-Each function adds to a `Watch` of the compiled module, which looks at all of it within a microsecond or two.
-They raise `Unsupported` where something is there already that the native step would pass by.
-"""
+"""What the next step of any model hangs on, watched: where that changes, the step is recorded anew."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 
 from fastnn import _replaced, _torch_internals
 from fastnn._dispatch import Unsupported
-from fastnn.nn import mlp as _mlp
-from fastnn.optim import _hooks
-from fastnn.step.chain import LinearChain
-from fastnn.step.purity import MISSING, Attribute, Guard
-from fastnn.step.trace import Keys
+from fastnn.capture.watch import watch_globals, watch_hooks, watch_optimizer
 
-_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# What a call of a module is made of.
-_CALL = ("__call__", "_call_impl", "_wrapped_call_impl")
-# What `Module.parameters` is made of.
-_LISTING = ("parameters", "named_parameters", "_named_members", "named_modules")
-_OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-_GLOBAL_HOOKS = (
-    _mlp._forward_hooks,
-    _mlp._forward_pre_hooks,
-    _mlp._backward_hooks,
-    _mlp._backward_pre_hooks,
-    _hooks._global_pre_hooks,
-    _hooks._global_post_hooks,
-)
+_TABLES = ("_parameters", "_buffers", "_modules")
+_CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "forward", "zero_grad", "parameters")
 
 
-def watch_globals(watch: Any) -> None:
-    """No hooks for all modules or all optimizers."""
-    for hooks in _GLOBAL_HOOKS:
-        if hooks is None or not _torch_internals.names_known:
-            raise Unsupported("this torch keeps hooks where fastnn does not find them")
-        _stays_empty(watch, hooks, "a hook for all modules or optimizers is registered")
+def watch_step(watch: Any, model: torch.nn.Module, loss: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Everything that a recording of the step takes as it finds it.
+
+    That is the modules' classes, attributes, parts and hooks, the hooks of parameters, the optimizer's, and
+    what the code of forwards and losses that are not torch's reads by name. Not watched is what lies deeper:
+    in an attribute of an attribute, or in what another library's code reads.
+
+    Raises:
+        Unsupported: there is a hook, or something else that a replay would pass by.
+    """
+    watch_globals(watch)
+    for names in (_replaced.classes, _replaced.losses, _replaced.functions):
+        names.add_to(watch)
+    roots = [model, loss] if isinstance(loss, torch.nn.Module) else [model]
+    modules = {id(m): m for root in roots for m in root.modules()}
+    code = _Names(watch)
+    for module in modules.values():
+        _watch_module(watch, module)
+        code.read(type(module).forward, type(module))
+    if not isinstance(loss, torch.nn.Module):
+        code.read(loss, None)
+    params = {id(p): p for m in modules.values() for p in m.parameters(recurse=False)}
+    params |= {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    for p in params.values():
+        if _torch_internals.on_leaf(p):
+            raise Unsupported("a parameter has a hook")
+        watch.unhooked(p, _torch_internals.on_accumulator)
+    watch_optimizer(watch, optimizer)
 
 
-def watch_module(watch: Any, module: torch.nn.Module) -> None:
-    """Calling the module does what its class says now and nothing else."""
+def _watch_module(watch: Any, module: torch.nn.Module) -> None:
+    kind, state = type(module), module.__dict__
     watch.type(module)
-    kind = type(module)
-    name = kind.__name__
-    for method in _CALL:
-        if getattr(kind, method) is not getattr(torch.nn.Module, method):
-            raise Unsupported(f"{name} has its own {method}")
-    for method in (*_CALL, "forward"):
-        watch.class_item(kind, method, getattr(kind, method))
-    # Attributes of the module, parameters and buffers: a property of the class would come before them.
-    for table in (module.__dict__, module._parameters, module._buffers):
-        for key in table:
-            if not hasattr(kind, key):
-                watch.class_absent(kind, key)
-            elif hasattr(type(found := getattr(kind, key)), "__set__"):
-                raise Unsupported(f"{name} has a property {key}")
-            else:
-                watch.class_item(kind, key, found)
-    for hooks in _MODULE_HOOKS:
-        _stays_empty(watch, module.__dict__[hooks], f"{name} has a hook")
-    for replaced in ("forward", "_compiled_call_impl"):
-        if replaced in module.__dict__:
-            raise Unsupported(f"{name} has a replaced or compiled forward")
-        watch.absent(module.__dict__, replaced)
+    watch_hooks(watch, module)
+    if state.get("_compiled_call_impl") is not None:
+        raise Unsupported(f"{kind.__name__} is compiled")
+    for name in _CALL:
+        watch.class_item(kind, name, getattr(kind, name))
+    if not all(isinstance(state[name], dict) for name in _TABLES):
+        raise Unsupported(f"{kind.__name__} keeps its parts where they are not watched")
+    watch.content(state)
+    for value in state.values():
+        _watch_inside(watch, value)
 
 
-def watch_chain(watch: Any, chain: LinearChain) -> bool:
-    """The model stays the chain that it is; returns whether that is all that has to be asked of it."""
-    for module, _ in chain._modules:
-        watch_module(watch, module)
-    watched = [_watch_guard(watch, guard) for guard in chain._guards]
-    return all(watched)
+def _watch_inside(watch: Any, value: Any) -> None:
+    """What a container holds, or a plain object has as attributes."""
+    if isinstance(value, dict):
+        watch.content(value)
+    elif isinstance(value, list):
+        watch.elements(value)
+    elif isinstance(table := getattr(value, "__dict__", None), dict) and not isinstance(
+        value, (torch.nn.Module, torch.Tensor, torch.optim.Optimizer, FunctionType, MethodType)
+    ):
+        watch.content(table)
 
 
-def watch_tables(watch: Any, model: torch.nn.Module) -> None:
-    """``model.parameters()`` stays the same."""
-    for module in model.modules():
-        kind = type(module)
-        for name in _LISTING:
-            if getattr(kind, name) is not getattr(torch.nn.Module, name) or name in module.__dict__:
-                raise Unsupported(f"{kind.__name__} has its own {name}()")
-        watch.content(module.__dict__["_modules"])
-        watch.content(module.__dict__["_parameters"])
+class _Names:
+    """What code reads by name: global variables, those of enclosing functions, and, of functions that are
+    called so, what their code reads."""
+
+    def __init__(self, watch: Any) -> None:
+        self._watch = watch
+        self._seen: set[int] = set()
+
+    def read(self, function: Any, owner: type | None) -> None:
+        """Watch what `function` reads; `owner` is the class whose attributes it reads of itself.
+
+        Of torch's and fastnn's functions only the names are watched, for somebody may replace what they
+        stand for; what is behind them is not followed.
+        """
+        if isinstance(function, MethodType):
+            owner, function = type(function.__self__), function.__func__
+        if not isinstance(function, FunctionType) or id(function) in self._seen:
+            return
+        self._seen.add(id(function))
+        follow = not _replaced.is_own(function)
+        names = list(_names_of(function.__code__))
+        if follow:
+            for cell in function.__closure__ or ():
+                self._watch.attribute(cell, "cell_contents", cell.cell_contents)
+                self._found(cell.cell_contents, names)
+        for name in names:
+            if name in function.__globals__:
+                value = function.__globals__[name]
+                self._watch.item(function.__globals__, name, value)
+                if follow or isinstance(value, ModuleType):
+                    self._found(value, names)
+            for kind in {owner, torch.Tensor} if follow else ():
+                if kind is not None and hasattr(kind, name):
+                    of_class = getattr(kind, name)
+                    self._watch.class_item(kind, name, of_class)
+                    self.read(of_class.fget if isinstance(of_class, property) else of_class, kind)
+
+    def _found(self, value: Any, names: list[str]) -> None:
+        """Follow a value; of a module of Python those `names` that are read of it, perhaps."""
+        if isinstance(value, ModuleType):
+            if id(value) not in self._seen:
+                self._seen.add(id(value))
+                for name in names:
+                    if name in value.__dict__:
+                        self._watch.item(value.__dict__, name, value.__dict__[name])
+                        if isinstance(value.__dict__[name], ModuleType) or not _is_library(value):
+                            self._found(value.__dict__[name], names)
+                self._seen.discard(id(value))
+        elif isinstance(value, (FunctionType, MethodType)):
+            self.read(value, None)
+        elif not isinstance(value, type):
+            _watch_inside(self._watch, value)
 
 
-def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
-    """A step of the optimizer is what torch or fastnn made of its class; a scheduler's counting wrapper
-    changes nothing."""
-    watch.type(optimizer)
-    kind = type(optimizer)
-    for owner in (kind, _hooks.torchs_class(kind)):
-        if not _replaced.is_own(owner.step):
-            raise Unsupported(f"{owner.__name__}.step was replaced")
-        watch.class_item(owner, "step", owner.step)
-    attributes = optimizer.__dict__
-    for hooks in _OPTIMIZER_HOOKS:
-        _stays_empty(watch, attributes[hooks], "the optimizer has a step hook")
-    for scaling in ("grad_scale", "found_inf"):
-        if scaling in attributes:
-            raise Unsupported("a GradScaler leaves the scaling to the optimizer")
-        watch.absent(attributes, scaling)
-    step = attributes.get("step")
-    if step is None:
-        watch.absent(attributes, "step")
-    elif hasattr(step, "_wrapped_by_lr_sched"):
-        watch.item(attributes, "step", step)
-    else:
-        raise Unsupported("the optimizer's step is replaced")
+def _is_library(module: ModuleType) -> bool:
+    return module.__name__.partition(".")[0] in ("torch", "fastnn")
 
 
-def _stays_empty(watch: Any, hooks: dict[Any, Any], reason: str) -> None:
-    if hooks:
-        raise Unsupported(reason)
-    watch.content(hooks)
-
-
-def _watch_guard(watch: Any, guard: Guard) -> bool:
-    if guard.value is MISSING:
-        if type(guard.holder) is not dict:
-            return False
-        watch.absent(guard.holder, guard.key)
-    elif type(guard.holder) is Attribute:
-        watch.attribute(guard.holder.owner, guard.key, guard.value)
-    elif type(guard.holder) is Keys:
-        watch.content(guard.holder.table)
-    elif type(guard.holder) is dict:
-        watch.item(guard.holder, guard.key, guard.value)
-    else:
-        return False
-    return True
+def _names_of(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_of(constant)

@@ -1,0 +1,123 @@
+"""What must stay as it is for a native step to do what the eager one would.
+
+Each function adds to a `Watch` of the compiled module, which looks at all of it within a microsecond or two.
+They raise `Unsupported` where something is there already that the native step would pass by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastnn import _replaced, _torch_internals
+from fastnn._dispatch import Unsupported
+from fastnn.nn import mlp as _mlp
+from fastnn.optim import _hooks
+
+_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# What a call of a module is made of.
+_CALL = ("__call__", "_call_impl", "_wrapped_call_impl")
+# What `Module.parameters` is made of.
+_LISTING = ("parameters", "named_parameters", "_named_members", "named_modules")
+_OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_GLOBAL_HOOKS = (
+    _mlp._forward_hooks,
+    _mlp._forward_pre_hooks,
+    _mlp._backward_hooks,
+    _mlp._backward_pre_hooks,
+    _hooks._global_pre_hooks,
+    _hooks._global_post_hooks,
+)
+
+
+def present_obstacle() -> str | None:
+    """What keeps a step from running natively in this call alone, or None."""
+    if torch.is_inference_mode_enabled() or torch.is_anomaly_enabled():
+        return "inference mode or anomaly detection is on"
+    if _torch_internals.on_saved_tensors(True) is not None:
+        return "a hook for saved tensors is set"
+    return None
+
+
+def watch_globals(watch: Any) -> None:
+    """No hooks for all modules or all optimizers."""
+    for hooks in _GLOBAL_HOOKS:
+        if hooks is None or not _torch_internals.names_known:
+            raise Unsupported("this torch keeps hooks where fastnn does not find them")
+        _stays_empty(watch, hooks, "a hook for all modules or optimizers is registered")
+
+
+def watch_module(watch: Any, module: torch.nn.Module) -> None:
+    """Calling the module does what its class says now and nothing else."""
+    watch.type(module)
+    kind = type(module)
+    name = kind.__name__
+    for method in _CALL:
+        if getattr(kind, method) is not getattr(torch.nn.Module, method):
+            raise Unsupported(f"{name} has its own {method}")
+    for method in (*_CALL, "forward"):
+        watch.class_item(kind, method, getattr(kind, method))
+    # Attributes of the module, parameters and buffers: a property of the class would come before them.
+    for table in (module.__dict__, module._parameters, module._buffers):
+        for key in table:
+            if not hasattr(kind, key):
+                watch.class_absent(kind, key)
+            elif hasattr(type(found := getattr(kind, key)), "__set__"):
+                raise Unsupported(f"{name} has a property {key}")
+            else:
+                watch.class_item(kind, key, found)
+    watch_hooks(watch, module)
+    for replaced in ("forward", "_compiled_call_impl"):
+        if replaced in module.__dict__:
+            raise Unsupported(f"{name} has a replaced or compiled forward")
+        watch.absent(module.__dict__, replaced)
+
+
+def watch_hooks(watch: Any, module: torch.nn.Module) -> None:
+    """Nobody registers a hook on the module."""
+    for hooks in _MODULE_HOOKS:
+        _stays_empty(watch, module.__dict__[hooks], f"{type(module).__name__} has a hook")
+
+
+def watch_tables(watch: Any, model: torch.nn.Module) -> None:
+    """``model.parameters()`` stays the same."""
+    for module in model.modules():
+        kind = type(module)
+        for name in _LISTING:
+            if getattr(kind, name) is not getattr(torch.nn.Module, name) or name in module.__dict__:
+                raise Unsupported(f"{kind.__name__} has its own {name}()")
+        watch.content(module.__dict__["_modules"])
+        watch.content(module.__dict__["_parameters"])
+
+
+def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
+    """A step of the optimizer is what torch or fastnn made of its class; a scheduler's counting wrapper
+    changes nothing."""
+    watch.type(optimizer)
+    kind = type(optimizer)
+    for owner in (kind, _hooks.torchs_class(kind)):
+        is_torchs = owner.__module__.partition(".")[0] in ("torch", "fastnn")
+        if is_torchs and not _replaced.is_own(owner.step):
+            raise Unsupported(f"{owner.__name__}.step was replaced")
+        watch.class_item(owner, "step", owner.step)
+    attributes = optimizer.__dict__
+    for hooks in _OPTIMIZER_HOOKS:
+        _stays_empty(watch, attributes[hooks], "the optimizer has a step hook")
+    for scaling in ("grad_scale", "found_inf"):
+        if scaling in attributes:
+            raise Unsupported("a GradScaler leaves the scaling to the optimizer")
+        watch.absent(attributes, scaling)
+    step = attributes.get("step")
+    if step is None:
+        watch.absent(attributes, "step")
+    elif hasattr(step, "_wrapped_by_lr_sched"):
+        watch.item(attributes, "step", step)
+    else:
+        raise Unsupported("the optimizer's step is replaced")
+
+
+def _stays_empty(watch: Any, hooks: dict[Any, Any], reason: str) -> None:
+    if hooks:
+        raise Unsupported(reason)
+    watch.content(hooks)

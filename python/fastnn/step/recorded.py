@@ -1,0 +1,181 @@
+"""Steps of models that are no chain: recorded by `fastnn.capture`, replayed as long as nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastnn import _dispatch
+from fastnn._dispatch import Unsupported
+from fastnn.capture.captured import Captured
+from fastnn.capture.signature import signature
+from fastnn.capture.watch import present_obstacle
+from fastnn.step.refused import Refused, WarmUp
+from fastnn.step.watch import watch_step
+
+if TYPE_CHECKING:
+    from fastnn.step.train_step import TrainStep
+
+_WARM_UP = WarmUp("a step is recorded after a call with such a batch, and compared with torch in the next")
+_DTYPES = frozenset({torch.float32, torch.float64})  # of parameters
+# Recordings in a row that nobody replayed, after which the step stays eager for a while.
+_MOST_IN_A_ROW = 8
+
+
+class Taken(NamedTuple):
+    """A step that was taken.
+
+    Attributes:
+        loss: its loss.
+        reason: why it ran eagerly, None for a replay.
+    """
+
+    loss: Tensor
+    reason: str | None
+
+
+class RecordedStep:
+    """The recordings of one step.
+
+    They are used as long as `watch_step` finds model, loss and optimizer as they were; a model that changes
+    itself in each step, a counter among its attributes for one, thus stays eager.
+    """
+
+    def __init__(self) -> None:
+        self._update: _Update | None = None
+        self._watch: Any = None
+        self._in_a_row = 0
+        self._refused: Refused | None = None
+
+    def take(self, step: TrainStep, inputs: tuple[Any, ...], target: Any) -> Taken | str:
+        """Take the step; or say why not, with everything left as it is."""
+        if self._refused is not None and not step.native and self._refused.is_believed():
+            return self._refused.reason
+        try:
+            update = self._ready(step)
+            update.check(inputs, target)
+        except Unsupported as refusal:
+            self._refused = Refused(str(refusal), self._refused)
+            return self._refused.reason
+        step._clear()
+        taken = update.take(inputs, target)
+        if taken.reason is None:
+            self._refused, self._in_a_row = None, 0
+        return taken
+
+    def take_many(
+        self, step: TrainStep, images: Tensor, labels: Tensor, rows: Tensor, steps: int, rates: Tensor | None
+    ) -> Tensor | str:
+        """The losses of steps that were taken in one call, none where the next is to be taken by itself; or
+        why no step can be taken so.
+
+        Args:
+            step: whose.
+            images: of which, as of `labels`, each step has its own rows.
+            labels: the targets.
+            rows: of the steps in turn.
+            steps: how many there are.
+            rates: the learning rates; see `TrainStep.epoch`.
+        """
+        try:
+            signature((images, labels), {})  # raises where they are no plain tensors
+        except Unsupported as refusal:
+            return str(refusal)
+        if not (images[0].is_contiguous() and labels[0].is_contiguous()):
+            return "the rows of the images or of the labels are not contiguous"
+        nothing = images.new_empty(0)
+        if self._update is None or not self._watch.unchanged() or present_obstacle() is not None:
+            return nothing
+        step._clear()
+        first = rows[: len(rows) // steps]
+        try:
+            gathered = [(t.index_select(0, first), t) for t in (images, labels)]
+        except IndexError:
+            return nothing
+        groups = step.optimizer.param_groups
+        if rates is None:
+            return self._update.take_many(gathered, rows, steps, groups, rates)
+        before = [group["lr"] for group in groups]
+        try:
+            return self._update.take_many(gathered, rows, steps, groups, rates)
+        finally:
+            for group, lr in zip(groups, before, strict=True):
+                group["lr"] = lr
+
+    def look_again(self) -> None:
+        """Do not believe what stood in the way the last time."""
+        if self._refused is not None:
+            self._refused.left = 0
+
+    def _ready(self, step: TrainStep) -> _Update:
+        reason = present_obstacle()
+        if reason is not None:
+            raise Unsupported(reason)
+        if self._update is not None and self._watch.unchanged():
+            return self._update
+        if self._in_a_row == _MOST_IN_A_ROW:
+            self._in_a_row = 0
+            raise Unsupported("what the model, the loss or the optimizer holds or reads changes in each step")
+        self._update = None
+        for p in step._parameters.now():
+            if p.dtype not in _DTYPES or not p.is_cpu:  # torch would run all of it
+                raise Unsupported(f"the parameters are {p.dtype} on {p.device}")
+        watch = _dispatch.cpu.Watch()
+        watch_step(watch, step.model, step.loss, step.optimizer)
+        self._watch, self._in_a_row = watch, self._in_a_row + 1
+        self._update = _Update(step._eager, keep_grad=step.keep_grad)
+        return self._update
+
+
+class _Update(Captured):
+    """The eager step, captured, which says what became of a call."""
+
+    def __init__(self, eager: Callable[[tuple[Any, ...], Any], Tensor], *, keep_grad: bool) -> None:
+        def run(inputs: tuple[Any, ...], target: Any) -> Tensor:
+            self._ran = True
+            return eager(inputs, target)
+
+        super().__init__(run, native=False, check=True, keep_grad=keep_grad)
+        self._ran = False
+        self._loss: Tensor | None = None  # the last one
+        self.reason: str | None = None  # why steps cannot be recorded
+
+    def check(self, inputs: tuple[Any, ...], target: Any) -> None:
+        """Raise `Unsupported` where it is known that such a batch cannot be recorded."""
+        if self.reason is not None:
+            known = self._known.get(signature((inputs, target), {}).key)
+            if known is not None and known.refused is not None:
+                raise Unsupported(known.refused)
+
+    def take(self, inputs: tuple[Any, ...], target: Any) -> Taken:
+        self._ran = False
+        loss = self._loss = self(inputs, target)
+        return Taken(loss, (self.reason or _WARM_UP) if self._ran else None)
+
+    def take_many(
+        self,
+        gathered: list[tuple[Tensor, Tensor]],
+        rows: Tensor,
+        steps: int,
+        groups: list[dict[str, Any]],
+        rates: Tensor | None,
+    ) -> Tensor | str:
+        (input, _), (target, _) = gathered
+        for program in self._programs:
+            if program.checked is None or self._loss is None:
+                continue
+            if program.islands:
+                return f"torch runs a part of the step: {program.islands[0][0]}"
+            losses = self._loss.new_empty(steps)
+            taken = program.native.run_batches(
+                (((input,), target), {}), gathered, rows, losses, groups, rates
+            )
+            if taken:
+                return losses[:taken]
+        return input.new_empty(0)
+
+    def _tell(self, reason: str) -> None:
+        self.reason = reason
