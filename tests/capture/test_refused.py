@@ -117,6 +117,32 @@ def test_closures_of_optimizers() -> None:
     assert losses[-1] < losses[0]
 
 
+class _Trainer:
+    def __init__(self) -> None:
+        self.model = net()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
+
+    def update(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(self.model(x), y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.detach()
+
+
+def test_schedulers_of_learning_rates() -> None:
+    """Their Python would not run in a replay, and the rate stay what it was."""
+    trainer = _Trainer()
+    captured = fastnn.capture(trainer.update)
+    with pytest.warns(fastnn.EagerStepWarning, match="steps a scheduler of learning rates"):
+        captured(*batch())
+    for _ in range(5):
+        captured(*batch())
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
 def test_under_other_modes_it_runs_as_written() -> None:
     model = net()
     captured = fastnn.capture(lambda x: model(x).detach())

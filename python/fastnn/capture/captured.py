@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
@@ -192,6 +193,8 @@ class Captured:
     def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, planted = self._gradients_before(known)
         recorder = Recorder(called.tensors)
+        around = reached(self._fn)
+        schedules = [(s, s.last_epoch) for s in around if isinstance(s, LRScheduler)]
         try:
             with _dispatch.disabled(), recorder:
                 result = self._fn(*args, **kwargs)
@@ -207,11 +210,12 @@ class Captured:
         news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
         if recorder.refused is not None:
             known.refused = recorder.refused
+        elif any(s.last_epoch != epoch for s, epoch in schedules):
+            known.refused = "it steps a scheduler of learning rates, which a replay would not do"
         elif known.surveyed and not news:
             known.recordings += 1
             try:
                 keep_grad, check = self._options["keep_grad"], self._options["check"]
-                around = reached(self._fn)
                 program = _assemble(
                     called, recorder, before, around, result, keep_grad=keep_grad, check=check
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -96,8 +97,9 @@ class _Names:
         names = list(_names_of(function.__code__))
         if follow:
             for cell in function.__closure__ or ():
-                self._watch.attribute(cell, "cell_contents", cell.cell_contents)
-                self._found(cell.cell_contents, names)
+                with contextlib.suppress(ValueError):  # nothing is assigned yet
+                    self._found(cell.cell_contents, names)
+                    self._watch.attribute(cell, "cell_contents", cell.cell_contents)
         for name in names:
             if name in function.__globals__:
                 value = function.__globals__[name]
