@@ -46,6 +46,24 @@ def test_arguments_that_are_reached_otherwise_too() -> None:
             _repeat(fastnn.capture(fn, native=True), *given)
 
 
+rows = torch.zeros(3)
+
+
+def test_a_global_variable_with_the_name_of_an_attribute() -> None:
+    """As in a script: the batch is a global variable too, which the function does not read."""
+    global rows
+
+    class Batch:
+        def __init__(self, rows: Tensor) -> None:
+            self.rows = rows
+
+    captured = fastnn.capture(lambda x: Batch(x).rows + 1, native=True)
+    for _ in range(5):
+        rows = torch.randn(3)
+        same(captured(rows), rows + 1)
+    assert len(captured.programs) == 1
+
+
 def test_views_of_arguments_are_no_other_way_to_reach_them() -> None:
     def penalty(x: Tensor) -> tuple[Tensor, Any]:
         y = x[1:].detach().requires_grad_()

@@ -452,6 +452,17 @@ def test_a_patch_is_noticed(name: str) -> None:
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
+scale = 0
+
+
+def test_a_global_variable_with_the_name_of_an_attribute_may_change() -> None:
+    global scale
+    step = recorded(step_of(Reading()), *batch())
+    for _ in range(3):
+        scale += 1
+        native(step, *batch())
+
+
 def test_evaluation_between_epochs_costs_no_recording() -> None:
     step = recorded(step_of(WithNorms()), *batch())
     for _ in range(3):

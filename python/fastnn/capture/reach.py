@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import weakref
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def _beside(fn: Any) -> Iterator[Any]:
             yield value() if isinstance(value, weakref.ref) else value
         yield from fn.__defaults__ or ()
         yield from (fn.__kwdefaults__ or {}).values()
-        for name in _names(fn.__code__):
+        for name in global_names(fn.__code__):
             value = fn.__globals__.get(name)
             if not isinstance(value, (FunctionType, ModuleType, type)):
                 yield value
@@ -60,11 +61,14 @@ def _wrapped(value: Any) -> Any:
     return getattr(value, "__dict__", {}).get("__wrapped__")
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
+def global_names(code: CodeType) -> Iterator[str]:
+    """The global variables that code reads, and functions within it: ``co_names`` has attributes too."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield instruction.argval
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from global_names(constant)
 
 
 def _parts(value: Any) -> Iterator[Any]:

@@ -11,6 +11,7 @@ import torch
 
 from fastnn import _replaced, _torch_internals
 from fastnn._dispatch import Unsupported
+from fastnn.capture.reach import global_names
 from fastnn.capture.watch import watch_globals, watch_hooks, watch_optimizer
 
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -94,25 +95,26 @@ class _Names:
             return
         self._seen.add(id(function))
         follow = not _replaced.is_own(function)
-        names = list(_names_of(function.__code__))
+        names = set(_attributes(function.__code__))
         if follow:
             for cell in function.__closure__ or ():
                 with contextlib.suppress(ValueError):  # nothing is assigned yet
                     self._found(cell.cell_contents, names)
                     self._watch.attribute(cell, "cell_contents", cell.cell_contents)
-        for name in names:
+        for name in set(global_names(function.__code__)):
             if name in function.__globals__:
                 value = function.__globals__[name]
                 self._watch.item(function.__globals__, name, value)
                 if follow or isinstance(value, ModuleType):
                     self._found(value, names)
+        for name in names:
             for kind in {owner, torch.Tensor} if follow else ():
                 if kind is not None and hasattr(kind, name):
                     of_class = getattr(kind, name)
                     self._watch.class_item(kind, name, of_class)
                     self.read(of_class.fget if isinstance(of_class, property) else of_class, kind)
 
-    def _found(self, value: Any, names: list[str]) -> None:
+    def _found(self, value: Any, names: set[str]) -> None:
         """Follow a value; of a module of Python those `names` that are read of it, perhaps."""
         if isinstance(value, ModuleType):
             if id(value) not in self._seen:
@@ -133,8 +135,9 @@ def _is_library(module: ModuleType) -> bool:
     return module.__name__.partition(".")[0] in ("torch", "fastnn")
 
 
-def _names_of(code: CodeType) -> Iterator[str]:
+def _attributes(code: CodeType) -> Iterator[str]:
+    """Names of attributes, and of global variables, that code and functions within it use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names_of(constant)
+            yield from _attributes(constant)
