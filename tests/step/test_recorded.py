@@ -463,6 +463,36 @@ def test_a_global_variable_with_the_name_of_an_attribute_may_change() -> None:
         native(step, *batch())
 
 
+def test_what_no_forward_reads_may_change() -> None:
+    class Trainer:
+        def __init__(self) -> None:
+            self.weight, self.steps, self.model = 2.0, 0, Reading()
+            self.step = step_of(self.model, loss=lambda x, y: self.weight * F.cross_entropy(x, y))
+
+    trainer = Trainer()
+    recorded(trainer.step, *batch())
+    for _ in range(3):
+        trainer.steps += 1
+        trainer.model.updates = trainer.steps
+        native(trainer.step, *batch())
+    before = native(trainer.step, *(fixed := batch()))
+    trainer.weight = 0.0
+    assert trainer.step(*fixed) == 0.0 != before
+
+
+def test_a_batch_that_cannot_be_recorded_leaves_others_alone() -> None:
+    step = step_of(Net(), native=True)
+    x, y = batch()
+    recorded(step, x, y)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="native=True"):
+            step(x.requires_grad_() * 1, y)
+    x = x.detach()
+    recorded(step, x[:5], y[:5])
+    native(step, x[:5], y[:5])
+    native(step, x, y)
+
+
 def test_evaluation_between_epochs_costs_no_recording() -> None:
     step = recorded(step_of(WithNorms()), *batch())
     for _ in range(3):

@@ -141,19 +141,20 @@ class _Update(Captured):
         super().__init__(run, native=False, check=True, keep_grad=keep_grad)
         self._ran = False
         self._loss: Tensor | None = None  # the last one
-        self.reason: str | None = None  # why steps cannot be recorded
+        self._reason: str | None = None  # why the last step was not recorded
+        self._refuses = False  # some batches
 
     def check(self, inputs: tuple[Any, ...], target: Any) -> None:
         """Raise `Unsupported` where it is known that such a batch cannot be recorded."""
-        if self.reason is not None:
+        if self._refuses:
             known = self._known.get(signature((inputs, target), {}).key)
             if known is not None and known.refused is not None:
                 raise Unsupported(known.refused)
 
     def take(self, inputs: tuple[Any, ...], target: Any) -> Taken:
-        self._ran = False
+        self._ran, self._reason = False, None
         loss = self._loss = self(inputs, target)
-        return Taken(loss, (self.reason or _WARM_UP) if self._ran else None)
+        return Taken(loss, (self._reason or _WARM_UP) if self._ran else None)
 
     def take_many(
         self,
@@ -178,4 +179,4 @@ class _Update(Captured):
         return input.new_empty(0)
 
     def _tell(self, reason: str) -> None:
-        self.reason = reason
+        self._reason, self._refuses = reason, True

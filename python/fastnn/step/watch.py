@@ -15,6 +15,7 @@ from fastnn.capture.reach import global_names
 from fastnn.capture.watch import watch_globals, watch_hooks, watch_optimizer
 
 _TABLES = ("_parameters", "_buffers", "_modules")
+_LARGEST = 256  # entries of a container that is watched: a vocabulary stays what it is
 _CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "forward", "zero_grad", "parameters")
 
 
@@ -33,12 +34,15 @@ def watch_step(watch: Any, model: torch.nn.Module, loss: Any, optimizer: torch.o
         names.add_to(watch)
     roots = [model, loss] if isinstance(loss, torch.nn.Module) else [model]
     modules = {id(m): m for root in roots for m in root.modules()}
-    code = _Names(watch)
+    code = _Code(watch)
     for module in modules.values():
-        _watch_module(watch, module)
         code.read(type(module).forward, type(module))
     if not isinstance(loss, torch.nn.Module):
         code.read(loss, None)
+    for module in modules.values():
+        _watch_module(watch, module, code.names)
+    for found in code.objects:
+        _watch_inside(watch, found, code.names)
     params = {id(p): p for m in modules.values() for p in m.parameters(recurse=False)}
     params |= {id(p): p for group in optimizer.param_groups for p in group["params"]}
     for p in params.values():
@@ -48,7 +52,7 @@ def watch_step(watch: Any, model: torch.nn.Module, loss: Any, optimizer: torch.o
     watch_optimizer(watch, optimizer)
 
 
-def _watch_module(watch: Any, module: torch.nn.Module) -> None:
+def _watch_module(watch: Any, module: torch.nn.Module, names: set[str]) -> None:
     kind, state = type(module), module.__dict__
     watch.type(module)
     watch_hooks(watch, module)
@@ -56,15 +60,32 @@ def _watch_module(watch: Any, module: torch.nn.Module) -> None:
         raise Unsupported(f"{kind.__name__} is compiled")
     for name in _CALL:
         watch.class_item(kind, name, getattr(kind, name))
-    if not all(isinstance(state[name], dict) for name in _TABLES):
-        raise Unsupported(f"{kind.__name__} keeps its parts where they are not watched")
-    watch.content(state)
-    for value in state.values():
-        _watch_inside(watch, value)
+    for table in _TABLES:
+        if not isinstance(state[table], dict):
+            raise Unsupported(f"{kind.__name__} keeps its parts where they are not watched")
+        watch.content(state[table])
+    if _replaced.is_own(kind.forward):
+        watch.content(state)
+    else:
+        _watch_named(watch, state, names | {"training", "forward"})
+    for key, value in state.items():
+        if key in names:
+            _watch_inside(watch, value, names)
 
 
-def _watch_inside(watch: Any, value: Any) -> None:
-    """What a container holds, or a plain object has as attributes."""
+def _watch_named(watch: Any, table: dict[str, Any], names: set[str]) -> None:
+    """Attributes with these names: others, such as a counter of steps, may change."""
+    for name in names:
+        if name in table:
+            watch.item(table, name, table[name])
+        else:
+            watch.absent(table, name)
+
+
+def _watch_inside(watch: Any, value: Any, names: set[str]) -> None:
+    """What a container holds, if not too much, or a plain object has as attributes of these names."""
+    if isinstance(value, (dict, list)) and len(value) > _LARGEST:
+        return
     if isinstance(value, dict):
         watch.content(value)
     elif isinstance(value, list):
@@ -72,14 +93,21 @@ def _watch_inside(watch: Any, value: Any) -> None:
     elif isinstance(table := getattr(value, "__dict__", None), dict) and not isinstance(
         value, (torch.nn.Module, torch.Tensor, torch.optim.Optimizer, FunctionType, MethodType)
     ):
-        watch.content(table)
+        _watch_named(watch, table, names)
 
 
-class _Names:
+class _Code:
     """What code reads by name: global variables, those of enclosing functions, and, of functions that are
-    called so, what their code reads."""
+    called so, what their code reads.
+
+    Attributes:
+        names: of attributes that the code reads, whatever of.
+        objects: what it finds under the names of variables.
+    """
 
     def __init__(self, watch: Any) -> None:
+        self.names: set[str] = set()
+        self.objects: list[Any] = []
         self._watch = watch
         self._seen: set[int] = set()
 
@@ -97,6 +125,7 @@ class _Names:
         follow = not _replaced.is_own(function)
         names = set(_attributes(function.__code__))
         if follow:
+            self.names |= names
             for cell in function.__closure__ or ():
                 with contextlib.suppress(ValueError):  # nothing is assigned yet
                     self._found(cell.cell_contents, names)
@@ -128,7 +157,7 @@ class _Names:
         elif isinstance(value, (FunctionType, MethodType)):
             self.read(value, None)
         elif not isinstance(value, type):
-            _watch_inside(self._watch, value)
+            self.objects.append(value)
 
 
 def _is_library(module: ModuleType) -> bool:
@@ -136,8 +165,11 @@ def _is_library(module: ModuleType) -> bool:
 
 
 def _attributes(code: CodeType) -> Iterator[str]:
-    """Names of attributes, and of global variables, that code and functions within it use."""
+    """Names of attributes, and of global variables, that code and functions within it use; as text too, for
+    `getattr`."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _attributes(constant)
+        elif isinstance(constant, str) and constant.isidentifier():
+            yield constant
