@@ -210,6 +210,8 @@ def test_the_backend_in_words() -> None:
         )
         assert describe([epoch]) == f"fastnn {isa}, many steps a call"
         assert describe([no_epoch, whole]) == f"fastnn {isa}, one call a step"
+        recorded = [_dispatch.Decision("chain_step", "no chain"), whole]
+        assert describe(recorded) == f"fastnn {isa}, one call a step"
         assert describe([not_whole, mixed[0]]) == f"fastnn {isa}, op by op (because)"
         assert describe([not_whole, *mixed]) == f"fastnn {isa}, op by op (because); torch for adam (why)"
 

@@ -116,7 +116,8 @@ def describe(decisions: list[_dispatch.Decision]) -> str:
     """
     reasons = {d.op: d.reason for d in decisions if d.reason is not None}
     native = any(d.reason is None for d in decisions)
-    reasons.pop("train_epoch", None)  # then the steps tell where they ran
+    for op in ("train_epoch", "chain_step"):
+        reasons.pop(op, None)  # then the steps tell where they ran
     many = any(d.op == "train_epoch" and d.reason is None for d in decisions)
     whole = reasons.pop("train_step", None)
     if not native:
