@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import resource
 from typing import Any
 
@@ -131,9 +132,32 @@ def test_memory_does_not_grow() -> None:
         step(*data)
     gc.collect()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(5000):
+    for _ in range(100_000):
         step(*data)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB
+
+
+def _peak(step: Any, *data: torch.Tensor) -> int:
+    """Bytes that a call has allocated at most at one time."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step(*data)
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(nbytes for _, nbytes in changes))
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [[], [nn.BatchNorm1d(256), nn.Dropout(0.1)], [nn.GELU(), nn.Linear(256, 256), nn.LayerNorm(256)]],
+    ids=["plain", "normalised", "deep"],
+)
+def test_it_needs_hardly_more_memory_than_torch(middle: list[nn.Module]) -> None:
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), *middle, nn.Linear(256, 10))
+    eager = classify(model, torch.optim.Adam(model.parameters()))
+    step, data = fastnn.capture(eager, native=True), (torch.randn(128, 64), torch.randint(10, (128,)))
+    for _ in range(4):
+        step(*data)
+    assert step.programs[0].arena_bytes <= 1.5 * _peak(eager, *data)
 
 
 def test_programs_are_collected() -> None:
