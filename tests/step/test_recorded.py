@@ -480,6 +480,21 @@ def test_what_no_forward_reads_may_change() -> None:
     assert trainer.step(*fixed) == 0.0 != before
 
 
+def test_what_is_compiled_or_clears_by_itself_is_eager() -> None:
+    class Clears(Net):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            super().zero_grad(set_to_none)
+
+    compiled = Net()
+    compiled.compile(backend="eager")
+    for model in (torch.compile(Net(), backend="eager"), compiled, Clears()):
+        step = step_of(model)
+        with pytest.warns(fastnn.EagerStepWarning, match="is compiled|zero_grad of its own"):
+            step(*batch())
+        for _ in range(4):
+            assert dict(fastnn.explain(step, *batch()).decisions)["train_step"] is not None
+
+
 def test_a_batch_that_cannot_be_recorded_leaves_others_alone() -> None:
     step = step_of(Net(), native=True)
     x, y = batch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from fastnn._dispatch import Unsupported
 from fastnn.capture.captured import Captured
 from fastnn.capture.signature import signature
 from fastnn.capture.watch import present_obstacle
+from fastnn.step.plan import clears_by_itself
 from fastnn.step.refused import Refused, WarmUp
 from fastnn.step.watch import watch_step
 
@@ -23,6 +25,10 @@ _WARM_UP = WarmUp("a step is recorded after a call with such a batch, and compar
 _DTYPES = frozenset({torch.float32, torch.float64})  # of parameters
 # Recordings in a row that nobody replayed, after which the step stays eager for a while.
 _MOST_IN_A_ROW = 8
+
+
+# What a call of several steps may take, so that Ctrl-C is heard.
+_CALL_SECONDS = 0.05
 
 
 class Taken(NamedTuple):
@@ -48,6 +54,7 @@ class RecordedStep:
         self._update: _Update | None = None
         self._watch: Any = None
         self._in_a_row = 0
+        self._at_once = 1  # steps of an epoch
         self._refused: Refused | None = None
 
     def take(self, step: TrainStep, inputs: tuple[Any, ...], target: Any) -> Taken | str:
@@ -77,7 +84,7 @@ class RecordedStep:
             images: of which, as of `labels`, each step has its own rows.
             labels: the targets.
             rows: of the steps in turn.
-            steps: how many there are.
+            steps: how many there are; fewer may be taken.
             rates: the learning rates; see `TrainStep.epoch`.
         """
         try:
@@ -89,21 +96,27 @@ class RecordedStep:
         nothing = images.new_empty(0)
         if self._update is None or not self._watch.unchanged() or present_obstacle() is not None:
             return nothing
+        groups = step.optimizer.param_groups
+        if type(groups) is not list:
+            return "param_groups is no list"
         step._clear()
-        first = rows[: len(rows) // steps]
+        size, steps = len(rows) // steps, min(steps, self._at_once)
         try:
-            gathered = [(t.index_select(0, first), t) for t in (images, labels)]
+            gathered = [(t.index_select(0, rows[:size]), t) for t in (images, labels)]
         except IndexError:
             return nothing
-        groups = step.optimizer.param_groups
-        if rates is None:
-            return self._update.take_many(gathered, rows, steps, groups, rates)
-        before = [group["lr"] for group in groups]
+        before = [] if rates is None else [(group, group["lr"]) for group in groups]
+        begin = time.perf_counter()
         try:
-            return self._update.take_many(gathered, rows, steps, groups, rates)
+            taken = self._update.take_many(
+                gathered, rows[: steps * size], steps, groups, None if rates is None else rates[:steps]
+            )
         finally:
-            for group, lr in zip(groups, before, strict=True):
+            for group, lr in before:
                 group["lr"] = lr
+        if isinstance(taken, Tensor) and len(taken) == steps:
+            self._at_once = max(int(steps * _CALL_SECONDS / (time.perf_counter() - begin)), 1)
+        return taken
 
     def look_again(self) -> None:
         """Do not believe what stood in the way the last time."""
@@ -120,6 +133,8 @@ class RecordedStep:
             self._in_a_row = 0
             raise Unsupported("what the model, the loss or the optimizer holds or reads changes in each step")
         self._update = None
+        if clears_by_itself(step.model):
+            raise Unsupported("the model has a zero_grad of its own")
         for p in step._parameters.now():
             if p.dtype not in _DTYPES or not p.is_cpu:  # torch would run all of it
                 raise Unsupported(f"the parameters are {p.dtype} on {p.device}")

@@ -56,7 +56,7 @@ def _watch_module(watch: Any, module: torch.nn.Module, names: set[str]) -> None:
     kind, state = type(module), module.__dict__
     watch.type(module)
     watch_hooks(watch, module)
-    if state.get("_compiled_call_impl") is not None:
+    if state.get("_compiled_call_impl") is not None or "_orig_mod" in state["_modules"]:
         raise Unsupported(f"{kind.__name__} is compiled")
     for name in _CALL:
         watch.class_item(kind, name, getattr(kind, name))
