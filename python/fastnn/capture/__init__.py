@@ -39,29 +39,34 @@ def capture(
             return loss.detach()
 
     Of each signature (shapes, strides and dtypes of the tensors among the arguments, in nested tuples, lists
-    and dicts; other arguments by equality; grad mode) the first call runs as ever, the second is recorded,
-    the third is compared with torch, from the same state and random numbers, and from then on a call is one
-    native call, for which the eight most recent recordings are kept. Ops without a native instruction are
-    run by torch within it; random numbers come from torch's generator, in torch's order.
+    and dicts; parameters among them by identity, other arguments by type and equality; grad mode; default
+    dtype) the first call runs as ever, the second is recorded, the third is compared with torch, from the
+    same state and random numbers, and from then on a call is one native call. The eight most recent
+    recordings are kept, and 64 signatures known. Ops without a native instruction are run by torch within it;
+    random numbers come from torch's generator, in torch's order.
 
     Parameters, buffers and optimizers' states are the user's own tensors and valid after each call; options
-    of optimizers are read when the step is taken. Modules that the function calls are watched for training
-    or evaluation, frozen or replaced parameters, hooks and other memory, and optimizers for their
-    parameters. Results are new tensors in each call. Gradients of parameters that it updates are not kept
-    where it drops them itself in the next call: their ``.grad`` is None afterwards. They are from the first
-    call on that is not such a one, which is warned of. Others are accumulated and kept as in torch.
+    of optimizers are read when the step is taken. Modules are watched for training or evaluation,
+    frozen or replaced parameters, hooks and other memory: those that the function calls, and those in its
+    closure, in globals that it names, in defaults of its arguments, and among the attributes and in the
+    containers of the objects there, such as its ``self``; where it reaches another one without calling it,
+    ``training`` is what it was. Optimizers are watched for their parameters. Results are new tensors in each
+    call. Gradients of parameters that it updates are not kept where it drops them itself in the next call:
+    their ``.grad`` is None afterwards. They are from the first call on that is not such a one, which is
+    warned of. Others are accumulated and kept as in torch.
 
     What a recording cannot hold runs as written, and is warned of once (:class:`fastnn.EagerStepWarning`):
     ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, tensor
     subclasses, other devices, autograd graphs or tensors that live on elsewhere than in what is returned,
-    collectives. ``fastnn.explain(update, *args)`` tells what became of it.
+    collectives, steps of schedulers of learning rates, an argument whose memory it also reaches otherwise.
+    ``fastnn.explain(update, *args)`` tells what became of it.
 
     Args:
         fn: a function, method, lambda or module. Without it a decorator is returned.
         native: whether a call that cannot be recorded raises RuntimeError; the one that finds it out has run.
         check: whether recordings are compared with torch before they are used. For that the recording is
-            replayed seven times, natively and by torch's ops, what it changed is restored, and then the
-            function runs.
+            replayed seven times, natively and by torch's ops, without hooks of optimizers' steps, what it
+            changed is restored, and then the function runs.
         keep_grad: keep all gradients in ``.grad``.
 
     Returns:

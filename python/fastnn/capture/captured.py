@@ -25,7 +25,7 @@ from fastnn.capture.check import compare
 from fastnn.capture.ir import View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Builder, Gradients, Program
-from fastnn.capture.reach import reached
+from fastnn.capture.reach import reached, schedulers_of
 from fastnn.capture.recorder import Recorder, Step, Tape, parameters_of, replace, tensors_in
 from fastnn.capture.signature import Signature, signature
 
@@ -53,6 +53,7 @@ class Known:
         self.refused: str | None = None
         # Parameters whose .grad the function may set: what it does with it shows in a later call.
         self.leaves: dict[int, Tensor] = {}
+        self.schedulers: list[LRScheduler] = []  # of the optimizers that the function steps
 
 
 class Captured:
@@ -193,8 +194,7 @@ class Captured:
     def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, planted = self._gradients_before(known)
         recorder = Recorder(called.tensors)
-        around = reached(self._fn)
-        schedules = [(s, s.last_epoch) for s in around if isinstance(s, LRScheduler)]
+        epochs = [(scheduler, scheduler.last_epoch) for scheduler in known.schedulers]
         try:
             with _dispatch.disabled(), recorder:
                 result = self._fn(*args, **kwargs)
@@ -207,15 +207,18 @@ class Captured:
                 if leaf.grad is grad and grad._version == 0:  # else the function has added its own to it
                     leaf.grad = None
         known.leaves = recorder.leaves
+        steps = [entry for entry in recorder.tape.entries if isinstance(entry, Step)]
+        known.schedulers = schedulers_of(step.optimizer for step in steps)
         news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
         if recorder.refused is not None:
             known.refused = recorder.refused
-        elif any(s.last_epoch != epoch for s, epoch in schedules):
+        elif any(scheduler.last_epoch != epoch for scheduler, epoch in epochs):
             known.refused = "it steps a scheduler of learning rates, which a replay would not do"
         elif known.surveyed and not news:
             known.recordings += 1
             try:
                 keep_grad, check = self._options["keep_grad"], self._options["check"]
+                around = reached(self._fn)
                 program = _assemble(
                     called, recorder, before, around, result, keep_grad=keep_grad, check=check
                 )
