@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler as schedulers
 
 import fastnn
 from twins import batch, classify, net, same
@@ -117,31 +118,74 @@ def test_closures_of_optimizers() -> None:
     assert losses[-1] < losses[0]
 
 
-class _Trainer:
+_SCHEDULERS: dict[str, tuple[Any, ...]] = {  # what makes one, and what its step is given
+    "StepLR": (lambda o: schedulers.StepLR(o, 1, 0.5),),
+    "LambdaLR": (lambda o: schedulers.LambdaLR(o, lambda epoch: 0.5**epoch),),
+    "CosineAnnealingWarmRestarts": (lambda o: schedulers.CosineAnnealingWarmRestarts(o, 9),),
+    "ReduceLROnPlateau": (lambda o: schedulers.ReduceLROnPlateau(o, patience=0), 1.0),
+    "ExponentialLR": (lambda o: schedulers.ChainedScheduler([schedulers.ExponentialLR(o, 0.5)]),),
+    "SequentialLR": (
+        lambda o: schedulers.SequentialLR(o, [schedulers.StepLR(o, 1), schedulers.StepLR(o, 1)], [2]),
+    ),
+}
+
+
+class _Scheduled:
     def __init__(self) -> None:
         self.model = net()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
-        self.parts = [[torch.optim.lr_scheduler.StepLR(self.optimizer, 2)]]
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.parts: list[list[Any]] = [[]]
 
-    def update(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def update(self, x: torch.Tensor, y: torch.Tensor, updates: bool, *given: Any) -> torch.Tensor:
         loss = nn.functional.cross_entropy(self.model(x), y)
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
-        self.parts[0][0].step()
+        if updates:
+            self.optimizer.step()
+        for scheduler in self.parts[0]:
+            scheduler.step(*given)
         return loss.detach()
 
 
-def test_schedulers_of_learning_rates() -> None:
+@pytest.mark.parametrize("first", [0, 1], ids=["at_first", "late"])
+@pytest.mark.parametrize("updates", [True, False], ids=["with_optimizer", "alone"])
+@pytest.mark.parametrize("name", _SCHEDULERS)
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step:UserWarning")
+def test_schedulers_of_learning_rates(name: str, updates: bool, first: int) -> None:
     """Their Python would not run in a replay, and the rate stay what it was."""
-    trainer = _Trainer()
-    captured = fastnn.capture(trainer.update)
-    captured(*batch())
-    with pytest.warns(fastnn.EagerStepWarning, match="steps a scheduler of learning rates"):
-        captured(*batch())
+    make, *given = _SCHEDULERS[name]
+    plain, recorded = _Scheduled(), _Scheduled()
+    captured = fastnn.capture(recorded.update)
+    for call in range(6):
+        if call == first:
+            for scheduled in (plain, recorded):
+                scheduled.parts[0].append(make(scheduled.optimizer))
+        plain.update(*batch(), updates, *given)
+        if call == first:
+            with pytest.warns(fastnn.EagerStepWarning, match=rf"it calls {name}\.step"):
+                captured(*batch(), updates, *given)
+        else:
+            captured(*batch(), updates, *given)
+    assert recorded.optimizer.param_groups[0]["lr"] == plain.optimizer.param_groups[0]["lr"] < 0.1
+    assert captured.programs == ()
+
+
+def test_schedulers_that_another_thread_steps() -> None:
+    optimizer = torch.optim.SGD(net().parameters(), lr=0.1)
+    scheduler = schedulers.StepLR(optimizer, 1)
+    optimizer.step()  # torch warns where it was not before the scheduler's
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        thread = threading.Thread(target=scheduler.step)
+        thread.start()
+        thread.join()
+        return x * 2
+
+    captured = fastnn.capture(double, native=True)
     for _ in range(4):
-        captured(*batch())
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+        captured(torch.ones(3))
+    assert len(captured.programs) == 1
+    assert "__setattr__" not in vars(schedulers.LRScheduler)  # torch's class is as it was
 
 
 def test_under_other_modes_it_runs_as_written() -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
@@ -25,7 +24,7 @@ from fastnn.capture.check import compare
 from fastnn.capture.ir import View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Builder, Gradients, Program
-from fastnn.capture.reach import reached, schedulers_of
+from fastnn.capture.reach import reached
 from fastnn.capture.recorder import Recorder, Step, Tape, parameters_of, replace, tensors_in
 from fastnn.capture.signature import Signature, signature
 
@@ -53,7 +52,6 @@ class Known:
         self.refused: str | None = None
         # Parameters whose .grad the function may set: what it does with it shows in a later call.
         self.leaves: dict[int, Tensor] = {}
-        self.schedulers: list[LRScheduler] = []  # of the optimizers that the function steps
 
 
 class Captured:
@@ -194,7 +192,6 @@ class Captured:
     def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, planted = self._gradients_before(known)
         recorder = Recorder(called.tensors)
-        epochs = [(scheduler, scheduler.last_epoch) for scheduler in known.schedulers]
         try:
             with _dispatch.disabled(), recorder:
                 result = self._fn(*args, **kwargs)
@@ -207,13 +204,9 @@ class Captured:
                 if leaf.grad is grad and grad._version == 0:  # else the function has added its own to it
                     leaf.grad = None
         known.leaves = recorder.leaves
-        steps = [entry for entry in recorder.tape.entries if isinstance(entry, Step)]
-        known.schedulers = schedulers_of(step.optimizer for step in steps)
         news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
         if recorder.refused is not None:
             known.refused = recorder.refused
-        elif any(scheduler.last_epoch != epoch for scheduler, epoch in epochs):
-            known.refused = "it steps a scheduler of learning rates, which a replay would not do"
         elif known.surveyed and not news:
             known.recordings += 1
             try:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dis
 import functools
-import gc
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 
 def reached(fn: Any) -> list[Any]:
@@ -34,15 +31,6 @@ def reached(fn: Any) -> list[Any]:
             for part in _parts(value):
                 found.setdefault(id(part), part)
     return list(found.values())
-
-
-def schedulers_of(optimizers: Iterable[Optimizer]) -> list[LRScheduler]:
-    """The schedulers of the optimizers' learning rates, wherever they are kept."""
-    scheduled = {id(o) for o in optimizers if hasattr(o.step, "_wrapped_by_lr_sched")}
-    if not scheduled:  # the search takes some milliseconds
-        return []
-    found = [x for x in gc.get_objects() if issubclass(type(x), LRScheduler) and hasattr(x, "last_epoch")]
-    return [scheduler for scheduler in found if id(getattr(scheduler, "optimizer", None)) in scheduled]
 
 
 def _beside(fn: Any) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnn._dispatch import Unsupported
 from fastnn.capture.ir import Storage, View
+from fastnn.capture.schedules import SchedulerHook
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 # What they write although their signature does not say so, by the names of arguments.
@@ -233,6 +235,7 @@ class Recorder(TorchDispatchMode):
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
             torch.nn.modules.module.register_module_forward_pre_hook(self._module_called),
+            SchedulerHook(self._scheduler_stepped),
         ]
         self._unseen.__enter__()
         return super().__enter__()
@@ -413,6 +416,10 @@ class Recorder(TorchDispatchMode):
         if isinstance(module, (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)):
             self.refuse(f"{type(module).__name__} works on other devices or in other processes")
         self.tape.modules.append(module)
+
+    def _scheduler_stepped(self, scheduler: LRScheduler) -> None:
+        if self._here():
+            self.refuse(f"it calls {type(scheduler).__name__}.step(), which a replay would not do")
 
     def survivors(self) -> list[tuple[Storage, Tensor]]:
         """What the function made and somebody still holds, once the function has returned."""
