@@ -19,8 +19,8 @@ bool has_hooks(PyObject* param);
 // parameter would not be seen by the garbage collector, and torch ties accumulators to streams.
 class AccumulatorHooks {
  public:
-  // `look(param)` returns the dicts of the hooks on its accumulator, none where
-  // that is not alive, or None where hooks are there that it cannot see.
+  // `look(param)` returns the dicts of the hooks on its accumulator, none where that is not alive, or None
+  // where hooks are there that it cannot see.
   bool any(PyObject* param, const pybind11::function& look);
 
   int traverse(visitproc visit, void* arg) const {

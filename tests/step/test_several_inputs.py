@@ -95,7 +95,7 @@ def step_of(model: nn.Module, **options: Any) -> fastnn.TrainStep:
 @pytest.mark.parametrize("make", [OPTIMIZERS["adam-l2"], OPTIMIZERS["sgd-momentum"]], ids=["adam", "sgd"])
 @pytest.mark.parametrize("kind", [Critic, ActFirst, Keywords, Concatenate, ByLayers])
 def test_a_native_step(kind: type[Critic], make: Optimizer, options: dict[str, Any]) -> None:
-    compare(kind(), nn.MSELoss(), make, [batch_of(m) for m in (7, 33)], 1e-7, recorded=True, **options)
+    compare(kind(), nn.MSELoss(), make, [batch_of(m) for m in (7, 33)], TOLERANCE, recorded=True, **options)
 
 
 def test_a_squeezed_output_and_strided_inputs() -> None:
@@ -105,19 +105,19 @@ def test_a_squeezed_output_and_strided_inputs() -> None:
         (wide.t()[:9, :6], wide[:9, 3:6].expand(9, 3), wide[:9, 0]),
         (wide[:1, :6], wide[:1, :3].conj(), wide[:1, 0]),
     ]
-    compare(Concat(), nn.MSELoss(), OPTIMIZERS["adam-l2"], batches, 1e-7, recorded=True)
+    compare(Concat(), nn.MSELoss(), OPTIMIZERS["adam-l2"], batches, TOLERANCE, recorded=True)
 
 
 def test_three_inputs_and_classes() -> None:
     model = Goal()
     model.net = chain([9, 16, 5], "tanh")
     batches = [(*torch.randn(3, 11, 3, dtype=torch.float64), classes_of(11, 5)) for _ in range(3)]
-    compare(model, nn.CrossEntropyLoss(), OPTIMIZERS["adamw"], batches, 1e-7, recorded=True)
+    compare(model, nn.CrossEntropyLoss(), OPTIMIZERS["adamw"], batches, TOLERANCE, recorded=True)
 
 
 def test_a_converted_model() -> None:
     model = fastnn.convert(ByLayers())
-    compare(model, F.mse_loss, OPTIMIZERS["adam-l2"], [batch_of(7)], 1e-7, recorded=True, max_norm=0.1)
+    compare(model, F.mse_loss, OPTIMIZERS["adam-l2"], [batch_of(7)], TOLERANCE, recorded=True, max_norm=0.1)
 
 
 def test_names_of_arguments() -> None:
@@ -195,7 +195,7 @@ def test_odd_batches_are_torchs(change: Callable[..., list[Any]]) -> None:
         if isinstance(theirs, type):
             assert ours is theirs
         else:
-            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7, equal_nan=True)
+            torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
 
 
 def test_rows_that_do_not_fit() -> None:

@@ -121,6 +121,24 @@ def test_a_refused_step_makes_no_state(change: Callable[[Any], None], make: str,
     assert _state(ours) == _state(theirs)
 
 
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_the_kernel_of_chains_refuses_trains_as_the_loop_does(change: Callable[[Any], None]) -> None:
+    """Recorded where it can be."""
+    ours = _step("sgd-momentum")
+    theirs = copy.deepcopy(ours)
+    for step in (ours, theirs):
+        change(step)
+    batches = [_batch() for _ in range(6)]
+    losses = [ours(*b) for b in batches]
+    with fastnn.disabled():
+        expected = [theirs(*b) for b in batches]
+    torch.testing.assert_close(losses, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    for p, q in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=TOLERANCE, atol=TOLERANCE)
+    is_native = dict(fastnn.explain(ours, *batches[0]).decisions)["train_step"] is None
+    assert is_native == (change is not _hook)
+
+
 @pytest.mark.parametrize("make", ["adam", "sgd-momentum", "rmsprop-all"])
 def test_a_refused_step_that_fails_makes_no_state(make: str) -> None:
     step = _step(make)

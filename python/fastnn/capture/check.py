@@ -15,20 +15,12 @@ from torch.optim import Optimizer
 from fastnn.capture.ir import Storage
 from fastnn.capture.program import Program
 from fastnn.capture.recorder import as_view, parameters_of, replace, tensors_in
+from fastnn.capture.watch import OPTIMIZER_HOOKS
 
 # What rounding may change is measured: the program, and the same made of torch's ops, which may be the less
-# exact one, run again with every float that they read off by this much, a few units in the last place. The
-# program may differ from torch by so many times what that changed. Adam
-# divides a gradient by its own size, so one that is nothing but rounding error moves a parameter as far as
-# any other: no fixed tolerance would do.
-_NUDGE = {
-    torch.float32: 1e-6,
-    torch.float64: 2e-15,
-    torch.float16: 2e-3,
-    torch.bfloat16: 2e-2,
-    torch.complex64: 1e-6,
-    torch.complex128: 2e-15,
-}
+# exact one, run again with every float that they read off by a few units in the last place (`_ROUNDING`). The
+# program may differ from torch by so many times what that changed. Adam divides a gradient by its own size,
+# so one that is nothing but rounding error moves a parameter as far as any other: no fixed tolerance will do.
 _TIMES = 64
 # Whether the program runs or the same made of torch's ops, and the seed of what is nudged. The first two runs
 # must be the same.
@@ -41,14 +33,15 @@ _RUNS: tuple[tuple[bool, int | None], ...] = (
     (False, 0),
     (False, 1),
 )
-# Of the largest value: what a result may be off by that does not depend on what was nudged.
-_RELATIVE = {
-    torch.float32: 1e-5,
-    torch.float64: 1e-12,
-    torch.float16: 1e-2,
-    torch.bfloat16: 1e-1,
-    torch.complex64: 1e-5,
-    torch.complex128: 1e-12,
+# By how much floats are read off, and, of the largest value, what a result may be off by that does not depend
+# on what was nudged.
+_ROUNDING = {
+    torch.float32: (1e-6, 1e-5),
+    torch.float64: (2e-15, 1e-12),
+    torch.float16: (2e-3, 1e-2),
+    torch.bfloat16: (2e-2, 1e-1),
+    torch.complex64: (1e-6, 1e-5),
+    torch.complex128: (2e-15, 1e-12),
 }
 # Of what no optimizer has made, this share of the elements says what nudges do to any of them: where a few
 # jump, as those of a floor may, that is for themselves only.
@@ -130,7 +123,7 @@ class Change:
         self.shape, self.dtype = tuple(now.shape), now.dtype
         self.by = _wide(now) if before is None else _wide(now) - _wide(before)
         self.rounding = 0.0
-        if self.dtype in _RELATIVE and now.numel() and before is not None:
+        if self.dtype in _ROUNDING and now.numel() and before is not None:
             self.rounding = 4 * torch.finfo(now.dtype).eps * now.abs().nan_to_num(0, 0, 0).max().item()
 
 
@@ -159,8 +152,7 @@ def _put_back(into: dict[Any, Any], entries: dict[Any, Any], copies: dict[Any, T
 @contextmanager
 def _without_hooks(optimizers: list[Optimizer]) -> Iterator[None]:
     """The hooks of steps are not called meanwhile."""
-    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    before = [(o, name, o.__dict__[name]) for o in optimizers for name in names]
+    before = [(o, name, o.__dict__[name]) for o in optimizers for name in OPTIMIZER_HOOKS]
     try:
         for o, name, hooks in before:
             if hooks:
@@ -179,8 +171,8 @@ def _write(t: Tensor, value: Tensor) -> None:
 
 @torch.no_grad()
 def _nudge(t: Tensor, generator: torch.Generator) -> None:
-    size = _NUDGE.get(t.dtype)
-    if size is not None and t.numel():
+    if t.dtype in _ROUNDING and t.numel():
+        size, _ = _ROUNDING[t.dtype]
         signs = torch.randint(0, 2, t.shape, generator=generator).to(t.dtype) * 2 - 1
         # Whole numbers are exact, and what jumps as a floor does, jumps there.
         t.data.mul_(1 + size * signs * (t != t.round() if t.is_floating_point() else 1))
@@ -232,7 +224,7 @@ def compare(
     finally:
         before.restore()
     result = eager()
-    hooked = any(o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks for o in optimizers)
+    hooked = any(o.__dict__[name] for o in optimizers for name in OPTIMIZER_HOOKS)
     expected = [Change("result", t) for t in tensors_in(result)] + before.changes()
     difference = _difference(runs, expected)
     if difference is not None and hooked:
@@ -281,10 +273,11 @@ def _too_far(expected: Change, changes: list[Change], largest: float) -> float:
     nowhere = ~(first.by.isfinite() & expected.by.isfinite())
     if not torch.allclose(first.by[nowhere], expected.by[nowhere], equal_nan=True):
         return float("inf")
-    fixed = _RELATIVE.get(first.dtype, 0.0) * _size(expected.by) + expected.rounding
-    if first.dtype in _RELATIVE:
+    fixed = expected.rounding
+    if first.dtype in _ROUNDING:
+        _, relative = _ROUNDING[first.dtype]
         # What cancels to nothing is rounding error, of the size that the terms had.
-        fixed += 64 * torch.finfo(first.dtype).eps * largest
+        fixed += relative * _size(expected.by) + 64 * torch.finfo(first.dtype).eps * largest
     allowed = torch.full(first.shape, fixed, dtype=torch.float64)
     share = _TYPICAL if expected.kind in _OF_NO_OPTIMIZER else 1.0
     for native in (True, False):

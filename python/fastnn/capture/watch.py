@@ -20,7 +20,7 @@ _MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_ba
 _CALL = ("__call__", "_call_impl", "_wrapped_call_impl")
 # What `Module.parameters` is made of.
 _LISTING = ("parameters", "named_parameters", "_named_members", "named_modules")
-_OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _GLOBAL_HOOKS = (
     _mlp._forward_hooks,
     _mlp._forward_pre_hooks,
@@ -102,7 +102,7 @@ def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
             raise Unsupported(f"{owner.__name__}.step was replaced")
         watch.class_item(owner, "step", owner.step)
     attributes = optimizer.__dict__
-    for hooks in _OPTIMIZER_HOOKS:
+    for hooks in OPTIMIZER_HOOKS:
         _stays_empty(watch, attributes[hooks], "the optimizer has a step hook")
     for scaling in ("grad_scale", "found_inf"):
         if scaling in attributes:

@@ -131,10 +131,10 @@ class TrainStep:
 
     Any other model, loss and optimizer is recorded by :func:`fastnn.capture`: of each kind of batch (shapes,
     strides, dtypes) the first calls run eagerly, the third is compared with torch, and from then on a step is
-    one native call, for the eight kinds that came last. It is recorded anew where something has changed that
-    it hangs on: attributes, parts and classes of the modules, requires_grad, global variables and those of
-    enclosing functions that a forward or a loss reads. What these do beside computing, such as printing,
-    happens in eager steps only.
+    one native call, for the eight kinds that came last. It is recorded anew when anything it depends on
+    has changed: attributes, parts and classes of the modules, requires_grad, global variables and those of
+    enclosing functions that a forward or a loss reads. Side effects of these, such as printing, happen in
+    eager steps only.
 
     Hooks (of modules and optimizers, of parameters and their gradient accumulators, for saved tensors) and
     what cannot be recorded (``.item()``, control flow on values, a model that changes itself in each step)
@@ -373,9 +373,13 @@ class TrainStep:
         loss = self._native(inputs, target)
         if not isinstance(loss, str):
             return loss, None
-        _dispatch.decide("chain_step", loss)
-        taken = self._recorded.take(self, inputs, target)
-        why = taken if isinstance(taken, str) else taken.reason
+        why: str | None = loss
+        try:
+            taken = self._recorded.take(self, inputs, target)
+            why = taken if isinstance(taken, str) else taken.reason
+        finally:
+            if why is not None:
+                _dispatch.decide("chain_step", loss)
         if why is not None and not isinstance(why, WarmUp) and why != loss:
             why = f"{loss}; and it cannot be recorded: {why}"
         return None if isinstance(taken, str) else taken.loss, why

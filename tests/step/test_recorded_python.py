@@ -1,0 +1,163 @@
+"""What the Python of a recorded forward does beside its tensors."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fastnn
+from recorded_steps import DOUBLE, Net, batch, step_of
+from train_steps import native, recorded
+
+COUNT, OUTSIDE = 0, torch.ones(4, dtype=DOUBLE)
+
+
+class WithoutGradient(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = F.relu(self.fc1(x))
+        return self.fc2(x)
+
+
+class Branches(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+class Stores(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.hidden = F.relu(self.fc1(x))
+        return self.fc2(self.hidden)
+
+
+class Counts(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = self.scale * 0.9
+        return super().forward(x) * self.scale
+
+
+class CountsInAList(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.settings[0] *= 0.9
+        return super().forward(x) * self.settings[0]
+
+
+class CountsInADict(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.table["gain"] *= 0.9
+        return super().forward(x) * self.table["gain"]
+
+
+class CountsGlobally(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        global COUNT
+        COUNT += 1
+        return super().forward(x) / COUNT
+
+
+class KeepsABuffer(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4, dtype=DOUBLE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
+class Draws(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * random.random()
+
+
+class MakesNoise(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.randn(4, dtype=DOUBLE)
+
+
+class OutsideTensor(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        OUTSIDE.mul_(0.9)
+        return super().forward(x) + OUTSIDE
+
+
+class AsksForTheMode(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x if torch.is_grad_enabled() else x * 2
+
+
+class CallsItsOwnWay(Net):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) * 2
+
+
+class FrozenInPart(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1.weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(Branches, Stores, Counts, CountsInAList, CountsInADict, CountsGlobally, KeepsABuffer),
+        *(Draws, MakesNoise, OutsideTensor, AsksForTheMode, CallsItsOwnWay, WithoutGradient, FrozenInPart),
+    ],
+)
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_it_trains_as_the_loop_does(kind: type[Net], grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Native or not."""
+    batches = [batch() for _ in range(12)]
+    model, results = kind(), []
+    for off in (False, True):
+        monkeypatch.setitem(globals(), "COUNT", 0)
+        monkeypatch.setitem(globals(), "OUTSIDE", torch.ones(4, dtype=DOUBLE))
+        twin = copy.deepcopy(model)
+        step = step_of(twin, "sgd-momentum")
+        torch.manual_seed(1)
+        random.seed(1)
+        losses = []
+        for b in batches:
+            with torch.set_grad_enabled(grad):
+                if off:
+                    with fastnn.disabled():
+                        losses.append(step(*b))
+                else:
+                    losses.append(step(*b))
+        results.append(
+            (losses, list(twin.state_dict().values()), twin.scale, twin.settings, twin.table, COUNT)
+        )
+    torch.testing.assert_close(results[0][:2], results[1][:2], rtol=1e-9, atol=1e-9)
+    assert results[0][2:] == results[1][2:]
+
+
+def test_what_it_prints_is_printed_until_it_is_native(capsys: pytest.CaptureFixture[str]) -> None:
+    class Prints(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            print("here")
+            return super().forward(x)
+
+    step = recorded(step_of(Prints()), *batch())
+    native(step, *batch())
+    assert capsys.readouterr().out == 3 * "here\n"
+
+
+def test_why_it_is_not_recorded_is_said_once() -> None:
+    step = step_of(Branches())
+    with pytest.warns(fastnn.EagerStepWarning, match="and it cannot be recorded: .*a value is read") as seen:
+        recorded(step, *batch())
+    assert len([w for w in seen if w.category is fastnn.EagerStepWarning]) == 1
+    strict = step_of(Branches(), native=True)
+    with pytest.raises(RuntimeError, match="native=True, but the step cannot run natively"):
+        recorded(strict, *batch())
+    before = copy.deepcopy(strict.model.state_dict())
+    with pytest.raises(RuntimeError, match="native=True, but the step cannot run natively"):
+        strict(*batch())
+    torch.testing.assert_close(strict.model.state_dict(), before, rtol=0, atol=0)
