@@ -33,30 +33,36 @@ def watch_step(watch: Any, model: torch.nn.Module, loss: Any, optimizer: torch.o
     Raises:
         Unsupported: there is a hook, or something else that a replay would pass by.
     """
+    # First what most often stands in the way: reading code takes longer.
     watch_globals(watch)
+    watch_optimizer(watch, optimizer)
+    roots = [root for root in (model, loss) if isinstance(root, torch.nn.Module)]
+    modules = {id(m): m for root in roots for m in root.modules()}
+    for module in modules.values():
+        watch_hooks(watch, module)
+    params = {id(p): p for m in modules.values() for p in m.parameters(recurse=False)}
+    params |= {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    for p in params.values():
+        if _torch_internals.on_leaf(p):
+            raise Unsupported("a parameter has a hook")
+        watch.unhooked(p, _torch_internals.on_accumulator)
     for names in (_replaced.classes, _replaced.losses, _replaced.functions):
         names.add_to(watch)
     code = _Code(watch)
     code.found(model)
     code.found(loss)
     code.follow_methods()
-    for module in code.modules.values():
+    for key, module in code.modules.items():
+        if key not in modules:  # a teacher, perhaps
+            watch_hooks(watch, module)
         _watch_module(watch, module, code.names)
     for other in code.objects.values():
         _watch_inside(watch, other, code.names)
-    params = {id(p): p for m in code.modules.values() for p in m.parameters(recurse=False)}
-    params |= {id(p): p for group in optimizer.param_groups for p in group["params"]}
-    for p in params.values():
-        if _torch_internals.on_leaf(p):
-            raise Unsupported("a parameter has a hook")
-        watch.unhooked(p, _torch_internals.on_accumulator)
-    watch_optimizer(watch, optimizer)
 
 
 def _watch_module(watch: Any, module: torch.nn.Module, names: set[str]) -> None:
     kind, state = type(module), module.__dict__
     watch.type(module)
-    watch_hooks(watch, module)
     if state.get("_compiled_call_impl") is not None or "_orig_mod" in state["_modules"]:
         raise Unsupported(f"{kind.__name__} is compiled")
     for name in _CALL:
