@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import fastnn
 from cuda_emulation import Emulation
 from fastnn import _dispatch
-from fastnn.step import cuda_graph, epoch, epoch_kernel
+from fastnn.capture import cuda_graph
+from fastnn.step import epoch, epoch_kernel
 from train_steps import chain
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")

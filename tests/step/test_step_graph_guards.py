@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fastnn
 from fastnn import _dispatch
-from fastnn.step import cuda_graph
+from fastnn.capture import cuda_graph
 from fastnn.step.graphs import CAPTURE_AFTER, MOST_GRAPHS
 from step_graphs import Batch, Graphs, Pair, adam, classes, reason
 from train_steps import OPTIMIZERS, Kept, Optimizer, accumulator, chain

@@ -84,7 +84,7 @@ class Recording(TorchDispatchMode):
     def _alias(self, t: Tensor) -> Tensor:
         """The memory that `t` has now, whatever becomes of `t`."""
         if id(t) not in self._aliases:
-            alias = t.detach()
+            alias = t.data  # whose version is its own: a graph's writes count none
             if isinstance(t, nn.Parameter):
                 alias = nn.Parameter(alias, requires_grad=t.requires_grad)
             self._aliases[id(t)] = t, alias
@@ -106,12 +106,12 @@ class Recording(TorchDispatchMode):
         if func in _WAITS or torch.Tag.nondeterministic_seeded in func.tags:
             raise RuntimeError(f"{func} cannot be captured")
         named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-        in_place = False
-        for argument in func._schema.arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                in_place = True
-                for t in _tensors(named.get(argument.name)):
-                    self._save(t)
+        in_place = any(
+            argument.alias_info is not None and argument.alias_info.is_write
+            for argument in func._schema.arguments
+        )
+        for t in _tensors([*named.values()]):  # not all that is written is declared so: running statistics
+            self._save(t)
         given = {_storage(t) for t in _tensors([*named.values()])}
         result = func(*args, **kwargs)
         frozen = self._frozen(list(args)), self._frozen(kwargs)
@@ -194,7 +194,7 @@ class RecordedKernels:
         settled: Callable[[], None],
         body: Callable[[], Any],
     ) -> tuple[Callable[[], None], Any]:
-        """In place of `fastnn.step.cuda_graph.capture`."""
+        """In place of `fastnn.capture.cuda_graph.capture`."""
         rehearse()
         settled()
         self.recording = recording = Recording()

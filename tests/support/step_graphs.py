@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastnn
 from cuda_emulation import Emulation
 from fastnn import _dispatch
-from fastnn.step import cuda_graph
+from fastnn.capture import cuda_graph
 from fastnn.step.graph_update import COVERED
 from recorded_graph import RecordedKernels
 from train_steps import OPTIMIZERS, TOLERANCE, Optimizer, chain, eager_step

@@ -57,9 +57,14 @@ def capture(
 
     What a recording cannot hold runs as written, and is warned of once (:class:`fastnn.EagerStepWarning`):
     ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, tensor
-    subclasses, other devices, autograd graphs or tensors that live on elsewhere than in what is returned,
+    subclasses, several devices, autograd graphs or tensors that live on elsewhere than in what is returned,
     collectives, steps of schedulers of learning rates, an argument whose memory it also reaches otherwise.
-    ``fastnn.explain(update, *args)`` tells what became of it.
+    ``fastnn.explain(update, *args)`` tells what became of it. While it is recorded nothing of what a call
+    computes is freed.
+
+    On a CUDA device a recording is a CUDA graph of torch's kernels, made in the third call (not compared with
+    anything; never run on hardware so far). Optimizers must be ``capturable``, or SGD; learning rates of Adam
+    and AdamW are read at each call, where another option has changed the function is recorded anew.
 
     Args:
         fn: a function, method, lambda or module. Without it a decorator is returned.

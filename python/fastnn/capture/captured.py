@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn._dispatch import Unsupported
+from fastnn.capture import cuda_graph
 from fastnn.capture.check import compare
+from fastnn.capture.graph_program import GraphProgram
 from fastnn.capture.ir import View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Builder, Gradients, Program
@@ -62,14 +64,14 @@ class Captured:
         functools.update_wrapper(self, fn)
         self._fn = fn
         self._options = {"native": native, "check": check, "keep_grad": keep_grad}
-        self._programs: list[Program] = []
+        self._programs: list[Program | GraphProgram] = []
         self._known: OrderedDict[Hashable, Known] = OrderedDict()
         self._told: set[str] = set()
         self._lock = threading.Lock()
         self._bound: dict[int, _Method] = {}  # by id of the object
 
     @property
-    def programs(self) -> tuple[Program, ...]:
+    def programs(self) -> tuple[Program | GraphProgram, ...]:
         """The recordings in use, the last used first."""
         return tuple(self._programs)
 
@@ -134,9 +136,9 @@ class Captured:
             return self._fn(*args, **kwargs)
         for program in self._programs:
             if program.checked is None and program.key == called.key:
-                compared = self._check(program, known, args, kwargs)
-                if compared is not None:
-                    return compared[0]
+                begun = self._begin(program, known, args, kwargs)
+                if begun is not None:
+                    return begun[0]
         return self._record(called, known, args, kwargs)
 
     def _find(self, called: Signature) -> Known:
@@ -172,22 +174,19 @@ class Captured:
                 stacklevel=levels_out(),
             )
 
-    def _check(
-        self, program: Program, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def _begin(
+        self, program: Program | GraphProgram, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, str | None] | None:
-        compared = compare(
-            program, (args, kwargs), list(known.leaves.values()), lambda: self._fn(*args, **kwargs)
-        )
-        if compared is None:
-            return None
-        difference = compared[1]
-        if difference is None:
-            program.checked, program.reference = True, None
+        if isinstance(program, GraphProgram):
+            begun = program.begin((args, kwargs), self._fn)
         else:
+            leaves = list(known.leaves.values())
+            begun = compare(program, (args, kwargs), leaves, lambda: self._fn(*args, **kwargs))
+        if begun is not None and begun[1] is not None:
             self._programs = [other for other in self._programs if other is not program]
-            known.refused = f"the self-check found a difference: {difference}"
+            known.refused = begun[1]
             self._tell(known.refused)
-        return compared
+        return begun
 
     def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, planted = self._gradients_before(known)
@@ -215,7 +214,7 @@ class Captured:
                 program = _assemble(
                     called, recorder, before, around, result, keep_grad=keep_grad, check=check
                 )
-                self._add(program, called)
+                self._programs = [program, *self._programs[: _PROGRAMS - 1]]
             except Unsupported as reason:
                 known.refused = str(reason)
             if known.recordings == _RECORDINGS:
@@ -240,11 +239,6 @@ class Captured:
                 leaf.grad = torch.zeros_like(leaf)
                 planted.append((leaf, leaf.grad))
         return {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}, planted
-
-    def _add(self, program: Program, called: Signature) -> None:
-        program.key = called.key
-        program.checked = None if self._options["check"] else False
-        self._programs = [program, *self._programs[: _PROGRAMS - 1]]
 
 
 class _Method(Captured):
@@ -282,7 +276,7 @@ def _assemble(
     *,
     keep_grad: bool,
     check: bool,
-) -> Program:
+) -> Program | GraphProgram:
     tape = recorder.tape
     gradients_before = [grad for _, grad in before.values() if grad is not None]
     if recorder.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
@@ -299,13 +293,18 @@ def _assemble(
     results = [view for view in returned if id(view.storage) in fresh]
     _refuse_survivors(recorder, [*results, *(view for _, view in gradients.kept)])
     watch = _watch(tape, around)
+    device = recorder.device
+    if any(t.device != device for t in called.tensors):
+        raise Unsupported(f"an argument is not on {device}, where it works")
+    if device is not None and cuda_graph.is_there(device):
+        return GraphProgram(called, recorder, gradients, watch)
     programs = []
     for natively in (True, False) if check else (True,):
         builder = Builder(tape, called, gradients, results, watch, natively=natively)
         programs.append(builder.build(_maker(result, builder, recorder)))
-    if check:
-        programs[0].reference = programs[1].native
-    return programs[0]
+    program, program.key = programs[0], called.key
+    program.checked, program.reference = (None, programs[1].native) if check else (False, None)
+    return program
 
 
 def _leaves_of(x: Any) -> Iterator[Any]:

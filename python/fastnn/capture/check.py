@@ -47,6 +47,7 @@ _ROUNDING = {
 # jump, as those of a floor may, that is for themselves only.
 _TYPICAL = 0.9
 _OF_NO_OPTIMIZER = ("result", "gradient")
+_FOUND = "the self-check found a difference"
 
 
 class State:
@@ -197,8 +198,8 @@ def compare(
     """Run the program, and then `eager` from the same state.
 
     Returns:
-        What `eager` returned, and None or where the program differs. The state is what `eager` left. None,
-        with nothing done, where the program is not for this call.
+        What `eager` returned, and None, the program being ready for use, or where it differs. The state is
+        what `eager` left. None, with nothing done, where the program is not for this call.
     """
     given = [t for t in tensors_in(arguments) if not (t.requires_grad and t.is_leaf)]
     inputs = [given[i] for i in program.written_inputs]
@@ -220,16 +221,19 @@ def compare(
                 runs.append(outcome)
     except Exception as error:  # an index out of range, for one: torch says it best
         before.restore()
-        return eager(), f"the program raises {type(error).__name__}: {error}"
+        return eager(), f"{_FOUND}: the program raises {type(error).__name__}: {error}"
     finally:
         before.restore()
     result = eager()
     hooked = any(o.__dict__[name] for o in optimizers for name in OPTIMIZER_HOOKS)
     expected = [Change("result", t) for t in tensors_in(result)] + before.changes()
     difference = _difference(runs, expected)
-    if difference is not None and hooked:
+    if difference is None:
+        program.checked, program.reference = True, None
+        return result, None
+    if hooked:
         difference += "; hooks of the optimizer's step, which are not called to compare, may be why"
-    return result, difference
+    return result, f"{_FOUND}: {difference}"
 
 
 def _outcome(native: Any, arguments: tuple[Any, Any], state: State) -> list[Change] | None:

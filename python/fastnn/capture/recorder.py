@@ -207,6 +207,7 @@ class Recorder(TorchDispatchMode):
         """`inputs` are the tensors among the arguments."""
         super().__init__()
         self.refused: str | None = None
+        self.device: torch.device | None = None  # of all tensors, known when the first is met
         self.tape = Tape()
         self.leaves: dict[int, Tensor] = {}  # that require gradients, by id
         # By address. Torch's storages are kept, so that no address is used again; tensors are not, because
@@ -222,6 +223,7 @@ class Recorder(TorchDispatchMode):
         self._hooks: list[Any] = []
         self._unseen = _Unseen(self)
         for tensor in inputs:
+            self.device = self.device or tensor.device
             storage = self.storage_of(tensor)
             self.tape.inputs.append(
                 self._first_view(tensor, None) if storage is None else as_view(tensor, storage)
@@ -271,7 +273,7 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         try:
             for t in tensors_in(result):
-                _check_plain(t)
+                self._check_plain(t)
             before = len(self.tape.fresh)
             noted = replace(result, Tensor, self._result)
             fresh = tuple(self.tape.fresh[before:])
@@ -310,7 +312,19 @@ class Recorder(TorchDispatchMode):
                 if t.dtype in (torch.bool, torch.uint8):
                     raise Unsupported("an index with a mask, whose result depends on values")
         for t in tensors_in((args, kwargs)):
-            _check_plain(t)
+            self._check_plain(t)
+
+    def _check_plain(self, t: Tensor) -> None:
+        if type(t) not in _PLAIN:
+            raise Unsupported(f"{type(t).__name__} is a tensor subclass")
+        if not _has_memory(t):
+            raise Unsupported(f"a tensor on {t.device}, of layout {t.layout}")
+        if self.device is None:
+            self.device = t.device
+        if t.device != self.device:
+            raise Unsupported(f"a tensor on {t.device} beside others on {self.device}")
+        if t.is_neg() or t.is_conj():
+            raise Unsupported("a lazily negated or conjugated view")
 
     def view(self, tensor: Tensor) -> View:
         """The View of a tensor that an op is given."""
@@ -433,18 +447,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _has_memory(t: Tensor) -> bool:
-    return t.layout is torch.strided and t.is_cpu
-
-
-def _check_plain(t: Tensor) -> None:
-    if type(t) not in _PLAIN:
-        raise Unsupported(f"{type(t).__name__} is a tensor subclass")
-    if t.layout is not torch.strided:
-        raise Unsupported(f"a tensor of layout {t.layout}")
-    if not t.is_cpu:
-        raise Unsupported(f"a tensor on {t.device}")
-    if t.is_neg() or t.is_conj():
-        raise Unsupported("a lazily negated or conjugated view")
+    return t.layout is torch.strided and (t.is_cpu or t.is_cuda)
 
 
 def as_view(tensor: Tensor, storage: Storage) -> View:

@@ -30,7 +30,7 @@ class Signature(NamedTuple):
     Attributes:
         key: equal for calls that a program may serve alike.
         family: the same but for which parameters are among the arguments; None where none is.
-        spec: the same as csrc/bindings/arguments.h takes it.
+        spec: the same as csrc/bindings/arguments.h takes it, where all tensors are on the CPU.
         tensors: those among the arguments, in order.
     """
 
@@ -110,7 +110,7 @@ def _tensor_spec(x: Tensor, tensors: list[Tensor]) -> tuple[Any, ...]:
         raise Unsupported(f"an argument is a {type(x).__name__}, a tensor subclass")
     if x.requires_grad:
         raise Unsupported("an argument has an autograd graph from before the call")
-    if not x.is_cpu or x.layout is not torch.strided:
+    if not (x.is_cpu or x.is_cuda) or x.layout is not torch.strided:
         raise Unsupported(f"an argument is on {x.device}, of layout {x.layout}")
     if x.dtype not in DTYPES:
         raise Unsupported(f"an argument has dtype {x.dtype}")
@@ -118,7 +118,8 @@ def _tensor_spec(x: Tensor, tensors: list[Tensor]) -> tuple[Any, ...]:
         raise Unsupported(f"an argument has {x.dim()} dimensions")
     tensors.append(x)
     shape = tuple(x.shape)
-    return ("tensor", DTYPES[x.dtype], shape, strides_that_matter(shape, x.stride()))
+    spec = ("tensor", DTYPES[x.dtype], shape, strides_that_matter(shape, x.stride()))
+    return spec if x.is_cpu else (*spec, x.device)
 
 
 def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnn import _dispatch
-from fastnn.step import cuda_graph
+from fastnn.capture import cuda_graph
 from fastnn.step.epoch_kernel import train_on_chip
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class _Steps:
     def take(self) -> Tensor:
         """Take them all; the losses."""
         losses: list[Tensor] = []
-        taken, native = 0, not cuda_graph.is_there(self._images)  # there each step is a graph
+        taken, native = 0, not cuda_graph.is_there(self._images.device)  # there each step is a graph
         while taken * self._batch_size < len(self._rows):
             some = self._natively(taken) if native else ""
             if isinstance(some, str):

@@ -11,9 +11,9 @@ from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch, _torch_internals
 from fastnn._dispatch import Unsupported
+from fastnn.capture import cuda_graph
 from fastnn.capture.watch import present_obstacle
 from fastnn.ops.cross_entropy import REDUCTIONS
-from fastnn.step import cuda_graph
 from fastnn.step.parameters import drop_gradients
 from fastnn.step.plan import LossOptions, StepPlan, make_state, uses_adam
 

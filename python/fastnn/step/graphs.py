@@ -21,9 +21,9 @@ from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch, _torch_internals
 from fastnn._dispatch import Unsupported
+from fastnn.capture import cuda_graph
 from fastnn.capture.watch import present_obstacle
 from fastnn.nn.utils import clip_grad_norm_
-from fastnn.step import cuda_graph
 from fastnn.step.graph_update import COVERED, GraphUpdate
 from fastnn.step.parameters import drop_gradients
 from fastnn.step.refused import WarmUp
@@ -177,17 +177,6 @@ def _reason(step: TrainStep, plan: StepPlan, input: Any, target: Any) -> str | N
     return None
 
 
-def _arithmetic(dtype: torch.dtype) -> tuple[object, ...]:
-    """The settings that choose other kernels for the same tensors."""
-    matmul = torch.backends.cuda.matmul
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    if dtype is torch.float16:
-        return deterministic, matmul.allow_fp16_reduced_precision_reduction
-    if dtype is torch.bfloat16:
-        return deterministic, matmul.allow_bf16_reduced_precision_reduction
-    return deterministic, matmul.fp32_precision
-
-
 class _Held:
     """What all graphs of a step hold fast, besides what its plan watches.
 
@@ -233,8 +222,8 @@ class _Held:
         self._tensors = shaped + self.update.memory
         self._addresses = [t.data_ptr() for t in self._tensors]
         self._shapes = [(t, t.shape, t.stride(), t.dtype) for t in shaped]
-        self._dtype, self._device = layers[0].dtype, layers[0].device
-        self._arithmetic = _arithmetic(self._dtype)
+        self._device = layers[0].device
+        self._arithmetic = cuda_graph.arithmetic()
         # On one stream replays, and the memory of graphs that are dropped, need no more order than that of
         # the calls.
         self._stream = cuda_graph.current_stream(self._device)
@@ -268,7 +257,7 @@ class _Held:
             and options.weight is self._options.weight
             and options.settings == self._options.settings
             and self._stream == cuda_graph.current_stream(self._device)
-            and self._arithmetic == _arithmetic(self._dtype)
+            and self._arithmetic == cuda_graph.arithmetic()
             and self.update.holds()
             and [t.data_ptr() for t in self._tensors] == self._addresses
             and all(

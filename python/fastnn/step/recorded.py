@@ -12,6 +12,7 @@ from torch import Tensor
 from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
 from fastnn.capture.captured import Captured
+from fastnn.capture.program import Program
 from fastnn.capture.signature import signature
 from fastnn.capture.watch import present_obstacle
 from fastnn.step.plan import clears_by_itself
@@ -181,7 +182,7 @@ class _Update(Captured):
     ) -> Tensor | str:
         (input, _), (target, _) = gathered
         for program in self._programs:
-            if program.checked is None or self._loss is None:
+            if not isinstance(program, Program) or program.checked is None or self._loss is None:
                 continue
             if program.islands:
                 return f"torch runs a part of the step: {program.islands[0][0]}"

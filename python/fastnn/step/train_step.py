@@ -16,9 +16,9 @@ from torch import Tensor
 from fastnn import _dispatch, _losses
 from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn._losses import Loss
+from fastnn.capture import cuda_graph
 from fastnn.capture.watch import present_obstacle
 from fastnn.nn.utils import clip_grad_norm_
-from fastnn.step import cuda_graph
 from fastnn.step.epoch import run_epoch
 from fastnn.step.parameters import ParameterList, drop_gradients
 from fastnn.step.plan import LossOptions, StepPlan, clears_by_itself, make_plan, make_state
@@ -367,7 +367,7 @@ class TrainStep:
         reason = _dispatch.torch_reason()
         if reason is not None:
             return None, reason
-        if inputs and isinstance(inputs[0], Tensor) and cuda_graph.is_there(inputs[0]):
+        if inputs and isinstance(inputs[0], Tensor) and cuda_graph.is_there(inputs[0].device):
             loss = self._graphed(inputs, target)
             return (None, loss) if isinstance(loss, str) else (loss, None)
         loss = self._native(inputs, target)

@@ -1,4 +1,4 @@
-"""What a captured training step asks of CUDA; tests without a GPU put a stand-in for these functions."""
+"""What captures ask of CUDA; tests without a GPU put a stand-in for these functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 T = TypeVar("T")
 
@@ -19,12 +18,13 @@ capturing = threading.RLock()
 
 _streams: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Stream]] = {}  # of rehearsals, of captures
 _failed: dict[torch.device, str] = {}
+_done: dict[torch.device, torch.cuda.Event] = {}
 _failed_graphs: list[torch.cuda.CUDAGraph] = []  # torch's allocator may still refer to them
 
 
-def is_there(t: Tensor) -> bool:
-    """Whether work on `t` can be captured."""
-    return t.is_cuda
+def is_there(device: torch.device) -> bool:
+    """Whether work on a device can be captured."""
+    return device.type == "cuda"
 
 
 def current_stream(device: torch.device) -> object:
@@ -36,6 +36,30 @@ def is_capturing(device: torch.device) -> bool:
     """Whether somebody captures that stream already."""
     with torch.cuda.device(device):
         return torch.cuda.is_current_stream_capturing()
+
+
+def arithmetic() -> tuple[object, ...]:
+    """The settings that choose other kernels for the same tensors."""
+    matmul = torch.backends.cuda.matmul
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        matmul.fp32_precision,
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+    )
+
+
+@contextlib.contextmanager
+def in_turn(device: torch.device) -> Iterator[None]:
+    """Have work on a device begin after that of the last block of this kind, whatever the streams."""
+    stream = torch.cuda.current_stream(device)
+    done = _done.get(device)
+    if done is not None:
+        stream.wait_event(done)
+    try:
+        yield
+    finally:
+        _done[device] = stream.record_event()
 
 
 def why_failed(device: torch.device) -> str | None:

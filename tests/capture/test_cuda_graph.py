@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastnn.step import cuda_graph
+from fastnn.capture import cuda_graph
 
 DEVICE = torch.device("cuda:1")
 
