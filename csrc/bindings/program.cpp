@@ -9,14 +9,12 @@
 #include <utility>
 #include <vector>
 
-#include "bindings/adagrad_step.h"
-#include "bindings/adam_step.h"
 #include "bindings/arguments.h"
 #include "bindings/collectable.h"
+#include "bindings/optimizer_group.h"
 #include "bindings/program_batches.h"
+#include "bindings/program_step.h"
 #include "bindings/registration.h"
-#include "bindings/rmsprop_step.h"
-#include "bindings/sgd_step.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
 #include "dispatch/cpu_dispatch.h"
@@ -343,25 +341,6 @@ class Program {
     return !inputs_overlap();
   }
 
-  // Whether the groups of an optimizer hold these parameters, in this order, and no others.
-  static bool has_parameters(const py::object& optimizer, const py::list& expected) {
-    static PyObject* const groups_key = interned("param_groups");
-    static PyObject* const params_key = interned("params");
-    const py::object groups = owned(PyObject_GetAttr(optimizer.ptr(), groups_key));
-    if (!PyList_Check(groups.ptr())) return false;
-    Py_ssize_t seen = 0;
-    for (Py_ssize_t g = 0; g < PyList_GET_SIZE(groups.ptr()); ++g) {
-      PyObject* const group = PyList_GET_ITEM(groups.ptr(), g);
-      PyObject* const params = PyDict_Check(group) ? PyDict_GetItemWithError(group, params_key) : nullptr;
-      if (!params || !PyList_Check(params)) return PyErr_Clear(), false;
-      for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i, ++seen)
-        if (seen == PyList_GET_SIZE(expected.ptr()) ||
-            PyList_GET_ITEM(params, i) != PyList_GET_ITEM(expected.ptr(), seen))
-          return false;
-    }
-    return seen == PyList_GET_SIZE(expected.ptr());
-  }
-
   bool find_memory(Buffer& buffer) {
     static PyObject* const grad = interned("grad");
     if (buffer.kind == Buffer::Kind::arena || buffer.kind == Buffer::Kind::output) return true;
@@ -457,45 +436,11 @@ class Program {
     throw py::error_already_set();
   }
 
-  bool step(const Node& node) const {
-    if (node.rule == "adam") return step_by<AdamStep>(node);
-    if (node.rule == "sgd") return step_by<SgdStep>(node);
-    if (node.rule == "rmsprop") return step_by<RmspropStep>(node);
-    if (node.rule == "adagrad") return step_by<AdagradStep>(node);
-    return false;
-  }
-
-  template <class GroupStep>
-  bool step_by(const Node& node) const {
-    static PyObject* const groups_key = interned("param_groups");
-    static PyObject* const state_key = interned("state");
-    static PyObject* const increment_version = torch_attribute("torch.autograd.graph", "increment_version");
-    const auto groups = py::reinterpret_steal<py::list>(PyObject_GetAttr(node.optimizer.ptr(), groups_key));
-    const auto state = py::reinterpret_steal<py::dict>(PyObject_GetAttr(node.optimizer.ptr(), state_key));
-    if (!groups || !state) throw py::error_already_set();
-    size_t next = 0;
-    const auto gradient_of = [&](PyObject* param) -> const void* {
-      if (next == node.gradients.size() || node.gradients[next].first.ptr() != param) return nullptr;
-      const Operand& operand = node.gradients[next++].second;
-      return buffers_[operand.buffer].base + operand.offset;
-    };
-    std::vector<GroupStep> steps;
-    steps.reserve(groups.size());
-    const auto reason = why_not([&] {
-      for (const py::handle group : groups) {
-        steps.emplace_back(py::reinterpret_borrow<py::dict>(group), state, match_layout_);
-        steps.back().prepare_with(gradient_of);
-      }
-      refuse_if(next != node.gradients.size(), "the optimizer has other parameters");
-      for (size_t i = 1; i < steps.size(); ++i) steps.front().also_touches(steps[i]);
-      steps.front().check_disjoint();
-    });
-    if (reason) return false;
-    for (GroupStep& group : steps) {
-      owned(PyObject_CallOneArg(increment_version, group.written().ptr()));
-      group.run();
-    }
-    return true;
+  bool step(const Node& node) {
+    gradients_.clear();
+    for (const auto& [param, operand] : node.gradients)
+      gradients_.emplace_back(param.ptr(), buffers_[operand.buffer].base + operand.offset);
+    return take_step(node.rule, node.optimizer, gradients_, match_layout_);
   }
 
   void settle_gradients() const {
@@ -569,6 +514,7 @@ class Program {
   std::vector<py::object> held_;  // the same, alive
   std::vector<TensorView> input_views_;
   std::vector<py::object> made_;
+  std::vector<std::pair<PyObject*, const void*>> gradients_;
 };
 
 // One instruction on torch's tensors: for tests of the kernels by themselves.
