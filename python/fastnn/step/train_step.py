@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
-from numbers import Real
 from typing import Any
 
 import torch
@@ -19,76 +16,13 @@ from fastnn._losses import Loss
 from fastnn.capture import cuda_graph
 from fastnn.capture.watch import present_obstacle
 from fastnn.nn.utils import clip_grad_norm_
+from fastnn.step.checks import CHECKS
 from fastnn.step.epoch import run_epoch
 from fastnn.step.parameters import ParameterList, drop_gradients
 from fastnn.step.plan import LossOptions, StepPlan, clears_by_itself, make_plan, make_state
 from fastnn.step.recorded import RecordedStep
 from fastnn.step.refused import Refused, WarmUp
 
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"TrainStep: model must be a torch.nn.Module, got {type(model).__name__}")
-
-
-def _check_loss(loss: object) -> None:
-    if isinstance(loss, type):
-        raise TypeError(f"TrainStep: loss must be an instance, got the class {loss.__name__}")
-    if not callable(loss):
-        raise TypeError(f"TrainStep: loss must be callable, got {type(loss).__name__}")
-
-
-def _check_optimizer(optimizer: object) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"TrainStep: optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise TypeError(
-            "TrainStep: expected an optimizer that evaluates the loss once a step, got "
-            f"{type(optimizer).__name__}, which does so several times"
-        )
-
-
-def _check_number(name: str, value: object) -> None:
-    if not isinstance(value, Real):
-        raise TypeError(f"TrainStep: {name} must be a number, got {type(value).__name__}")
-
-
-def _check_max_norm(max_norm: Any) -> None:
-    if max_norm is not None:
-        _check_number("max_norm", max_norm)
-        if not max_norm >= 0:
-            raise ValueError(f"TrainStep: max_norm must be at least 0, got {max_norm}")
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"TrainStep: {name} must be a bool, got {type(value).__name__}")
-
-
-def _check_mean(mean: Any) -> None:
-    _check_number("mean", mean)
-    if not math.isfinite(mean):
-        raise ValueError(f"TrainStep: mean must be finite, got {mean}")
-
-
-def _check_std(std: Any) -> None:
-    _check_number("std", std)
-    if std == 0 or not math.isfinite(std):
-        raise ValueError(f"TrainStep: std must be finite and not 0, got {std}")
-
-
-_CHECKS: dict[str, Callable[[Any], None]] = {
-    "model": _check_model,
-    "loss": _check_loss,
-    "optimizer": _check_optimizer,
-    "max_norm": _check_max_norm,
-    "keep_grad": partial(_check_flag, "keep_grad"),
-    "mean": _check_mean,
-    "std": _check_std,
-    "native": partial(_check_flag, "native"),
-}
 _PARTS = ("model", "loss", "optimizer")
 _LAST: Any = object()  # the target is the last positional argument
 _DTYPES = frozenset({torch.float32, torch.float64})  # of a native step's parameters
@@ -224,9 +158,9 @@ class TrainStep:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Change an argument for the calls to come."""
-        check = _CHECKS.get(name)
+        check = CHECKS.get(name)
         if check is None:
-            raise AttributeError(f"TrainStep has no attribute {name!r}; it has {', '.join(_CHECKS)}")
+            raise AttributeError(f"TrainStep has no attribute {name!r}; it has {', '.join(CHECKS)}")
         check(value)
         super().__setattr__(name, value)
         super().__setattr__("_plan", None)
@@ -235,12 +169,12 @@ class TrainStep:
             super().__setattr__("_parameters", ParameterList(value))
 
     def __repr__(self) -> str:
-        rest = ", ".join(f"{name}={getattr(self, name)!r}" for name in _CHECKS if name not in _PARTS)
+        rest = ", ".join(f"{name}={getattr(self, name)!r}" for name in CHECKS if name not in _PARTS)
         parts = ", ".join(_name(getattr(self, name)) for name in _PARTS)
         return f"TrainStep({parts}, {rest})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in _CHECKS}
+        return {name: self.__dict__[name] for name in CHECKS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = {"_parameters": ParameterList(state["model"]), "_recorded": RecordedStep()}
