@@ -1,5 +1,6 @@
 # make train   train MNIST with fused ops        make test   run the test suite
 # make lint    ruff, mypy, clang-format           make dev    compile in place, for work on the sources
+# make sanitize ARGS=tests/capture    those tests with the extension compiled for AddressSanitizer and UBSan
 # make bench   measure against torch and other libraries; writes benchmarks/results and README's tables of them
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +9,7 @@ ARGS   ?=
 SOURCES := $(shell find csrc python benchmarks CMakeLists.txt cmake pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path 'benchmarks/results/*')
 CXX_FILES := $(shell find csrc tests/cuda_emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench lint format dev clean
+.PHONY: train test bench lint format dev sanitize clean
 
 train: $(VENV)/.installed-train
 	$(VENV)/bin/fastnn train $(ARGS)
@@ -31,12 +32,24 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
+CONFIGURE = $(VENV)/bin/cmake -S . -G Ninja -DCMAKE_BUILD_TYPE=Release \
+  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
+  -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir)
+
 dev: $(VENV)/.installed-dev
-	$(VENV)/bin/cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release \
-	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
-	  -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir)
+	$(CONFIGURE) -B build/dev
 	$(VENV)/bin/cmake --build build/dev
 	$(VENV)/bin/cmake --install build/dev --prefix python
+
+# The sanitizer comes before all other libraries, torch's and Python's among them.
+sanitize: $(VENV)/.installed-test
+	$(CONFIGURE) -B build/sanitize -DFASTNN_SANITIZE=address,undefined -DFASTNN_CUDA=OFF
+	$(VENV)/bin/cmake --build build/sanitize
+	rm -rf build/sanitize/python && cp -r python build/sanitize/python
+	$(VENV)/bin/cmake --install build/sanitize --prefix build/sanitize/python
+	PYTHONPATH=$(abspath build/sanitize/python) ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
+	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	  $(VENV)/bin/python -m pytest $(ARGS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
