@@ -1,7 +1,6 @@
 #include "core/scratch.h"
 
 #include <cstdlib>
-#include <new>
 
 namespace fastnn {
 
@@ -11,7 +10,7 @@ constexpr size_t kAlignment = 64;
 
 void* allocate(size_t bytes) {
   void* data = std::aligned_alloc(kAlignment, (bytes + kAlignment) / kAlignment * kAlignment);
-  if (!data) throw std::bad_alloc();
+  if (!data) throw_out_of_memory();
   return data;
 }
 

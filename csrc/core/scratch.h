@@ -5,6 +5,9 @@
 
 namespace fastnn {
 
+// Throws std::bad_alloc, which becomes Python's MemoryError.
+[[noreturn]] void throw_out_of_memory();
+
 // Memory that only grows.
 class ScratchBuffer {
  public:

@@ -22,9 +22,6 @@ namespace fastnn {
 // On a team: its size; and 1 inside the body of its parallel_for.
 int max_threads();
 
-// Throws std::bad_alloc, which becomes Python's MemoryError.
-[[noreturn]] void throw_out_of_memory();
-
 class Barrier;
 
 // What the members of one team share. The thread that makes it leads it.
