@@ -1,15 +1,16 @@
 # make train   train MNIST with fused ops        make test   run the test suite
 # make lint    ruff, mypy, clang-format           make dev    compile in place, for work on the sources
 # make sanitize ARGS=tests/capture    those tests with the extension compiled for AddressSanitizer and UBSan
+# make web     the kernels in a browser: static files in web/dist
 # make bench   measure against torch and other libraries; writes benchmarks/results and README's tables of them
 PYTHON ?= python3
 VENV   ?= .venv
 PIP     = $(VENV)/bin/pip --disable-pip-version-check
 ARGS   ?=
 SOURCES := $(shell find csrc python benchmarks CMakeLists.txt cmake pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path 'benchmarks/results/*')
-CXX_FILES := $(shell find csrc tests/cuda_emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/cuda_emulator web -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench lint format dev sanitize clean
+.PHONY: train test bench lint format dev web sanitize clean
 
 train: $(VENV)/.installed-train
 	$(VENV)/bin/fastnn train $(ARGS)
@@ -50,6 +51,17 @@ sanitize: $(VENV)/.installed-test
 	PYTHONPATH=$(abspath build/sanitize/python) ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  $(VENV)/bin/python -m pytest $(ARGS)
+
+web: $(VENV)/.web-tools
+	$(VENV)/bin/cmake -S web -B build/web -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/web/zig.cmake \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DFASTNN_PYTHON=$(abspath $(VENV))/bin/python
+	$(VENV)/bin/cmake --build build/web
+	$(VENV)/bin/cmake --install build/web --prefix web/dist
+
+# The extra alone: the package, and torch, are not needed.
+$(VENV)/.web-tools: $(VENV)/bin/python pyproject.toml
+	$(PIP) install --quiet $$(sed -n '/^web = /{s/.*\[//; s/[],"]/ /g; p}' pyproject.toml)
+	touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -20,8 +20,10 @@ void throw_out_of_memory() { out_of_memory(); }
 }  // namespace fastnn
 
 void* fastnn_allocate(uint32_t bytes) {
-  constexpr size_t kAlignment = 64;  // a cache line
-  void* const data = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+  constexpr size_t kAlignment = 64;                                           // a cache line
+  const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;  // less than `bytes` near 2^32
+  void* const data =
+      rounded < bytes ? nullptr : std::aligned_alloc(kAlignment, rounded ? rounded : kAlignment);
   if (!data) out_of_memory();
   return data;
 }

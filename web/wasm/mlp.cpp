@@ -1,8 +1,6 @@
 #include "mlp.h"
 
-#include <cstring>
-
-#include "bindings/arena.h"
+#include "layout.h"
 #include "ops/adam/adam_scales.h"
 #include "ops/linear/linear.h"
 #include "views.h"
@@ -12,15 +10,14 @@ using namespace fastnn::FASTNN_ISA;
 
 Mlp::Mlp(const int32_t* sizes, int32_t depth, MlpLoss loss) : depth_(depth), loss_(loss) {
   for (int32_t i = 0; i <= depth; ++i) sizes_[i] = sizes[i];
-  Arena arena;
-  size_t at[2 * kMaxDepth];
+  Layout layout;
+  int64_t at[2 * kMaxDepth];
   for (int32_t l = 0; l < depth; ++l) {
-    at[2 * l] = arena.take(int64_t{sizes[l]} * sizes[l + 1], sizeof(float));
-    at[2 * l + 1] = arena.take(sizes[l + 1], sizeof(float));
+    at[2 * l] = layout.take(int64_t{sizes[l]} * sizes[l + 1], sizeof(float));
+    at[2 * l + 1] = layout.take(sizes[l + 1], sizeof(float));
   }
-  parameters_.grow(arena.size());
-  std::memset(parameters_.data(), 0, arena.size());
-  const auto address = [&](size_t offset) {
+  layout.grow_zeroed(parameters_);
+  const auto address = [&](int64_t offset) {
     return reinterpret_cast<float*>(static_cast<char*>(parameters_.data()) + offset);
   };
   for (int32_t l = 0; l < depth; ++l) {
@@ -62,14 +59,13 @@ template <class Options>
 void Mlp::begin(Options& own, const Options& options) {
   own = options;
   steps_taken_ = 0;
-  Arena arena;
-  size_t at[2 * 2 * kMaxDepth];
+  Layout layout;
+  int64_t at[2 * 2 * kMaxDepth];
   int count = 0;
   each_parameter([&](const TensorView& parameter, ParameterUpdate&) {
-    for (int i = 0; i < 2; ++i) at[count++] = arena.take(parameter.numel(), sizeof(float));
+    for (int i = 0; i < 2; ++i) at[count++] = layout.take(parameter.numel(), sizeof(float));
   });
-  state_.grow(arena.size());
-  std::memset(state_.data(), 0, arena.size());
+  layout.grow_zeroed(state_);
   count = 0;
   each_parameter([&](const TensorView& parameter, ParameterUpdate& update) {
     OptimizerTensor tensor = {};
@@ -105,20 +101,21 @@ void Mlp::advance() {
 }
 
 void Mlp::lay_out(int64_t batch) {
-  Arena arena;
-  const auto matrix_at = [&](int64_t columns) { return arena.take(batch * columns, sizeof(float)); };
+  Layout layout;
+  const auto matrix_at = [&](int64_t columns) { return layout.take(batch * columns, sizeof(float)); };
   int64_t widest = 0;
-  size_t outputs[kMaxDepth], bias_gradients[kMaxDepth];
-  const size_t rows = arena.take(batch, sizeof(int64_t)), labels = arena.take(batch, sizeof(int64_t));
-  const size_t input = matrix_at(sizes_[0]), target = matrix_at(sizes_[depth_]);
+  int64_t outputs[kMaxDepth], bias_gradients[kMaxDepth];
+  const int64_t rows = layout.take(batch, sizeof(int64_t)), labels = layout.take(batch, sizeof(int64_t));
+  const int64_t input = matrix_at(sizes_[0]), target = matrix_at(sizes_[depth_]);
   for (int32_t l = 0; l < depth_; ++l) {
     if (sizes_[l + 1] > widest) widest = sizes_[l + 1];
     outputs[l] = matrix_at(sizes_[l + 1]);
-    bias_gradients[l] = arena.take(sizes_[l + 1], sizeof(float));
+    bias_gradients[l] = layout.take(sizes_[l + 1], sizeof(float));
   }
-  const size_t gradients[2] = {matrix_at(widest), matrix_at(widest)};  // a layer's, and that of the one below
-  buffers_.grow(arena.size());
-  const auto floats = [&](size_t offset) {
+  const int64_t gradients[2] = {matrix_at(widest),
+                                matrix_at(widest)};  // a layer's, and that of the one below
+  layout.grow(buffers_);
+  const auto floats = [&](int64_t offset) {
     return reinterpret_cast<float*>(static_cast<char*>(buffers_.data()) + offset);
   };
   rows_ = reinterpret_cast<int64_t*>(floats(rows));

@@ -1,4 +1,5 @@
 // The kernels of single ops.
+#include "layout.h"
 #include "ops/adam/adam.h"
 #include "ops/adam/adam_scales.h"
 #include "ops/cross_entropy/cross_entropy.h"
@@ -26,7 +27,10 @@ Status fastnn_cross_entropy(const float* logits, int32_t m, int32_t classes, con
     return refuse(kInvalid, "cross_entropy", "logits have shape (", m, ", ", classes, ")");
   if (const int64_t bad = bad_label(labels, nullptr, m, classes); bad >= 0)
     return refuse(kOutOfRange, "cross_entropy", "target ", labels[bad], " is out of bounds");
-  const ScopedBuffer wide(static_cast<size_t>(m) * sizeof(int64_t));
+  Layout layout;
+  layout.take(m, sizeof(int64_t));
+  ScratchBuffer wide;
+  layout.grow(wide);
   int64_t* const target = static_cast<int64_t*>(wide.data());
   for (int64_t i = 0; i < m; ++i) target[i] = labels[i];
   CrossEntropyArgs args = cross_entropy_of(m, classes, target, Reduction::mean);
