@@ -1,4 +1,6 @@
 // The kernels of single ops.
+#include <cmath>
+
 #include "layout.h"
 #include "ops/adam/adam.h"
 #include "ops/adam/adam_scales.h"
@@ -27,6 +29,10 @@ Status fastnn_cross_entropy(const float* logits, int32_t m, int32_t classes, con
     return refuse(kInvalid, "cross_entropy", "logits have shape (", m, ", ", classes, ")");
   if (const int64_t bad = bad_label(labels, nullptr, m, classes); bad >= 0)
     return refuse(kOutOfRange, "cross_entropy", "target ", labels[bad], " is out of bounds");
+  if (m == 0) {
+    *loss = NAN;  // a mean of nothing; the kernel takes at least one row
+    return kOk;
+  }
   Layout layout;
   layout.take(m, sizeof(int64_t));
   ScratchBuffer wide;
