@@ -57,6 +57,16 @@ const OPS = {
       model.dispose();
     }
   },
+  // The same again and again, whatever it throws: whether anything is used up.
+  async repeat(count, op, ...args) {
+    for (let i = 0; i < count; ++i) {
+      try {
+        await OPS[op](...args);
+      } catch (error) {
+        if (!(error instanceof library.OutOfMemoryError)) throw error;
+      }
+    }
+  },
   // load() in a browser whose WebAssembly refuses the probe
   async withoutSimd() {
     const validate = WebAssembly.validate;

@@ -49,6 +49,7 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adamw": (torch.optim.AdamW, {"lr": 1e-3, "betas": (0.8, 0.99), "eps": 1e-6}),
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
     "sgd-momentum": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+    "sgd-dampening": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}),
     "sgd-nesterov": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
 }
 
@@ -110,6 +111,18 @@ def test_trains_as_torch_does(sizes: list[int], loss: str, optimizer: str, node:
     assert_as_exact(torch.tensor(got[: len(calls)]).double(), theirs, want)
     for ours, p, q in zip(got[len(calls) :], parameters_of(model), parameters_of(exact), strict=True):
         assert_as_exact(ours.double(), p.double(), q)
+
+
+def test_rows_that_do_not_count(node: Node) -> None:
+    x, y = batches_for("cross_entropy", [9, 4], [12])[0]
+    y[::3] = -100
+    loss, weight = node(
+        "mlp", [9, 4], {"optimizer": web_optimizer("sgd")}, [["trainStep", x, y], ["weight", 0]]
+    )
+    model = torch_mlp([9, 4]).double()
+    (want,) = steps_of_torch(model, "sgd", "cross_entropy", [(x, y)])
+    assert loss == pytest.approx(want, rel=1e-6)
+    torch.testing.assert_close(weight.double(), parameters_of(model)[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
