@@ -35,7 +35,12 @@ class SgdStep final : public OptimizerStep<SgdTensor> {
  private:
   void read_state(PyObject* param, const TensorView& p, SgdTensor& tensor) override {
     static PyObject* const buffer_key = interned("momentum_buffer");
-    if (options_.momentum != 0) tensor.state[0] = state_or_new(param, buffer_key, p, tensor.first);
+    if (options_.momentum == 0) return;
+    tensor.state[0] = state_or_new(param, buffer_key, p, tensor.first);
+    // A skipped step leaves the buffer at 0, from which the next one goes on as a first step would, but for
+    // the dampening.
+    if (tensor.first && options_.dampening != 0 && scalars().found_inf)
+      throw NotCovered("a first step, which is not dampened, may be skipped");
   }
 
   void update(SgdTensor* tensors, int64_t count) override;

@@ -24,6 +24,7 @@ from optimizer_cases import (
     Case,
     Options,
     assert_same,
+    decisions,
     every_case,
     master,
     masters,
@@ -140,6 +141,27 @@ def test_what_a_grad_scaler_leaves_to_the_optimizer(
                 run.theirs.step()
         if extra or not found:
             run.check()
+
+
+@with_and_without_masters
+def test_sgds_dampened_momentum_begins_with_the_first_step_that_is_taken(
+    dtype: torch.dtype, extra: Options, cuda_device: torch.device
+) -> None:
+    """Whether it is taken the host must know."""
+    case = CASES["momentum"]
+    params = parameters([300, 5], dtype, cuda_device)
+    others = twins(params, torch.float32)
+    options = {**case.options, "lr": 0.1}
+    mine, theirs = case.ours(params, fused=True, **extra, **options), case.torchs(others, **options)
+    why = "a first step, which is not dampened, may be skipped"
+    for found, reason in ((1.0, why), (1.0, why), (0.0, why), (0.0, None), (1.0, None), (0.0, None)):
+        set_gradients(params, others)
+        mine.grad_scale = torch.ones((), device=cuda_device)
+        mine.found_inf = torch.full((1,), found, device=cuda_device)
+        assert decisions(mine.step) == [reason]
+        if not found:
+            theirs.step()
+        torch.testing.assert_close(masters(mine, params) if extra else params, others, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("found", [0.0, 1.0])

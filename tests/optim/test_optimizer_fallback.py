@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fastnn
+from fastnn import optim
 from optimizer_cases import (
     CASES,
     FUSED,
@@ -233,3 +234,23 @@ def test_float32_masters_under_fused(case: Case) -> None:
     torch.testing.assert_close(p.data, q.data.bfloat16())
     assert (memory[:24].view(4, 6)[:, 1::2] == MARK).all()
     assert (memory[24:] == MARK).all()
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+@pytest.mark.parametrize("options", [{"dampening": 0.3}, {"nesterov": True}], ids=str)
+def test_sgds_momentum_begins_with_the_first_step_that_is_taken(options: Options, disabled: bool) -> None:
+    """And with each parameter's own, though torch's fused function makes all buffers at once."""
+    params = parameters([3, 4])
+    twin = copy.deepcopy(params)
+    options = {"lr": 0.1, "momentum": 0.9, **options}
+    mine, theirs = optim.SGD(params, fused=True, **options), torch.optim.SGD(twin, **options)
+    for found, count in ((1.0, 2), (0.0, 1), (0.0, 2), (1.0, 2), (0.0, 2)):
+        set_gradients(params[:count], twin[:count])
+        mine.grad_scale, mine.found_inf = torch.tensor(1.0), torch.tensor(found)
+        with fastnn.disabled() if disabled else contextlib.nullcontext():
+            mine.step()
+        if not found:
+            theirs.step()
+        mine.zero_grad()
+        theirs.zero_grad()
+    torch.testing.assert_close(params, twin)

@@ -134,11 +134,15 @@ class NativeOptimizer(Float32State):
         # What a GradScaler left to torch's fused functions.
         scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
         fused = group.get("fused")
-        if fused and not fit_for_fused(lists):
+        if fused and not self._fit_for_fused(group, lists):
             if not unscale(lists[1], **scaling):
                 return
             fused, scaling = None, dict.fromkeys(scaling)
         self._torch_update(group, lists, found, {"fused": fused, **scaling})
+
+    def _fit_for_fused(self, group: dict[str, Any], lists: list[list[Any]]) -> bool:
+        """Whether torch's fused function updates these tensors right."""
+        return fit_for_fused(lists)
 
     def _torch_update(
         self, group: dict[str, Any], lists: list[list[Any]], found: Any, fused: dict[str, Any]

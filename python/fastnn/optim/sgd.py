@@ -54,6 +54,15 @@ class SGD(NativeOptimizer, torch.optim.SGD):
     _op = "sgd"
     _lists = 3
 
+    def _fit_for_fused(self, group: dict[str, Any], lists: list[list[Any]]) -> bool:
+        # Of new buffers torch's fused function makes all or none, and keeps them where a GradScaler has it
+        # skip the step that would fill them.
+        _, grads, buffers = lists
+        begins = group["momentum"] != 0 and any(buffer is None for buffer in buffers)
+        if begins and not any(grad.is_sparse for grad in grads):  # which it refuses
+            return False
+        return super()._fit_for_fused(group, lists)
+
     def _torch_update(
         self, group: dict[str, Any], lists: list[list[Any]], found: Any, fused: dict[str, Any]
     ) -> None:
