@@ -1,5 +1,21 @@
 """Optimizers: drop-in for those of :mod:`torch.optim`. And the soft update of target networks.
 
+What all of them share
+    Arguments, defaults, parameter groups, the names of the state and ``state_dict`` are torch's; checkpoints
+    load both ways. ``lr`` is a float or a tensor of one element.
+
+    All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
+    float16 tensors on the CPU or all on one CUDA device, each fills one block of memory and has gradient and
+    state of its own dtype (a 16-bit one's state may be float32), and they share no memory. 16-bit parameters
+    are computed in float32 and rounded once.
+
+    ``foreach`` and ``fused`` are kept for checkpoints and change nothing on the CPU. On CUDA ``fused`` and
+    ``capturable`` count the steps on the device, where a learning rate that is a tensor and what a
+    ``GradScaler`` leaves to a fused optimizer are read too: nothing waits for the device.
+
+    Other groups are left to torch, each by itself, and so are ``differentiable`` and, on the CPU,
+    ``capturable`` and the scale of a fused ``GradScaler``. :func:`fastnn.explain` says why.
+
 Parameters of 16 bits
     bfloat16 keeps 8 bits of a number and float16 11. An update smaller than :math:`2^{-9}` (float16:
     :math:`2^{-12}`) of a weight is lost when the weight is rounded, every time, and so is what a moment that

@@ -22,28 +22,19 @@ class Adagrad(NativeOptimizer, torch.optim.Adagrad):
     with :math:`g` the gradient plus ``weight_decay`` times the parameter and :math:`t` the number of the
     step.
 
-    All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
-    float16 tensors on the CPU or all on one CUDA device, each with gradient and state of its own dtype (a
-    16-bit one's state may be float32), and share no memory. 16-bit parameters are computed in float32.
-    ``foreach`` and ``fused`` are kept for checkpoints and make no difference on the CPU. On CUDA ``fused``
-    counts the steps on the device, where a learning rate that is a tensor and what a ``GradScaler`` leaves to
-    a fused optimizer are read too: nothing waits for the device. Other groups, sparse gradients,
-    ``differentiable``, and on the CPU the scale of a fused ``GradScaler``, are left to torch.
-
-    State (``step``, ``sum``) and state_dict are torch's and load both ways.
+    Parameters of any shape in float32, float64, bfloat16 or float16 are updated natively, all of a group in
+    one call; :mod:`fastnn.optim` says what is left to torch. Sparse gradients are too. State: ``step``,
+    ``sum``.
 
     Args:
-        params: parameters, named parameters, or dicts that define groups.
-        lr: learning rate, a float or a tensor of one element.
+        params, lr: as in torch.
         lr_decay: how fast the learning rate falls with the number of steps. The rate that it leaves is a
             float64 here; torch rounds it to the dtype of an ``lr`` that is a tensor.
         weight_decay: L2 penalty.
         initial_accumulator_value: what the sum of squares begins with.
         eps: added to the denominator.
         foreach, maximize, differentiable, fused: as in torch.
-        state_dtype: of the state of bfloat16 and float16 parameters: None, theirs, or ``torch.float32``.
-        master_weights: keep a float32 copy of bfloat16 and float16 parameters and update that, so that small
-            updates are not lost; the state is float32 then. See :mod:`fastnn.optim`.
+        state_dtype, master_weights: for parameters of 16 bits; see :mod:`fastnn.optim`.
 
     Raises:
         ValueError: an option out of its range.

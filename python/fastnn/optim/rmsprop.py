@@ -17,32 +17,23 @@ class RMSprop(NativeOptimizer, torch.optim.RMSprop):
         v &\leftarrow \alpha v + (1 - \alpha) g^2 \\
         p &\leftarrow p - \text{lr} \cdot \frac{g}{\sqrt{v} + \epsilon}
 
-    with :math:`g` the gradient plus ``weight_decay`` times the parameter. ``centered`` puts :math:`v - a^2`
-    in the place of :math:`v` in the second line, :math:`a \leftarrow \alpha a + (1 - \alpha) g`. With
-    momentum :math:`b \leftarrow \text{momentum} \cdot b + g / (\sqrt{v} + \epsilon)` takes the place of the
-    quotient.
+    with :math:`g` the gradient plus ``weight_decay`` times the parameter. Under ``centered`` the second line
+    has :math:`v - a^2` instead of :math:`v`, :math:`a \leftarrow \alpha a + (1 - \alpha) g`; with momentum
+    :math:`b \leftarrow \text{momentum} \cdot b + g / (\sqrt{v} + \epsilon)` instead of the quotient.
 
-    All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
-    float16 tensors on the CPU or all on one CUDA device, each with gradient and state of its own dtype (a
-    16-bit one's state may be float32), and share no memory. 16-bit parameters are computed in float32.
-    ``foreach`` is kept for checkpoints and makes no difference then. On CUDA ``capturable`` counts the steps
-    on the device. Other groups, ``differentiable``, and on the CPU ``capturable``, are left to torch.
-
-    State (``step``, ``square_avg``, ``momentum_buffer``, ``grad_avg``) and state_dict are torch's and load
-    both ways.
+    Parameters of any shape in float32, float64, bfloat16 or float16 are updated natively, all of a group in
+    one call; :mod:`fastnn.optim` says what is left to torch. State: ``step``, ``square_avg``,
+    ``momentum_buffer``, ``grad_avg``.
 
     Args:
-        params: parameters, named parameters, or dicts that define groups.
-        lr: learning rate, a float or a tensor of one element.
+        params, lr: as in torch.
         alpha: what is kept of the moments from step to step.
         eps: added to the denominator.
         weight_decay: L2 penalty.
         momentum: what is kept of the buffer from step to step.
-        centered: divide by the root of the variance in the place of the second moment.
+        centered: divide by the root of the variance instead of the second moment.
         capturable, foreach, maximize, differentiable: as in torch.
-        state_dtype: of the state of bfloat16 and float16 parameters: None, theirs, or ``torch.float32``.
-        master_weights: keep a float32 copy of bfloat16 and float16 parameters and update that, so that small
-            updates are not lost; the state is float32 then. See :mod:`fastnn.optim`.
+        state_dtype, master_weights: for parameters of 16 bits; see :mod:`fastnn.optim`.
 
     Raises:
         ValueError: an option out of its range.

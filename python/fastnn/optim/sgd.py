@@ -18,30 +18,21 @@ class SGD(NativeOptimizer, torch.optim.SGD):
         p &\leftarrow p - \text{lr} \cdot b
 
     with :math:`g` the gradient plus ``weight_decay`` times the parameter, :math:`\mu` the momentum and
-    :math:`\tau` the dampening. At the first step :math:`b = g`. Under ``nesterov`` :math:`g + \mu b` takes
-    the place of :math:`b` in the second line, without momentum :math:`g` does.
+    :math:`\tau` the dampening. At the first step :math:`b = g`. The second line has :math:`g + \mu b`
+    instead of :math:`b` under ``nesterov``, and :math:`g` without momentum.
 
-    All parameters of a group are updated in one native call when they are float32, float64, bfloat16 or
-    float16 tensors on the CPU or all on one CUDA device, each with gradient and state of its own dtype (a
-    16-bit one's state may be float32), and share no memory. 16-bit parameters are computed in float32.
-    ``foreach`` and ``fused`` are kept for checkpoints and make no difference on the CPU. On CUDA a learning
-    rate that is a tensor there and what a ``GradScaler`` leaves to a fused optimizer are read by the kernel:
-    nothing waits for the device. Other groups, sparse gradients, ``differentiable``, and on the CPU the scale
-    of a fused ``GradScaler``, are left to torch.
-
-    State (``momentum_buffer``, with momentum only) and state_dict are torch's and load both ways.
+    Parameters of any shape in float32, float64, bfloat16 or float16 are updated natively, all of a group in
+    one call; :mod:`fastnn.optim` says what is left to torch. Sparse gradients are too, and on CUDA a first
+    step with dampening that a ``GradScaler`` may skip. State: ``momentum_buffer``, with momentum only.
 
     Args:
-        params: parameters, named parameters, or dicts that define groups.
-        lr: learning rate, a float or a tensor of one element.
+        params, lr: as in torch.
         momentum: what is kept of the buffer from step to step.
         dampening: what is held back of the gradient.
         weight_decay: L2 penalty.
         nesterov: look ahead by one step of momentum.
         maximize, foreach, differentiable, fused: as in torch.
-        state_dtype: of the state of bfloat16 and float16 parameters: None, theirs, or ``torch.float32``.
-        master_weights: keep a float32 copy of bfloat16 and float16 parameters and update that, so that small
-            updates are not lost; the state is float32 then. See :mod:`fastnn.optim`.
+        state_dtype, master_weights: for parameters of 16 bits; see :mod:`fastnn.optim`.
 
     Raises:
         ValueError: an option out of its range.
