@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -155,9 +156,18 @@ def test_modules_in_a_closure_are_watched() -> None:
     assert (captured(torch.ones(200)) == 1).all()
 
 
-def test_distributions_validate_while_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _validating() -> Iterator[None]:
+    """As at first: torch.compile leaves it off."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(True)
+    yield
+    Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.usefixtures("_validating")
+def test_distributions_validate_while_recording() -> None:
     """In the recording too, and other threads see nothing of it."""
-    monkeypatch.setattr(Distribution, "_validate_args", True)  # torch.compile leaves it off
     elsewhere = []
 
     def sample(mean: Tensor, scale: Tensor, covariance: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -62,3 +65,14 @@ def layouts(
         variants["expanded"] = dense.to(device)[:1].expand(rows, columns)
         variants["expanded-column"] = dense.to(device)[:, :1].expand(rows, columns)
     return variants
+
+
+@contextlib.contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Allow CUDA to multiply float32 in tf32, or forbid it, inside the block."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gram_cases import check, make
-from reference import DTYPES
+from reference import DTYPES, tf32_allowed
 
 import fastnn.functional as FF
 from fastnn import _dispatch
@@ -27,15 +27,15 @@ def test_float32_on_tensor_cores(
 ) -> None:
     monkeypatch.setattr(_cuda_limits, "TENSOR_CORES_FROM", 0)
     monkeypatch.setattr(_cuda_limits, "TENSOR_CORES_SIDE", 0)
-    monkeypatch.setattr(_cuda_limits, "_tf32_allowed", lambda: tf32)
-    for shape in ((2, 40, 70), (1, 129, 130)):
-        f = make(shape, torch.float32, cuda_device)
-        if not tf32:
-            check(f)
-            continue
-        g = FF.gram_matrix(f).cpu()
-        assert torch.equal(g, g.mT)
-        # Both factors are rounded by up to 2^-11.
-        f64 = f.cpu().double()
-        bound = 2.0**-10 * f64.abs() @ f64.abs().mT + 1e-5
-        assert bool(((g.double() - f64 @ f64.mT).abs() <= bound).all())
+    with tf32_allowed(tf32):
+        for shape in ((2, 40, 70), (1, 129, 130)):
+            f = make(shape, torch.float32, cuda_device)
+            if not tf32:
+                check(f)
+                continue
+            g = FF.gram_matrix(f).cpu()
+            assert torch.equal(g, g.mT)
+            # Both factors are rounded by up to 2^-11.
+            f64 = f.cpu().double()
+            bound = 2.0**-10 * f64.abs() @ f64.abs().mT + 1e-5
+            assert bool(((g.double() - f64 @ f64.mT).abs() <= bound).all())

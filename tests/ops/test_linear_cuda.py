@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from linear_cases import SIXTEEN_BITS, check, check_special_values, problem
-from reference import DTYPES, laid_out
+from reference import DTYPES, laid_out, tf32_allowed
 from torch import Tensor
 
 import fastnn.functional as FF
@@ -45,13 +47,13 @@ def test_activations_far_out(activation: str, dtype: torch.dtype, cuda_device: t
 
 
 @pytest.fixture(params=["tf32", "tf32_3x"])
-def tensor_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def tensor_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """float32 on the tensor cores, however small the product."""
     kind: str = request.param
     monkeypatch.setattr(_cuda_limits, "TENSOR_CORES_FROM", 0)
     monkeypatch.setattr(_cuda_limits, "TENSOR_CORES_SIDE", 0)
-    monkeypatch.setattr(_cuda_limits, "_tf32_allowed", lambda: kind == "tf32")
-    return kind
+    with tf32_allowed(kind == "tf32"):
+        yield kind
 
 
 @pytest.mark.parametrize(
@@ -116,10 +118,10 @@ def test_torch_product_for_large_ones(
     assert len(called) == 5 * 2 * 3
 
 
-def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_choice(tf32: bool) -> None:
     choose, limits = _cuda_limits.choose, _cuda_limits
-    for tf32 in (False, True):
-        monkeypatch.setattr(limits, "_tf32_allowed", lambda tf32=tf32: tf32)
+    with tf32_allowed(tf32):
         assert choose(torch.float32, 64, 128, 784) == (False, limits.PLAIN)
         assert choose(torch.float32, 64, 2**20, 64) == (False, limits.PLAIN)
         assert choose(torch.float32, 512, 512, 512) == (False, limits.TF32 if tf32 else limits.TF32_3X)
@@ -127,16 +129,6 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose(torch.bfloat16, 512, 512, 512)[0] is False
         for dtype in (torch.bfloat16, torch.float16, torch.float64):
             assert choose(dtype, 4096, 4096, 4096)[0] is True
-
-
-def test_torch_says_whether_tf32_is_allowed() -> None:
-    before = torch.backends.cuda.matmul.fp32_precision
-    try:
-        for precision, allowed in (("tf32", True), ("ieee", False)):
-            torch.backends.cuda.matmul.fp32_precision = precision
-            assert _cuda_limits._tf32_allowed() is allowed
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
 
 
 @pytest.mark.cuda
