@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastnn
-from fastnn import _dispatch
+from fastnn import _dispatch, _torch_internals
 
 built, why_not_built = _dispatch.load_cuda() if _dispatch.cpu is not None else (None, "")
 needs_module = pytest.mark.skipif(built is None, reason="needs the compiled CUDA module")
@@ -84,7 +84,7 @@ class OnCuda:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dispatch, "_PLAIN_TYPES", _dispatch._PLAIN_TYPES | {OnCuda})
-    monkeypatch.setattr(_dispatch, "_has_storage", lambda t: True)
+    monkeypatch.setattr(_torch_internals, "has_storage", lambda t: True)
     monkeypatch.setattr(_dispatch, "_device_reason", lambda index: None if index == 0 else "no such device")
 
 

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch.optim.lr_scheduler import StepLR
 
 import fastnn
 
@@ -15,8 +17,8 @@ SOURCES = Path(__file__).parents[1] / "csrc"
 
 # Each may import what stands above it, and itself.
 PYTHON = [
-    ("_version", "_losses"),
-    ("_replaced", "_torch_internals"),
+    ("_version", "_losses", "_torch_internals"),
+    ("_replaced",),
     ("_dispatch",),
     ("ops",),
     ("functional",),
@@ -100,3 +102,120 @@ def test_sources_include_down() -> None:
             if included in levels and levels[included] > levels[room]:
                 wrong.append(f"{path.relative_to(SOURCES)} includes {included}/")
     assert not wrong
+
+
+# Attributes and functions of fastnn's that objects of torch's happen to have too.
+OURS = {"_values", "_addmm_activation", "_op", "_name"}
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def _private_attributes() -> set[str]:
+    """Names that objects of torch's have for themselves."""
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)])
+    objects = [
+        *(torch.ones(1), torch.ones(1, requires_grad=True).exp().grad_fn, torch.ops.aten.add.Tensor),
+        *(torch.nn.Module(), torch.nn.Sequential(), optimizer, StepLR(optimizer, 1)),
+    ]
+    return {name for each in objects for name in dir(each) if _is_private(name)}
+
+
+def _chain(node: ast.AST) -> list[str]:
+    """Of ``a.b.c`` a, b and c; of anything else nothing."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return [node.id, *reversed(names)] if isinstance(node, ast.Name) else []
+
+
+def _private_names_of_torch(source: str, private: set[str]) -> list[str]:
+    """Where a source uses what torch does not make public.
+
+    That is what is imported from torch or reached from there by dots or ``getattr``, and attributes, strings
+    and methods with one of the names `private`.
+    """
+    tree = ast.parse(source)
+    theirs: set[str] = set()  # names bound to something of torch's
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                parts = alias.name.split(".")
+                if parts[0] == "torch":
+                    theirs.add(alias.asname or "torch")
+                    found += [(node.lineno, alias.name) for part in parts if _is_private(part)]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            for alias in node.names:
+                theirs.add(alias.asname or alias.name)
+                path = f"{node.module}.{alias.name}"
+                found += [(node.lineno, path) for part in path.split(".") if _is_private(part)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            root = (_chain(node) or [""])[0]
+            if _is_private(node.attr) and (root in theirs or node.attr in private):
+                found.append((node.lineno, ast.unparse(node)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            last = node.value.rpartition(".")[2]
+            if node.value in private or (node.value.startswith("torch.") and _is_private(last)):
+                found.append((node.lineno, node.value))
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name in private:
+            found.append((node.lineno, node.name))
+        elif isinstance(node, ast.Call) and len(node.args) > 1:
+            root, name = (_chain(node.args[0]) or [""])[0], node.args[1]
+            if (
+                root in theirs
+                and isinstance(name, ast.Constant)
+                and isinstance(name.value, str)
+                and _is_private(name.value)
+            ):
+                found.append((node.lineno, name.value))
+    return [f"{line}: {name}" for line, name in sorted(set(found))]
+
+
+def test_private_names_of_torch_are_in_one_file() -> None:
+    internals = PACKAGE / "_torch_internals.py"
+    nodes = [*ast.walk(ast.parse(internals.read_text(encoding="utf-8")))]
+    named = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    named |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    private = (_private_attributes() | {name for name in named if _is_private(name)}) - OURS
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path != internals:
+            found = _private_names_of_torch(path.read_text(encoding="utf-8"), private)
+            wrong += [f"{path.relative_to(PACKAGE)}:{each}" for each in found]
+    assert not wrong
+
+
+@pytest.mark.skipif(not SOURCES.exists(), reason="only in a checkout")
+def test_private_names_of_torch_are_in_one_source() -> None:
+    private = _private_attributes()
+    using = {
+        path.name
+        for path in SOURCES.rglob("*.cpp")
+        if private & set(re.findall(r'"(\w+)"', path.read_text(encoding="utf-8")))
+    }
+    assert using == {"accumulator_hooks.cpp"}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import torch\nx = torch._C.f", ["torch._C"]),
+        ("import torch\nx = torch.utils._pytree.tree_map(1)", ["torch.utils._pytree"]),
+        ("from torch.utils._pytree import tree_map", ["torch.utils._pytree.tree_map"]),
+        ("from torch.nn import _reduction as r", ["torch.nn._reduction"]),
+        ("import torch._dynamo", ["torch._dynamo"]),
+        ("import sys\nx = sys.modules.get('torch._dynamo')", ["torch._dynamo"]),
+        ("from torch.nn import functional as F\nx = getattr(F, '_private', None)", ["_private"]),
+        ("def f(module):\n    return module._parameters", ["module._parameters"]),
+        ("def f(module):\n    return module.__dict__['_parameters']", ["_parameters"]),
+        ("class A:\n    def _parameters(self): pass", ["_parameters"]),
+        ("import torch\nx = torch.nn.Module().__dict__, fastnn._dispatch, self._own, '_own'", []),
+    ],
+)
+def test_a_private_name_is_found(source: str, names: list[str]) -> None:
+    found = _private_names_of_torch(source, {"_parameters"})
+    assert [each.partition(": ")[2] for each in found] == names

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from fastnn import _replaced
+from fastnn import _torch_internals as _internals
+from fastnn._torch_internals import FORWARD_LEVEL
 
 logger = logging.getLogger("fastnn")
 
@@ -79,7 +81,7 @@ def _load(name: str) -> tuple[Any, str | None]:
 
 def _unreadable(module: Any) -> str | None:
     """Why the compiled module cannot read this torch's tensors, or None."""
-    if _dispatch_modes():
+    if _internals.dispatch_modes():
         return None  # makes tensors of its own kind: nothing can be tried under it
     try:
         module.probe_copy(*(torch.zeros(1, dtype=torch.float32, device="cpu") for _ in range(2)))
@@ -92,8 +94,9 @@ def _unreadable(module: Any) -> str | None:
 
 def _load_cpu() -> tuple[Any, str | None]:
     """The CPU module with the instruction set of FASTNN_CPU_ISA selected; without it (None, why)."""
-    if _no_checks is not None:
-        return None, f"torch {torch.__version__} lacks a check that fastnn relies on ({_no_checks})"
+    missing = _internals.missing_check
+    if missing is not None:
+        return None, f"torch {torch.__version__} lacks a check that fastnn relies on ({missing})"
     module, reason = _load("_cpu")
     if module is not None:
         reason = _unreadable(module)
@@ -124,34 +127,18 @@ def _device_reason(index: int) -> str | None:
     return module.why_unusable(index) or None
 
 
-# The checks are bound once: they run before every op, and a look-up along `torch._C._functorch` costs more
-# than the call. Most are no public API: a torch that drops one costs the native kernels, not the import.
-_no_checks: str | None = None
-try:
-    from torch.utils._device import DeviceContext
-
-    _is_compiling = torch.compiler.is_compiling
-    _functorch_level = torch._C._functorch.peek_interpreter_stack
-    _dispatch_modes = torch._C._len_torch_dispatch_stack
-    _function_modes = torch._C._len_torch_function_stack
-    _function_mode_at = torch._C._get_function_stack_at
-    _jit_state = torch._C._get_tracing_state
-    _any_autocast = torch._C._is_any_autocast_enabled
-    _has_storage = torch._C._has_storage
-    _forward_ad = torch.autograd.forward_ad
-    _forward_ad._current_level  # noqa: B018
-except (ImportError, AttributeError) as error:
-    _no_checks = str(error)
+_is_compiling = torch.compiler.is_compiling
+_forward_ad = vars(torch.autograd.forward_ad)
 
 
 def quiet_states() -> list[tuple[Callable[[], Any], Any]]:
     """Most of what `torch_reason` asks, and the answers where nothing is special, always the same objects."""
     return [
-        (_functorch_level, None),
-        (_dispatch_modes, 0),
-        (_function_modes, 0),
-        (_any_autocast, False),
-        (_jit_state, None),
+        (_internals.functorch_level, None),
+        (_internals.dispatch_modes, 0),
+        (_internals.function_modes, 0),
+        (_internals.any_autocast, False),
+        (_internals.jit_state, None),
         (_replaced.functions.unchanged, True),
     ]
 
@@ -225,7 +212,7 @@ def _tensor_reason(t: Tensor, on_cuda: bool) -> str | None:
         return f"{type(t).__name__} is {kind}"
     if not (t.is_cuda if on_cuda else t.is_cpu):
         return "devices are mixed" if on_cuda else f"no kernels for device {t.device.type}"
-    if not _has_storage(t):
+    if not _internals.has_storage(t):
         # Sparse and opaque layouts, and the batched tensors of is_grads_batched and vectorized jacobians.
         strided = t.layout is torch.strided
         return "the tensor is batched by a transform" if strided else f"no kernels for layout {t.layout}"
@@ -240,31 +227,31 @@ def _tensor_reason(t: Tensor, on_cuda: bool) -> str | None:
 
 def _only_device_modes() -> bool:
     # set_default_device and `with torch.device(...)` are function modes that change factories only.
-    modes = [_function_mode_at(i) for i in range(_function_modes())]
-    return all(type(mode) is DeviceContext for mode in modes)
+    modes = [_internals.function_mode_at(i) for i in range(_internals.function_modes())]
+    return all(type(mode) is _internals.DeviceContext for mode in modes)
 
 
 def _transform_reason() -> str | None:
     if _is_compiling():
         return "torch.compile is tracing"
-    if _functorch_level() is not None:
+    if _internals.functorch_level() is not None:
         return "a functorch transform is active"
-    if _forward_ad._current_level >= 0:
+    if _forward_ad[FORWARD_LEVEL] >= 0:
         return "forward-mode AD is active"
-    if _dispatch_modes():
+    if _internals.dispatch_modes():
         return "a torch dispatch mode is active"
-    if _function_modes() and not _only_device_modes():
+    if _internals.function_modes() and not _only_device_modes():
         return "a torch function mode is active"
-    if _any_autocast() and torch.is_autocast_enabled("cpu"):
+    if _internals.any_autocast() and torch.is_autocast_enabled("cpu"):
         return "autocast is active"
-    if _jit_state() is not None:
+    if _internals.jit_state() is not None:
         return "torch.jit is tracing"
     return _replaced.replaced_function()
 
 
 def _cuda_reason(tensors: tuple[Tensor | None, ...]) -> str | None:
     """What speaks against CUDA kernels, beside what speaks against any."""
-    if _any_autocast() and torch.is_autocast_enabled("cuda"):
+    if _internals.any_autocast() and torch.is_autocast_enabled("cuda"):
         return "autocast is active"
     devices = {t.device for t in tensors if t is not None}
     if len(devices) > 1:
@@ -283,7 +270,7 @@ def torch_reason(*tensors: Tensor | None, cuda: bool = False) -> str | None:
         return "fastnn is disabled"
     if cpu is None:
         return cpu_missing
-    if not _is_compiling() and _forward_ad._current_level < 0 and _is_plain_call(tensors):
+    if not _is_compiling() and _forward_ad[FORWARD_LEVEL] < 0 and _is_plain_call(tensors):
         return None  # nearly always; what follows knows more, and says what is special
     reason = _transform_reason()
     if reason is not None:

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from fastnn import _losses
+from fastnn._torch_internals import MODULE_CALL
 
 _COMPILED = (BuiltinFunctionType, MethodDescriptorType, GetSetDescriptorType)
 _HOMES = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
@@ -114,7 +115,7 @@ losses = Names(
 )
 classes = Names(
     [
-        *((torch.nn.Module, name) for name in ("__call__", "_call_impl", "_wrapped_call_impl")),
+        *((torch.nn.Module, name) for name in MODULE_CALL),
         *(
             (getattr(torch.nn, kind), name)
             for name in ("__call__", "forward")

@@ -1,18 +1,218 @@
-"""Hooks that only autograd knows of: a step that does without autograd has to look for them."""
+"""Every name of torch's that is not public, and what happens where a torch lacks it.
+
+Names of torch's modules are bound here, once; those of attributes of its objects are constants, for
+``__dict__``, or hidden by a function. (csrc/bindings/accumulator_hooks.cpp reads a parameter's hooks as
+`on_leaf` does.)
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.modules.module as _module
+import torch.optim.optimizer as _optimizer
 from torch import Tensor
+from torch.autograd import forward_ad, profiler
+from torch.nn import _reduction
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
+# Without these, and the imports above, fastnn does not import: they are private by their place alone.
+OpOverload = torch._ops.OpOverload
+legacy_reduction = _reduction.legacy_get_string  # what size_average and reduce meant
+
+
+def is_composite(op: Any) -> bool:
+    """Whether an op consists of others."""
+    return bool(op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+
+
+def arguments_of(op: Any) -> Sequence[Any]:
+    """The arguments in an op's signature."""
+    return op._schema.arguments  # type: ignore[no-any-return]
+
+
+# What `_dispatch` asks before every op: a torch that drops one costs the native kernels, not the import. They
+# are bound once: a look-up along `torch._C._functorch` costs more than the call.
+missing_check: str | None = None
+jit_state: Callable[[], Any] = lambda: None  # noqa: E731  # is asked for by name
+FORWARD_LEVEL = "_current_level"  # in the variables of torch.autograd.forward_ad
+try:
+    from torch.utils._device import DeviceContext as DeviceContext
+
+    functorch_level = torch._C._functorch.peek_interpreter_stack
+    dispatch_modes = torch._C._len_torch_dispatch_stack
+    function_modes = torch._C._len_torch_function_stack
+    function_mode_at = torch._C._get_function_stack_at
+    any_autocast = torch._C._is_any_autocast_enabled
+    has_storage = torch._C._has_storage
+    jit_state = torch._C._get_tracing_state
+    vars(forward_ad)[FORWARD_LEVEL]
+except (ImportError, AttributeError, KeyError) as error:
+    missing_check = str(error)
+
+# Whether the backward that runs reaches a node; a torch without it computes every gradient.
+will_run: Callable[[Any], bool] | None = getattr(torch._C, "_will_engine_execute_node", None)
+# Whether the graph is there still after the backward that runs; without it, what was saved is kept.
+keeps_graph: Callable[[], bool] = getattr(
+    getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", lambda: True
+)
+PYTHON_NODE = "_forward_cls"  # what nodes have that are written in Python; without it none seems to be
+# Without these two fastnn does not import.
+version_of: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
+is_view = Tensor._is_view
 
 # ``on_saved_tensors(True)`` gives the hooks for whatever autograd saves, as `saved_tensors_hooks` sets them,
 # or None.
 on_saved_tensors: Any = getattr(
     getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None
 )
-names_known = on_saved_tensors is not None and hasattr(Tensor, "_use_count")
+
+# Where torch keeps what else a call of a module, or a step of an optimizer, does; None where it keeps it
+# elsewhere. These dicts are changed in place, never replaced.
+all_forward_hooks: Any = getattr(_module, "_global_forward_hooks", None)
+all_forward_pre_hooks: Any = getattr(_module, "_global_forward_pre_hooks", None)
+all_backward_hooks: Any = getattr(_module, "_global_backward_hooks", None)
+all_backward_pre_hooks: Any = getattr(_module, "_global_backward_pre_hooks", None)
+all_step_pre_hooks: Any = getattr(_optimizer, "_global_optimizer_pre_hooks", None)
+all_step_post_hooks: Any = getattr(_optimizer, "_global_optimizer_post_hooks", None)
+
+# Attributes of every module.
+PARAMETERS, BUFFERS, MODULES = "_parameters", "_buffers", "_modules"
+FORWARD_HOOKS, FORWARD_PRE_HOOKS = "_forward_hooks", "_forward_pre_hooks"
+BACKWARD_HOOKS, BACKWARD_PRE_HOOKS = "_backward_hooks", "_backward_pre_hooks"
+MODULE_HOOKS = (FORWARD_HOOKS, FORWARD_PRE_HOOKS, BACKWARD_HOOKS, BACKWARD_PRE_HOOKS)
+COMPILED_CALL = "_compiled_call_impl"  # where ``Module.compile`` puts it
+COMPILED = "_orig_mod"  # the module that torch.compile has wrapped in another
+# What a call of a module is made of, and what `Module.parameters` is.
+MODULE_CALL = ("__call__", "_call_impl", "_wrapped_call_impl")
+MODULE_LISTING = ("parameters", "named_parameters", "_named_members", "named_modules")
+
+# Attributes of every optimizer.
+STEP_PRE_HOOKS, STEP_POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
+STEP_HOOKS = (STEP_PRE_HOOKS, STEP_POST_HOOKS)
+
+# Under a torch that has other names no layers are fused, no step skips torch's wrapping, and no training step
+# runs natively.
+module_names_known = (
+    None not in (all_forward_hooks, all_forward_pre_hooks, all_backward_hooks, all_backward_pre_hooks)
+    and {PARAMETERS, BUFFERS, MODULES, *MODULE_HOOKS} <= torch.nn.Module().__dict__.keys()
+    and hasattr(torch.nn.Module, COMPILED_CALL)
+)
+step_names_known = None not in (
+    all_step_pre_hooks,
+    all_step_post_hooks,
+    getattr(profiler, "_is_profiler_enabled", None),
+)
+names_known = (
+    module_names_known and step_names_known and on_saved_tensors is not None and hasattr(Tensor, "_use_count")
+)
+
+
+def is_profiling() -> bool:
+    """Whether a profiler runs, or cannot be seen."""
+    return bool(getattr(profiler, "_is_profiler_enabled", True))
+
+
+def any_hook_of_all_modules() -> bool:
+    """Whether somebody watches every module."""
+    return bool(all_forward_hooks or all_forward_pre_hooks or all_backward_hooks or all_backward_pre_hooks)
+
+
+def is_only_forward(module: torch.nn.Module) -> bool:
+    """Whether calling `module` does nothing besides the forward of its class."""
+    state = module.__dict__
+    return not (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+        or module._compiled_call_impl is not None
+    )
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether torch.compile has compiled the module or wraps it; a torch that keeps it elsewhere says no."""
+    dynamo = sys.modules.get("torch._dynamo")  # not there before the first torch.compile
+    return getattr(module, COMPILED_CALL, None) is not None or (
+        dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+    )
+
+
+def is_schedulers_counter(step: Any) -> bool:
+    """Whether a step on an optimizer object is a scheduler's counter; where that does not show, no."""
+    return hasattr(step, "_wrapped_by_lr_sched")
+
+
+def note_step(optimizer: torch.optim.Optimizer) -> None:
+    """Tell schedulers, which else warn, that a step was taken."""
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
+def fill_lists(optimizer: torch.optim.Optimizer, group: dict[str, Any], lists: Sequence[list[Any]]) -> Any:
+    """Have an optimizer make the state that its first step would make, and fill lists with it."""
+    return optimizer._init_group(group, *lists)  # type: ignore[attr-defined]
+
+
+class OptimizerParts(torch.optim.Optimizer):
+    """Comes before one of torch's optimizers among the bases; has methods for what its private ones do.
+
+    A torch without the first cannot make the state of fastnn's optimizers; one without the second gives no
+    hooks to a step that was put into its class before an optimizer is made.
+    """
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> Any:
+        return self.init_lists(group, *lists)
+
+    def init_lists(self, group: dict[str, Any], *lists: list[Any]) -> Any:
+        """Fill lists with the tensors of a group, and make the state where there is none."""
+        return super()._init_group(group, *lists)  # type: ignore[misc]
+
+    def _patch_step_function(self) -> None:
+        super()._patch_step_function()
+        self.step_is_wrapped()
+
+    def step_is_wrapped(self) -> None:
+        """Called after torch has wrapped the step of the class."""
+
+
+# torch's check that a step which is captured into a CUDA graph may be; its name changed after torch 2.10. A
+# torch that has neither goes without.
+check_graph_capture: Callable[[torch.optim.Optimizer], None] | None = getattr(
+    torch.optim.Optimizer,
+    "_accelerator_graph_capture_health_check",
+    getattr(torch.optim.Optimizer, "_cuda_graph_capture_health_check", None),
+)
+
+# Many tensors in few launches; without them it is one at a time.
+lerp_each: Callable[..., None] | None = getattr(torch, "_foreach_lerp_", None)
+_add_each = getattr(torch, "_foreach_add_", None)
+
+
+def add_to_each(tensors: list[Tensor], number: float) -> None:
+    """Add a number to every tensor."""
+    if _add_each is not None:
+        _add_each(tensors, number)
+        return
+    for tensor in tensors:
+        tensor.add_(number)
+
+
+def end_allocation(device: torch.device, pool: Any) -> None:
+    """Have CUDA's allocator take no more memory from a pool; without it, it is left to torch."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if end is not None:
+        end(device.index, pool)
+
+
+def clear_workspaces() -> None:
+    """Have cuBLAS forget the memory that it has for streams; without it, it stays."""
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+    if clear is not None:
+        clear()
 
 
 def on_accumulator(param: Tensor) -> tuple[dict[int, Any], ...] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ import torch
 
 from fastnn import _dispatch, nn, optim
 from fastnn._dispatch import Conversion
+from fastnn._torch_internals import MODULES, is_compiled, is_only_forward, is_schedulers_counter
 from fastnn.nn import mlp as _mlp
 from fastnn.nn.activation import activation_of
 from fastnn.optim._float32 import Float32State
@@ -153,13 +153,13 @@ def _fusion(part: Any) -> str | None:
     """What of a `Sequential` runs as one op, or whether a layer can be in such an op."""
     nothing_fuses = _mlp.why_nothing_fuses()
     if type(part) in (nn.Sequential, nn.MLP):
-        names, runs = list(part._modules), _mlp.fused_runs(list(part))
+        names, runs = list(part.__dict__[MODULES]), _mlp.fused_runs(list(part))
         where = ", ".join(f"{names[run[0]]} to {names[run[-1]]}" for run in runs)
         return f"one op: {where}" if runs else nothing_fuses or "nothing in it fuses"
     activation = activation_of(part)
     if nothing_fuses is not None or (type(part) is not nn.Linear and activation is None):
         return None
-    if not _mlp._only_forward(part):
+    if not is_only_forward(part):
         return "never fuses: it has a hook, a replaced forward or a compiled one"
     return "fuses behind a Linear in a Sequential" if activation not in (None, "relu") else None
 
@@ -172,7 +172,7 @@ def _take_step_along(optimizer: torch.optim.Optimizer, counterpart: Any) -> str 
     step: Any = optimizer.__dict__.get("step")
     if step is None:
         return None
-    if hasattr(step, "_wrapped_by_lr_sched"):
+    if is_schedulers_counter(step):
         for cell in step.__closure__ or ():
             if cell.cell_contents is type(optimizer).step:
                 cell.cell_contents = counterpart.step
@@ -182,16 +182,9 @@ def _take_step_along(optimizer: torch.optim.Optimizer, counterpart: Any) -> str 
 
 def _eager_modules(module: torch.nn.Module, seen: set[int]) -> Iterator[torch.nn.Module]:
     """Each module once, save those inside compiled ones: a change there would cost a recompilation."""
-    if id(module) in seen or _is_compiled(module):
+    if id(module) in seen or is_compiled(module):
         return
     seen.add(id(module))
     yield module
     for child in module.children():
         yield from _eager_modules(child, seen)
-
-
-def _is_compiled(module: torch.nn.Module) -> bool:
-    dynamo = sys.modules.get("torch._dynamo")  # not there before the first torch.compile
-    return getattr(module, "_compiled_call_impl", None) is not None or (
-        dynamo is not None and isinstance(module, dynamo.OptimizedModule)
-    )

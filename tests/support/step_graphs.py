@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fastnn
 from cuda_emulation import Emulation
-from fastnn import _dispatch
+from fastnn import _dispatch, _torch_internals
 from fastnn.capture import cuda_graph
 from fastnn.step.graph_update import COVERED
 from recorded_graph import RecordedKernels
@@ -40,7 +40,7 @@ def set_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> G
         kernels = RecordedKernels(emulation.cuda)
         capture = kernels.capture
         monkeypatch.setattr(_dispatch, "native", lambda _: kernels)
-        monkeypatch.setattr(_dispatch, "_dispatch_modes", lambda: 0)  # the recording's own
+        monkeypatch.setattr(_torch_internals, "dispatch_modes", lambda: 0)  # the recording's own
         monkeypatch.setattr(cuda_graph, "is_there", lambda _: True)
         monkeypatch.setattr(cuda_graph, "is_capturing", lambda _: False)
         monkeypatch.setattr(cuda_graph, "current_stream", lambda _: found.stream)

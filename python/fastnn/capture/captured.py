@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn._dispatch import Unsupported
+from fastnn._torch_internals import BUFFERS, FORWARD_HOOKS, FORWARD_PRE_HOOKS, MODULES, PARAMETERS, version_of
 from fastnn.capture import cuda_graph
 from fastnn.capture.check import compare
 from fastnn.capture.graph_program import GraphProgram
@@ -31,7 +32,7 @@ from fastnn.capture.recorder import Recorder, Step, Tape, parameters_of, replace
 from fastnn.capture.signature import Signature, signature
 
 # What a module has in dicts; hooks that come later are Python that the recording does not know.
-_TABLES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_TABLES = (PARAMETERS, BUFFERS, MODULES, FORWARD_HOOKS, FORWARD_PRE_HOOKS)
 # What a replay may return again as it was, beside tensors, in tuples, lists and dicts.
 _RETURNED = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, Enum)
 _PROGRAMS = 8  # kept, the most recently used
@@ -200,7 +201,7 @@ class Captured:
                 for leaf, grad in planted
             )
             for leaf, grad in planted:
-                if leaf.grad is grad and grad._version == 0:  # else the function has added its own to it
+                if leaf.grad is grad and version_of(grad) == 0:  # else the function has added its own to it
                     leaf.grad = None
         known.leaves = recorder.leaves
         news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]

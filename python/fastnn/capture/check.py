@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fastnn._torch_internals import STEP_HOOKS
 from fastnn.capture.ir import Storage
 from fastnn.capture.program import Program
 from fastnn.capture.recorder import as_view, parameters_of, replace, tensors_in
-from fastnn.capture.watch import OPTIMIZER_HOOKS
 
 # What rounding may change is measured: the program, and the same made of torch's ops, which may be the less
 # exact one, run again with every float that they read off by a few units in the last place (`_ROUNDING`). The
@@ -153,7 +153,7 @@ def _put_back(into: dict[Any, Any], entries: dict[Any, Any], copies: dict[Any, T
 @contextmanager
 def _without_hooks(optimizers: list[Optimizer]) -> Iterator[None]:
     """The hooks of steps are not called meanwhile."""
-    before = [(o, name, o.__dict__[name]) for o in optimizers for name in OPTIMIZER_HOOKS]
+    before = [(o, name, o.__dict__[name]) for o in optimizers for name in STEP_HOOKS]
     try:
         for o, name, hooks in before:
             if hooks:
@@ -225,7 +225,7 @@ def compare(
     finally:
         before.restore()
     result = eager()
-    hooked = any(o.__dict__[name] for o in optimizers for name in OPTIMIZER_HOOKS)
+    hooked = any(o.__dict__[name] for o in optimizers for name in STEP_HOOKS)
     expected = [Change("result", t) for t in tensors_in(result)] + before.changes()
     difference = _difference(runs, expected)
     if difference is None:

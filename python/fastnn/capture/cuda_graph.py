@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from fastnn._torch_internals import clear_workspaces, end_allocation
+
 T = TypeVar("T")
 
 # Held by captures, of which there is one at a time in a process, and around what makes one fail that another
@@ -147,10 +149,8 @@ def _record(
 
 def _end_allocation(device: torch.device, pool: Any) -> None:
     """Have the allocator take no more memory from the pool, which torch leaves out where a capture fails."""
-    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
-    if end is not None:
-        with contextlib.suppress(Exception):  # it has been ended
-            end(device.index, pool)
+    with contextlib.suppress(Exception):  # it has been ended
+        end_allocation(device, pool)
 
 
 def _free_generator(device: torch.device) -> None:
@@ -173,12 +173,11 @@ def _free_generator(device: torch.device) -> None:
 @contextlib.contextmanager
 def _own_workspaces() -> Iterator[None]:
     """Let cuBLAS take its memory for a stream from the graph's pool, and not keep it for the next capture."""
-    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
-    clear()
+    clear_workspaces()
     try:
         yield
     finally:
-        clear()
+        clear_workspaces()
 
 
 def _stream_kept(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -203,7 +203,7 @@ class Builder:
         self.nodes = self._simplified()
         self.arena = Arena(self.nodes, self.outputs)
         self.memory = torch.empty(self.arena.bytes, dtype=torch.uint8)
-        self._buffers: list[tuple[Any, ...]] = []
+        self._memories: list[tuple[Any, ...]] = []
         self._numbers: dict[int, int] = {}  # of buffers, by id of the Storage
         self._written = {
             id(view.storage)
@@ -250,7 +250,7 @@ class Builder:
             states,
             self.watch,
             self.signature.spec,
-            self._buffers,
+            self._memories,
             [_allocator(view) for view in self._whole],
             nodes,
             self.gradients.absent,
@@ -344,18 +344,18 @@ class Builder:
     def _output(self, storage: Storage) -> int:
         key = id(storage)
         if key not in self._numbers:
-            self._numbers[key] = len(self._buffers)
+            self._numbers[key] = len(self._memories)
             entry = ("output", self.outputs.index(storage), None, (0, (), ()), False, 0, storage.bytes, True)
-            self._buffers.append(entry)
+            self._memories.append(entry)
         return self._numbers[key]
 
     def _buffer(self, key: int, kind: str, index: int, holder: Any, looks: Tensor | None) -> int:
         if key not in self._numbers:
             if looks is None or looks.dtype not in DTYPES:
                 raise Unsupported(f"memory of dtype {None if looks is None else looks.dtype}")
-            self._numbers[key] = len(self._buffers)
+            self._numbers[key] = len(self._memories)
             description = (DTYPES[looks.dtype], tuple(looks.shape), looks.stride())
-            self._buffers.append(
+            self._memories.append(
                 (
                     kind,
                     index,

@@ -20,9 +20,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnn._dispatch import Unsupported
+from fastnn._torch_internals import OpOverload, TorchDispatchMode, arguments_of, is_composite
 from fastnn.capture.ir import Storage, View
 from fastnn.capture.schedules import SchedulerHook
 
@@ -49,17 +49,17 @@ class Schema:
 
 def name_of(op: Any) -> str:
     """Such as "add.Tensor"."""
-    return str(op).partition(".")[2] if isinstance(op, torch._ops.OpOverload) else str(op.__name__)
+    return str(op).partition(".")[2] if isinstance(op, OpOverload) else str(op.__name__)
 
 
 @cache
-def _schema(op: Any) -> Schema:
+def _schema_of(op: Any) -> Schema:
     namespace = str(op).partition(".")[0]
     name = name_of(op)
     undeclared = _UNDECLARED_WRITES.get(name, ())
     writes = tuple(
         (i, argument.name)
-        for i, argument in enumerate(op._schema.arguments)
+        for i, argument in enumerate(arguments_of(op))
         if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in undeclared
     )
     random = torch.Tag.nondeterministic_seeded in op.tags
@@ -146,7 +146,7 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
 
 @cache
 def _is_composite(op: Any) -> bool:
-    return bool(op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+    return is_composite(op)
 
 
 class _Within:
@@ -256,7 +256,7 @@ class Recorder(TorchDispatchMode):
         if self.refused is not None or self.paused:
             return func(*args, **kwargs)
         try:
-            schema = _schema(func)
+            schema = _schema_of(func)
             if schema.namespace == "profiler":
                 return func(*args, **kwargs)
             if torch.is_inference_mode_enabled() and _is_composite(func):  # elsewhere autograd decomposes it
@@ -288,7 +288,7 @@ class Recorder(TorchDispatchMode):
         if self.storage_of(tensor) is None:
             made, copy_ = self._result(tensor), torch.ops.aten.copy_.default
             source = self._first_view(kept := tensor.clone(), kept)
-            self.tape.entries.append(Op(copy_, _schema(copy_), (made, source), {}, made, ()))
+            self.tape.entries.append(Op(copy_, _schema_of(copy_), (made, source), {}, made, ()))
         return tensor
 
     def refuse(self, reason: str) -> None:

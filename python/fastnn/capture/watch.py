@@ -12,22 +12,25 @@ import torch
 
 from fastnn import _replaced, _torch_internals
 from fastnn._dispatch import Unsupported
-from fastnn.nn import mlp as _mlp
+from fastnn._torch_internals import (
+    BUFFERS,
+    COMPILED_CALL,
+    MODULE_CALL,
+    MODULE_HOOKS,
+    MODULE_LISTING,
+    MODULES,
+    PARAMETERS,
+    STEP_HOOKS,
+)
 from fastnn.optim import _hooks
 
-_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# What a call of a module is made of.
-_CALL = ("__call__", "_call_impl", "_wrapped_call_impl")
-# What `Module.parameters` is made of.
-_LISTING = ("parameters", "named_parameters", "_named_members", "named_modules")
-OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _GLOBAL_HOOKS = (
-    _mlp._forward_hooks,
-    _mlp._forward_pre_hooks,
-    _mlp._backward_hooks,
-    _mlp._backward_pre_hooks,
-    _hooks._global_pre_hooks,
-    _hooks._global_post_hooks,
+    _torch_internals.all_forward_hooks,
+    _torch_internals.all_forward_pre_hooks,
+    _torch_internals.all_backward_hooks,
+    _torch_internals.all_backward_pre_hooks,
+    _torch_internals.all_step_pre_hooks,
+    _torch_internals.all_step_post_hooks,
 )
 
 
@@ -42,9 +45,9 @@ def present_obstacle() -> str | None:
 
 def watch_globals(watch: Any) -> None:
     """No hooks for all modules or all optimizers."""
+    if not _torch_internals.names_known:
+        raise Unsupported("this torch keeps hooks where fastnn does not find them")
     for hooks in _GLOBAL_HOOKS:
-        if hooks is None or not _torch_internals.names_known:
-            raise Unsupported("this torch keeps hooks where fastnn does not find them")
         _stays_empty(watch, hooks, "a hook for all modules or optimizers is registered")
 
 
@@ -53,13 +56,13 @@ def watch_module(watch: Any, module: torch.nn.Module) -> None:
     watch.type(module)
     kind = type(module)
     name = kind.__name__
-    for method in _CALL:
+    for method in MODULE_CALL:
         if getattr(kind, method) is not getattr(torch.nn.Module, method):
             raise Unsupported(f"{name} has its own {method}")
-    for method in (*_CALL, "forward"):
+    for method in (*MODULE_CALL, "forward"):
         watch.class_item(kind, method, getattr(kind, method))
     # Attributes of the module, parameters and buffers: a property of the class would come before them.
-    for table in (module.__dict__, module._parameters, module._buffers):
+    for table in (module.__dict__, module.__dict__[PARAMETERS], module.__dict__[BUFFERS]):
         for key in table:
             if not hasattr(kind, key):
                 watch.class_absent(kind, key)
@@ -68,7 +71,7 @@ def watch_module(watch: Any, module: torch.nn.Module) -> None:
             else:
                 watch.class_item(kind, key, found)
     watch_hooks(watch, module)
-    for replaced in ("forward", "_compiled_call_impl"):
+    for replaced in ("forward", COMPILED_CALL):
         if replaced in module.__dict__:
             raise Unsupported(f"{name} has a replaced or compiled forward")
         watch.absent(module.__dict__, replaced)
@@ -76,7 +79,7 @@ def watch_module(watch: Any, module: torch.nn.Module) -> None:
 
 def watch_hooks(watch: Any, module: torch.nn.Module) -> None:
     """Nobody registers a hook on the module."""
-    for hooks in _MODULE_HOOKS:
+    for hooks in MODULE_HOOKS:
         _stays_empty(watch, module.__dict__[hooks], f"{type(module).__name__} has a hook")
 
 
@@ -84,11 +87,11 @@ def watch_tables(watch: Any, model: torch.nn.Module) -> None:
     """``model.parameters()`` stays the same."""
     for module in model.modules():
         kind = type(module)
-        for name in _LISTING:
+        for name in MODULE_LISTING:
             if getattr(kind, name) is not getattr(torch.nn.Module, name) or name in module.__dict__:
                 raise Unsupported(f"{kind.__name__} has its own {name}()")
-        watch.content(module.__dict__["_modules"])
-        watch.content(module.__dict__["_parameters"])
+        watch.content(module.__dict__[MODULES])
+        watch.content(module.__dict__[PARAMETERS])
 
 
 def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -102,7 +105,7 @@ def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
             raise Unsupported(f"{owner.__name__}.step was replaced")
         watch.class_item(owner, "step", owner.step)
     attributes = optimizer.__dict__
-    for hooks in OPTIMIZER_HOOKS:
+    for hooks in STEP_HOOKS:
         _stays_empty(watch, attributes[hooks], "the optimizer has a step hook")
     for scaling in ("grad_scale", "found_inf"):
         if scaling in attributes:
@@ -111,7 +114,7 @@ def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
     step = attributes.get("step")
     if step is None:
         watch.absent(attributes, "step")
-    elif hasattr(step, "_wrapped_by_lr_sched"):
+    elif _torch_internals.is_schedulers_counter(step):
         watch.item(attributes, "step", step)
     else:
         raise Unsupported("the optimizer's step is replaced")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._jit_internal import is_scripting
 
 from fastnn import functional
 
@@ -25,7 +24,8 @@ class GramMatrix(torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the Gram matrix of each sample of `input`."""
-        if is_scripting():  # TorchScript compiles this branch only
+        # TorchScript compiles the first branch only.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
             features = input.flatten(2) if input.dim() == 4 else input
             scale = 1.0 / (features.size(-2) * features.size(-1)) if self.normalize else 1.0
             return torch.matmul(features * scale, features.mT)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _dispatch, _replaced, functional
+from fastnn._torch_internals import PARAMETERS
 from fastnn.ops._sizes import SMALL, is_tiny_linear
 from fastnn.ops.linear import check_activation, torch_activation
 
@@ -20,7 +21,7 @@ _torch_forward = _replaced.original(torch.nn.Linear, "forward")
 def parameters_of(layer: torch.nn.Linear) -> tuple[Tensor, Tensor | None]:
     """`layer.weight` and `layer.bias`, without the microsecond that each takes through Module.__getattr__."""
     state = layer.__dict__
-    own = state["_parameters"]
+    own = state[PARAMETERS]
     if "weight" in own and "bias" in own and "weight" not in state and "bias" not in state:
         return own["weight"], own["bias"]
     return layer.weight, layer.bias  # pruned, a replica of DataParallel, replaced by a user

@@ -10,60 +10,29 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 
 import torch
 from torch import Tensor
-from torch.nn.modules import module as _module
 
 from fastnn import _dispatch, _replaced
+from fastnn._torch_internals import MODULES, any_hook_of_all_modules, is_only_forward, module_names_known
 from fastnn.nn.activation import activation_of, module_of
 from fastnn.nn.linear import Linear, parameters_of
 from fastnn.ops.linear import check_activation, linear
 from fastnn.ops.mlp import mlp_chain
 
-# Where torch keeps what else a call of a module does; its dicts are changed in place, never replaced. Under a
-# torch that keeps it elsewhere nothing is fused.
-_forward_hooks = getattr(_module, "_global_forward_hooks", None)
-_forward_pre_hooks = getattr(_module, "_global_forward_pre_hooks", None)
-_backward_hooks = getattr(_module, "_global_backward_hooks", None)
-_backward_pre_hooks = getattr(_module, "_global_backward_pre_hooks", None)
-_names_known = (
-    None not in (_forward_hooks, _forward_pre_hooks, _backward_hooks, _backward_pre_hooks)
-    and {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
-    <= torch.nn.Module().__dict__.keys()
-    and hasattr(torch.nn.Module, "_compiled_call_impl")
-)
-
-
 _never_fuses = (
-    _dispatch.cpu_missing if _names_known else "this torch keeps hooks where fastnn does not find them"
+    _dispatch.cpu_missing if module_names_known else "this torch keeps hooks where fastnn does not find them"
 )
 _is_compiling = torch.compiler.is_compiling
 _unchanged = _replaced.classes.unchanged
 _torch_forward = torch.nn.Sequential.forward
 
 
-def _anything_global() -> bool:
-    return bool(_forward_hooks or _forward_pre_hooks or _backward_hooks or _backward_pre_hooks)
-
-
 def why_nothing_fuses() -> str | None:
     """What stands against passing any layer's call by, or None."""
     if _is_compiling():
         return "torch.compile is tracing"
-    if _anything_global():
+    if any_hook_of_all_modules():
         return "a hook for all modules is registered"
     return _never_fuses if _never_fuses is not None or _unchanged() else _replaced.replaced_class()
-
-
-def _only_forward(layer: torch.nn.Module) -> bool:
-    """Whether calling `layer` does nothing besides the forward of its class."""
-    state = layer.__dict__
-    return not (
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-        or "forward" in state
-        or layer._compiled_call_impl is not None
-    )
 
 
 class _Chain(NamedTuple):
@@ -81,11 +50,11 @@ def _chain(layers: list[torch.nn.Module], start: int) -> _Chain:
     i = start
     while i < len(layers):
         layer = layers[i]
-        if type(layer) is not Linear or not _only_forward(layer):
+        if type(layer) is not Linear or not is_only_forward(layer):
             break
         activation = layer.activation
         i += 1
-        following = activation_of(layers[i]) if i < len(layers) and _only_forward(layers[i]) else None
+        following = activation_of(layers[i]) if i < len(layers) and is_only_forward(layers[i]) else None
         # A layer's own activation stays; relu(relu(z)) = relu(z).
         if following is not None and (activation is None or activation == following == "relu"):
             activation = following
@@ -143,7 +112,7 @@ class Sequential(torch.nn.Sequential):
                 input = module(input)
             return input
         else:
-            layers = list(self._modules.values())
+            layers = list(self.__dict__[MODULES].values())
             if why_nothing_fuses() is not None:
                 theirs = torch.nn.Sequential.forward
                 output: Tensor = (_torch_forward if theirs is Sequential.forward else theirs)(self, input)
@@ -207,5 +176,5 @@ class MLP(Sequential):
     def __getitem__(self, idx: slice | int) -> torch.nn.Module:
         """Return one module, or a `Sequential` of a slice of them under their own names."""
         if isinstance(idx, slice):
-            return Sequential(OrderedDict(list(self._modules.items())[idx]))
+            return Sequential(OrderedDict(list(self.__dict__[MODULES].items())[idx]))
         return super().__getitem__(idx)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Whether the backward that runs reaches a node; a torch without it computes every gradient.
-_will_run = getattr(torch._C, "_will_engine_execute_node", None)
+from fastnn._torch_internals import will_run as _will_run
+
 _PAUSE = 63  # so many calls ask nothing after an exception
 _calls_to_pass = 0
 

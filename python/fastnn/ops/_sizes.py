@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from fastnn import _dispatch
+from fastnn._torch_internals import PYTHON_NODE
+from fastnn._torch_internals import jit_state as _jit_state
 
 SMALL = "it is too little work to repay a native call"
 
 # Under these sizes may be symbols or tensors, which must not be compared.
 _is_compiling = torch.compiler.is_compiling
-_jit_state = torch._C._get_tracing_state
 _kernels_always = _dispatch.always_native or _dispatch.cpu is None
 
 # M N K of a single layer up to which torch computes it, by activation: the last is that of all others, which
@@ -128,7 +129,7 @@ def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
         with_gradient = torch.is_grad_enabled() and input.requires_grad
         if input.numel() >= limits[with_gradient]:
             return False
-        if with_gradient and hasattr(input.grad_fn, "_forward_cls"):
+        if with_gradient and hasattr(input.grad_fn, PYTHON_NODE):
             return False  # the first node of a backward that is in Python takes 10 us, another 2
         return _may_be_small(input) and input.dim() == 2 and target.dim() == 1
     except (AttributeError, IndexError, TypeError):

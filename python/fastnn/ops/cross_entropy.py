@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import _reduction
 
 from fastnn import _dispatch
+from fastnn._torch_internals import legacy_reduction
 from fastnn.ops._function import NativeFunction, refused
 from fastnn.ops._sizes import SMALL, is_small_cross_entropy
 
@@ -36,7 +36,7 @@ def cross_entropy_torch(
 ) -> Tensor:
     """:func:`cross_entropy` in torch ops: the fallback, and what double backward differentiates."""
     if size_average is not None or reduce is not None:
-        reduction = _reduction.legacy_get_string(size_average, reduce)
+        reduction = legacy_reduction(size_average, reduce)
     target = _torchs_target(target)
     loss = F.cross_entropy(
         input,
@@ -266,7 +266,7 @@ def cross_entropy(
         RuntimeError: other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1].
     """
     if size_average is not None or reduce is not None:
-        reduction = _reduction.legacy_get_string(size_average, reduce)
+        reduction = legacy_reduction(size_average, reduce)
     # Where there are options, torch takes several ops.
     if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
         _dispatch.decide("cross_entropy", SMALL)

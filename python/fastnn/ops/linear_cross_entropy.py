@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _dispatch
+from fastnn._torch_internals import version_of
 from fastnn.ops import _cuda_linear_cross_entropy
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
 from fastnn.ops._sizes import SMALL, is_small_linear_cross_entropy
@@ -80,7 +81,7 @@ class LinearCrossEntropyFunction(NativeFunction):
         rowwise = options["reduction"] == "none"
         copy = linear_bias.clone() if rowwise and linear_bias is not None else None
         ctx.save_for_backward(input, linear_weight, copy, target, weight)
-        ctx.bias = None if linear_bias is None else (linear_bias, linear_bias._version)
+        ctx.bias = None if linear_bias is None else (linear_bias, version_of(linear_bias))
         wanted = (False,) * 3 if rowwise else ctx.needs_input_grad[:3]
         loss, gradients, ctx.scale = _run(input, linear_weight, linear_bias, target, weight, options, wanted)
         ctx.gradients = None if rowwise else gradients
@@ -120,11 +121,11 @@ def _unchanged_bias(ctx: Any) -> Tensor | None:
         return None
     bias: Tensor
     bias, version = ctx.bias
-    if bias._version != version:
+    if version_of(bias) != version:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: "
-            f"linear_cross_entropy's linear_bias is at version {bias._version}; expected version {version} "
-            "instead"
+            f"linear_cross_entropy's linear_bias is at version {version_of(bias)}; "
+            f"expected version {version} instead"
         )
     return bias
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _dispatch
+from fastnn._torch_internals import keeps_graph
 from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
 from fastnn.ops._sizes import SMALL, are_few_rows
@@ -42,11 +43,6 @@ Activations = Sequence[str | None]
 # A list with a place for each layer.
 Values = list[Any]
 
-
-# Whether the graph is there still after the backward that runs.
-_keeps_graph: Callable[[], bool] = getattr(
-    torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True
-)
 
 Select = Callable[[Sequence[Any]], tuple[Any, ...]]
 
@@ -158,7 +154,7 @@ class MlpFunction(NativeFunction):
             grad_input = new(grad_output.shape[0], input_shape[-1]) if wants_input else None
             grads = [new(*t.shape) if want else None for t, want in zip(ctx.wanted[1:], wants, strict=True)]
             grad_weights, grad_biases = grads[:depth], grads[depth:]
-            if not _keeps_graph():  # torch then frees what was saved
+            if not keeps_graph():  # torch then frees what was saved
                 ctx.wanted = None
             kernels = _dispatch.native(grad_output)
             call = kernels.mlp_backward if kernels is _dispatch.cpu else partial(_cuda_backward, kernels)

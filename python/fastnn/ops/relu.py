@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _dispatch
+from fastnn._torch_internals import is_view
 from fastnn.ops._function import NativeFunction
 from fastnn.ops._sizes import SMALL, is_small_relu
 
@@ -109,7 +110,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 def _relu_inplace(input: Tensor) -> Tensor:
     grad_enabled = torch.is_grad_enabled()
     reason = _dispatch.torch_reason(input, cuda=True)
-    if reason is None and grad_enabled and (input._is_view() or (input.requires_grad and input.is_leaf)):
+    if reason is None and grad_enabled and (is_view(input) or (input.requires_grad and input.is_leaf)):
         reason = "torch guards in-place writes to leaves and views"
     elif reason is None and input.is_inference() and not torch.is_inference_mode_enabled():
         reason = "torch guards in-place writes to inference tensors"

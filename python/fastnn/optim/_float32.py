@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fastnn._torch_internals import OptimizerParts
+from fastnn.optim._hooks import torchs_class
+
 _HALF = frozenset({torch.bfloat16, torch.float16})
 _MASTER = "master_param"
 
 
-class Float32State(torch.optim.Optimizer):
+class Float32State(OptimizerParts):
     """Comes before one of torch's optimizers among the bases and adds ``state_dtype``, ``master_weights``.
 
     Both belong to the optimizer and are in no parameter group: a checkpoint, which replaces the groups, has
@@ -30,8 +33,7 @@ class Float32State(torch.optim.Optimizer):
         cls.__signature__ = None  # not to be inherited
         if cls.__init__ is not Float32State.__init__:  # a user's own
             return
-        bases = cls.__mro__[cls.__mro__.index(Float32State) + 1 :]
-        theirs = inspect.signature(bases[0])
+        theirs = inspect.signature(torchs_class(cls))
         own = inspect.signature(Float32State.__init__).parameters
         added = [own["state_dtype"], own["master_weights"]]
         cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *added])
@@ -65,9 +67,9 @@ class Float32State(torch.optim.Optimizer):
                 if _is_floating(key, value):
                     state[key] = value.to(torch.float32)
 
-    def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> Any:
+    def init_lists(self, group: dict[str, Any], *lists: list[Any]) -> Any:
         """Fill the lists as torch does, where state is missing with new state, masters included."""
-        torchs: Any = super()._init_group  # type: ignore[misc]  # of torch's optimizer
+        torchs = super().init_lists
         if self.state_dtype is not None:
             params = [p for p in group["params"] if p.grad is not None and self._is_wide(p)]
             new = [not self.state.get(p) for p in params]

@@ -7,26 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.optim.optimizer as torch_optimizer
-from torch.autograd import profiler
 
 from fastnn import _replaced
-
-Step = Callable[..., Any]
-
-# Changed in place by torch, never replaced. A torch that has other names for them always gets its own
-# wrapping.
-_global_pre_hooks = getattr(torch_optimizer, "_global_optimizer_pre_hooks", None)
-_global_post_hooks = getattr(torch_optimizer, "_global_optimizer_post_hooks", None)
-_names_known = None not in (
-    _global_pre_hooks,
-    _global_post_hooks,
-    getattr(profiler, "_is_profiler_enabled", None),
+from fastnn._torch_internals import (
+    STEP_POST_HOOKS,
+    STEP_PRE_HOOKS,
+    all_step_post_hooks,
+    all_step_pre_hooks,
+    is_profiling,
+    step_names_known,
 )
 
-
-def is_profiling() -> bool:
-    """Whether a profiler runs, or cannot be seen."""
-    return bool(getattr(profiler, "_is_profiler_enabled", True))
+Step = Callable[..., Any]
 
 
 def torchs_class(kind: type) -> Any:
@@ -67,7 +59,7 @@ def hooked_when_needed(step: Step) -> Step:
     replaced the step of torch's class, that is what runs.
     """
     with_hooks = torch_optimizer.Optimizer.profile_hook_step(step)
-    if not _names_known:
+    if not step_names_known:
         return with_hooks
 
     @functools.wraps(step)
@@ -75,12 +67,13 @@ def hooked_when_needed(step: Step) -> Step:
         theirs = replaced_step(self._torchs)
         if theirs is not None:
             return theirs(self) if closure is None else theirs(self, closure)
+        attributes = self.__dict__
         if (
             is_profiling()
-            or self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_pre_hooks
-            or _global_post_hooks
+            or attributes[STEP_PRE_HOOKS]
+            or attributes[STEP_POST_HOOKS]
+            or all_step_pre_hooks
+            or all_step_post_hooks
         ) and type(self).step is wrapper:  # torch wraps the step of a subclass itself
             return with_hooks(self) if closure is None else with_hooks(self, closure)
         return step(self, closure)

@@ -10,18 +10,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch, _replaced
+from fastnn._torch_internals import check_graph_capture, is_profiling
 from fastnn.optim._float32 import Float32State
 from fastnn.optim._fused import fit_for_fused, unscale
-from fastnn.optim._hooks import hooked_when_needed, is_profiling, torchs_class, wrap_replaced_step
-
-# torch's check that a step which is captured into a CUDA graph may be; its name changed after torch 2.10. A
-# torch that has neither goes without.
-_check_capture: Callable[[torch.optim.Optimizer], None] | None = getattr(
-    torch.optim.Optimizer,
-    "_accelerator_graph_capture_health_check",
-    getattr(torch.optim.Optimizer, "_cuda_graph_capture_health_check", None),
-)
-
+from fastnn.optim._hooks import hooked_when_needed, torchs_class, wrap_replaced_step
 
 _torch_zero_grad = _replaced.original(torch.optim.Optimizer, "zero_grad")
 
@@ -36,7 +28,7 @@ class NativeOptimizer(Float32State):
     """Comes before one of torch's optimizers among the bases and replaces its ``step``."""
 
     _op: ClassVar[str]  # its name among decisions; `<op>_step` is the native function
-    _lists: ClassVar[int]  # how many lists torch's `_init_group` fills
+    _lists: ClassVar[int]  # how many lists torch's function takes
     _torchs: ClassVar[Any]  # the class of torch's that it stands in for
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -44,8 +36,8 @@ class NativeOptimizer(Float32State):
         super().__init_subclass__(**options)
         cls._torchs = torchs_class(cls)
 
-    def _patch_step_function(self) -> None:
-        super()._patch_step_function()
+    def step_is_wrapped(self) -> None:
+        """Wrap, as torch does, a step that somebody put into torch's class."""
         wrap_replaced_step(self._torchs)
 
     @hooked_when_needed
@@ -101,8 +93,8 @@ class NativeOptimizer(Float32State):
             kernels = _dispatch.native(params[0])
         attributes = self.__dict__
         scaling = (attributes.get("grad_scale"), attributes.get("found_inf"))
-        if kernels is not _dispatch.cpu and _check_capture is not None and "capturable" in self.defaults:
-            _check_capture(self)
+        if kernels is not _dispatch.cpu and check_graph_capture is not None and "capturable" in self.defaults:
+            check_graph_capture(self)
         native_step = getattr(kernels, self._op + "_step")
         arguments = (group, self.state, _match_layout, *scaling, self.state_dtype is not None)
         written = native_step(*arguments, self.master_weights)
@@ -120,12 +112,12 @@ class NativeOptimizer(Float32State):
         Makes the state where there is none.
         """
         lists: list[list[Any]] = [[] for _ in range(self._lists)]
-        found = self._init_group(group, *lists)
+        found = self.init_lists(group, *lists)
         return lists, found
 
     def _step_group_with_torch(self, group: dict[str, Any]) -> None:
-        if _check_capture is not None and "capturable" in self.defaults:
-            _check_capture(self)
+        if check_graph_capture is not None and "capturable" in self.defaults:
+            check_graph_capture(self)
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             update = self._update_as_given if self.state_dtype is None else self._update_in_float32
             update(group, *self._gather(group))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch
+from fastnn._torch_internals import lerp_each
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -30,7 +31,7 @@ def polyak_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tenso
     One native call for all tensors where they are on the CPU, of float32, float64, bfloat16 or float16 (mixed
     as they come), fill one block of memory each, have the strides of their sources, and share no memory with
     others; the same tensor as target and source is fine. 16-bit tensors are computed in float32 and rounded
-    once. Anything else is left to torch, on CUDA to ``torch._foreach_lerp_``, which takes few launches.
+    once. Anything else is left to torch, on CUDA to torch's lerp of many tensors, which takes few launches.
 
     Tensors of integers and booleans, which have no average (``num_batches_tracked`` of batch norm), are
     copied unless :math:`\tau = 0`. Buffers are updated where they are among the tensors given;
@@ -118,9 +119,8 @@ def _update_with_torch(pairs: Pairs, tau: float) -> None:
             target.mul_(1 - tau).add_(source, alpha=tau)
         else:
             averaged.append((target, source))
-    foreach = getattr(torch, "_foreach_lerp_", None)
-    if foreach is not None and _in_few_launches(averaged):
-        foreach([target for target, _ in averaged], [source for _, source in averaged], tau)
+    if lerp_each is not None and _in_few_launches(averaged):
+        lerp_each([target for target, _ in averaged], [source for _, source in averaged], tau)
         return
     for target, source in averaged:
         target.lerp_(source, tau)

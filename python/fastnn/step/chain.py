@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fastnn._dispatch import Unsupported
+from fastnn._torch_internals import MODULES, is_only_forward
 from fastnn.capture.watch import watch_module
 from fastnn.nn import linear as _linear
 from fastnn.nn import mlp as _mlp
@@ -29,15 +30,15 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         super().__init__()
         self.flatten = False
         self.log_softmax = False
-        self._modules: list[torch.nn.Module] = []
+        self._watched: list[torch.nn.Module] = []
         # Attributes that say what a module computes.
         self._options: list[tuple[torch.nn.Module, str, Any]] = []
 
     def watch(self, watch: Any) -> None:
         """Have a `Watch` look at whether the model still is this chain, and nobody watches its modules."""
-        for module in self._modules:
+        for module in self._watched:
             watch_module(watch, module)
-            watch.content(module.__dict__["_modules"])
+            watch.content(module.__dict__[MODULES])
         for module, name, value in self._options:
             if name in module.__dict__:
                 watch.item(module.__dict__, name, value)
@@ -47,9 +48,9 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
     def _module(self, module: torch.nn.Module, path: str) -> None:
         kind = type(module)
         name = f"{path} ({kind.__name__})" if path else kind.__name__
-        if not _mlp._only_forward(module):
+        if not is_only_forward(module):
             raise Unsupported(f"{name} has a hook, a replaced forward or a compiled one")
-        self._modules.append(module)
+        self._watched.append(module)
         activation = activation_of(module)
         if kind in LINEAR_TYPES:
             self._linear(module, name)
@@ -68,7 +69,7 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             and kind.__call__ is torch.nn.Module.__call__
             and getattr(kind, "__iter__", None) is torch.nn.Sequential.__iter__
         ):
-            for key, child in module.__dict__["_modules"].items():
+            for key, child in module.__dict__[MODULES].items():
                 self._module(child, f"{path}.{key}" if path else key)
         elif kind is not torch.nn.Identity:
             raise Unsupported(f"{name} is no layer of a chain")

@@ -48,7 +48,7 @@ def train_on_chip(
         return plan.reason
     batch = min(batch_size, len(permutation))
     try:
-        params = _parameters(plan)
+        params = _weights_and_biases(plan)
         ignore_index = _check_step(step, plan).ignore_index
         _check_data(plan, params, images, labels)
         kernels = _dispatch.native(images)
@@ -84,7 +84,7 @@ def train_on_chip(
         increment_version([t for t in values[:4] if t is not None])
     for count in counts:
         count.add_(steps)
-    step.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+    _torch_internals.note_step(step.optimizer)
     if _dispatch.check_at_once:
         kernels.raise_bad_index(images)
     return losses
@@ -118,12 +118,16 @@ def _refuse_if(condition: object, why: str) -> None:
         raise Unsupported(why)
 
 
-def _parameters(plan: StepPlan) -> list[Tensor]:
+def _weights_and_biases(plan: StepPlan) -> list[Tensor]:
     """W1, b1, W2 and b2."""
     activations = [activation for _, activation in plan.chain]
     fits = activations == ["relu", None]
     _refuse_if(not fits, "the model is not two linear layers with ReLU between them")
-    params = [module._parameters.get(name) for module, _ in plan.chain for name in ("weight", "bias")]
+    params = [
+        module.__dict__[_torch_internals.PARAMETERS].get(name)
+        for module, _ in plan.chain
+        for name in ("weight", "bias")
+    ]
     _refuse_if(any(p is None for p in params), "a layer has no bias")
     return [p for p in params if p is not None]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastnn._dispatch import Unsupported
+from fastnn._torch_internals import add_to_each
 from fastnn.optim._native import _match_layout
 
 Group = dict[str, Any]
@@ -233,5 +234,5 @@ class _Group:
 
     def count_step(self) -> None:
         if self._host_steps:
-            torch._foreach_add_(self._host_steps, 1)
+            add_to_each(self._host_steps, 1)
             self._counts = [count + 1 for count in self._counts]

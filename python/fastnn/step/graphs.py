@@ -321,5 +321,5 @@ class _StepGraph:
                 for p, grad in zip(held.trained, self._grads, strict=True):
                     p.grad = grad.clone()
         increment_version(held.update.written)
-        step.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+        _torch_internals.note_step(step.optimizer)
         return loss

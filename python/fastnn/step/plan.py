@@ -90,7 +90,7 @@ class StepPlan:
 
     def __init__(self, step: TrainStep, chain: LinearChain, loss_name: str, optimizer_name: str) -> None:
         self.native = _dispatch.cpu.ChainStep(
-            [(module._parameters, activation) for module, activation in chain],
+            [(module.__dict__[_torch_internals.PARAMETERS], activation) for module, activation in chain],
             optimizer_name,
             chain.flatten,
             step.max_norm,
@@ -100,7 +100,7 @@ class StepPlan:
             _match_layout,
             _torch_internals.on_accumulator,
         )
-        self.tables = [module._parameters for module, _ in chain]
+        self.tables = [module.__dict__[_torch_internals.PARAMETERS] for module, _ in chain]
         self.last = self.tables[-1]
         self.optimizer_name = optimizer_name
         self.loss_like = torch.empty((), device="cpu")
@@ -145,7 +145,7 @@ class StepPlan:
             return f"reduction={options['reduction']!r}"
         kind = _losses.KINDS[loss]
         if kind.takes_classes or loss == "binary_cross_entropy_with_logits":
-            buffers = module._buffers
+            buffers = module.__dict__[_torch_internals.BUFFERS]
             if "weight" not in buffers:
                 return "the class weights are no buffer"
             if loss == "binary_cross_entropy_with_logits":
@@ -192,7 +192,7 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
         for param in group["params"]:
             param.grad = param.detach()
         try:
-            optimizer._init_group(group, *([] for _ in range(lists)))  # type: ignore[attr-defined]
+            _torch_internals.fill_lists(optimizer, group, [[] for _ in range(lists)])
         finally:
             for param in group["params"]:
                 param.grad = None

@@ -136,7 +136,7 @@ class RecordedStep:
         self._update = None
         if clears_by_itself(step.model):
             raise Unsupported("the model has a zero_grad of its own")
-        for p in step._parameters.now():
+        for p in step._listed.now():
             if p.dtype not in _DTYPES or not p.is_cpu:  # torch would run all of it
                 raise Unsupported(f"the parameters are {p.dtype} on {p.device}")
         watch = _dispatch.cpu.Watch()

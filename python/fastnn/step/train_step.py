@@ -13,6 +13,7 @@ from torch import Tensor
 from fastnn import _dispatch, _losses
 from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn._losses import Loss
+from fastnn._torch_internals import note_step
 from fastnn.capture import cuda_graph
 from fastnn.capture.watch import present_obstacle
 from fastnn.nn.utils import clip_grad_norm_
@@ -126,7 +127,7 @@ class TrainStep:
 
     _plan: StepPlan | Refused | None
     _recorded: RecordedStep
-    _parameters: ParameterList
+    _listed: ParameterList
     _told: set[str]  # reasons for eager steps that have been warned of
     _lock: threading.RLock  # the plan's buffers and the parameters' .grad serve one call at a time
 
@@ -166,7 +167,7 @@ class TrainStep:
         super().__setattr__("_plan", None)
         super().__setattr__("_recorded", RecordedStep())
         if name == "model":
-            super().__setattr__("_parameters", ParameterList(value))
+            super().__setattr__("_listed", ParameterList(value))
 
     def __repr__(self) -> str:
         rest = ", ".join(f"{name}={getattr(self, name)!r}" for name in CHECKS if name not in _PARTS)
@@ -177,7 +178,7 @@ class TrainStep:
         return {name: self.__dict__[name] for name in CHECKS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        own = {"_parameters": ParameterList(state["model"]), "_recorded": RecordedStep()}
+        own = {"_listed": ParameterList(state["model"]), "_recorded": RecordedStep()}
         self.__dict__.update(state, **own, _plan=None, _told=set(), _lock=threading.RLock())
 
     def __call__(self, input: Any, *rest: Any, target: Any = _LAST) -> Tensor:
@@ -369,7 +370,7 @@ class TrainStep:
             if taken:
                 if plan.unused:
                     drop_gradients(plan.unused)
-                optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+                note_step(optimizer)
             return taken
         reason = "the optimizer has no state" if taken is None else str(taken).splitlines()[0]
         plan.refused = Refused(reason, plan.refused)
@@ -392,7 +393,7 @@ class TrainStep:
         else:
             with torch.enable_grad():
                 loss = self._differentiate(inputs, target)
-        params = self._parameters.now()
+        params = self._listed.now()
         if self.max_norm is not None:
             clip_grad_norm_(params, self.max_norm)
         self.optimizer.step()
@@ -404,7 +405,7 @@ class TrainStep:
         """Drop the gradients, unless the model has a way of its own."""
         if clears_by_itself(self.model):
             return False
-        drop_gradients(self._parameters.now())
+        drop_gradients(self._listed.now())
         return True
 
     def _differentiate(self, inputs: tuple[Any, ...], target: Any) -> Tensor:

@@ -13,12 +13,13 @@ import torch
 
 from fastnn import _replaced, _torch_internals
 from fastnn._dispatch import Unsupported
+from fastnn._torch_internals import COMPILED, COMPILED_CALL, MODULES
 from fastnn.capture.reach import global_names
 from fastnn.capture.watch import watch_globals, watch_hooks, watch_optimizer
 
-_TABLES = ("_parameters", "_buffers", "_modules")
+_TABLES = (_torch_internals.PARAMETERS, _torch_internals.BUFFERS, _torch_internals.MODULES)
 _LARGEST = 256  # entries of a container that is watched: a vocabulary stays what it is
-_CALL = ("__call__", "_call_impl", "_wrapped_call_impl", "forward", "zero_grad", "parameters")
+_CALL = (*_torch_internals.MODULE_CALL, "forward", "zero_grad", "parameters")
 _LIBRARIES = ("torch", "fastnn", "builtins")
 
 
@@ -63,7 +64,7 @@ def watch_step(watch: Any, model: torch.nn.Module, loss: Any, optimizer: torch.o
 def _watch_module(watch: Any, module: torch.nn.Module, names: set[str]) -> None:
     kind, state = type(module), module.__dict__
     watch.type(module)
-    if state.get("_compiled_call_impl") is not None or "_orig_mod" in state["_modules"]:
+    if state.get(COMPILED_CALL) is not None or COMPILED in state[MODULES]:
         raise Unsupported(f"{kind.__name__} is compiled")
     for name in _CALL:
         watch.class_item(kind, name, getattr(kind, name))
