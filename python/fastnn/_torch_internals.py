@@ -153,7 +153,10 @@ def note_step(optimizer: torch.optim.Optimizer) -> None:
 
 
 def fill_lists(optimizer: torch.optim.Optimizer, group: dict[str, Any], lists: Sequence[list[Any]]) -> Any:
-    """Have an optimizer make the state that its first step would make, and fill lists with it."""
+    """Have an optimizer make the state that its first step would make, and fill lists with it.
+
+    torch.compile knows this method by its name, and runs it as it is.
+    """
     return optimizer._init_group(group, *lists)  # type: ignore[attr-defined]
 
 

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from fastnn import _dispatch, optim
 from fastnn._dispatch import Unsupported
+from fastnn._torch_internals import note_step
 from fastnn.capture import cuda_graph
 from fastnn.capture.ir import Storage, View
 from fastnn.capture.islands import view_of
@@ -170,7 +171,7 @@ class GraphProgram:
         result = replace(self._result, _Result, lambda made: made.tensor(given, copies))
         increment_version(self._written)
         for update in self._updates:
-            update.optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedulers look for
+            note_step(update.optimizer)
         return result
 
     def _body(self, call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch, _replaced
-from fastnn._torch_internals import check_graph_capture, is_profiling
+from fastnn._torch_internals import check_graph_capture, fill_lists, is_profiling
 from fastnn.optim._float32 import Float32State
 from fastnn.optim._fused import fit_for_fused, unscale
 from fastnn.optim._hooks import hooked_when_needed, torchs_class, wrap_replaced_step
@@ -112,7 +112,7 @@ class NativeOptimizer(Float32State):
         Makes the state where there is none.
         """
         lists: list[list[Any]] = [[] for _ in range(self._lists)]
-        found = self.init_lists(group, *lists)
+        found = fill_lists(self, group, lists)
         return lists, found
 
     def _step_group_with_torch(self, group: dict[str, Any]) -> None:
