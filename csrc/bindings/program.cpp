@@ -114,8 +114,12 @@ class Program {
     count_versions();
     for (const Node& node : nodes_) execute(node);
     settle_gradients();
+    ++runs_;
     return make_result();
   }
+
+  // Calls that have been taken.
+  int64_t runs() const { return runs_; }
 
   // Whether a call is on its way, in another thread or further up the stack.
   bool running() const { return running_; }
@@ -510,6 +514,7 @@ class Program {
 
   // Of one call; kept so that the next one need not allocate.
   bool running_ = false;
+  int64_t runs_ = 0;
   std::vector<PyObject*> inputs_;
   std::vector<py::object> held_;  // the same, alive
   std::vector<TensorView> input_views_;
@@ -549,6 +554,7 @@ void register_program(py::module_& m) {
                     std::vector<size_t>, std::vector<std::tuple<size_t, size_t, int64_t>>,
                     std::vector<std::pair<py::object, py::list>>, py::object, py::function>())
       .def_property_readonly("running", &Program::running)
+      .def_property_readonly("runs", &Program::runs)
       .def("run", &Program::run)
       .def("run_batches", [](Program& program, const py::tuple& arguments,
                              const std::vector<std::pair<TensorView, TensorView>>& gathered,

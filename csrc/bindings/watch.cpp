@@ -1,5 +1,6 @@
 // Watch: whether Python objects are still what they were, asked before every call of something that was
 // prepared for them. Asking from Python would take longer than the step of a small network.
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -16,7 +17,7 @@ namespace {
 
 class Watch {
  public:
-  // container[key] is value.
+  // container[key] is value, or equals it where it is a number or text; so everywhere but in contents.
   void item(py::dict container, py::object key, py::object value) {
     items_.push_back({std::move(container), std::move(key), std::move(value)});
   }
@@ -62,7 +63,7 @@ class Watch {
     for (const Item& item : items_) {
       PyObject* const found = PyDict_GetItemWithError(item.holder.ptr(), item.key.ptr());
       if (!found && PyErr_Occurred()) throw py::error_already_set();
-      if (found != item.value.ptr()) return false;
+      if (!is_value(found, item.value.ptr())) return false;
     }
     for (const auto& [object, type] : types_)
       if (reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) != type.ptr()) return false;
@@ -139,6 +140,20 @@ class Watch {
     AccumulatorHooks accumulator;
   };
 
+  // The same object, or an equal number or text: those are made anew where they are computed.
+  static bool is_value(PyObject* found, PyObject* expected) {
+    if (found == expected) return true;
+    if (!found || !expected || Py_TYPE(found) != Py_TYPE(expected)) return false;
+    if (PyFloat_CheckExact(found)) {  // the sign of 0 tells, and NaN is itself
+      const double a = PyFloat_AS_DOUBLE(found), b = PyFloat_AS_DOUBLE(expected);
+      return std::memcmp(&a, &b, sizeof a) == 0;
+    }
+    if (!PyLong_CheckExact(found) && !PyUnicode_CheckExact(found)) return false;
+    const int equal = PyObject_RichCompareBool(found, expected, Py_EQ);
+    if (equal < 0) throw py::error_already_set();
+    return equal == 1;
+  }
+
   static bool same(const Content& content) {
     PyObject* const dict = content.container.ptr();
     if (static_cast<size_t>(PyDict_GET_SIZE(dict)) != content.entries.size()) return false;
@@ -163,7 +178,7 @@ class Watch {
   static bool is_attribute(const py::object& object, const py::object& name, const py::object& value) {
     const auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name.ptr()));
     if (!found) PyErr_Clear();  // it is gone
-    return found.ptr() == value.ptr();
+    return is_value(found.ptr(), value.ptr());
   }
 
   // Python gives a class a new tag, which no other ever has, after any change of it or of its bases; 0 is

@@ -26,7 +26,7 @@ from fastnn import _losses
 from fastnn._torch_internals import MODULE_CALL
 
 _COMPILED = (BuiltinFunctionType, MethodDescriptorType, GetSetDescriptorType)
-_HOMES = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
+HOMES = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
 
 Owner = type | ModuleType
 
@@ -34,7 +34,7 @@ Owner = type | ModuleType
 def is_own(value: object) -> bool:
     """Whether it is torch's or fastnn's, whatever wrappers of theirs are around it."""
     while isinstance(value, FunctionType):
-        if not value.__code__.co_filename.startswith(_HOMES):
+        if not value.__code__.co_filename.startswith(HOMES):
             return False
         value = getattr(value, "__wrapped__", None)
     return value is None or isinstance(value, _COMPILED)

@@ -163,3 +163,16 @@ def test_a_bad_class_changes_nothing() -> None:
         step(x, y)
     torch.testing.assert_close((step.model.state_dict(), step.optimizer.state_dict()), before, rtol=0, atol=0)
     native(step, *batch())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+def test_a_scripted_model_stays_eager() -> None:
+    twin = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    model = torch.jit.script(copy.deepcopy(twin))
+    step = fastnn.TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    theirs = torch.optim.SGD(twin.parameters(), lr=0.1)
+    batches = [(torch.randn(6, 4), torch.randn(6, 3)) for _ in range(5)]
+    with pytest.warns(fastnn.EagerStepWarning, match="where they are not watched"):
+        losses = [step(x, y) for x, y in batches]
+    for loss, (x, y) in zip(losses, batches, strict=True):
+        torch.testing.assert_close(loss, eager_step(twin, nn.MSELoss(), theirs, x, y))

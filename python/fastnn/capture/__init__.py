@@ -29,7 +29,9 @@ def capture(
     """Record what a function does with tensors, and replay that natively, as a CUDA graph is on a GPU.
 
     Python runs at the recording only: prints, counters, hooks and whatever else the function does beside its
-    tensors do not happen in a replay, and numbers or attributes that it reads are what they were then.
+    tensors do not happen in a replay. Which models, optimizers, tensors and numbers its code finds by name, in
+    variables and attributes, is watched: bound to something else, they make a new recording. What the function
+    itself rebinds is not, and warned of (UserWarning), as in ``self.n += 1``: do that outside.
 
     ::
 
@@ -42,23 +44,24 @@ def capture(
     and dicts; parameters among them by identity, other arguments by type and equality; grad mode; default
     dtype) the first call runs as ever, the second is recorded, the third is compared with torch, from the
     same state and random numbers, and from then on a call is one native call. The eight most recent
-    recordings are kept, and 64 signatures known. Ops without a native instruction are run by torch within it;
+    recordings are kept, and 64 signatures known; a recording takes some tens of milliseconds. Ops without a native instruction are run by torch within it;
     random numbers come from torch's generator, in torch's order.
 
     Parameters, buffers and optimizers' states are the user's own tensors and valid after each call; options
     of optimizers are read when the step is taken. Modules are watched for training or evaluation,
     frozen or replaced parameters, hooks and other memory: those that the function calls, and those in its
     closure, in globals that it names, in defaults of its arguments, and among the attributes and in the
-    containers of the objects there, such as its ``self``; where it reaches another one without calling it,
-    ``training`` is what it was. Optimizers are watched for their parameters. Results are new tensors in each
-    call. Gradients of parameters that it updates are not kept where it drops them itself in the next call:
-    their ``.grad`` is None afterwards. They are from the first call on that is not such a one, which is
-    warned of. Others are accumulated and kept as in torch.
+    containers of the objects there, such as its ``self``. Not watched are elements of containers, and what
+    lies deeper than an attribute of an attribute. Optimizers are watched for their parameters. Results are new
+    tensors in each call. Gradients of parameters that the function updates, and drops itself in the next call,
+    are not kept: their ``.grad`` is None after a replay. As soon as a call does not drop them, gradients are
+    kept from then on, with a warning. Others are accumulated and kept as in torch.
 
     What a recording cannot hold runs as written, and is warned of once (:class:`fastnn.EagerStepWarning`):
     ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, tensor
     subclasses, several devices, autograd graphs or tensors that live on elsewhere than in what is returned,
-    collectives, steps of schedulers of learning rates, an argument whose memory it also reaches otherwise.
+    collectives, steps of schedulers of learning rates, random numbers of Python or numpy, an argument whose
+    memory it also reaches otherwise.
     ``fastnn.explain(update, *args)`` tells what became of it. While it is recorded nothing of what a call
     computes is freed.
 
@@ -78,6 +81,7 @@ def capture(
         :class:`Captured`, which is called as `fn` is; ``programs`` are its recordings.
 
     Raises:
+        TypeError: `fn` cannot be called.
         RuntimeError: see `native`.
         IndexError, RuntimeError: an index is out of range, as torch's op has it; what came before it has been
             done, as in torch, but gradients that are new tensors are not yet in ``.grad``.
@@ -87,4 +91,6 @@ def capture(
         return functools.partial(capture, native=native, check=check, keep_grad=keep_grad)
     if isinstance(fn, (staticmethod, classmethod)):
         return type(fn)(capture(fn.__func__, native=native, check=check, keep_grad=keep_grad))
+    if not callable(fn):
+        raise TypeError(f"capture: fn must be callable, got {type(fn).__name__}")
     return Captured(fn, native=native, check=check, keep_grad=keep_grad)

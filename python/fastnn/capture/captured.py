@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import sys
 import threading
 import warnings
@@ -30,6 +31,8 @@ from fastnn.capture.program import Builder, Gradients, Program
 from fastnn.capture.reach import reached
 from fastnn.capture.recorder import Recorder, Step, Tape, parameters_of, replace, tensors_in
 from fastnn.capture.signature import Signature, signature
+from fastnn.capture.surroundings import Surroundings
+from fastnn.capture.watch import watch_parts
 
 # What a module has in dicts; hooks that come later are Python that the recording does not know.
 _TABLES = (PARAMETERS, BUFFERS, MODULES, FORWARD_HOOKS, FORWARD_PRE_HOOKS)
@@ -37,6 +40,10 @@ _TABLES = (PARAMETERS, BUFFERS, MODULES, FORWARD_HOOKS, FORWARD_PRE_HOOKS)
 _RETURNED = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, Enum)
 _PROGRAMS = 8  # kept, the most recently used
 _SIGNATURES = 64  # known, the most recently used; who calls with more of them gains nothing from programs
+# A recording and its comparison take as long as some tens of eager calls. A program that was replayed less
+# often before it made room for another was wasted, and a signature that wastes so many is given up.
+_WORTH = 32  # replays
+_MOST_WASTED = 2
 _RECORDINGS = 8  # of one signature, before it is given up: what the function reaches changes every time
 _LOST = (
     "it may read gradients that replays have not kept, and has found zeros: keep_grad=True keeps them, as is "
@@ -52,6 +59,7 @@ class Known:
         self.family = family
         self.surveyed = False
         self.recordings = 0
+        self.wasted = 0  # programs that had to make room before they were worth their recording
         self.refused: str | None = None
         # Parameters whose .grad the function may set: what it does with it shows in a later call.
         self.leaves: dict[int, Tensor] = {}
@@ -59,6 +67,8 @@ class Known:
 
 class Captured:
     """What :func:`fastnn.capture` returns."""
+
+    _by_name = True  # what the function reads by name is watched
 
     def __init__(self, fn: Callable[..., Any], *, native: bool, check: bool, keep_grad: bool) -> None:
         """See :func:`fastnn.capture`."""
@@ -151,7 +161,10 @@ class Captured:
         known = self._known[called.key] = Known(called.family)
         if len(self._known) > _SIGNATURES:
             self._known.popitem(last=False)  # the least recently used
-            raise Unsupported(f"it has been called with {_SIGNATURES} different signatures")
+            raise Unsupported(
+                f"it has been called with {_SIGNATURES} different signatures: give numbers that change as "
+                "tensors, and batches in few sizes"
+            )
         siblings = sum(other.family == known.family for other in self._known.values())
         if known.family is not None and siblings > _PROGRAMS:
             raise Unsupported(
@@ -160,8 +173,15 @@ class Captured:
             )
         return known
 
-    def _tell(self, reason: str) -> None:
+    def _name(self) -> str:
+        code = getattr(self._fn, "__code__", None)
         name = getattr(self._fn, "__qualname__", repr(self._fn))
+        return (
+            name if code is None else f"{name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
+        )
+
+    def _tell(self, reason: str) -> None:
+        name = self._name()
         if self._options["native"]:
             raise RuntimeError(f"capture: {name} cannot be recorded: {reason}")
         if _dispatch.is_recording():
@@ -192,6 +212,12 @@ class Captured:
     def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, planted = self._gradients_before(known)
         recorder = Recorder(called.tensors)
+        names = None
+        if self._by_name and known.surveyed:
+            try:
+                names = Surroundings(self._fn)
+            except Exception as error:  # of somebody's class, which has something to say about its attributes
+                recorder.refuse(f"what it reads by name cannot be looked at: {error}")
         try:
             with _dispatch.disabled(), recorder:
                 result = self._fn(*args, **kwargs)
@@ -210,16 +236,17 @@ class Captured:
         elif known.surveyed and not news:
             known.recordings += 1
             try:
+                self._look_around(names)
                 keep_grad, check = self._options["keep_grad"], self._options["check"]
                 around = reached(self._fn)
                 program = _assemble(
-                    called, recorder, before, around, result, keep_grad=keep_grad, check=check
+                    called, recorder, before, around, names, result, keep_grad=keep_grad, check=check
                 )
-                self._programs = [program, *self._programs[: _PROGRAMS - 1]]
+                self._add(program)
             except Unsupported as reason:
                 known.refused = str(reason)
-            if known.recordings == _RECORDINGS:
-                known.refused = "what it reaches is another at every call"
+            if known.recordings - known.wasted == _RECORDINGS:
+                known.refused = "what it reads beside its arguments is another in each call"
         known.surveyed = True
         if lost:
             self._options["keep_grad"] = True
@@ -228,6 +255,37 @@ class Captured:
         if known.refused is not None:
             self._tell(known.refused)
         return result
+
+    def _add(self, program: Program | GraphProgram) -> None:
+        self._programs, gone = [program, *self._programs[: _PROGRAMS - 1]], self._programs[_PROGRAMS - 1 :]
+        for other in gone:
+            known = self._known.get(other.key)
+            if known is not None and other.native.runs < _WORTH:
+                known.wasted += 1
+                if known.wasted == _MOST_WASTED:
+                    known.refused = (
+                        f"more than {_PROGRAMS} kinds of arguments take turns, and {_PROGRAMS} recordings "
+                        "are kept: pad batches to few sizes"
+                    )
+
+    def _look_around(self, names: Surroundings | None) -> None:
+        """See what the call that was recorded has done beside its tensors."""
+        if names is None:
+            return
+        generator = names.drawn()
+        if generator is not None:
+            raise Unsupported(
+                f"it draws from {generator}, which a replay would not: draw outside and give it the numbers, "
+                "or draw by torch"
+            )
+        changed = sorted({*names.changed()} - self._told)
+        self._told.update(changed)
+        if changed:
+            warnings.warn(
+                f"fastnn.capture: {self._name()} changes {', '.join(changed)} as it runs, which replays do "
+                "not: do that outside, and give it what it depends on as an argument.",
+                stacklevel=levels_out(),
+            )
 
     def _gradients_before(
         self, known: Known
@@ -273,6 +331,7 @@ def _assemble(
     recorder: Recorder,
     before: dict[int, tuple[Tensor, Tensor | None]],
     around: list[Any],
+    names: Surroundings | None,
     result: Any,
     *,
     keep_grad: bool,
@@ -294,6 +353,8 @@ def _assemble(
     results = [view for view in returned if id(view.storage) in fresh]
     _refuse_survivors(recorder, [*results, *(view for _, view in gradients.kept)])
     watch = _watch(tape, around)
+    if names is not None:
+        names.watch(watch)
     device = recorder.device
     if any(t.device != device for t in called.tensors):
         raise Unsupported(f"an argument is not on {device}, where it works")
@@ -323,14 +384,14 @@ def _watch(tape: Tape, around: list[Any]) -> Any:
     called = {id(m): m for root in tape.modules for m in root.modules()}
     nearby = {id(m): m for root in around if isinstance(root, nn.Module) for m in root.modules()}
     for key, module in {**called, **nearby}.items():
-        tables = [module.__dict__.get(name) for name in _TABLES]
-        if all(type(table) in (dict, OrderedDict) for table in tables):
-            watch.type(module)
-            watch.item(module.__dict__, "training", module.training)
-            for table in tables:
-                watch.content(table)
-        elif key in called:
-            raise Unsupported(f"{type(module).__name__} keeps its parts where they are not watched")
+        try:
+            watch_parts(watch, module, _TABLES)
+        except Unsupported:
+            if key in called:
+                raise
+            continue
+        watch.type(module)
+        watch.item(module.__dict__, "training", module.training)
     return watch
 
 

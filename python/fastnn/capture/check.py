@@ -231,6 +231,10 @@ def compare(
     if difference is None:
         program.checked, program.reference = True, None
         return result, None
+    difference += (
+        "; it may read what another call finds changed, such as a counter or numpy's random numbers: "
+        "give that as an argument"
+    )
     if hooked:
         difference += "; hooks of the optimizer's step, which are not called to compare, may be why"
     return result, f"{_FOUND}: {difference}"

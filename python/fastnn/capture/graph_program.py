@@ -43,6 +43,8 @@ class GraphProgram:
             kernels. None before.
         dropped: parameters whose gradients it does not keep.
         islands: none; see `Program`.
+        takes: the tensors among the arguments, in words.
+        runs: calls that have been taken.
     """
 
     islands: tuple[tuple[str, str], ...] = ()
@@ -79,6 +81,8 @@ class GraphProgram:
         self._written_inputs = [i for i, view in enumerate(inputs) if id(view.storage) in written]
         self._held = [t for _, t in external] + [t for update in self._updates for t in update.memory]
         self._addresses = [t.data_ptr() for t in self._held]
+        self.takes = called.takes
+        self.runs = 0
         self._lock = threading.Lock()
         self._inputs: list[Tensor] = []
         self._replay: Callable[[], None] = _nothing
@@ -88,7 +92,7 @@ class GraphProgram:
     def __str__(self) -> str:
         """A line or two for `fastnn.explain`."""
         made = "replayed" if self.checked else "to be made in the next call"
-        lines = [f"CUDA graph of torch's kernels on {self._device}, {made}"]
+        lines = [f"for {self.takes}: CUDA graph of torch's kernels on {self._device}, {made}"]
         if self.optimizers:
             lines.append(f"  steps of {', '.join(self.optimizers)}")
         return "\n".join(lines)
@@ -170,6 +174,7 @@ class GraphProgram:
         copies: dict[int, torch.UntypedStorage] = {}
         result = replace(self._result, _Result, lambda made: made.tensor(given, copies))
         increment_version(self._written)
+        self.runs += 1
         for update in self._updates:
             note_step(update.optimizer)
         return result

@@ -60,11 +60,12 @@ class Gradients:
     withheld: list[Tensor] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(repr=False)
 class Program:
     """One recording, ready to be replayed; ``update.programs`` lists them.
 
     Attributes:
+        takes: the tensors among the arguments, in words.
         instructions: the names of the native instructions, in order.
         islands: the ops that torch runs, each with the reason.
         optimizers: the classes of the optimizers whose steps it takes.
@@ -73,6 +74,7 @@ class Program:
     """
 
     native: Any
+    takes: str
     instructions: tuple[str, ...]
     islands: tuple[tuple[str, str], ...]
     optimizers: tuple[str, ...]
@@ -86,13 +88,18 @@ class Program:
     key: Hashable = None
     checked: bool | None = None
 
+    def __repr__(self) -> str:
+        """Short, where a dataclass would show every tensor."""
+        return f"<Program {str(self).partition(chr(10))[0]}>"
+
     def __str__(self) -> str:
         """A few lines for `fastnn.explain`."""
         told = {None: "not yet compared with torch", True: "compared with torch", False: "not compared"}
         groups = self.instructions.count("elementwise")
         lines = [
-            f"program of {len(self.instructions)} native instructions, {groups} of them elementwise groups, "
-            f"and {len(self.islands)} calls of torch; {self.arena_bytes} bytes; {told[self.checked]}"
+            f"for {self.takes}: {len(self.instructions)} native instructions, {groups} of them elementwise "
+            f"groups, and {len(self.islands)} calls of torch; {self.arena_bytes} bytes of its own; "
+            f"{told[self.checked]}"
         ]
         if self.optimizers:
             lines.append(f"  steps of {', '.join(self.optimizers)}")
@@ -267,6 +274,7 @@ class Builder:
             view.storage.tensor = None
         return Program(
             native,
+            self.signature.takes,
             tuple(node.name for node in self.nodes if isinstance(node, Instruction)),
             tuple((name_of(node.op), node.reason) for node in islands),
             tuple(type(step.optimizer).__name__ for step in steps),

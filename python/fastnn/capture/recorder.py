@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +24,7 @@ from torch.optim.optimizer import (
 from torch.overrides import TorchFunctionMode
 
 from fastnn._dispatch import Unsupported
+from fastnn._replaced import HOMES
 from fastnn._torch_internals import OpOverload, TorchDispatchMode, arguments_of, is_composite
 from fastnn.capture.ir import Storage, View
 from fastnn.capture.schedules import SchedulerHook
@@ -294,7 +297,7 @@ class Recorder(TorchDispatchMode):
     def refuse(self, reason: str) -> None:
         """End the recording, for what the function does."""
         if self.refused is None:
-            self.refused = reason
+            self.refused = f"{reason}{_place()}"
             self._met.update(self._storages)
         self._storages.clear()
 
@@ -305,12 +308,17 @@ class Recorder(TorchDispatchMode):
             raise Unsupported(f"{schema.name} changes the memory of a tensor")
         if schema.depends_on_values and schema.name not in _INDEXING:
             if schema.name == "_local_scalar_dense.default":
-                raise Unsupported("a value is read: .item(), or Python's control flow on a tensor")
+                raise Unsupported(
+                    "a value is read, by .item() or by Python's control flow on a tensor: return the tensor "
+                    "and read it outside, or choose by torch.where"
+                )
             raise Unsupported(f"the result of {schema.name} depends on values")
         if schema.name in _INDEXING:
             for t in tensors_in(args[1]):
                 if t.dtype in (torch.bool, torch.uint8):
-                    raise Unsupported("an index with a mask, whose result depends on values")
+                    raise Unsupported(
+                        "an index with a mask, whose result depends on values: choose by torch.where"
+                    )
         for t in tensors_in((args, kwargs)):
             self._check_plain(t)
 
@@ -444,6 +452,16 @@ class Recorder(TorchDispatchMode):
             if tensor is not None and id(storage) in fresh and storage.bytes:
                 found.append((storage, tensor))
         return found
+
+
+def _place() -> str:
+    """The line of the user's that is running."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (
+        frame.f_code.co_filename.startswith(HOMES) or "<" in frame.f_code.co_filename
+    ):
+        frame = frame.f_back
+    return "" if frame is None else f" ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
 
 
 def _has_memory(t: Tensor) -> bool:

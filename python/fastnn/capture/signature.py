@@ -39,6 +39,12 @@ class Signature(NamedTuple):
     spec: tuple[Any, ...]
     tensors: list[Tensor]
 
+    @property
+    def takes(self) -> str:
+        """The tensors in words."""
+        said = (f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in self.tensors)
+        return ", ".join(said) or "no tensors"
+
 
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     """The signature of a call; raises `Unsupported` for what no program takes."""
@@ -79,7 +85,10 @@ def _value_spec(x: Any) -> tuple[Any, ...]:
     except Exception as error:  # of any kind: it is the object's own
         if isinstance(error, RecursionError):
             raise
-        raise Unsupported(f"an argument is a {type(x).__name__}, which is not hashable") from None
+        raise Unsupported(
+            f"an argument is a {type(x).__name__}, which is not hashable: give its tensors, in tuples, "
+            "lists or dicts"
+        ) from None
     if simple:
         return ("value", x)
     return ("like", exact, lambda other: type(other) is type(x) and _exact(other) == exact)

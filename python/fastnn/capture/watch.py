@@ -6,6 +6,8 @@ They raise `Unsupported` where something is there already that the native step w
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -83,6 +85,15 @@ def watch_hooks(watch: Any, module: torch.nn.Module) -> None:
         _stays_empty(watch, module.__dict__[hooks], f"{type(module).__name__} has a hook")
 
 
+def watch_parts(watch: Any, module: torch.nn.Module, tables: Iterable[str]) -> None:
+    """Parameters, modules and the like of a module; a scripted one has none in Python."""
+    found = [module.__dict__.get(table) for table in tables]
+    if not all(type(table) in (dict, OrderedDict) for table in found):
+        raise Unsupported(f"{type(module).__name__} keeps its parts where they are not watched")
+    for table in found:
+        watch.content(table)
+
+
 def watch_tables(watch: Any, model: torch.nn.Module) -> None:
     """``model.parameters()`` stays the same."""
     for module in model.modules():
@@ -90,8 +101,7 @@ def watch_tables(watch: Any, model: torch.nn.Module) -> None:
         for name in MODULE_LISTING:
             if getattr(kind, name) is not getattr(torch.nn.Module, name) or name in module.__dict__:
                 raise Unsupported(f"{kind.__name__} has its own {name}()")
-        watch.content(module.__dict__[MODULES])
-        watch.content(module.__dict__[PARAMETERS])
+        watch_parts(watch, module, (MODULES, PARAMETERS))
 
 
 def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:

@@ -119,6 +119,11 @@ class RecordedStep:
             self._at_once = max(int(steps * _CALL_SECONDS / (time.perf_counter() - begin)), 1)
         return taken
 
+    @property
+    def programs(self) -> tuple[Any, ...]:
+        """What has been recorded, and holds."""
+        return () if self._update is None else self._update.programs
+
     def look_again(self) -> None:
         """Do not believe what stood in the way the last time."""
         if self._refused is not None:
@@ -148,6 +153,8 @@ class RecordedStep:
 
 class _Update(Captured):
     """The eager step, captured, which says what became of a call."""
+
+    _by_name = False  # `watch_step` does that, and more strictly
 
     def __init__(self, eager: Callable[[tuple[Any, ...], Any], Tensor], *, keep_grad: bool) -> None:
         def run(inputs: tuple[Any, ...], target: Any) -> Tensor:

@@ -174,6 +174,11 @@ class TrainStep:
         parts = ", ".join(_name(getattr(self, name)) for name in _PARTS)
         return f"TrainStep({parts}, {rest})"
 
+    @property
+    def programs(self) -> tuple[Any, ...]:
+        """The recordings of a step that is no chain, as :func:`fastnn.capture` has them."""
+        return self._recorded.programs
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in CHECKS}
 

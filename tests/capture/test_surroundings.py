@@ -1,0 +1,268 @@
+"""What a captured function finds by name is watched: another model, tensor or number is another call."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastnn
+from twins import same
+
+_table = torch.zeros(3)
+_factor = 1.0
+
+
+def _reads_globals(x: Tensor) -> Tensor:
+    return (x + _table) * _factor
+
+
+def calls(captured: Any, fn: Callable[..., Any], n: int, *args: Any) -> None:
+    for _ in range(n):
+        same(captured(*args), fn(*args))
+
+
+def test_globals(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = fastnn.capture(_reads_globals, native=True)
+    x = torch.randn(3)
+    calls(captured, _reads_globals, 5, x)
+    monkeypatch.setitem(globals(), "_table", torch.ones(3))
+    calls(captured, _reads_globals, 5, x)
+    monkeypatch.setitem(globals(), "_factor", 2.5)
+    calls(captured, _reads_globals, 5, x)
+    monkeypatch.setitem(globals(), "_factor", 5.0 / 2)  # an equal number is the same
+    calls(captured, _reads_globals, 1, x)
+    assert len(captured.programs) == 3
+
+
+def test_variables_of_enclosing_functions() -> None:
+    table = torch.zeros(3)
+
+    def inner(x: Tensor) -> Tensor:
+        return x * table
+
+    def outer(x: Tensor) -> Tensor:
+        return inner(x) + 1
+
+    captured = fastnn.capture(outer, native=True)
+    for _ in range(3):
+        calls(captured, outer, 5, torch.randn(3))
+        table = torch.randn(3)
+
+
+class Agent:
+    def __init__(self) -> None:
+        self.net = nn.Linear(4, 2)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        self.norm = nn.LayerNorm(4)
+        self.options = Options()
+        self.steps = 0
+
+    def update(self, x: Tensor) -> Tensor:
+        loss = (self.net(self.norm(x)) * self.options.scale).pow(2).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+class Options:
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+
+def _new_model(agent: Agent) -> None:
+    net = nn.Linear(4, 2)
+    net.load_state_dict(agent.net.state_dict())
+    agent.net, agent.optimizer = net, torch.optim.SGD(net.parameters(), lr=0.1)
+
+
+def _new_optimizer(agent: Agent) -> None:
+    agent.optimizer = torch.optim.SGD(agent.net.parameters(), lr=0.5)
+
+
+def _new_number(agent: Agent) -> None:
+    agent.options.scale = 3.0
+
+
+def _new_forward(agent: Agent) -> None:
+    net = agent.net
+    net.forward = lambda x: torch.tanh(x @ net.weight.t())  # type: ignore[method-assign]
+
+
+def _new_eps(agent: Agent) -> None:
+    agent.norm.eps = 1.0
+
+
+@pytest.mark.parametrize("change", [_new_model, _new_optimizer, _new_number, _new_forward, _new_eps])
+def test_attributes(change: Callable[[Agent], None]) -> None:
+    torch.manual_seed(1)
+    ours, theirs = Agent(), Agent()
+    theirs.net.load_state_dict(ours.net.state_dict())
+    captured = fastnn.capture(ours.update, native=True)
+    for _ in range(2):
+        for _ in range(5):
+            x = torch.randn(3, 4)
+            same(captured(x), theirs.update(x))
+            same([*ours.net.parameters()], [*theirs.net.parameters()])
+        assert captured.programs[0].checked is True
+        change(ours), change(theirs)
+    assert captured.programs
+
+
+def test_attributes_that_it_does_not_read_may_change() -> None:
+    agent = Agent()
+    captured = fastnn.capture(agent.update, native=True)
+    for _ in range(6):
+        captured(torch.ones(3, 4))
+        agent.steps += 1
+    assert len(captured.programs) == 1
+
+
+class Counting(Agent):
+    def update(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return super().update(x)
+
+
+def test_what_it_changes_itself_is_told_and_not_watched() -> None:
+    agent = Counting()
+    captured = fastnn.capture(agent.update)
+    x = torch.ones(3, 4)
+    with pytest.warns(UserWarning, match="changes steps as it runs, which replays do not"):
+        _ = [captured(x) for _ in range(3)]
+    assert agent.steps == 3
+    captured(x)  # nothing is told again
+    assert agent.steps == 3
+    assert captured.programs[0].checked is True
+
+
+def _by_python(x: Tensor) -> Tensor:
+    return x * 2 if random.random() < 0.5 else x
+
+
+def _by_numpy(x: Tensor) -> Tensor:
+    return x * float(np.random.rand())
+
+
+@pytest.mark.parametrize(("fn", "name"), [(_by_python, "Python's random"), (_by_numpy, "numpy.random")])
+def test_numbers_that_torch_does_not_draw(fn: Callable[[Tensor], Tensor], name: str) -> None:
+    captured = fastnn.capture(fn)
+    x = torch.ones(3)
+    with pytest.warns(fastnn.EagerStepWarning, match=f"draws from {name}"):
+        values = {captured(x)[0].item() for _ in range(60)}
+    assert len(values) > 1
+
+
+def test_a_generator_that_it_names_and_does_not_use() -> None:
+    def fn(x: Tensor, draws: bool = False) -> Tensor:
+        return x * random.random() if draws else x * 2
+
+    captured = fastnn.capture(fn, native=True)
+    for _ in range(5):
+        random.random()
+        captured(torch.ones(3))
+    assert captured.programs
+
+
+class Odd(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name == "weight":
+            raise LookupError("not here")
+        return super().__getattribute__(name)
+
+
+class Strange(metaclass=Odd):
+    weight = 1.0
+
+    def __init__(self) -> None:
+        self.bias = torch.ones(3)
+
+
+def test_a_class_that_objects_to_being_looked_at() -> None:
+    strange = Strange()
+
+    def fn(x: Tensor) -> Tensor:
+        return x + strange.bias * strange.weight
+
+    captured = fastnn.capture(fn)
+    with pytest.warns(fastnn.EagerStepWarning, match="cannot be looked at: not here"):
+        same([captured(torch.zeros(3)) for _ in range(4)], [torch.ones(3)] * 4)
+
+
+class WithClassMethod(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+
+    @classmethod
+    def scale(cls) -> float:
+        return 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) * self.scale()
+
+
+def test_class_methods() -> None:
+    model = WithClassMethod()
+    captured = fastnn.capture(lambda x: model(x).detach(), native=True)
+    for _ in range(5):
+        captured(torch.randn(2, 3))
+    assert len(captured.programs) == 1
+    step = fastnn.TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    for _ in range(4):
+        step(torch.randn(2, 3), torch.randn(2, 3))
+    assert len(step.programs) == 1
+
+
+def test_too_many_kinds_that_take_turns_are_given_up_soon() -> None:
+    runs = 0
+
+    class Fn:
+        def __call__(self, x: Tensor) -> Tensor:
+            nonlocal runs
+            runs += 1
+            return x * 2
+
+    captured = fastnn.capture(Fn().__call__)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(40):
+            for n in range(1, 13):
+                x = torch.ones(n)
+                same(captured(x), x * 2)
+    assert any("8 kinds of arguments take turns" in str(w.message) for w in told)
+    assert len(captured.programs) == 8
+    before = runs
+    for n in range(1, 13):
+        captured(torch.ones(n))
+    assert runs - before == 4  # those that were given up
+
+
+def test_phases_with_many_replays_are_recorded_again() -> None:
+    captured = fastnn.capture(lambda x: x * 2, native=True)
+    for _ in range(3):
+        for n in range(1, 11):
+            for _ in range(40):
+                captured(torch.ones(n))
+    assert len(captured.programs) == 8
+
+
+def test_what_cannot_be_called() -> None:
+    with pytest.raises(TypeError, match="fn must be callable, got int"):
+        fastnn.capture(3)  # type: ignore[call-overload]
+
+
+def test_the_line_of_a_refusal_is_told() -> None:
+    def fn(x: Tensor) -> Any:
+        return x * x.sum().item()
+
+    captured = fastnn.capture(fn)
+    with pytest.warns(fastnn.EagerStepWarning, match=r"\.item\(\).*\(test_surroundings\.py:\d+\)"):
+        captured(torch.ones(2))
