@@ -15,6 +15,7 @@ struct FloatFormat;
 template <>
 struct FloatFormat<float> {
   using Int = int32_t;
+  using Bits = uint32_t;
   static constexpr int kFractionBits = 23;
   static constexpr Int kBias = 127;
   // 1.5 * 2^23: adding it rounds a small number to an integer that then stands in the low bits.
@@ -31,6 +32,7 @@ struct FloatFormat<float> {
 template <>
 struct FloatFormat<double> {
   using Int = int64_t;
+  using Bits = uint64_t;
   static constexpr int kFractionBits = 52;
   static constexpr Int kBias = 1023;
   static constexpr double kRounder = 0x1.8p52;
@@ -131,12 +133,13 @@ template <class T>
 FASTNN_INLINE Vec<T> log(Vec<T> x) {
   using Format = FloatFormat<T>;
   using IntVec = Vec<typename Format::Int>;
+  using BitVec = Vec<typename Format::Bits>;  // wraps around, as with the bits of -0, whose n is not used
   constexpr T kSqrtHalf = T(0.70710678118654752440), kInfinity = T(__builtin_inf());
   const auto subnormal = x < Format::kSmallestNormal;
   const Vec<T> lifted = subnormal ? x * Format::kLiftSubnormal : x;
-  const IntVec bits = bit_cast<IntVec>(lifted);
-  const IntVec n = (bits - bit_cast<IntVec>(splat(kSqrtHalf))) >> Format::kFractionBits;
-  const Vec<T> f = bit_cast<Vec<T>>(bits - (n << Format::kFractionBits)) - T(1);
+  const BitVec bits = bit_cast<BitVec>(lifted);
+  const IntVec n = bit_cast<IntVec>(bits - bit_cast<BitVec>(splat(kSqrtHalf))) >> Format::kFractionBits;
+  const Vec<T> f = bit_cast<Vec<T>>(bits - (bit_cast<BitVec>(n) << Format::kFractionBits)) - T(1);
   const Vec<T> scale =
       __builtin_convertvector(n, Vec<T>) - (subnormal ? splat(T(Format::kFractionBits)) : Vec<T>{});
   const Vec<T> s = f / (f + T(2)), z = s * s, half_square = f * f * T(0.5);
