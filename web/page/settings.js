@@ -1,0 +1,64 @@
+// What the form of the second experiment says.
+
+import { byId } from "./dom.js";
+
+const MOST_LAYERS = 4;
+const WIDEST = 2048;
+const OPTIMIZERS = {
+  adam: { name: "adam", lr: 1e-3 },
+  adamw: { name: "adamw", lr: 1e-3 },
+  sgd: { name: "sgd", lr: 0.1 },
+  momentum: { name: "sgd", momentum: 0.9, lr: 0.02 },
+};
+
+/** Widths as "256-128" or "256, 128" says them; throws an Error that may be shown. */
+export function parseHidden(text) {
+  const widths = text
+    .split(/[^0-9.]+/)
+    .filter(Boolean)
+    .map(Number);
+  const fit = widths.every((width) => Number.isInteger(width) && width >= 1 && width <= WIDEST);
+  if (!fit || widths.length > MOST_LAYERS || /[^0-9\s,;x-]/.test(text)) {
+    throw new Error(`Hidden layers: at most ${MOST_LAYERS} widths from 1 to ${WIDEST}, as 256-128.`);
+  }
+  return widths;
+}
+
+/** The learning rate that suits an optimizer of the form. */
+export function usualRate(optimizer) {
+  return OPTIMIZERS[optimizer].lr;
+}
+
+/** What training needs; throws an Error that may be shown, and marks the field that it is about. */
+export function readSettings() {
+  const optimizer = OPTIMIZERS[byId("optimizer").value];
+  const lr = checked("lr", () => positive("Learning rate", byId("lr").valueAsNumber));
+  const hidden = checked("hidden", () => parseHidden(byId("hidden").value));
+  return { hidden, optimizer: { ...optimizer, lr }, batchSize: Number(byId("batch").value), seed: 0 };
+}
+
+/** How many epochs to train. */
+export function readEpochs() {
+  return checked("epochs", () => {
+    const epochs = positive("Epochs", byId("epochs").valueAsNumber);
+    if (!Number.isInteger(epochs)) throw new Error("Epochs: a whole number.");
+    return epochs;
+  });
+}
+
+function positive(name, value) {
+  if (!(value > 0 && value < Infinity)) throw new Error(`${name}: a number greater than 0.`);
+  return value;
+}
+
+function checked(id, read) {
+  const field = byId(id);
+  try {
+    const value = read();
+    field.removeAttribute("aria-invalid");
+    return value;
+  } catch (error) {
+    field.setAttribute("aria-invalid", "true");
+    throw error;
+  }
+}

@@ -1,0 +1,231 @@
+// The second experiment, in the worker: a network on images of digits, trained in slices between messages.
+
+import { Dataset, Mlp, Random, readSafetensors, writeSafetensors } from "../fastnn.js";
+import { turn } from "./rpc.js";
+
+const CLASSES = 10;
+const SLICE_MS = 16; // a message waits no longer
+const REPORT_MS = 150;
+const STEPS_PER_POINT = 20; // of the curve of the loss: their mean
+const ROWS_PER_TEST = 30_000; // of training between two tests, but not less than an epoch's end
+
+/** A network, the data it is trained on, and where its training stands. */
+export class Training {
+  #fastnn;
+  #data;
+  #report;
+  #train;
+  #test;
+  #model = null;
+  #settings = null;
+  #running = false;
+  #rows = 0; // trained on so far
+  #seconds = 0; // in training steps
+  #random;
+  #order; // of the rows in this epoch; null before it begins
+  #at = 0; // rows of this epoch that are done
+  #secondsPerStep = 1e-3;
+  #untested = 0; // rows since the last test
+  #gathered = []; // losses that are no point yet
+  #points; // what the next report brings
+  #tests;
+  #lastReport = 0;
+  #window; // rows and seconds since the last report
+
+  /** @param {Function} report called now and then with {epoch, seconds, rate, points, tests, units, weights}. */
+  constructor(fastnn, data, report) {
+    this.#fastnn = fastnn;
+    this.#data = data;
+    this.#report = report;
+    const dataset = ({ images, labels }) => {
+      return new Dataset(fastnn, { x: images, features: data.side ** 2, labels, ...this.#scale() });
+    };
+    this.#train = dataset(data.train);
+    this.#test = dataset(data.test);
+    delete data.train.images; // the copy in the module's memory is enough
+  }
+
+  // As kernels take it: bytes are divided by 255 first.
+  #scale() {
+    return { mean: this.#data.mean / 255, std: this.#data.std / 255 };
+  }
+
+  describe() {
+    const { train, test, ...rest } = this.#data;
+    return { ...rest, trainRows: train.rows, testRows: test.rows };
+  }
+
+  /** Begin with a new network: {hidden, optimizer, batchSize, seed}. */
+  begin(settings) {
+    const sizes = [this.#data.side ** 2, ...settings.hidden, CLASSES];
+    const { optimizer, seed } = settings;
+    this.#adopt(new Mlp(this.#fastnn, sizes, { loss: "cross_entropy", optimizer, seed }), settings);
+    return this.#facts();
+  }
+
+  #adopt(model, settings) {
+    this.#running = false;
+    this.#model?.dispose();
+    this.#model = model;
+    this.#settings = settings;
+    this.#random = new Random(settings.seed);
+    this.#order = null;
+    this.#rows = this.#seconds = this.#untested = 0;
+    this.#gathered = [];
+    this.#fresh();
+  }
+
+  #fresh() {
+    this.#points = [];
+    this.#tests = [];
+    this.#window = { rows: 0, seconds: 0 };
+    this.#lastReport = performance.now();
+  }
+
+  /** Go on with another optimizer, learning rate or batch size; an optimizer of another name begins anew. */
+  change(settings) {
+    if (!this.#model) return;
+    const [before, wanted] = [this.#model.optimizer, settings.optimizer];
+    const same = before.name === wanted.name && (before.momentum ?? 0) === (wanted.momentum ?? 0);
+    if (same) this.#model.lr = wanted.lr;
+    else this.#model.setOptimizer(wanted);
+    this.#settings = { ...this.#settings, ...settings };
+  }
+
+  /**
+   * Train for some epochs, or until pause() or begin().
+   *
+   * @returns {Promise<boolean>} whether all were done.
+   */
+  async train(epochs) {
+    const model = this.#model;
+    const goal = (Math.floor(this.#rows / this.#train.rows) + epochs) * this.#train.rows;
+    this.#running = true;
+    this.#fresh();
+    while (this.#running && this.#rows < goal) {
+      this.#slice();
+      if (performance.now() - this.#lastReport > REPORT_MS) this.#tell();
+      await turn();
+      if (this.#model !== model) return false;
+    }
+    this.#running = false;
+    this.#tell();
+    return this.#rows >= goal;
+  }
+
+  pause() {
+    this.#running = false;
+  }
+
+  #slice() {
+    if (!this.#order) {
+      this.#order = this.#random.permutation(this.#train.rows);
+      this.#at = 0;
+    }
+    const { batchSize } = this.#settings;
+    const steps = Math.max(1, Math.round(SLICE_MS / 1000 / this.#secondsPerStep));
+    const end = Math.min(this.#at + steps * batchSize, this.#order.length);
+    const begin = performance.now();
+    const losses = this.#model.trainRows(this.#train, this.#order.subarray(this.#at, end), batchSize);
+    const seconds = (performance.now() - begin) / 1000;
+    const rows = end - this.#at;
+    this.#secondsPerStep = Math.max(seconds / losses.length, 1e-6);
+    this.#seconds += seconds;
+    this.#rows += rows;
+    this.#window.seconds += seconds;
+    this.#window.rows += rows;
+    this.#untested += rows;
+    this.#at = end;
+    this.#gather(losses, batchSize);
+    const epochEnds = end === this.#order.length;
+    if (epochEnds) this.#order = null;
+    if (epochEnds || this.#untested >= ROWS_PER_TEST) this.#takeTest();
+  }
+
+  #gather(losses, batchSize) {
+    const after = (left) => (this.#rows - left * batchSize) / this.#train.rows;
+    losses.forEach((loss, i) => {
+      this.#gathered.push(loss);
+      if (this.#gathered.length < STEPS_PER_POINT) return;
+      this.#points.push([after(losses.length - 1 - i), mean(this.#gathered)]);
+      this.#gathered = [];
+    });
+  }
+
+  #takeTest() {
+    this.#untested = 0;
+    this.#tests.push({ epoch: this.#rows / this.#train.rows, seconds: this.#seconds, accuracy: this.#accuracy() });
+  }
+
+  #accuracy() {
+    return this.#model.lossAndAccuracy(this.#test).accuracy;
+  }
+
+  #tell() {
+    const { rows, seconds } = this.#window;
+    this.#report({
+      epoch: this.#rows / this.#train.rows,
+      seconds: this.#seconds,
+      rate: seconds > 0 ? rows / seconds : null,
+      points: this.#points,
+      tests: this.#tests,
+      ...this.#weights(),
+    });
+    this.#fresh();
+  }
+
+  #weights() {
+    return { units: this.#model.sizes[1], weights: this.#model.weight(0) };
+  }
+
+  #facts() {
+    const { sizes } = this.#model;
+    const parameters = sizes.slice(1).reduce((count, size, i) => count + size * (sizes[i] + 1), 0);
+    return { sizes, parameters, ...this.#weights() };
+  }
+
+  /** Probabilities of the classes for an image of bytes; null before there is a network. */
+  predict(image) {
+    return this.#model && this.#model.probabilities(image, this.#scale());
+  }
+
+  /** Some image of the test set, with its label. */
+  testImage() {
+    const { rows, images, labels } = this.#data.test;
+    const row = Math.floor(Math.random() * rows);
+    const pixels = this.#data.side ** 2;
+    return { image: images.slice(row * pixels, (row + 1) * pixels), label: labels[row] };
+  }
+
+  /** The weights as a safetensors file. Its metadata says which data they are for, and how that is normalised. */
+  save() {
+    if (!this.#model) throw new Error("There is no network yet: train one above.");
+    const { title, mean, std } = this.#data;
+    const file = writeSafetensors(this.#model.stateDict(), {
+      format: "pt",
+      data: title,
+      mean: `${mean}`,
+      std: `${std}`,
+    });
+    return { file, sizes: this.#model.sizes };
+  }
+
+  /** Take the network of a safetensors file, to be trained by `settings`. Throws if it is not for these images. */
+  open(file, settings) {
+    const { optimizer } = settings;
+    const model = Mlp.fromStateDict(this.#fastnn, readSafetensors(file), { loss: "cross_entropy", optimizer });
+    const pixels = this.#data.side ** 2;
+    if (model.inputs !== pixels || model.outputs !== CLASSES) {
+      model.dispose();
+      throw new RangeError(
+        `the network is ${model.sizes.join("-")}; here it must begin with ${pixels} and end with ${CLASSES}`,
+      );
+    }
+    this.#adopt(model, settings);
+    return { ...this.#facts(), accuracy: this.#accuracy() };
+  }
+}
+
+function mean(values) {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
