@@ -1,7 +1,7 @@
 # make train   train MNIST with fused ops        make test   run the test suite
 # make lint    ruff, mypy, clang-format           make dev    compile in place, for work on the sources
 # make sanitize ARGS=tests/capture    those tests with the extension compiled for AddressSanitizer and UBSan
-# make web     the kernels in a browser: static files in web/dist
+# make demo    train in a browser tab             make web    the page alone: static files in web/dist
 # make bench   measure against torch and other libraries; writes benchmarks/results and README's tables of them
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +10,7 @@ ARGS   ?=
 SOURCES := $(shell find csrc python benchmarks CMakeLists.txt cmake pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path 'benchmarks/results/*')
 CXX_FILES := $(shell find csrc tests/cuda_emulator web -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench lint format dev web sanitize clean
+.PHONY: train test bench demo lint format dev web sanitize clean
 
 train: $(VENV)/.installed-train
 	$(VENV)/bin/fastnn train $(ARGS)
@@ -21,6 +21,9 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed-bench
 	$(VENV)/bin/fastnn bench --all --out benchmarks/results $(ARGS)
 	$(VENV)/bin/python -m benchmarks.readme
+
+demo: web $(VENV)/.installed-train
+	$(VENV)/bin/fastnn demo $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,113 @@
+"""``fastnn demo``: the page of web/, which trains in a browser tab, served on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fastnn
+from fastnn.cli.errors import CliError
+
+if TYPE_CHECKING:
+    from fastnn.data import Dataset
+
+HELP = "train in a browser tab: serves the page that `make web` builds"
+
+HOST = "127.0.0.1"
+_PORT = 8000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fastnn demo`."""
+    parser.add_argument(
+        "--port", type=_port, default=_PORT, metavar="N", help=f"default {_PORT}; 0 takes any that is free"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="tell the address, and open no browser")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the MNIST files are; else $FASTNN_DATA_DIR, the cache, a download, "
+        "the page's own 8x8 digits",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        CliError: the page has not been built, the data is bad, or the port is taken.
+    """
+    from fastnn.cli.demo_server import Server
+
+    page = find_page()
+    mnist = _mnist(args.data_dir)
+    try:
+        server = Server((HOST, args.port), page, mnist)
+    except OSError as error:
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        reason = (
+            "is taken or not allowed; choose another with --port" if taken else f"cannot be used: {error}"
+        )
+        raise CliError(f"port {args.port} {reason}") from None
+    with server:
+        address = f"http://{HOST}:{server.server_address[1]}/"
+        print(f"data     {f'MNIST, from {mnist.source}' if mnist else 'scikit-learn 8x8 digits; not MNIST'}")
+        print(f"page     {address}  (Ctrl-C ends it)", flush=True)
+        if not args.no_browser:
+            webbrowser.open(address)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+    return 0
+
+
+def find_page() -> Path:
+    """The folder with the page: in the installed package, beside the sources, or where `make web` was run.
+
+    Raises:
+        CliError: it is in none of them.
+    """
+    package = Path(fastnn.__file__).resolve().parent
+    built = Path("web/dist")
+    for folder in (package / "web", package.parents[1] / built, Path.cwd() / built):
+        if (folder / "index.html").is_file():
+            return folder
+    raise CliError(
+        "the page is not part of this installation: run `make web` in a checkout of fastnn, and then "
+        "`fastnn demo` there; a wheel that is built after it has the page"
+    )
+
+
+def _mnist(data_dir: Path | None) -> Dataset | None:
+    """MNIST as `fastnn train` finds it, or None."""
+    from fastnn.data import DataError
+    from fastnn.data.mnist import MnistUnavailableError, load_mnist
+
+    try:
+        return load_mnist(data_dir, _warn)
+    except MnistUnavailableError as error:
+        _warn(
+            "MNIST is not available; set FASTNN_DATA_DIR or --data-dir to train on it. "
+            f"What was tried: {error}"
+        )
+        return None
+    except DataError as error:
+        raise CliError(str(error)) from None
+    except OSError as error:
+        raise CliError(f"cannot read the data: {error}") from None
+
+
+def _warn(message: str) -> None:
+    print(f"fastnn: warning: {message}", file=sys.stderr, flush=True)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535; came {text!r}")
+    return int(text)

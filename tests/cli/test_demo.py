@@ -1,0 +1,165 @@
+"""``fastnn demo``: what it serves, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastnn.cli import demo
+from fastnn.cli.demo_server import Server
+from fastnn.cli.main import main
+from fastnn.data import Dataset, read_idx
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A page that `make web` might have left, in the current folder."""
+    folder = tmp_path / "web" / "dist"
+    folder.mkdir(parents=True)
+    for name in ("index.html", "main.js", "fastnn.wasm", "style.css"):
+        (folder / name).write_text(name)
+    monkeypatch.setattr(demo.fastnn, "__file__", str(tmp_path / "no" / "checkout" / "fastnn" / "__init__.py"))
+    return folder
+
+
+@pytest.fixture
+def mnist() -> Dataset:
+    images = np.arange(6 * 12, dtype=np.uint8).reshape(6, 12)
+    labels = np.arange(6)
+    return Dataset("mnist", "here", 4, 3, 10, 255, 0.0, 1.0, images[:4], labels[:4], images[4:], labels[4:])
+
+
+@contextmanager
+def running(page: Path, mnist: Dataset | None = None) -> Iterator[str]:
+    with Server((demo.HOST, 0), page, mnist) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://{demo.HOST}:{server.server_address[1]}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("", "text/html"),
+        ("main.js", "text/javascript"),
+        ("fastnn.wasm", "application/wasm"),
+        ("style.css", "text/css"),
+    ],
+)
+def test_serves_files_as_what_they_are(name: str, kind: str, page: Path) -> None:
+    with running(page) as address, urllib.request.urlopen(address + name) as answer:
+        assert answer.headers["Content-Type"] == kind
+        assert answer.headers["Cache-Control"] == "no-cache"
+        assert answer.read().decode() == (name or "index.html")
+
+
+@pytest.mark.parametrize(
+    "path", ["nothing", "../../secret", "%2e%2e/%2e%2e/secret", "data/mnist/train-images-idx3-ubyte.gz"]
+)
+def test_serves_nothing_else(path: str, page: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    with running(page) as address, pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(address + path)
+    assert error.value.code == 404
+    error.value.close()
+
+
+def test_serves_mnist_as_idx_files(page: Path, mnist: Dataset, tmp_path: Path) -> None:
+    with running(page, mnist) as address:
+        for part, images, labels in (
+            ("train", mnist.train_images, mnist.train_labels),
+            ("t10k", mnist.test_images, mnist.test_labels),
+        ):
+            for kind, expected in (("images-idx3", images.reshape(-1, 4, 3)), ("labels-idx1", labels)):
+                file = tmp_path / "file"
+                with urllib.request.urlopen(f"{address}data/mnist/{part}-{kind}-ubyte.gz") as answer:
+                    file.write_bytes(answer.read())
+                assert np.array_equal(read_idx(file), expected)
+
+
+def test_without_a_page_it_says_how_to_build_one(page: Path, capsys) -> None:
+    (page / "index.html").unlink()
+    assert main(["demo", "--no-browser"]) == 1
+    assert "run `make web` in a checkout of fastnn" in capsys.readouterr().err
+
+
+def test_the_page_of_the_package_comes_first(page: Path, tmp_path: Path) -> None:
+    assert demo.find_page() == page
+    for folder in ("no/web/dist", "no/checkout/fastnn/web"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "index.html").touch()
+        assert demo.find_page() == tmp_path / folder
+
+
+def test_a_port_that_is_taken_is_named(page: Path, capsys) -> None:
+    with socket.socket() as taken:
+        taken.bind((demo.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["demo", "--no-browser", "--port", str(port)]) == 1
+    assert f"port {port} is taken or not allowed; choose another with --port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_a_port_is_a_number(port: str, capsys) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["demo", "--port", port])
+    assert exit.value.code == 2
+    assert "expected a port from 0 to 65535" in capsys.readouterr().err
+
+
+def test_bad_data_is_named(page: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["demo", "--no-browser", "--data-dir", "empty"]) == 1
+    assert "expected the MNIST files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "opened"), [([], True), (["--no-browser"], False)])
+def test_opens_a_browser_unless_told_not_to(
+    option: list[str], opened: bool, page: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    addresses: list[str] = []
+    monkeypatch.setattr(demo.webbrowser, "open", addresses.append)
+
+    def interrupted(self: Server) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Server, "serve_forever", interrupted)
+    assert main(["demo", "--port", "0", *option]) == 0
+    out, err = capsys.readouterr()
+    assert "data     scikit-learn 8x8 digits; not MNIST\n" in out
+    assert "MNIST is not available" in err
+    assert [address in out for address in addresses] == [True] * opened
+
+
+def test_ends_by_ctrl_c(page: Path, tmp_path: Path) -> None:
+    program = f"""
+import fastnn
+fastnn.__file__ = {str(tmp_path / "no" / "checkout" / "fastnn" / "__init__.py")!r}
+from fastnn.cli.main import main
+raise SystemExit(main(["demo", "--port", "0", "--no-browser"]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("data     ")
+    address = process.stdout.readline().split()[1]
+    with urllib.request.urlopen(address) as answer:
+        assert answer.read() == b"index.html"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
