@@ -1,12 +1,18 @@
-"""Fixtures for the kernels in a browser."""
+"""Fixtures for the kernels in a browser, and for the page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from web_build import CannotBuildError, Node
+from browser import PATIENCE, NoBrowserError, Page, chromium, served
+from web_build import CannotBuildError, Node, site
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +24,42 @@ def node() -> Iterator[Node]:
         pytest.skip(str(error))
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """The folder of static files that `make web` leaves."""
+    try:
+        return site()
+    except CannotBuildError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the browser saves files."""
+    return tmp_path_factory.mktemp("downloads")
+
+
+@pytest.fixture(scope="session")
+def _chromium(downloads: Path) -> Iterator[Chrome]:
+    try:
+        with chromium(downloads) as browser:
+            browser.set_script_timeout(PATIENCE)
+            yield browser
+    except NoBrowserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def _address(built: Path) -> Iterator[str]:
+    with served(built) as address:
+        yield address
+
+
+@pytest.fixture
+def page(_chromium: Chrome, _address: str) -> Page:
+    """The page, just loaded, with the bundled digits."""
+    page = Page(_chromium, _address)
+    page.open()
+    return page

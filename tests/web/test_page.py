@@ -1,0 +1,304 @@
+"""The page in a real browser: what somebody does with it, by mouse and keyboard."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastnn
+from browser import Page, served
+from fastnn.data import Dataset
+from fastnn.data.digits import load_digits
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+ZERO = [(0.5 + 0.2 * math.sin(a / 4), 0.5 - 0.3 * math.cos(a / 4)) for a in range(26)]
+SEVEN = [(0.3, 0.22), (0.7, 0.22), (0.46, 0.82)]
+
+
+def python_probabilities(model: torch.nn.Module, data: Dataset, seen: list[int]) -> list[float]:
+    """What `model` makes of an image that the page shows."""
+    pixels = torch.tensor(seen, dtype=torch.float32) * (data.white / 255)
+    return torch.softmax(model(((pixels.round() - data.mean) / data.std)[None]), 1)[0].tolist()
+
+
+def predicted(page: Page) -> list[float]:
+    """The probabilities as soon as they are there."""
+    page.until(lambda: page.says("verdict", "It is"))
+    return page.probabilities()
+
+
+def saved(page: Page, file: Path) -> bytes:
+    """What the button saves, under the name that is expected."""
+    file.unlink(missing_ok=True)
+    page["save"].click()
+    page.until(file.exists)
+    return file.read_bytes()
+
+
+def test_learns_a_line(page: Page) -> None:
+    assert page["line-y"].text == "?"
+    page["line-train"].click()
+    page.until(lambda: page["line-train"].text == "Train again")
+    assert page.until(lambda: page["line-y"].text != "?" and float(page["line-y"].text)) == pytest.approx(
+        9, abs=0.1
+    )
+    page.fill("line-x", "-10")
+    page.until(lambda: float(page["line-y"].text) == pytest.approx(-21, abs=0.3))
+
+
+def test_learns_the_bundled_digits_and_says_that_they_are_not_mnist(page: Page) -> None:
+    assert "not MNIST" in page["data"].text
+    assert "1,437 images to train on and 360 to test with" in page["data"].text
+    assert page.train(60) >= 0.9
+    assert page["epoch"].text == "60.0"
+    assert float(page["rate"].text.replace(",", "")) > 0
+    assert "last 9" in page.script("return document.querySelector('#accuracy-chart svg').ariaLabel")
+    assert "128 hidden units" in page["filters"].get_attribute("aria-label")
+    colours = "const c = document.getElementById('filters'); const d = c.getContext('2d')"
+    colours += ".getImageData(0, 0, c.width, c.height).data; return new Set(d).size"
+    assert page.script(colours) > 50
+
+
+def test_each_optimizer_and_several_layers_learn(page: Page) -> None:
+    for optimizer in ("Adam", "AdamW", "SGD", "SGD, momentum 0.9"):
+        page["optimizer"].send_keys(optimizer)
+        page.fill("hidden", "64-32")
+        assert page.train(40) >= 0.85, optimizer
+        assert page["hidden-note"].text.startswith("64-64-32-10: 6,570 parameters")
+        page["anew"].click()
+        page.until(lambda: page["go"].text == "Start" and page["hidden"].is_enabled())
+
+
+def test_pauses_continues_and_starts_over(page: Page) -> None:
+    page.fill("hidden", "512-512")
+    page.fill("epochs", "1000")
+    page["go"].click()
+    page.until(lambda: page["go"].text == "Pause" and page["epoch"].text not in ("–", "0.00"))
+    page["go"].click()
+    page.until(lambda: page.says("digits-status", "Paused"))
+    before = float(page["epoch"].text)
+    page.fill("lr", "0.0001")
+    page.fill("epochs", "2")
+    page["go"].click()
+    page.until(lambda: page.says("digits-status", "Done"))
+    assert float(page["epoch"].text) == math.floor(before) + 2
+    page["anew"].click()
+    page.until(lambda: page["go"].text == "Start")
+    assert page["hidden"].is_enabled()
+
+
+def test_start_over_ends_a_training_that_runs(page: Page) -> None:
+    page.fill("epochs", "1000")
+    page["go"].click()
+    page.until(lambda: page["go"].text == "Pause")
+    page["anew"].click()
+    page.until(lambda: page["go"].text == "Start")
+    page.fill("hidden", "16")
+    assert page.train(1) > 0
+    assert page["epoch"].text == "1.00"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("hidden", "4000", "Hidden layers"),
+        ("hidden", "many", "Hidden layers"),
+        ("hidden", "1-2-3-4-5", "Hidden layers"),
+        ("lr", "0", "Learning rate"),
+        ("lr", "", "Learning rate"),
+    ],
+)
+def test_a_bad_setting_is_named(field: str, value: str, said: str, page: Page) -> None:
+    page.fill(field, value)
+    page["go"].click()
+    page.until(lambda: page.says("digits-status", said))
+    assert page[field].get_attribute("aria-invalid") == "true"
+    assert page["go"].text == "Start"
+
+
+def test_reads_digits_that_are_drawn(page: Page) -> None:
+    assert page.train(60) >= 0.9
+    for digit, stroke in ((0, ZERO), (7, SEVEN)):
+        page.draw(stroke)
+        page.until(lambda digit=digit: page.says("verdict", f"It is a {digit}"))
+        probabilities = page.probabilities()
+        assert int(np.argmax(probabilities)) == digit
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert max(page.seen()) > 200
+        page["clear"].click()
+        page.until(lambda: page.says("verdict", "Draw"))
+
+
+def test_a_drawing_before_any_training_is_answered(page: Page) -> None:
+    page.draw(ZERO)
+    assert sum(predicted(page)) == pytest.approx(1, abs=1e-5)
+
+
+def test_draws_by_keyboard_and_shows_test_images(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page["pad"].send_keys(Keys.SPACE, *[Keys.ARROW_DOWN] * 14, Keys.SPACE)
+    predicted(page)
+    ink = np.array(page.seen()).reshape(8, 8)
+    assert (ink.max(axis=1) > 0).all()
+    assert (ink[:, [0, 1, 6, 7]] == 0).all()
+    page["pad"].send_keys(Keys.ESCAPE)
+    page.until(lambda: page.says("verdict", "Draw"))
+    page["sample"].click()
+    page.until(lambda: "The label says" in page["verdict"].text)
+
+
+def test_a_finger_draws(page: Page) -> None:
+    page.script("document.getElementById('pad').scrollIntoView({block: 'center'})")
+    box = page.script(
+        "const b = document.getElementById('pad').getBoundingClientRect(); return [b.x, b.y, b.width]"
+    )
+    for kind, points in (("touchStart", SEVEN[:1]), *(("touchMove", [p]) for p in SEVEN), ("touchEnd", [])):
+        touches = [{"x": box[0] + x * box[2], "y": box[1] + y * box[2]} for x, y in points]
+        page.browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+    predicted(page)
+    ink = np.array(page.seen()).reshape(8, 8)
+    assert (ink.max(axis=1) > 0).all()  # the stroke went on, and did not scroll the page
+
+
+def test_weights_go_to_python(page: Page, downloads: Path) -> None:
+    page.fill("hidden", "48-24")
+    page.train(20)
+    model = fastnn.nn.MLP([64, 48, 24, 10])
+    model.load_state_dict(safetensors.load(saved(page, downloads / "mlp-64-48-24-10.safetensors")))
+    data = load_digits()
+    for stroke in (ZERO, SEVEN):
+        page.draw(stroke)
+        shown = predicted(page)
+        assert shown == pytest.approx(python_probabilities(model, data, page.seen()), abs=1e-5)
+        page["clear"].click()
+        page.until(lambda: page.says("verdict", "Draw"))
+    with torch.no_grad():
+        logits = model((torch.from_numpy(data.test_images).float() - data.mean) / data.std)
+    accuracy = (logits.argmax(1).numpy() == data.test_labels).mean()
+    assert page["accuracy"].text == f"{accuracy:.2%}"
+
+
+def test_weights_come_from_python(page: Page, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = fastnn.nn.MLP([64, 100, 10])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    file = tmp_path / "from python.safetensors"
+    safetensors.save_file(model.state_dict(), file)
+    page.draw(ZERO)
+    before = predicted(page)
+    page["file"].send_keys(str(file))
+    page.until(lambda: page.says("weights-status", "Loaded 64-100-10: test accuracy"))
+    expected = python_probabilities(model, load_digits(), page.seen())
+    page.until(lambda: page.probabilities() != before)
+    assert page.probabilities() == pytest.approx(expected, abs=1e-5)
+    assert page["hidden-note"].text.startswith("64-100-10")
+    assert page.train(40) > 0.85  # it goes on from there
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [([784, 128, 10], "must begin with 64"), ([64, 7], "end with 10"), (None, "no safetensors file")],
+)
+def test_a_file_that_does_not_fit_changes_nothing(
+    sizes: list[int] | None, said: str, page: Page, tmp_path: Path, downloads: Path
+) -> None:
+    page.fill("hidden", "20")
+    page.train(1)
+    before = saved(page, downloads / "mlp-64-20-10.safetensors")
+    file = tmp_path / "other.safetensors"
+    if sizes:
+        safetensors.save_file(fastnn.nn.MLP(sizes).state_dict(), file)
+    else:
+        file.write_text("something else")
+    page["file"].send_keys(str(file))
+    page.until(lambda: said in page["weights-status"].text)
+    assert page["hidden-note"].text.startswith("64-20-10")
+    assert saved(page, downloads / "mlp-64-20-10.safetensors") == before
+
+
+def test_mnist_is_used_where_the_server_has_it(page: Page, built: Path) -> None:
+    digits = load_digits()
+
+    def enlarged(images: np.ndarray) -> np.ndarray:
+        """8 x 8 pixels from 0 to 16 as 28 x 28 from 0 to 255."""
+        large = images.reshape(-1, 8, 8).repeat(3, axis=1).repeat(3, axis=2) * 15.9375
+        return np.pad(large, ((0, 0), (2, 2), (2, 2))).astype(np.uint8).reshape(len(images), 784)
+
+    mnist = Dataset(
+        name="mnist",
+        source="a test",
+        height=28,
+        width=28,
+        classes=10,
+        white=255,
+        mean=0,
+        std=1,
+        train_images=enlarged(digits.train_images),
+        train_labels=digits.train_labels,
+        test_images=enlarged(digits.test_images),
+        test_labels=digits.test_labels,
+    )
+    with served(built, mnist) as address:
+        other = Page(page.browser, address)
+        other.open()
+        assert other["data"].text.startswith("Data: MNIST, 1,437 images to train on")
+        assert other.train(20) > 0.85
+        other.draw(ZERO)
+        predicted(other)
+        ink = np.array(other.seen()).reshape(28, 28)
+        assert (ink.max(axis=1) > 64).sum() in range(19, 22)  # a box of 20 pixels
+
+
+def test_without_simd_it_says_so(page: Page) -> None:
+    script = {"source": "WebAssembly.validate = () => false"}
+    added = page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
+    try:
+        page.browser.get(page.address)
+        page.until(lambda: "lacks SIMD" in page["trouble"].text)
+        assert not page["experiments"].is_displayed()
+    finally:
+        page.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
+def test_nothing_is_loaded_from_elsewhere_and_nothing_fails(page: Page) -> None:
+    page.browser.get_log("browser")
+    page.open()
+    page.train(2)
+    names = page.script("return performance.getEntriesByType('resource').map((e) => e.name)")
+    assert len(names) > 5
+    assert all(name.startswith(page.address) for name in names)
+    # Where MNIST is not, its files are asked for in vain.
+    assert [line for line in page.browser.get_log("browser") if "/data/mnist/" not in line["message"]] == []
+
+
+def test_every_control_has_a_name(page: Page) -> None:
+    page.train(1)
+    controls = page.browser.find_elements("css selector", "button, input, select, canvas, a, svg")
+    assert len(controls) > 20
+    shown = [each for each in controls if each.is_displayed()]
+    nameless = [each.get_attribute("outerHTML")[:80] for each in shown if not each.accessible_name]
+    assert nameless == []
+
+
+def test_fits_a_phone_and_follows_the_systems_scheme(page: Page) -> None:
+    colour = "return getComputedStyle(document.body).backgroundColor"
+    light = page.script(colour)
+    metrics = {"width": 360, "height": 700, "deviceScaleFactor": 2, "mobile": True}
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    try:
+        page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+        page.train(1)
+        assert page.script("return document.documentElement.scrollWidth") == 360
+        assert page.script(colour) != light
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
