@@ -213,6 +213,25 @@ def _accuracy(reports: Reports) -> str:
     return _table(list(columns.values()), [row] if row else [], left=0)
 
 
+def _web(reports: Reports) -> str:
+    """Seconds of a step in a browser, and how many times as fast fastnn's is."""
+    columns = {
+        OURS: "fastnn",
+        "TensorFlow.js wasm": "TensorFlow.js, wasm",
+        "TensorFlow.js cpu": "TensorFlow.js, cpu",
+    }
+    rows = []
+    for (_, shape, _), result in reports.results("web").items():
+        speedups = {name: f", {_ratio(each['median'])} times" for name, each in result["speedups"].items()}
+        rows.append(
+            [
+                shape.replace(", batch", ","),
+                *(seconds(_median(result, side)) + speedups.get(side, "") for side in columns),
+            ]
+        )
+    return _table(["network, batch", *columns.values()], rows)
+
+
 def _headed(text: str, table: str) -> str:
     return f"{text}\n\n{table}" if table else ""
 
@@ -231,6 +250,7 @@ TABLES: dict[str, Callable[[Reports], str]] = {
     "critic": lambda reports: _headed(_CRITIC_TEXT, _steps(reports, _BOTH, "critic step", _CRITICS, _SIDES)),
     "accuracy": _accuracy,
     "programs": _programs,
+    "web": _web,
     "ops": _ops,
     "memory": lambda reports: _headed(
         "Peak memory of a forward and backward beyond what it starts with, in all and without the gradients:",
