@@ -1,4 +1,4 @@
-"""The report of what is measured in a browser, and its table in README.md; measuring needs npm and a browser."""
+"""The report of what is measured in a browser, and its table in README.md."""
 
 from __future__ import annotations
 

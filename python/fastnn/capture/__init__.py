@@ -29,9 +29,9 @@ def capture(
     """Record what a function does with tensors, and replay that natively, as a CUDA graph is on a GPU.
 
     Python runs at the recording only: prints, counters, hooks and whatever else the function does beside its
-    tensors do not happen in a replay. Which models, optimizers, tensors and numbers its code finds by name, in
-    variables and attributes, is watched: bound to something else, they make a new recording. What the function
-    itself rebinds is not, and warned of (UserWarning), as in ``self.n += 1``: do that outside.
+    tensors do not happen in a replay. Which models, optimizers, tensors and numbers its code finds by name,
+    in variables and attributes, is watched: bound to something else, they make a new recording. What the
+    function itself rebinds is not, and warned of (UserWarning), as in ``self.n += 1``: do that outside.
 
     ::
 
@@ -44,18 +44,19 @@ def capture(
     and dicts; parameters among them by identity, other arguments by type and equality; grad mode; default
     dtype) the first call runs as ever, the second is recorded, the third is compared with torch, from the
     same state and random numbers, and from then on a call is one native call. The eight most recent
-    recordings are kept, and 64 signatures known; a recording takes some tens of milliseconds. Ops without a native instruction are run by torch within it;
-    random numbers come from torch's generator, in torch's order.
+    recordings are kept, and 64 signatures known; a recording takes some tens of milliseconds. Ops without a
+    native instruction are run by torch within it; random numbers come from torch's generator, in torch's
+    order.
 
     Parameters, buffers and optimizers' states are the user's own tensors and valid after each call; options
-    of optimizers are read when the step is taken. Modules are watched for training or evaluation,
-    frozen or replaced parameters, hooks and other memory: those that the function calls, and those in its
-    closure, in globals that it names, in defaults of its arguments, and among the attributes and in the
-    containers of the objects there, such as its ``self``. Not watched are elements of containers, and what
-    lies deeper than an attribute of an attribute. Optimizers are watched for their parameters. Results are new
-    tensors in each call. Gradients of parameters that the function updates, and drops itself in the next call,
-    are not kept: their ``.grad`` is None after a replay. As soon as a call does not drop them, gradients are
-    kept from then on, with a warning. Others are accumulated and kept as in torch.
+    of optimizers are read when the step is taken. Modules are watched for training or evaluation, frozen or
+    replaced parameters, hooks and other memory: those that the function calls, and those in its closure, in
+    globals that it names, in defaults of its arguments, and among the attributes and in the containers of the
+    objects there, such as its ``self``. Not watched are elements of containers, and what lies deeper than an
+    attribute of an attribute. Optimizers are watched for their parameters. Results are new tensors in each
+    call. Gradients of parameters that the function updates, and drops itself in the next call, are not kept:
+    their ``.grad`` is None after a replay. As soon as a call does not drop them, gradients are kept from then
+    on, with a warning. Others are accumulated and kept as in torch.
 
     What a recording cannot hold runs as written, and is warned of once (:class:`fastnn.EagerStepWarning`):
     ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, tensor
