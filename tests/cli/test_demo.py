@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,23 @@ def test_serves_mnist_as_idx_files(page: Path, mnist: Dataset, tmp_path: Path) -
                 with urllib.request.urlopen(f"{address}data/mnist/{part}-{kind}-ubyte.gz") as answer:
                     file.write_bytes(answer.read())
                 assert np.array_equal(read_idx(file), expected)
+
+
+def test_a_browser_that_goes_away_is_not_reported(page: Path, mnist: Dataset, capsys) -> None:
+    large = np.zeros((20_000, 784), np.uint8)
+    data = replace(mnist, train_images=large, test_images=large[:2], height=28, width=28)
+    with Server((demo.HOST, 0), page, data) as server:
+        server.daemon_threads = False  # its end waits for the answer's
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with socket.create_connection(server.server_address) as browser:
+            browser.sendall(b"GET /data/mnist/train-images-idx3-ubyte.gz HTTP/1.0\r\n\r\n")
+            browser.recv(1)
+            abruptly = struct.pack("ii", 1, 0)
+            browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, abruptly)
+        server.shutdown()
+        thread.join()
+    assert capsys.readouterr().err == ""
 
 
 def test_without_a_page_it_says_how_to_build_one(page: Path, capsys) -> None:

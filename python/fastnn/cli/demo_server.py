@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,7 +32,8 @@ class Server(ThreadingHTTPServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Answer one request."""
-        _Handler(request, client_address, self, directory=str(self.page))
+        with suppress(ConnectionError):  # a page that is closed while it loads
+            _Handler(request, client_address, self, directory=str(self.page))
 
 
 class _Handler(SimpleHTTPRequestHandler):
