@@ -332,6 +332,7 @@ function settingOf(name, options) {
 // The sizes of the MLP that a state dict belongs to.
 function sizesOf(state) {
   const layers = Object.keys(state).length / 2;
+  if (layers === 0) throw new RangeError("no MLP: there are no tensors");
   const sizes = [];
   for (let layer = 0; layer < layers; ++layer) {
     const [weight, bias] = [state[`${2 * layer}.weight`], state[`${2 * layer}.bias`]];

@@ -55,7 +55,8 @@ export function readSafetensors(file) {
   return tensors;
 }
 
-function readTensor(name, { dtype, shape, data_offsets: offsets }, bytes) {
+function readTensor(name, entry, bytes) {
+  const { dtype, shape, data_offsets: offsets } = entry ?? {};
   if (dtype !== "F32") throw new Error(`${name} has dtype ${dtype}, expected F32: save the model as float32`);
   const [from, to] = offsets ?? [];
   const values = Array.isArray(shape) ? shape.reduce((count, size) => count * size, 1) : NaN;
