@@ -24,7 +24,7 @@ export class Training {
   #random;
   #order; // of the rows in this epoch; null before it begins
   #at = 0; // rows of this epoch that are done
-  #secondsPerStep = 1e-3;
+  #secondsPerStep; // as the last slice had it; Infinity before the first
   #untested = 0; // rows since the last test
   #gathered = []; // losses that are no point yet
   #points; // what the next report brings
@@ -70,6 +70,7 @@ export class Training {
     this.#settings = settings;
     this.#random = new Random(settings.seed);
     this.#order = null;
+    this.#secondsPerStep = Infinity;
     this.#rows = this.#seconds = this.#untested = 0;
     this.#gathered = [];
     this.#fresh();
@@ -90,6 +91,7 @@ export class Training {
     if (same) this.#model.lr = wanted.lr;
     else this.#model.setOptimizer(wanted);
     this.#settings = { ...this.#settings, ...settings };
+    this.#secondsPerStep = Infinity; // a step on more rows takes longer
   }
 
   /**
