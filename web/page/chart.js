@@ -53,7 +53,11 @@ export class Chart {
     const height = Math.round(Math.min(HIGHEST, width * ASPECT));
     this.#root.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const frame = { left: FRAME.left, right: width - FRAME.right, top: FRAME.top, bottom: height - FRAME.bottom };
-    const points = [...this.#series.values()].flat().filter(([, y]) => Number.isFinite(y) && !(log && y <= 0));
+    const series = [...this.#series].map(([name, all]) => [
+      name,
+      all.filter(([, y]) => Number.isFinite(y) && !(log && y <= 0)),
+    ]);
+    const points = series.flatMap(([, shown]) => shown);
     const x = axis(
       this.#options.x ??
         rangeOf(
@@ -73,10 +77,7 @@ export class Chart {
     const y = axis(log ? range.map(Math.log10) : range, [frame.bottom, frame.top], log);
     const last = points.at(-1);
     this.#root.setAttribute("aria-label", last ? `${label}; last ${format(last[1], 0)}` : `${label}; nothing yet`);
-    const marks = [...this.#series].map(([name, all]) => {
-      const shown = all.filter((p) => points.includes(p) || !log);
-      return name === "dots" ? dots(shown, x, y) : line(name, shown, x, y, log);
-    });
+    const marks = series.map(([name, shown]) => (name === "dots" ? dots(shown, x, y) : line(name, shown, x, y, log)));
     this.#root.replaceChildren(...grid(x, y, frame, log, format), ...marks);
   }
 }
@@ -88,7 +89,7 @@ function axis([from, to], [begin, end], log = false) {
 
 function rangeOf(values, fallback) {
   if (values.length === 0) return [fallback ? fallback / 10 : 0, 1];
-  const range = [Math.min(...values), Math.max(...values)];
+  const range = [Math.min, Math.max].map((f) => values.reduce((a, b) => f(a, b))); // too many to be arguments
   return range[0] === range[1] ? [range[0], range[0] + 1] : range;
 }
 

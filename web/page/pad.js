@@ -7,7 +7,7 @@ const PEN = 1 / 14;
 export class Pad {
   #canvas;
   #strokes = [];
-  #drawing = false; // by pointer
+  #pointer = null; // that draws: its id
   #pen = { at: [0.5, 0.2], down: false, shown: false }; // by keyboard
 
   /** Called after each change with the strokes. */
@@ -17,19 +17,23 @@ export class Pad {
   constructor(canvas) {
     this.#canvas = canvas;
     canvas.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0) return;
+      if (event.button !== 0 || this.#pointer !== null) return; // a second finger draws nothing
       canvas.setPointerCapture(event.pointerId);
-      this.#drawing = true;
+      this.#pointer = event.pointerId;
       this.#pen.shown = false;
       this.#begin(this.#place(event));
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (!this.#drawing) return;
+      if (event.pointerId !== this.#pointer) return;
       const events = event.getCoalescedEvents?.() ?? [];
       for (const each of events.length ? events : [event]) this.#extend(this.#place(each));
       this.#changed();
     });
-    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => (this.#drawing = false));
+    for (const name of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(name, ({ pointerId }) => {
+        if (pointerId === this.#pointer) this.#pointer = null;
+      });
+    }
     canvas.addEventListener("keydown", (event) => {
       if (this.#key(event.key)) event.preventDefault();
     });
@@ -50,7 +54,8 @@ export class Pad {
 
   #place(event) {
     const box = this.#canvas.getBoundingClientRect();
-    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+    const place = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+    return place.map((value) => Math.min(1, Math.max(0, value))); // the network sees what is shown
   }
 
   #begin(point) {
