@@ -110,7 +110,11 @@ def test_start_over_ends_a_training_that_runs(page: Page) -> None:
         ("hidden", "many", "Hidden layers"),
         ("hidden", "1-2-3-4-5", "Hidden layers"),
         ("lr", "0", "Learning rate"),
+        ("lr", "-1", "Learning rate"),
         ("lr", "", "Learning rate"),
+        ("epochs", "0", "Epochs"),
+        ("epochs", "2.5", "Epochs"),
+        ("epochs", "1001", "Epochs"),
     ],
 )
 def test_a_bad_setting_is_named(field: str, value: str, said: str, page: Page) -> None:
@@ -119,6 +123,24 @@ def test_a_bad_setting_is_named(field: str, value: str, said: str, page: Page) -
     page.until(lambda: page.says("digits-status", said))
     assert page[field].get_attribute("aria-invalid") == "true"
     assert page["go"].text == "Start"
+
+
+def test_a_bad_setting_does_not_keep_from_pausing(page: Page) -> None:
+    page.fill("hidden", "512-512")
+    page.fill("epochs", "1000")
+    page["go"].click()
+    page.until(lambda: page["go"].text == "Pause")
+    page.fill("epochs", "0")
+    page["go"].click()
+    page.until(lambda: page.says("digits-status", "Paused"))
+
+
+def test_a_training_that_diverges_is_told(page: Page) -> None:
+    page["optimizer"].send_keys("SGD")
+    page.fill("lr", "1e6")
+    page.train(5)
+    page.draw(ZERO)
+    page.until(lambda: "weights are no numbers" in page["verdict"].text)
 
 
 def test_reads_digits_that_are_drawn(page: Page) -> None:
@@ -135,8 +157,39 @@ def test_reads_digits_that_are_drawn(page: Page) -> None:
 
 
 def test_a_drawing_before_any_training_is_answered(page: Page) -> None:
+    page.script("document.getElementById('pad').scrollIntoView({block: 'center'})")
+    top = "return document.getElementById('pad').getBoundingClientRect().top"
+    before = page.script(top)
     page.draw(ZERO)
     assert sum(predicted(page)) == pytest.approx(1, abs=1e-5)
+    page.script("for (let i = 0; i < 3; ++i) await new Promise(requestAnimationFrame)")
+    assert page.script(top) == before  # the pad stays under the pen
+
+
+def test_a_drawing_that_no_network_can_answer_says_why(page: Page) -> None:
+    page.fill("hidden", "many")
+    page.draw(ZERO)
+    page.until(lambda: page.says("verdict", "Hidden layers"))
+
+
+def test_a_second_finger_draws_nothing(page: Page) -> None:
+    touch = """
+        const pad = document.getElementById("pad");
+        pad.setPointerCapture = () => {};
+        const box = pad.getBoundingClientRect();
+        for (const [kind, pointerId, x, y] of args[0])
+          pad.dispatchEvent(new PointerEvent(kind, {
+            pointerId, button: 0, clientX: box.x + x * box.width, clientY: box.y + y * box.height}));
+    """
+    stroke = [("pointermove", 1, 0.3, y / 10) for y in range(3, 8)]
+    page.script(touch, [("pointerdown", 1, 0.3, 0.2), *stroke, ("pointerup", 1, 0.3, 0.7)])
+    predicted(page)
+    alone = page.seen()
+    page["clear"].click()
+    other = [("pointermove", 2, 0.8, y / 10) for y in range(3, 8)]
+    both = [event for pair in zip(stroke, other, strict=True) for event in pair]
+    page.script(touch, [("pointerdown", 1, 0.3, 0.2), ("pointerdown", 2, 0.8, 0.2), *both])
+    assert page.seen() == alone
 
 
 def test_draws_by_keyboard_and_shows_test_images(page: Page) -> None:
@@ -201,6 +254,15 @@ def test_weights_come_from_python(page: Page, tmp_path: Path) -> None:
     assert page.probabilities() == pytest.approx(expected, abs=1e-5)
     assert page["hidden-note"].text.startswith("64-100-10")
     assert page.train(40) > 0.85  # it goes on from there
+
+
+def test_a_network_that_the_form_could_not_make_is_trained(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "deep.safetensors"
+    safetensors.save_file(fastnn.nn.MLP([64, 2100, 16, 16, 16, 16, 10]).state_dict(), file)
+    page.fill("hidden", "many")  # not asked for
+    page["file"].send_keys(str(file))
+    page.until(lambda: page.says("weights-status", "Loaded 64-2100-16-16-16-16-10"))
+    assert page.train(1) > 0
 
 
 @pytest.mark.parametrize(

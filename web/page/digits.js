@@ -3,7 +3,7 @@
 import { Chart } from "./chart.js";
 import { byId, grouped, percent } from "./dom.js";
 import { Filters } from "./filters.js";
-import { readEpochs, readSettings, usualRate } from "./settings.js";
+import { readEpochs, readHidden, readSettings, usualRate } from "./settings.js";
 
 const SMALL = 10_000; // images of a data set whose epoch is too short for ten of them to be enough
 const EPOCHS_OF_SMALL = 60;
@@ -79,20 +79,23 @@ export class Digits {
     this.#say(`${done ? "Done" : "Paused"}: test accuracy ${accuracy}.`);
   }
 
-  /** Make a network with fresh weights, of what the form says. */
-  async begin() {
-    this.adopt(await this.#remote.call("begin", readSettings()));
+  /** Make a network with fresh weights, of what the form says; `pictured` as for adopt. */
+  async begin(pictured = true) {
+    this.adopt(await this.#remote.call("begin", { ...readSettings(), hidden: readHidden() }), pictured);
   }
 
-  /** Show a network that the worker has taken up. */
-  adopt({ sizes, parameters, units, weights, accuracy = null }) {
+  /**
+   * Show a network that the worker has taken up. Its weights may be left to the first report of its training: their
+   * pictures would move what is below them, the pad among it, on which somebody may be drawing.
+   */
+  adopt({ sizes, parameters, units, weights, accuracy = null }, pictured = true) {
     this.#exists = true;
     this.#accuracy = accuracy;
     for (const id of ["accuracy", "rate", "loss", "epoch", "seconds"]) byId(id).textContent = "–";
     if (accuracy !== null) byId("accuracy").textContent = percent(accuracy);
     this.#lossChart.set("loss", []);
     this.#accuracyChart.set("accuracy", []);
-    this.#filters.show(units, weights);
+    if (pictured) this.#filters.show(units, weights);
     byId("hidden").value = sizes.slice(1, -1).join("-");
     byId("hidden").disabled = true;
     byId("hidden-note").textContent = `${sizes.join("-")}: ${grouped(parameters)} parameters. Start over to change it.`;

@@ -58,6 +58,8 @@ export class Drawing {
         }
         this.#show(probabilities);
       }
+    } catch (error) {
+      this.#say(error.message);
     } finally {
       this.#asking = false;
     }
@@ -78,11 +80,21 @@ export class Drawing {
   }
 
   #show(probabilities) {
+    if (probabilities?.some(Number.isNaN)) {
+      this.#bars.forEach((bar) => bar.show(0, false));
+      this.#say("The network's weights are no numbers any more: start over with a smaller learning rate.");
+      return;
+    }
     const best = probabilities ? probabilities.indexOf(Math.max(...probabilities)) : -1;
     this.#bars.forEach((bar, digit) => bar.show(probabilities?.[digit] ?? 0, digit === best));
     const verdict = probabilities ? `It is a ${best} (${percent(probabilities[best], 1)}).` : "Draw a digit.";
     const truth = this.#label === null ? "" : ` The label says ${this.#label}.`;
-    if (byId("verdict").textContent !== verdict + truth) byId("verdict").textContent = verdict + truth;
+    this.#say(verdict + truth);
+  }
+
+  // A text that stays is not announced again.
+  #say(text) {
+    if (byId("verdict").textContent !== text) byId("verdict").textContent = text;
   }
 }
 

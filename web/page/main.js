@@ -28,7 +28,7 @@ async function start() {
   startLine(remote);
   const data = await remote.call("describeData");
   const digits = new Digits(remote, data);
-  const drawing = new Drawing(remote, data, () => digits.begin());
+  const drawing = new Drawing(remote, data, () => digits.begin(false));
   digits.onchange = () => drawing.ask();
   startWeights(remote, data, digits);
 }

@@ -4,6 +4,7 @@ import { byId } from "./dom.js";
 
 const MOST_LAYERS = 4;
 const WIDEST = 2048;
+const MOST_EPOCHS = 1000;
 const OPTIMIZERS = {
   adam: { name: "adam", lr: 1e-3 },
   adamw: { name: "adamw", lr: 1e-3 },
@@ -29,19 +30,25 @@ export function usualRate(optimizer) {
   return OPTIMIZERS[optimizer].lr;
 }
 
-/** What training needs; throws an Error that may be shown, and marks the field that it is about. */
+/** How to train; throws an Error that may be shown, and marks the field that it is about. */
 export function readSettings() {
   const optimizer = OPTIMIZERS[byId("optimizer").value];
   const lr = checked("lr", () => positive("Learning rate", byId("lr").valueAsNumber));
-  const hidden = checked("hidden", () => parseHidden(byId("hidden").value));
-  return { hidden, optimizer: { ...optimizer, lr }, batchSize: Number(byId("batch").value), seed: 0 };
+  return { optimizer: { ...optimizer, lr }, batchSize: Number(byId("batch").value), seed: 0 };
+}
+
+/** The widths of a new network; a file's may be others than the form allows. */
+export function readHidden() {
+  return checked("hidden", () => parseHidden(byId("hidden").value));
 }
 
 /** How many epochs to train. */
 export function readEpochs() {
   return checked("epochs", () => {
-    const epochs = positive("Epochs", byId("epochs").valueAsNumber);
-    if (!Number.isInteger(epochs)) throw new Error("Epochs: a whole number.");
+    const epochs = byId("epochs").valueAsNumber;
+    if (!(Number.isInteger(epochs) && epochs >= 1 && epochs <= MOST_EPOCHS)) {
+      throw new Error(`Epochs: a whole number from 1 to ${MOST_EPOCHS}.`);
+    }
     return epochs;
   });
 }
