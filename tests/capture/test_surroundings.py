@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import random
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -125,6 +127,70 @@ def test_attributes_that_it_does_not_read_may_change() -> None:
     assert len(captured.programs) == 1
 
 
+class Busy(Agent):
+    """What changes between calls has names that the update uses of other things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss: Any = None
+
+    def step(self, x: Tensor) -> None:
+        self.loss = self.learn(x)["loss"]
+        self.steps += 1
+
+    def learn(self, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.update(x)}
+
+    def update(self, x: Tensor) -> Tensor:
+        loss = self.net(x).pow(2).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def test_names_that_it_reads_of_other_things() -> None:
+    agent = Busy()
+    agent.learn = captured = fastnn.capture(agent.learn, native=True)  # type: ignore[method-assign]
+    for _ in range(12):
+        agent.step(torch.ones(3, 4))
+    assert len(captured.programs) == 1
+
+
+def _by_attribute(x: Tensor, options: Any) -> Tensor:
+    return x * options.scale
+
+
+def _by_text(x: Tensor, options: Any) -> Tensor:
+    name = "scale"
+    return x * float(getattr(options, name))
+
+
+@pytest.mark.parametrize("fn", [_by_attribute, _by_text])
+@pytest.mark.parametrize("kind", [Options, types.SimpleNamespace, argparse.Namespace])
+def test_options(fn: Callable[[Tensor, Any], Tensor], kind: type) -> None:
+    options = kind()
+
+    def scaled(x: Tensor) -> Tensor:
+        return fn(x, options)
+
+    captured = fastnn.capture(scaled, native=True)
+    for options.scale in (1.0, 3.0):
+        calls(captured, scaled, 5, torch.ones(3))
+
+
+def test_options_in_a_module() -> None:
+    module = types.ModuleType("settings")
+    module.options = options = Options()  # type: ignore[attr-defined]
+
+    def scaled(x: Tensor) -> Tensor:
+        return x * module.options.scale
+
+    captured = fastnn.capture(scaled, native=True)
+    for options.scale in (1.0, 3.0):
+        calls(captured, scaled, 5, torch.ones(3))
+
+
 class Counting(Agent):
     def update(self, x: Tensor) -> Tensor:
         self.steps += 1
@@ -141,6 +207,19 @@ def test_what_it_changes_itself_is_told_and_not_watched() -> None:
     captured(x)  # nothing is told again
     assert agent.steps == 3
     assert captured.programs[0].checked is True
+
+
+def test_a_number_that_it_sets_to_what_it_was_is_not_told() -> None:
+    agent = Agent()
+
+    def fn(x: Tensor) -> Tensor:
+        agent.rows = 0.5 * x.shape[0]  # type: ignore[attr-defined]
+        return x * agent.rows  # type: ignore[attr-defined]
+
+    captured = fastnn.capture(fn, native=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calls(captured, fn, 5, torch.ones(3))
 
 
 def _by_python(x: Tensor) -> Tensor:

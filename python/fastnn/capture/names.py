@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import sys
 import weakref
+from argparse import Namespace
 from collections.abc import Iterator
 from functools import partial
 from inspect import getattr_static
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +18,21 @@ import torch
 from fastnn import _replaced
 from fastnn.capture.reach import global_names
 
-_LIBRARIES = {"torch", "fastnn", *sys.stdlib_module_names}
+_LIBRARIES = {"torch", "fastnn", "numpy", *sys.stdlib_module_names}
+# Python's own classes whose objects are made to hold the attributes of others' code.
+_NAMESPACES = (SimpleNamespace, Namespace)
+_OF_WHAT_IS_THERE = {"LOAD_ATTR", "LOAD_METHOD"}
+_OF_A_BASE = {"LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"}
+_BY_TEXT = {
+    "getattr",
+    "hasattr",
+    "setattr",
+    "vars",
+    "attrgetter",
+    "methodcaller",
+    "__dict__",
+    "__getattribute__",
+}
 
 
 def is_plain(value: Any) -> bool:
@@ -25,21 +41,31 @@ def is_plain(value: Any) -> bool:
     return isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, (*others, ModuleType))
 
 
+def has_attributes(value: Any) -> bool:
+    """Whether it is plain, and its attributes are not a library's business."""
+    return is_plain(value) and (isinstance(value, _NAMESPACES) or not is_library(type(value).__module__))
+
+
 class Code:
     """What code reads by name: global variables, those of enclosing functions, and, of functions that are
     called so, what their code reads.
 
     Attributes:
         names: of attributes that the code reads, whatever of.
+        direct: those among them that it reads of something else than an attribute: of what a variable holds,
+            for one. ``self.optimizer.step`` says nothing of a ``self.step``.
         modules: those that are called, by their ids, and their parts.
         objects: others that it finds under the names of variables.
+        of_modules: ids of those among them that are attributes of modules of Python.
         libraries: names of the modules of Python among them.
     """
 
     def __init__(self, watch: Any) -> None:
         self.names: set[str] = set()
+        self.direct: set[str] = set()
         self.modules: dict[int, torch.nn.Module] = {}
         self.objects: dict[int, Any] = {}
+        self.of_modules: set[int] = set()
         self.libraries: set[str] = set()
         self._watch = watch
         self._seen: set[tuple[int, type | None]] = set()
@@ -73,8 +99,14 @@ class Code:
         known = -1
         while known != len(self._seen):
             known = len(self._seen)
-            for value in [*self.modules.values(), *self.objects.values()]:
-                self._read_class(type(value), set(self.names))
+            for module in list(self.modules.values()):
+                self._read_class(type(module), set(self.names))
+            for value in list(self.objects.values()):
+                self._read_class(type(value), set(self.read_of(value)))
+
+    def read_of(self, value: Any) -> set[str]:
+        """Names of attributes that the code may read of one of `objects`."""
+        return self.names if id(value) in self.of_modules else self.direct
 
     def _read(self, function: Any, owner: type | None) -> None:
         """Watch what `function` reads; `owner` is the class whose attributes it reads of itself.
@@ -89,6 +121,7 @@ class Code:
         names = set(_attributes(function.__code__))
         if follow:
             self.names |= names
+            self.direct |= set(_attributes(function.__code__, direct=True))
             for cell in function.__closure__ or ():
                 with contextlib.suppress(ValueError):  # nothing is assigned yet
                     self._watch.attribute(cell, "cell_contents", cell.cell_contents)
@@ -122,6 +155,7 @@ class Code:
             if isinstance(value, ModuleType):
                 self._read_module(value, names, within | {id(module)})
             elif not is_library(module.__name__):
+                self.of_modules.add(id(value))
                 self._variable(value, names)
 
     def _read_class(self, kind: type, names: set[str]) -> None:
@@ -155,12 +189,26 @@ def names_in_class(kind: type) -> frozenset[str]:
     return frozenset(name for f in functions for name in _attributes(f.__code__))
 
 
-def _attributes(code: CodeType) -> Iterator[str]:
-    """Names of attributes, and of global variables, that code and functions within it use; as text too, for
-    `getattr`."""
-    yield from code.co_names
+def _attributes(code: CodeType, *, direct: bool = False) -> Iterator[str]:
+    """Names of attributes, and of global variables, that code and functions within it use; as text too, where
+    it may be for `getattr`. `direct`: none that are read of attributes only."""
+    yield from _direct(code) if direct else code.co_names
+    by_text = not _BY_TEXT.isdisjoint(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _attributes(constant)
-        elif isinstance(constant, str) and constant.isidentifier():
+            yield from _attributes(constant, direct=direct)
+        elif by_text and isinstance(constant, str) and constant.isidentifier():
             yield constant
+
+
+def _direct(code: CodeType) -> Iterator[str]:
+    of_attribute = False
+    for instruction in dis.get_instructions(code):
+        name = instruction.opname
+        if name == "EXTENDED_ARG":
+            continue
+        reads = name in _OF_WHAT_IS_THERE
+        # Where jumps end, something else may have been found.
+        if name in _OF_A_BASE or (reads and (instruction.is_jump_target or not of_attribute)):
+            yield instruction.argval
+        of_attribute = reads

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from fastnn import _replaced
-from fastnn.capture.names import Code, forward_of, is_library, is_plain, names_in_class
+from fastnn.capture.names import Code, forward_of, has_attributes, names_in_class
 from fastnn.capture.reach import reached
 
 # Where numbers are drawn that torch does not know, by the module that code names.
@@ -18,7 +18,6 @@ _GENERATORS: dict[str, tuple[str, Callable[[], Any]]] = {
     "random": ("Python's random", random.getstate),
     "numpy": ("numpy.random", lambda: np.random.get_state(legacy=False)),
 }
-_DEPTH = 2  # attributes of attributes
 
 
 class Surroundings:
@@ -36,12 +35,15 @@ class Surroundings:
         for module in (code.modules | nearby).values():
             kind = type(module)
             own = names_in_class(kind) if _replaced.is_own(forward_of(kind)) else frozenset()
-            self._note_attributes(module, code.names | own, 1)
+            self._note_attributes(module, code.names | own)
             if "forward" not in module.__dict__:
                 self._noted.append(("absent", (module.__dict__, "forward")))
         for other in code.objects.values():
-            if is_plain(other) and not is_library(type(other).__module__):
-                self._note_attributes(other, code.names, _DEPTH)
+            if has_attributes(other):
+                self._note_attributes(other, code.read_of(other))
+                for name in code.read_of(other) & other.__dict__.keys():
+                    if has_attributes(other.__dict__[name]):
+                        self._note_attributes(other.__dict__[name], code.names)
         self._draws = [
             (name, state, state())
             for module, (name, state) in _GENERATORS.items()
@@ -60,12 +62,9 @@ class Surroundings:
         """As a Watch's: what an object has from its class."""
         self._noted.append(("class_item", (kind, name, value)))
 
-    def _note_attributes(self, of: Any, names: set[str] | frozenset[str], depth: int) -> None:
+    def _note_attributes(self, of: Any, names: set[str] | frozenset[str]) -> None:
         for name in names & of.__dict__.keys():
-            value = of.__dict__[name]
-            self.item(of.__dict__, name, value)
-            if depth > 1 and is_plain(value) and not is_library(type(value).__module__):
-                self._note_attributes(value, names, depth - 1)
+            self.item(of.__dict__, name, of.__dict__[name])
 
     def drawn(self) -> str | None:
         """Where the function has drawn numbers that a replay would not draw, or None."""
@@ -79,11 +78,11 @@ class Surroundings:
         kept, names = [], []
         for method, (holder, name, *value) in self._noted:
             if method == "item":
-                same = name in holder and holder[name] is value[0]
+                same = name in holder and _is_same(holder[name], value[0])
             elif method == "absent":
                 same = name not in holder
             else:
-                same = getattr(holder, name, None) is value[0]
+                same = _is_same(getattr(holder, name, None), value[0])
             if same:
                 kept.append((method, (holder, name, *value)))
             else:
@@ -95,3 +94,9 @@ class Surroundings:
         """Add them to a Watch."""
         for method, arguments in self._noted:
             getattr(watch, method)(*arguments)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """As a Watch's: numbers and text by what they are, others by identity."""
+    exact = type(value) is type(other) and type(value) in (int, float, str)
+    return value is other or (exact and repr(value) == repr(other))
