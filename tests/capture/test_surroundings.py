@@ -333,6 +333,32 @@ def test_phases_with_many_replays_are_recorded_again() -> None:
     assert len(captured.programs) == 8
 
 
+def test_what_it_reads_may_change_as_often_as_recordings_pay() -> None:
+    factor = 1.0
+
+    def fn(x: Tensor) -> Tensor:
+        return x * factor
+
+    captured = fastnn.capture(fn, native=True)
+    for i in range(12):
+        factor = 1.0 + i
+        calls(captured, fn, 40, torch.ones(3))
+    assert len(captured.programs) == 8
+
+
+def test_what_changes_at_every_call_is_given_up() -> None:
+    options = Options()
+    captured = fastnn.capture(lambda x: x * options.scale)
+
+    def scaled_by(factor: float) -> Tensor:
+        options.scale = factor
+        return captured(torch.ones(3))
+
+    with pytest.warns(fastnn.EagerStepWarning, match="another in each call"):
+        results = [scaled_by(1.0 + i) for i in range(12)]
+    same(results, [torch.full((3,), 1.0 + i) for i in range(12)])
+
+
 def test_what_cannot_be_called() -> None:
     with pytest.raises(TypeError, match="fn must be callable, got int"):
         fastnn.capture(3)  # type: ignore[call-overload]

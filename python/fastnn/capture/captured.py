@@ -44,7 +44,9 @@ _SIGNATURES = 64  # known, the most recently used; who calls with more of them g
 # often before it made room for another was wasted, and a signature that wastes so many is given up.
 _WORTH = 32  # replays
 _MOST_WASTED = 2
-_RECORDINGS = 8  # of one signature, before it is given up: what the function reaches changes every time
+# Recordings of one signature that another replaced before they were worth it, until it is given up: what the
+# function reaches changes every time.
+_MOST_REPLACED = 7
 _LOST = (
     "it may read gradients that replays have not kept, and has found zeros: keep_grad=True keeps them, as is "
     "done from now on"
@@ -58,7 +60,7 @@ class Known:
         """Nothing yet."""
         self.family = family
         self.surveyed = False
-        self.recordings = 0
+        self.replaced = 0  # programs that another was recorded after before they were worth their recording
         self.wasted = 0  # programs that had to make room before they were worth their recording
         self.refused: str | None = None
         # Parameters whose .grad the function may set: what it does with it shows in a later call.
@@ -234,7 +236,9 @@ class Captured:
         if recorder.refused is not None:
             known.refused = recorder.refused
         elif known.surveyed and not news:
-            known.recordings += 1
+            previous = next((program for program in self._programs if program.key == called.key), None)
+            if previous is not None and previous.native.runs < _WORTH:
+                known.replaced += 1
             try:
                 self._look_around(names)
                 keep_grad, check = self._options["keep_grad"], self._options["check"]
@@ -245,7 +249,7 @@ class Captured:
                 self._add(program)
             except Unsupported as reason:
                 known.refused = str(reason)
-            if known.recordings - known.wasted == _RECORDINGS:
+            if known.replaced == _MOST_REPLACED:
                 known.refused = "what it reads beside its arguments is another in each call"
         known.surveyed = True
         if lost:
