@@ -179,6 +179,45 @@ def test_options(fn: Callable[[Tensor, Any], Tensor], kind: type) -> None:
         calls(captured, scaled, 5, torch.ones(3))
 
 
+class OfClass:
+    scale = 1.0
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def test_what_an_object_has_of_its_class_and_then_itself() -> None:
+    options = OfClass()
+    captured = fastnn.capture(lambda x: options.scaled(x), native=True)
+    for _ in range(5):
+        same(captured(torch.ones(3)), torch.ones(3))
+    options.scale = 3.0
+    same(captured(torch.ones(3)), torch.full((3,), 3.0))
+    options.scaled = lambda x: x * 5.0  # type: ignore[method-assign]
+    same(captured(torch.ones(3)), torch.full((3,), 5.0))
+
+
+class Nested:
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    @fastnn.capture
+    def inner(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+    def outer(self, x: Tensor) -> Tensor:
+        return self.inner(x) + 1
+
+
+def test_what_a_captured_function_within_reads() -> None:
+    nested = Nested()
+    captured = fastnn.capture(nested.outer, native=True)
+    for scale in (1.0, 3.0):
+        nested.scale = scale
+        calls(captured, nested.outer, 5, torch.ones(3))
+        same(captured(torch.ones(3)), torch.full((3,), 1 + scale))
+
+
 def test_options_in_a_module() -> None:
     module = types.ModuleType("settings")
     module.options = options = Options()  # type: ignore[attr-defined]

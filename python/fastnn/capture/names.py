@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fastnn import _replaced
-from fastnn.capture.reach import global_names
+from fastnn.capture.reach import global_names, wrapped
 
 _LIBRARIES = {"torch", "fastnn", "numpy", *sys.stdlib_module_names}
 # Python's own classes whose objects are made to hold the attributes of others' code.
@@ -90,6 +90,8 @@ class Code:
             self._read(value, None)
         elif isinstance(value, weakref.ref):
             self.found(value())
+        elif isinstance(wrapped(value), FunctionType):
+            self._read(wrapped(value), None)
         elif is_plain(value) or isinstance(value, (dict, list)):
             self.objects[id(value)] = value
             self._read(getattr_static(type(value), "__call__", None), type(value))
@@ -114,6 +116,8 @@ class Code:
         Of torch's and fastnn's functions only the names are watched, for somebody may replace what they
         stand for; what is behind them is not followed.
         """
+        if not isinstance(function, FunctionType):
+            function = wrapped(function)  # in another captured function, for one
         if not isinstance(function, FunctionType) or (id(function), owner) in self._seen:
             return
         self._seen.add((id(function), owner))

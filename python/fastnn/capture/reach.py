@@ -25,7 +25,7 @@ def reached(fn: Any) -> list[Any]:
             if id(value) in found:
                 continue
             found[id(value)] = value
-            if isinstance(value, (FunctionType, MethodType, functools.partial)) or _wrapped(value):
+            if isinstance(value, (FunctionType, MethodType, functools.partial)) or wrapped(value):
                 waiting.append(value)
                 continue
             for part in _parts(value):
@@ -53,10 +53,10 @@ def _beside(fn: Any) -> Iterator[Any]:
             if not isinstance(value, (FunctionType, ModuleType, type)):
                 yield value
     else:
-        yield _wrapped(fn) or fn
+        yield wrapped(fn) or fn
 
 
-def _wrapped(value: Any) -> Any:
+def wrapped(value: Any) -> Any:
     """What a decorator's object stands for, or None."""
     return getattr(value, "__dict__", {}).get("__wrapped__")
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from fastnn import _replaced
-from fastnn.capture.names import Code, forward_of, has_attributes, names_in_class
+from fastnn.capture.names import Code, forward_of, has_attributes, is_library, names_in_class
 from fastnn.capture.reach import reached
 
 # Where numbers are drawn that torch does not know, by the module that code names.
@@ -65,6 +65,11 @@ class Surroundings:
     def _note_attributes(self, of: Any, names: set[str] | frozenset[str]) -> None:
         for name in names & of.__dict__.keys():
             self.item(of.__dict__, name, of.__dict__[name])
+        of_class: set[str] = set().union(
+            *(vars(base) for base in type(of).__mro__ if not is_library(base.__module__))
+        )
+        for name in (names & of_class) - of.__dict__.keys():  # it may have its own some day
+            self._noted.append(("absent", (of.__dict__, name)))
 
     def drawn(self) -> str | None:
         """Where the function has drawn numbers that a replay would not draw, or None."""
