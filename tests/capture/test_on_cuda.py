@@ -392,3 +392,28 @@ def test_devices_that_are_mixed(where: Where) -> None:
     x, y = torch.ones(3, device="cuda"), torch.tensor(2.0)
     with pytest.warns(fastnn.EagerStepWarning, match="not on|beside"):
         _ = [captured(x, y) for _ in range(4)]
+
+
+def test_views_of_arguments_with_gaps(where: Where) -> None:
+    captured = fastnn.capture(lambda x: (x[1], x + 1))
+    x = torch.arange(24.0, device=where.device).view(3, 8)[:, ::2]
+    with pytest.warns(fastnn.EagerStepWarning, match="a view of an argument"):
+        rows = [captured(x)[0] for _ in range(5)]
+    close(rows, [x[1]] * 5)
+
+
+def test_what_it_changes_at_the_third_call(where: Where) -> None:
+    runs, scale = [0], 1.0
+
+    def fn(x: Tensor) -> Tensor:
+        nonlocal scale
+        runs[0] += 1
+        if runs[0] == 3:
+            scale = 2.0
+        return x * scale
+
+    captured = fastnn.capture(fn)
+    x = torch.ones(3, device=where.device)
+    with pytest.warns(fastnn.EagerStepWarning, match="changes what it reads"):
+        found = [captured(x) for _ in range(5)]
+    close(found, [x, x, x * 2, x * 2, x * 2])

@@ -85,6 +85,7 @@ class GraphProgram:
         self.runs = 0
         self._lock = threading.Lock()
         self._inputs: list[Tensor] = []
+        self._ordered: list[bool] = []  # whether they have the strides of the arguments
         self._replay: Callable[[], None] = _nothing
         self._result: Any = None
         self._grads: list[Tensor] = []
@@ -134,12 +135,20 @@ class GraphProgram:
         finally:
             for leaf, grad in before:
                 leaf.grad = grad
-        if why is not None:
-            return fn(*args, **kwargs), why
-        self._inputs = [mine[id(t)] for t in tensors]
-        self._result = replace(result, Tensor, self._maker)
-        self.checked = True
-        return self.run(arguments), None
+        if why is None:
+            self._inputs = [mine[id(t)] for t in tensors]
+            self._ordered = [t.stride() == own.stride() for t, own in zip(tensors, self._inputs, strict=True)]
+            try:
+                self._result = replace(result, Tensor, self._maker)
+            except Unsupported as reason:
+                why = str(reason)
+        if why is None:
+            self.checked = True
+            taken = self.run(arguments)
+            if taken is not NotImplemented:
+                return taken, None
+            why = "it changes what it reads beside its arguments"
+        return fn(*args, **kwargs), why
 
     def run(self, arguments: tuple[Any, Any]) -> Any:
         """The result of a call; NotImplemented, with nothing done, where this is not the program for it."""
@@ -214,6 +223,8 @@ class GraphProgram:
             mine = self._inputs[number]
             if t is mine:
                 return _Result(lambda given, copies: given[number])
+            if not self._ordered[number]:
+                raise Unsupported("it returns a view of an argument that does not fill its memory")
             view, before = as_view(t, Storage(0)), int(mine.storage_offset())
             return _Result(lambda given, copies: view_of(given[number], view, before))
         if any(_address(theirs) == memory for theirs in self._held):
