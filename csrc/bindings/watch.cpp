@@ -140,13 +140,20 @@ class Watch {
     AccumulatorHooks accumulator;
   };
 
-  // The same object, or an equal number or text: those are made anew where they are computed.
+  // The same object, or an equal number, text or tuple of those, which are made anew where they are computed.
   static bool is_value(PyObject* found, PyObject* expected) {
     if (found == expected) return true;
     if (!found || !expected || Py_TYPE(found) != Py_TYPE(expected)) return false;
     if (PyFloat_CheckExact(found)) {  // the sign of 0 tells, and NaN is itself
       const double a = PyFloat_AS_DOUBLE(found), b = PyFloat_AS_DOUBLE(expected);
       return std::memcmp(&a, &b, sizeof a) == 0;
+    }
+    if (PyTuple_CheckExact(found)) {
+      const Py_ssize_t size = PyTuple_GET_SIZE(found);
+      if (size != PyTuple_GET_SIZE(expected)) return false;
+      for (Py_ssize_t i = 0; i < size; ++i)
+        if (!is_value(PyTuple_GET_ITEM(found, i), PyTuple_GET_ITEM(expected, i))) return false;
+      return true;
     }
     if (!PyLong_CheckExact(found) && !PyUnicode_CheckExact(found)) return false;
     const int equal = PyObject_RichCompareBool(found, expected, Py_EQ);

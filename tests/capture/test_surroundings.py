@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import copy
+import gc
+import pickle
 import random
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -278,6 +282,75 @@ def test_numbers_that_torch_does_not_draw(fn: Callable[[Tensor], Tensor], name: 
     assert len(values) > 1
 
 
+def test_numbers_that_another_thread_draws_once() -> None:
+    drawn = []
+
+    def fn(x: Tensor) -> Tensor:
+        if len(drawn) == 1:
+            random.seed(5)  # stands in for another thread
+        drawn.append(random.Random)
+        return x * 2
+
+    captured = fastnn.capture(fn, native=True)
+    for _ in range(6):
+        captured(torch.ones(3))
+    assert len(drawn) == 4  # as written, recorded twice, compared
+    assert captured.programs
+
+
+class Cyclic(Agent):
+    def __init__(self) -> None:
+        super().__init__()
+        self.me = self
+
+    @fastnn.capture(native=True)
+    def captured(self, x: Tensor) -> Tensor:
+        return self.update(x)
+
+
+def test_an_object_that_leads_back_to_itself_is_freed() -> None:
+    agent = Cyclic()
+    for _ in range(5):
+        agent.captured(torch.ones(3, 4))
+    assert agent.captured.programs
+    gone = [weakref.ref(agent), weakref.ref(agent.net)]
+    del agent
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
+
+
+def test_copies_of_an_object_begin_anew() -> None:
+    agent = Cyclic()
+    for _ in range(5):
+        agent.captured(torch.ones(3, 4))
+    for other in (copy.copy(agent), copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))):
+        assert other.captured.programs == ()
+        other.net = nn.Linear(4, 2)
+        other.optimizer = torch.optim.SGD(other.net.parameters(), lr=0.1)
+        before = agent.net.bias.clone(), other.net.bias.clone()
+        for _ in range(5):
+            other.captured(torch.ones(3, 4))
+        assert torch.equal(before[0], agent.net.bias)
+        assert not torch.equal(before[1], other.net.bias)
+
+
+def test_an_equal_tuple_is_the_same() -> None:
+    agent = Agent()
+    agent.shape = (3, 2.0)
+
+    def fn(x: Tensor) -> Tensor:
+        return x.expand(agent.shape[0]) * agent.shape[1]
+
+    captured = fastnn.capture(fn, native=True)
+    for _ in range(6):
+        same(captured(torch.ones(1)), torch.full((3,), 2.0))
+        agent.shape = (*agent.shape[:1], 2.0)  # another tuple
+    assert len(captured.programs) == 1
+    agent.shape = (3, -2.0)
+    for _ in range(4):
+        same(captured(torch.ones(1)), torch.full((3,), -2.0))
+
+
 def test_a_generator_that_it_names_and_does_not_use() -> None:
     def fn(x: Tensor, draws: bool = False) -> Tensor:
         return x * random.random() if draws else x * 2
@@ -309,9 +382,9 @@ def test_a_class_that_objects_to_being_looked_at() -> None:
     def fn(x: Tensor) -> Tensor:
         return x + strange.bias * strange.weight
 
-    captured = fastnn.capture(fn)
-    with pytest.warns(fastnn.EagerStepWarning, match="cannot be looked at: not here"):
-        same([captured(torch.zeros(3)) for _ in range(4)], [torch.ones(3)] * 4)
+    captured = fastnn.capture(fn, native=True)
+    same([captured(torch.zeros(3)) for _ in range(4)], [torch.ones(3)] * 4)
+    assert captured.programs
 
 
 class WithClassMethod(nn.Module):

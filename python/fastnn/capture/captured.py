@@ -63,6 +63,7 @@ class Known:
         self.replaced = 0  # programs that another was recorded after before they were worth their recording
         self.wasted = 0  # programs that had to make room before they were worth their recording
         self.refused: str | None = None
+        self.drew = False  # random numbers that torch does not know
         # Parameters whose .grad the function may set: what it does with it shows in a later call.
         self.leaves: dict[int, Tensor] = {}
 
@@ -81,7 +82,6 @@ class Captured:
         self._known: OrderedDict[Hashable, Known] = OrderedDict()
         self._told: set[str] = set()
         self._lock = threading.Lock()
-        self._bound: dict[int, _Method] = {}  # by id of the object
 
     @property
     def programs(self) -> tuple[Program | GraphProgram, ...]:
@@ -96,14 +96,19 @@ class Captured:
         """A method captured for one object: its programs are the object's own."""
         if instance is None:
             return self
-        bound = self._bound.get(id(instance))
-        if bound is None:
+        # The object has its programs, which lead back to it: only so does Python see that nobody else does.
+        attributes, key = getattr(instance, "__dict__", {}), f"fastnn.capture {self._fn.__qualname__}"
+        bound = attributes.get(key)
+        if bound is None or not bound.is_of(self, instance):
             try:
-                weakref.finalize(instance, self._bound.pop, id(instance), None).atexit = False
-            except TypeError:
-                self._tell(f"{type(instance).__name__} cannot be weakly referenced")
+                bound = _Method(self, instance)
+                if isinstance(instance, type):
+                    setattr(instance, key, bound)
+                else:
+                    instance.__dict__[key] = bound
+            except (AttributeError, TypeError):
+                self._tell(f"{type(instance).__name__} has slots instead of attributes")
                 return self._fn.__get__(instance, owner)
-            bound = self._bound[id(instance)] = _Method(self, instance)
         return MethodType(bound, instance)
 
     def __reduce__(self) -> Any:
@@ -240,13 +245,13 @@ class Captured:
             if previous is not None and previous.native.runs < _WORTH:
                 known.replaced += 1
             try:
-                self._look_around(names)
-                keep_grad, check = self._options["keep_grad"], self._options["check"]
-                around = reached(self._fn)
-                program = _assemble(
-                    called, recorder, before, around, names, result, keep_grad=keep_grad, check=check
-                )
-                self._add(program)
+                if self._looked_around(names, known):
+                    keep_grad, check = self._options["keep_grad"], self._options["check"]
+                    around = reached(self._fn)
+                    program = _assemble(
+                        called, recorder, before, around, names, result, keep_grad=keep_grad, check=check
+                    )
+                    self._add(program)
             except Unsupported as reason:
                 known.refused = str(reason)
             if known.replaced == _MOST_REPLACED:
@@ -272,12 +277,12 @@ class Captured:
                         "are kept: pad batches to few sizes"
                     )
 
-    def _look_around(self, names: Surroundings | None) -> None:
-        """See what the call that was recorded has done beside its tensors."""
+    def _looked_around(self, names: Surroundings | None, known: Known) -> bool:
+        """See what the call that was recorded has done beside its tensors; whether it can be replayed."""
         if names is None:
-            return
+            return True
         generator = names.drawn()
-        if generator is not None:
+        if generator is not None and known.drew:
             raise Unsupported(
                 f"it draws from {generator}, which a replay would not: draw outside and give it the numbers, "
                 "or draw by torch"
@@ -290,6 +295,8 @@ class Captured:
                 "not: do that outside, and give it what it depends on as an argument.",
                 stacklevel=levels_out(),
             )
+        known.drew = generator is not None  # or another thread did: it is recorded once more
+        return not known.drew
 
     def _gradients_before(
         self, known: Known
@@ -305,8 +312,7 @@ class Captured:
 
 
 class _Method(Captured):
-    """The programs of a method for one object, which it does not keep alive: Python's bound method, through
-    which it is called, does."""
+    """The programs of a method for one object, which has it among its attributes."""
 
     def __init__(self, home: Captured, instance: Any) -> None:
         """`home` is the method of the class."""
@@ -318,6 +324,14 @@ class _Method(Captured):
 
         super().__init__(method, **home._options)
         self._home, self._instance = home, reference
+
+    def is_of(self, home: Captured, instance: Any) -> bool:
+        """Whether it is this method's and this object's: a copy has what it was copied from."""
+        return self._home is home and self._instance() is instance
+
+    def __reduce__(self) -> Any:
+        """A copy of the object begins without."""
+        return type(None), ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The object comes first."""

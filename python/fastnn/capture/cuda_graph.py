@@ -42,8 +42,9 @@ def is_capturing(device: torch.device) -> bool:
 
 def arithmetic() -> tuple[object, ...]:
     """The settings that choose other kernels for the same tensors."""
-    matmul = torch.backends.cuda.matmul
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return (
+        (cudnn.enabled, cudnn.deterministic, cudnn.benchmark),
         torch.are_deterministic_algorithms_enabled(),
         matmul.fp32_precision,
         matmul.allow_fp16_reduced_precision_reduction,

@@ -80,7 +80,7 @@ class GraphProgram:
         self._written = [t for key, t in external if key in written and not t.is_inference()]
         self._written_inputs = [i for i, view in enumerate(inputs) if id(view.storage) in written]
         self._held = [t for _, t in external] + [t for update in self._updates for t in update.memory]
-        self._addresses = [t.data_ptr() for t in self._held]
+        self._places = [_place(t) for t in self._held]
         self.takes = called.takes
         self.runs = 0
         self._lock = threading.Lock()
@@ -210,7 +210,7 @@ class GraphProgram:
             and all(leaf.grad is None for leaf in self._gradients.absent)
             and all(leaf.grad is grad for leaf, grad in self._gradients.state.values())
             and all(update.holds() for update in self._updates)
-            and [t.data_ptr() for t in self._held] == self._addresses
+            and [_place(t) for t in self._held] == self._places
         )
 
     def _maker(self, t: Tensor) -> _Result:
@@ -241,6 +241,10 @@ class _Result:
 
     def __init__(self, tensor: Callable[[list[Tensor], dict[int, torch.UntypedStorage]], Tensor]) -> None:
         self.tensor = tensor
+
+
+def _place(t: Tensor) -> tuple[Any, ...]:
+    return t.data_ptr(), t.shape, t.stride()
 
 
 def _address(t: Tensor) -> int:

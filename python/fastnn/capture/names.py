@@ -167,7 +167,7 @@ class Code:
         if is_library(kind.__module__) and kind is not torch.Tensor:
             return
         for name in names:
-            if hasattr(kind, name):
+            with contextlib.suppress(Exception):  # of a metaclass, which has something to say about names
                 of_class = getattr(kind, name)
                 if getattr(kind, name) is not of_class:  # a class method, bound anew whenever it is asked for
                     self._read(getattr(of_class, "__func__", None), kind)

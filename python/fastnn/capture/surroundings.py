@@ -102,6 +102,9 @@ class Surroundings:
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    """As a Watch's: numbers and text by what they are, others by identity."""
-    exact = type(value) is type(other) and type(value) in (int, float, str)
-    return value is other or (exact and repr(value) == repr(other))
+    """As a Watch's: numbers, text and tuples of them by what they are, others by identity."""
+    if value is other or type(value) is not type(other):
+        return value is other
+    if type(value) is tuple:
+        return len(value) == len(other) and all(map(_is_same, value, other))
+    return type(value) in (int, float, str) and repr(value) == repr(other)
