@@ -135,10 +135,15 @@ def test_a_bad_setting_does_not_keep_from_pausing(page: Page) -> None:
     page.until(lambda: page.says("digits-status", "Paused"))
 
 
-def test_a_training_that_diverges_is_told(page: Page) -> None:
+def test_a_training_that_diverges_stops_and_is_told(page: Page) -> None:
     page["optimizer"].send_keys("SGD")
     page.fill("lr", "1e6")
-    page.train(5)
+    page.fill("epochs", "1000")
+    page["go"].click()
+    page.until(lambda: page.says("digits-status", "Diverged"))
+    assert "Start over with a lower learning rate" in page["digits-status"].text
+    assert float(page["epoch"].text) < 5
+    assert page["go"].text == "Continue"
     page.draw(ZERO)
     page.until(lambda: "weights are no numbers" in page["verdict"].text)
 

@@ -73,10 +73,14 @@ export class Digits {
     else await this.#change();
     this.#state(true);
     this.#say("Training.");
-    const done = await this.#remote.call("train", epochs).finally(() => this.#state(false));
+    const end = await this.#remote.call("train", epochs).finally(() => this.#state(false));
     if (!this.#exists) return; // begun anew meanwhile
+    if (end === "diverged") {
+      this.#say("Diverged: the loss is no number any more. Start over with a lower learning rate.");
+      return;
+    }
     const accuracy = this.#accuracy === null ? "not measured yet" : percent(this.#accuracy);
-    this.#say(`${done ? "Done" : "Paused"}: test accuracy ${accuracy}.`);
+    this.#say(`${end === "done" ? "Done" : "Paused"}: test accuracy ${accuracy}.`);
   }
 
   /** Make a network with fresh weights, of what the form says; `pictured` as for adopt. */

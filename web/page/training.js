@@ -95,30 +95,33 @@ export class Training {
   }
 
   /**
-   * Train for some epochs, or until pause() or begin().
+   * Train for some epochs, or until pause() or begin(), or until the loss is no number any more.
    *
-   * @returns {Promise<boolean>} whether all were done.
+   * @returns {Promise<"done" | "paused" | "diverged">} why it ended.
    */
   async train(epochs) {
     const model = this.#model;
     const goal = (Math.floor(this.#rows / this.#train.rows) + epochs) * this.#train.rows;
+    let diverged = false;
     this.#running = true;
     this.#fresh();
-    while (this.#running && this.#rows < goal) {
-      this.#slice();
+    while (this.#running && !diverged && this.#rows < goal) {
+      diverged = !this.#slice();
       if (performance.now() - this.#lastReport > REPORT_MS) this.#tell();
       await turn();
-      if (this.#model !== model) return false;
+      if (this.#model !== model) return "paused";
     }
     this.#running = false;
     this.#tell();
-    return this.#rows >= goal;
+    if (diverged) return "diverged";
+    return this.#rows >= goal ? "done" : "paused";
   }
 
   pause() {
     this.#running = false;
   }
 
+  // Returns whether the loss is still a number: nothing more is learned once it is none.
   #slice() {
     if (!this.#order) {
       this.#order = this.#random.permutation(this.#train.rows);
@@ -141,7 +144,8 @@ export class Training {
     this.#gather(losses, batchSize);
     const epochEnds = end === this.#order.length;
     if (epochEnds) this.#order = null;
-    if (epochEnds || this.#untested >= ROWS_PER_TEST) this.#takeTest();
+    const tested = epochEnds || this.#untested >= ROWS_PER_TEST;
+    return losses.every(Number.isFinite) && (!tested || this.#takeTest());
   }
 
   #gather(losses, batchSize) {
@@ -156,11 +160,9 @@ export class Training {
 
   #takeTest() {
     this.#untested = 0;
-    this.#tests.push({ epoch: this.#rows / this.#train.rows, seconds: this.#seconds, accuracy: this.#accuracy() });
-  }
-
-  #accuracy() {
-    return this.#model.lossAndAccuracy(this.#test).accuracy;
+    const { loss, accuracy } = this.#model.lossAndAccuracy(this.#test);
+    this.#tests.push({ epoch: this.#rows / this.#train.rows, seconds: this.#seconds, accuracy });
+    return Number.isFinite(loss);
   }
 
   #tell() {
@@ -224,7 +226,7 @@ export class Training {
       );
     }
     this.#adopt(model, settings);
-    return { ...this.#facts(), accuracy: this.#accuracy() };
+    return { ...this.#facts(), accuracy: model.lossAndAccuracy(this.#test).accuracy };
   }
 }
 
