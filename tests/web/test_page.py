@@ -92,6 +92,37 @@ def test_pauses_continues_and_starts_over(page: Page) -> None:
     assert page["hidden"].is_enabled()
 
 
+def test_a_test_of_a_wide_network_is_interrupted_by_messages(page: Page) -> None:
+    """Of all that the worker does between two messages, nothing takes as long as a test of all images."""
+    counted = page.script("""
+        const { Mlp } = await import("./fastnn.js");
+        const { Training } = await import("./page/training.js");
+        const { turn } = await import("./page/rpc.js");
+        const fastnn = await (await import("./fastnn.js")).load();
+        const part = (rows) => ({ rows, images: new Uint8Array(rows * 64), labels: new Uint8Array(rows) });
+        const data = { side: 8, mean: 0, std: 1, train: part(64), test: part(1000) };
+        const training = new Training(fastnn, data, () => {});
+        const optimizer = { name: "sgd", lr: 0.1 };
+        training.begin({ hidden: [2048, 2048], optimizer, batchSize: 64, seed: 0 });
+        const asked = Mlp.prototype.lossAndAccuracy;
+        let parts = 0;
+        Mlp.prototype.lossAndAccuracy = function (data) {
+          ++parts;
+          if (parts === 3) training.pause();
+          return asked.call(this, data);
+        };
+        const end = await training.train(1);
+        const first = parts;
+        const again = await training.train(1);
+        return [end, first, again, parts];
+    """)
+    end, first, again, parts = counted
+    assert end == "paused"
+    assert 3 <= first < 16
+    assert again == "done"
+    assert parts > 16
+
+
 def test_start_over_ends_a_training_that_runs(page: Page) -> None:
     page.fill("epochs", "1000")
     page["go"].click()

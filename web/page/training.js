@@ -7,6 +7,7 @@ const CLASSES = 10;
 const SLICE_MS = 16; // a message waits no longer
 const REPORT_MS = 150;
 const STEPS_PER_POINT = 20; // of the curve of the loss: their mean
+const ROWS_AT_ONCE = 64; // of a test, which messages interrupt: the widest network takes tens of milliseconds for them
 const ROWS_PER_TEST = 30_000; // of training between two tests, but not less than an epoch's end
 
 /** A network, the data it is trained on, and where its training stands. */
@@ -15,7 +16,7 @@ export class Training {
   #data;
   #report;
   #train;
-  #test;
+  #testParts;
   #model = null;
   #settings = null;
   #running = false;
@@ -37,11 +38,15 @@ export class Training {
     this.#fastnn = fastnn;
     this.#data = data;
     this.#report = report;
-    const dataset = ({ images, labels }) => {
-      return new Dataset(fastnn, { x: images, features: data.side ** 2, labels, ...this.#scale() });
+    const features = data.side ** 2;
+    const dataset = ({ images, labels }, begin, end) => {
+      const x = images.subarray(begin * features, end * features);
+      return new Dataset(fastnn, { x, features, labels: labels.subarray(begin, end), ...this.#scale() });
     };
-    this.#train = dataset(data.train);
-    this.#test = dataset(data.test);
+    this.#train = dataset(data.train, 0, data.train.rows);
+    this.#testParts = Array.from({ length: Math.ceil(data.test.rows / ROWS_AT_ONCE) }, (_, i) => {
+      return dataset(data.test, i * ROWS_AT_ONCE, (i + 1) * ROWS_AT_ONCE);
+    });
     delete data.train.images; // the copy in the module's memory is enough
   }
 
@@ -107,6 +112,8 @@ export class Training {
     this.#fresh();
     while (this.#running && !diverged && this.#rows < goal) {
       diverged = !this.#slice();
+      if (!diverged && this.#testIsDue()) diverged = !(await this.#takeTest(model));
+      if (this.#model !== model) return "paused";
       if (performance.now() - this.#lastReport > REPORT_MS) this.#tell();
       await turn();
       if (this.#model !== model) return "paused";
@@ -114,7 +121,7 @@ export class Training {
     this.#running = false;
     this.#tell();
     if (diverged) return "diverged";
-    return this.#rows >= goal ? "done" : "paused";
+    return this.#rows >= goal && !this.#testIsDue() ? "done" : "paused";
   }
 
   pause() {
@@ -142,10 +149,8 @@ export class Training {
     this.#untested += rows;
     this.#at = end;
     this.#gather(losses, batchSize);
-    const epochEnds = end === this.#order.length;
-    if (epochEnds) this.#order = null;
-    const tested = epochEnds || this.#untested >= ROWS_PER_TEST;
-    return losses.every(Number.isFinite) && (!tested || this.#takeTest());
+    if (end === this.#order.length) this.#order = null;
+    return losses.every(Number.isFinite);
   }
 
   #gather(losses, batchSize) {
@@ -158,11 +163,40 @@ export class Training {
     });
   }
 
-  #takeTest() {
+  // After each epoch, and within long ones; what pause() has cut short is due again.
+  #testIsDue() {
+    return this.#untested > 0 && (!this.#order || this.#untested >= ROWS_PER_TEST);
+  }
+
+  // Returns whether the loss is a number, as far as is known.
+  async #takeTest(model) {
+    const test = await this.#evaluate(model, () => this.#running && this.#model === model);
+    if (!test) return true;
     this.#untested = 0;
-    const { loss, accuracy } = this.#model.lossAndAccuracy(this.#test);
-    this.#tests.push({ epoch: this.#rows / this.#train.rows, seconds: this.#seconds, accuracy });
-    return Number.isFinite(loss);
+    this.#tests.push({ epoch: this.#rows / this.#train.rows, seconds: this.#seconds, accuracy: test.accuracy });
+    return Number.isFinite(test.loss);
+  }
+
+  /**
+   * The mean loss and the accuracy on the test images, measured between messages.
+   *
+   * @param {() => boolean} goesOn whether they are wanted still, after messages.
+   * @returns {Promise<{loss: number, accuracy: number} | null>} null where they are not.
+   */
+  async #evaluate(model, goesOn = () => true) {
+    let [losses, hits, begin] = [0, 0, performance.now()];
+    for (const part of this.#testParts) {
+      if (performance.now() - begin > SLICE_MS) {
+        await turn();
+        if (!goesOn()) return null;
+        begin = performance.now();
+      }
+      const { loss, accuracy } = model.lossAndAccuracy(part);
+      losses += loss * part.rows;
+      hits += Math.round(accuracy * part.rows);
+    }
+    const { rows } = this.#data.test;
+    return { loss: losses / rows, accuracy: hits / rows };
   }
 
   #tell() {
@@ -215,7 +249,7 @@ export class Training {
   }
 
   /** Take the network of a safetensors file, to be trained by `settings`. Throws if it is not for these images. */
-  open(file, settings) {
+  async open(file, settings) {
     const { optimizer } = settings;
     const model = Mlp.fromStateDict(this.#fastnn, readSafetensors(file), { loss: "cross_entropy", optimizer });
     const pixels = this.#data.side ** 2;
@@ -225,8 +259,9 @@ export class Training {
         `the network is ${model.sizes.join("-")}; here it must begin with ${pixels} and end with ${CLASSES}`,
       );
     }
+    const { accuracy } = await this.#evaluate(model); // before it is taken up: nothing trains it yet
     this.#adopt(model, settings);
-    return { ...this.#facts(), accuracy: model.lossAndAccuracy(this.#test).accuracy };
+    return { ...this.#facts(), accuracy };
   }
 }
 
