@@ -355,12 +355,13 @@ def test_mnist_is_used_where_the_server_has_it(page: Page, built: Path) -> None:
         assert (ink.max(axis=1) > 64).sum() in range(19, 22)  # a box of 20 pixels
 
 
-def test_without_simd_it_says_so(page: Page) -> None:
-    script = {"source": "WebAssembly.validate = () => false"}
+@pytest.mark.parametrize("lacking", ["WebAssembly.validate = () => false", "delete DecompressionStream"])
+def test_a_browser_that_is_too_old_is_told(lacking: str, page: Page) -> None:
+    script = {"source": lacking}
     added = page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
     try:
         page.browser.get(page.address)
-        page.until(lambda: "lacks SIMD" in page["trouble"].text)
+        page.until(lambda: "Firefox from 114, Safari from 16.4" in page["trouble"].text)
         assert not page["experiments"].is_displayed()
     finally:
         page.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)

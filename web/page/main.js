@@ -15,11 +15,12 @@ function trouble(text) {
 }
 
 async function start() {
-  if (!hasSimd()) {
+  // Where module workers came later than SIMD, DecompressionStream did too.
+  if (!hasSimd() || typeof DecompressionStream === "undefined") {
     byId("experiments").hidden = true;
     trouble(
-      "This browser's WebAssembly lacks SIMD, which the kernels need. Chrome and Edge have it from version 91, " +
-        "Firefox from 89, Safari from 16.4.",
+      "This browser lacks SIMD in WebAssembly, module workers or DecompressionStream, which the page needs. " +
+        "Chrome and Edge have them from version 91, Firefox from 114, Safari from 16.4.",
     );
     return;
   }
