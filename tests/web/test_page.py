@@ -166,6 +166,18 @@ def test_a_bad_setting_does_not_keep_from_pausing(page: Page) -> None:
     page.until(lambda: page.says("digits-status", "Paused"))
 
 
+def test_enter_in_a_field_applies_it_and_does_not_pause(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.fill("epochs", "1000")
+    page["lr"].send_keys(Keys.ENTER)
+    page.until(lambda: page["go"].text == "Pause")
+    page["optimizer"].send_keys("SGD")
+    page.fill("lr", "1e6")
+    page["lr"].send_keys(Keys.ENTER)
+    page.until(lambda: page.says("digits-status", "Diverged"))
+
+
 def test_a_training_that_diverges_stops_and_is_told(page: Page) -> None:
     page["optimizer"].send_keys("SGD")
     page.fill("lr", "1e6")

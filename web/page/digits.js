@@ -35,6 +35,11 @@ export class Digits {
       event.preventDefault();
       this.#guarded(() => (this.#running ? remote.call("pause") : this.#go()));
     });
+    byId("settings").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || !this.#running || !event.target.matches("input")) return;
+      event.preventDefault(); // it would be the button's click, which pauses
+      this.#guarded(() => this.#change());
+    });
     byId("anew").addEventListener("click", () => this.#guarded(() => this.#anew()));
     byId("optimizer").addEventListener("change", () => {
       byId("lr").value = usualRate(byId("optimizer").value);
