@@ -367,7 +367,14 @@ def test_mnist_is_used_where_the_server_has_it(page: Page, built: Path) -> None:
         assert (ink.max(axis=1) > 64).sum() in range(19, 22)  # a box of 20 pixels
 
 
-@pytest.mark.parametrize("lacking", ["WebAssembly.validate = () => false", "delete DecompressionStream"])
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "WebAssembly.validate = () => false",
+        "delete DecompressionStream",
+        "delete Array.prototype.findLastIndex",
+    ],
+)
 def test_a_browser_that_is_too_old_is_told(lacking: str, page: Page) -> None:
     script = {"source": lacking}
     added = page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)

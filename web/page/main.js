@@ -15,12 +15,12 @@ function trouble(text) {
 }
 
 async function start() {
-  // Where module workers came later than SIMD, DecompressionStream did too.
-  if (!hasSimd() || typeof DecompressionStream === "undefined") {
+  // The newest that the page uses in Chrome and in Firefox; module workers, which cannot be asked for, are as new.
+  if (!hasSimd() || typeof DecompressionStream === "undefined" || !Array.prototype.findLastIndex) {
     byId("experiments").hidden = true;
     trouble(
-      "This browser lacks SIMD in WebAssembly, module workers or DecompressionStream, which the page needs. " +
-        "Chrome and Edge have them from version 91, Firefox from 114, Safari from 16.4.",
+      "This browser is too old, or its WebAssembly lacks SIMD. The page needs Chrome or Edge from version 97, " +
+        "Firefox from 114, Safari from 16.4.",
     );
     return;
   }
