@@ -134,6 +134,22 @@ def test_start_over_ends_a_training_that_runs(page: Page) -> None:
     assert page["epoch"].text == "1.00"
 
 
+def test_start_over_is_with_other_weights_and_without_old_readings(page: Page) -> None:
+    page.fill("hidden", "8")
+    page.draw(ZERO)
+    first = predicted(page)
+    page.train(1)
+    page["anew"].click()
+    page.until(lambda: page["go"].text == "Start")
+    assert {page[id].text for id in ("accuracy", "rate", "loss", "epoch", "seconds")} == {"–"}
+    chart = "return document.querySelector('#accuracy-chart svg').ariaLabel"
+    page.until(lambda: page.script(chart) == "Test accuracy by epoch; nothing yet")
+    page["clear"].click()
+    page.until(lambda: page.says("verdict", "Draw"))
+    page.draw(ZERO)
+    assert predicted(page) != pytest.approx(first, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [

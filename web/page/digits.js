@@ -19,6 +19,7 @@ export class Digits {
   #lossChart = new Chart(byId("loss-chart"), { label: "Training loss by epoch", log: true });
   #accuracyChart = new Chart(byId("accuracy-chart"), { label: "Test accuracy by epoch", format: accuracyText });
   #exists = false; // a network
+  #attempts = 0; // networks that were begun: the seed of the next
   #running = false;
   #accuracy = null;
 
@@ -90,7 +91,9 @@ export class Digits {
 
   /** Make a network with fresh weights, of what the form says; `pictured` as for adopt. */
   async begin(pictured = true) {
-    this.adopt(await this.#remote.call("begin", { ...readSettings(), hidden: readHidden() }), pictured);
+    const settings = { ...readSettings(), hidden: readHidden(), seed: this.#attempts };
+    this.#attempts++;
+    this.adopt(await this.#remote.call("begin", settings), pictured);
   }
 
   /**
@@ -99,11 +102,9 @@ export class Digits {
    */
   adopt({ sizes, parameters, units, weights, accuracy = null }, pictured = true) {
     this.#exists = true;
+    this.#clear();
     this.#accuracy = accuracy;
-    for (const id of ["accuracy", "rate", "loss", "epoch", "seconds"]) byId(id).textContent = "–";
     if (accuracy !== null) byId("accuracy").textContent = percent(accuracy);
-    this.#lossChart.set("loss", []);
-    this.#accuracyChart.set("accuracy", []);
     if (pictured) this.#filters.show(units, weights);
     byId("hidden").value = sizes.slice(1, -1).join("-");
     byId("hidden").disabled = true;
@@ -112,9 +113,17 @@ export class Digits {
     this.onchange();
   }
 
+  #clear() {
+    this.#accuracy = null;
+    for (const id of ["accuracy", "rate", "loss", "epoch", "seconds"]) byId(id).textContent = "–";
+    this.#lossChart.set("loss", []);
+    this.#accuracyChart.set("accuracy", []);
+  }
+
   async #anew() {
-    await this.#remote.call("pause");
+    await this.#remote.call("forget");
     this.#exists = false;
+    this.#clear();
     byId("hidden").disabled = false;
     byId("hidden-note").textContent = "Widths, as 128 or 256-128; empty for none.";
     byId("anew").disabled = true;

@@ -34,7 +34,7 @@ export function usualRate(optimizer) {
 export function readSettings() {
   const optimizer = OPTIMIZERS[byId("optimizer").value];
   const lr = checked("lr", () => positive("Learning rate", byId("lr").valueAsNumber));
-  return { optimizer: { ...optimizer, lr }, batchSize: Number(byId("batch").value), seed: 0 };
+  return { optimizer: { ...optimizer, lr }, batchSize: Number(byId("batch").value) };
 }
 
 /** The widths of a new network; a file's may be others than the form allows. */

@@ -64,21 +64,27 @@ export class Training {
   begin(settings) {
     const sizes = [this.#data.side ** 2, ...settings.hidden, CLASSES];
     const { optimizer, seed } = settings;
-    this.#adopt(new Mlp(this.#fastnn, sizes, { loss: "cross_entropy", optimizer, seed }), settings);
+    this.#adopt(new Mlp(this.#fastnn, sizes, { loss: "cross_entropy", optimizer, seed }), settings, seed);
     return this.#facts();
   }
 
-  #adopt(model, settings) {
-    this.#running = false;
-    this.#model?.dispose();
+  #adopt(model, settings, seed = 0) {
+    this.forget();
     this.#model = model;
     this.#settings = settings;
-    this.#random = new Random(settings.seed);
+    this.#random = new Random(seed); // of the order of the rows
     this.#order = null;
     this.#secondsPerStep = Infinity;
     this.#rows = this.#seconds = this.#untested = 0;
     this.#gathered = [];
     this.#fresh();
+  }
+
+  /** End the training, and have no network until the next one is made or loaded. */
+  forget() {
+    this.#running = false;
+    this.#model?.dispose();
+    this.#model = null;
   }
 
   #fresh() {
@@ -100,7 +106,7 @@ export class Training {
   }
 
   /**
-   * Train for some epochs, or until pause() or begin(), or until the loss is no number any more.
+   * Train for some epochs, or until pause(), begin() or forget(), or until the loss is no number any more.
    *
    * @returns {Promise<"done" | "paused" | "diverged">} why it ended.
    */

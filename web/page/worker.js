@@ -33,6 +33,7 @@ serve(
     change: withTraining((run, settings) => run.change(settings)),
     train: withTraining((run, epochs) => run.train(epochs)),
     pause: withTraining((run) => run.pause()),
+    forget: withTraining((run) => run.forget()),
     predict: withTraining((run, image) => run.predict(image)),
     testImage: withTraining((run) => run.testImage()),
     save: withTraining((run) => run.save()),
