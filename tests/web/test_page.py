@@ -226,8 +226,12 @@ def test_a_drawing_before_any_training_is_answered(page: Page) -> None:
     before = page.script(top)
     page.draw(ZERO)
     assert sum(predicted(page)) == pytest.approx(1, abs=1e-5)
+    assert "The network is untrained" in page["verdict"].text
+    assert page["go"].text == "Start"
     page.script("for (let i = 0; i < 3; ++i) await new Promise(requestAnimationFrame)")
     assert page.script(top) == before  # the pad stays under the pen
+    page.train(1)
+    page.until(lambda: "untrained" not in page["verdict"].text)
 
 
 def test_a_drawing_that_no_network_can_answer_says_why(page: Page) -> None:
@@ -315,6 +319,8 @@ def test_weights_come_from_python(page: Page, tmp_path: Path) -> None:
     page.until(lambda: page.says("weights-status", "Loaded 64-100-10: test accuracy"))
     expected = python_probabilities(model, load_digits(), page.seen())
     page.until(lambda: page.probabilities() != before)
+    assert page["go"].text == "Continue"
+    page.until(lambda: "untrained" not in page["verdict"].text)
     assert page.probabilities() == pytest.approx(expected, abs=1e-5)
     assert page["hidden-note"].text.startswith("64-100-10")
     assert page.train(40) > 0.85  # it goes on from there

@@ -20,6 +20,7 @@ export class Digits {
   #accuracyChart = new Chart(byId("accuracy-chart"), { label: "Test accuracy by epoch", format: accuracyText });
   #exists = false; // a network
   #attempts = 0; // networks that were begun: the seed of the next
+  #trained = false; // it, here or where its file came from
   #running = false;
   #accuracy = null;
 
@@ -89,6 +90,11 @@ export class Digits {
     this.#say(`${end === "done" ? "Done" : "Paused"}: test accuracy ${accuracy}.`);
   }
 
+  /** Whether there is a network that has learned something. */
+  get trained() {
+    return this.#trained;
+  }
+
   /** Make a network with fresh weights, of what the form says; `pictured` as for adopt. */
   async begin(pictured = true) {
     const settings = { ...readSettings(), hidden: readHidden(), seed: this.#attempts };
@@ -97,7 +103,7 @@ export class Digits {
   }
 
   /**
-   * Show a network that the worker has taken up. Its weights may be left to the first report of its training: their
+   * Show a network that the worker has taken up; one whose accuracy is known was trained before. Its weights may be left to the first report of its training: their
    * pictures would move what is below them, the pad among it, on which somebody may be drawing.
    */
   adopt({ sizes, parameters, units, weights, accuracy = null }, pictured = true) {
@@ -110,6 +116,8 @@ export class Digits {
     byId("hidden").disabled = true;
     byId("hidden-note").textContent = `${sizes.join("-")}: ${grouped(parameters)} parameters. Start over to change it.`;
     byId("anew").disabled = false;
+    this.#trained = accuracy !== null;
+    this.#state(this.#running);
     this.onchange();
   }
 
@@ -122,7 +130,7 @@ export class Digits {
 
   async #anew() {
     await this.#remote.call("forget");
-    this.#exists = false;
+    this.#exists = this.#trained = false;
     this.#clear();
     byId("hidden").disabled = false;
     byId("hidden-note").textContent = "Widths, as 128 or 256-128; empty for none.";
@@ -138,10 +146,11 @@ export class Digits {
 
   #state(running) {
     this.#running = running;
-    byId("go").textContent = running ? "Pause" : this.#exists ? "Continue" : "Start";
+    byId("go").textContent = running ? "Pause" : this.#trained ? "Continue" : "Start";
   }
 
   #show({ epoch, seconds, rate, points, tests, units, weights }) {
+    this.#trained = epoch > 0;
     for (const chart of [this.#lossChart, this.#accuracyChart]) chart.setX([0, epoch]);
     this.#lossChart.add("loss", points);
     this.#accuracyChart.add(

@@ -8,6 +8,7 @@ import { rasterise } from "./strokes.js";
 export class Drawing {
   #remote;
   #data;
+  #network;
   #pad = new Pad(byId("pad"));
   #image = null; // what the network sees
   #label = null; // of a test image
@@ -18,9 +19,11 @@ export class Drawing {
   /**
    * @param {Remote} remote
    * @param {object} data what the worker says of the images.
-   * @param {() => Promise<void>} ready makes a network where there is none yet.
+   * @param {Digits} network which is asked; one is begun where there is none yet.
    */
-  constructor(remote, data, ready) {
+  constructor(remote, data, network) {
+    const ready = () => network.begin(false);
+    this.#network = network;
     this.#remote = remote;
     this.#data = data;
     byId("bars").append(...this.#bars.map(({ item }) => item));
@@ -89,7 +92,8 @@ export class Drawing {
     this.#bars.forEach((bar, digit) => bar.show(probabilities?.[digit] ?? 0, digit === best));
     const verdict = probabilities ? `It is a ${best} (${percent(probabilities[best], 1)}).` : "Draw a digit.";
     const truth = this.#label === null ? "" : ` The label says ${this.#label}.`;
-    this.#say(verdict + truth);
+    const doubt = probabilities && !this.#network.trained ? " The network is untrained: this is a guess." : "";
+    this.#say(verdict + truth + doubt);
   }
 
   // A text that stays is not announced again.

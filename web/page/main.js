@@ -29,7 +29,7 @@ async function start() {
   startLine(remote);
   const data = await remote.call("describeData");
   const digits = new Digits(remote, data);
-  const drawing = new Drawing(remote, data, () => digits.begin(false));
+  const drawing = new Drawing(remote, data, digits);
   digits.onchange = () => drawing.ask();
   startWeights(remote, data, digits);
 }
