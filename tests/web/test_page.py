@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -387,6 +388,19 @@ def test_mnist_is_used_where_the_server_has_it(page: Page, built: Path) -> None:
         predicted(other)
         ink = np.array(other.seen()).reshape(28, 28)
         assert (ink.max(axis=1) > 64).sum() in range(19, 22)  # a box of 20 pixels
+
+
+def test_a_page_of_html_is_no_mnist(page: Page, built: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(built, site)
+    (site / "data" / "mnist").mkdir()
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (site / "data" / "mnist" / f"{part}-{kind}-ubyte.gz").write_text("<!doctype html>")
+    with served(site) as address:
+        other = Page(page.browser, address)
+        other.open()
+        assert "not MNIST" in other["data"].text
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 // The images that the network is trained on: MNIST where it lies beside the page, else the bundled digits.
 
-import { readIdx } from "./idx.js";
+import { NoIdxError, readIdx } from "./idx.js";
 
 const IMAGES = "images-idx3-ubyte.gz";
 const LABELS = "labels-idx1-ubyte.gz";
@@ -11,6 +11,7 @@ const SETS = [
   { name: "digits", title: "scikit-learn's digits", box: 7.5, pen: 1.4, byMass: false },
 ];
 
+// Null where there is none: some hosts answer so by a page of HTML with status 200.
 async function fetchIdx(url) {
   const response = await fetch(url);
   if (response.status === 404) return null;
@@ -18,6 +19,7 @@ async function fetchIdx(url) {
   try {
     return await readIdx(await response.arrayBuffer());
   } catch (error) {
+    if (error instanceof NoIdxError) return null;
     throw new Error(`${url}: ${error.message}`);
   }
 }

@@ -3,15 +3,19 @@
 
 const UNSIGNED_BYTE = 8;
 
+/** What was read does not begin as an IDX file of bytes does. */
+export class NoIdxError extends Error {}
+
 /**
  * Read an IDX file of bytes, plain or compressed by gzip, which its first bytes tell.
  *
  * @param {ArrayBuffer} file
  * @returns {Promise<{shape: number[], values: Uint8Array}>}
+ * @throws {NoIdxError} it is something else; any other Error: it is damaged.
  */
 export async function readIdx(file) {
   const bytes = new Uint8Array(await unpacked(file));
-  if (bytes[0] !== 0 || bytes[1] !== 0 || bytes[2] !== UNSIGNED_BYTE) throw new Error("this is no IDX file of bytes");
+  if (bytes[0] !== 0 || bytes[1] !== 0 || bytes[2] !== UNSIGNED_BYTE) throw new NoIdxError("this is no IDX file of bytes");
   const dimensions = bytes[3];
   const view = new DataView(bytes.buffer);
   const shape = Array.from({ length: dimensions }, (_, i) => view.getUint32(4 + 4 * i));
