@@ -327,6 +327,26 @@ def test_weights_come_from_python(page: Page, tmp_path: Path) -> None:
     assert page.train(40) > 0.85  # it goes on from there
 
 
+def test_weights_that_were_saved_are_loaded_back(page: Page, downloads: Path) -> None:
+    page.fill("hidden", "40")
+    page.train(10)
+    accuracy = page["accuracy"].text
+    page.draw(SEVEN)
+    before = predicted(page)
+    file = downloads / "mlp-64-40-10.safetensors"
+    weights = saved(page, file)
+    page["anew"].click()
+    page.until(lambda: page["hidden"].is_enabled())
+    page["clear"].click()
+    page.train(1)
+    page.draw(SEVEN)
+    assert predicted(page) != before
+    file.write_bytes(weights)
+    page["file"].send_keys(str(file))
+    page.until(lambda: page.says("weights-status", f"Loaded 64-40-10: test accuracy {accuracy}"))
+    page.until(lambda: page.probabilities() == before)
+
+
 def test_a_network_that_the_form_could_not_make_is_trained(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "deep.safetensors"
     safetensors.save_file(fastnn.nn.MLP([64, 2100, 16, 16, 16, 16, 10]).state_dict(), file)
@@ -388,6 +408,27 @@ def test_mnist_is_used_where_the_server_has_it(page: Page, built: Path) -> None:
         predicted(other)
         ink = np.array(other.seen()).reshape(28, 28)
         assert (ink.max(axis=1) > 64).sum() in range(19, 22)  # a box of 20 pixels
+
+
+def test_kernels_that_are_missing_are_named(page: Page, built: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(built, site)
+    (site / "fastnn.wasm").unlink()
+    with served(site) as address:
+        page.browser.get(address)
+        page.until(lambda: "fastnn.wasm could not be loaded: HTTP status 404" in page["trouble"].text)
+        assert not page["go"].is_enabled()
+        assert page["line-status"].text != "Ready."
+
+
+@pytest.mark.parametrize("file", ["worker.js", "training.js"])
+def test_a_worker_that_is_missing_is_told(file: str, page: Page, built: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    shutil.copytree(built, site)
+    (site / "page" / file).unlink()
+    with served(site) as address:
+        page.browser.get(address)
+        page.until(lambda: "the worker could not be started" in page["trouble"].text)
 
 
 def test_a_page_of_html_is_no_mnist(page: Page, built: Path, tmp_path: Path) -> None:
