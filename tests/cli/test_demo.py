@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import struct
@@ -115,12 +116,20 @@ def test_without_a_page_it_says_how_to_build_one(page: Path, capsys) -> None:
     assert "run `make web` in a checkout of fastnn" in capsys.readouterr().err
 
 
-def test_the_page_of_the_package_comes_first(page: Path, tmp_path: Path) -> None:
-    assert demo.find_page() == page
-    for folder in ("no/web/dist", "no/checkout/fastnn/web"):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "index.html").touch()
-        assert demo.find_page() == tmp_path / folder
+def test_the_page_that_was_built_here_comes_before_the_packages(page: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "no" / "checkout" / "fastnn" / "web", tmp_path / "no" / "web" / "dist", page]
+    shutil.copytree(page, tmp_path / "built")
+    shutil.rmtree(page)
+    for folder in folders:
+        shutil.copytree(tmp_path / "built", folder)
+        assert demo.find_page() == folder
+
+
+def test_a_page_of_another_project_is_not_served(page: Path, tmp_path: Path) -> None:
+    package = tmp_path / "no" / "checkout" / "fastnn" / "web"
+    shutil.copytree(page, package)
+    (page / "fastnn.wasm").unlink()
+    assert demo.find_page() == package
 
 
 def test_a_port_that_is_taken_is_named(page: Path, capsys) -> None:

@@ -68,15 +68,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_page() -> Path:
-    """The folder with the page: in the installed package, beside the sources, or where `make web` was run.
+    """The folder with the page: where `make web` was run, beside the sources, or in the installed package.
+
+    The package's is the oldest: `make demo` builds a newer one in the checkout that it serves.
 
     Raises:
         CliError: it is in none of them.
     """
     package = Path(fastnn.__file__).resolve().parent
     built = Path("web/dist")
-    for folder in (package / "web", package.parents[1] / built, Path.cwd() / built):
-        if (folder / "index.html").is_file():
+    for folder in (Path.cwd() / built, package.parents[1] / built, package / "web"):
+        if all((folder / name).is_file() for name in ("index.html", "fastnn.wasm")):  # no other project's
             return folder
     raise CliError(
         "the page is not part of this installation: run `make web` in a checkout of fastnn, and then "
