@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,29 @@ def test_draws_by_keyboard_and_shows_test_images(page: Page) -> None:
     page.until(lambda: page.says("verdict", "Draw"))
     page["sample"].click()
     page.until(lambda: "The label says" in page["verdict"].text)
+
+
+def test_a_screen_reader_is_told_of_another_digit_alone(page: Page) -> None:
+    assert page["pad"].get_attribute("role") == "application"
+    assert "arrow keys move the pen" in page["pad"].accessible_name
+    page.draw(ZERO)
+    predicted(page)
+    page.script("""
+        const shown = document.getElementById("verdict");
+        window.shown = [];
+        new MutationObserver(() => window.shown.push(shown.textContent)).observe(shown, { childList: true });
+        const said = document.getElementById("verdict-said");
+        window.said = [said.textContent];
+        new MutationObserver(() => window.said.push(said.textContent)).observe(said, { childList: true });
+    """)
+    for epochs in range(2, 22, 2):
+        page.train(2)
+        page.until(lambda e=epochs: float(page["epoch"].text) == e and page["go"].text == "Continue")
+    page.until(lambda: page.says("verdict", "It is a 0"))
+    shown, said = page.script("return [window.shown, window.said]")
+    assert len(set(shown)) > len(said)
+    assert all(before != after for before, after in pairwise(said))
+    assert said[-1] == "It is a 0."
 
 
 def test_a_finger_draws(page: Page) -> None:

@@ -93,12 +93,13 @@ export class Drawing {
     const verdict = probabilities ? `It is a ${best} (${percent(probabilities[best], 1)}).` : "Draw a digit.";
     const truth = this.#label === null ? "" : ` The label says ${this.#label}.`;
     const doubt = probabilities && !this.#network.trained ? " The network is untrained: this is a guess." : "";
-    this.#say(verdict + truth + doubt);
+    this.#say(verdict + truth + doubt, verdict.replace(/ \(.*\)/, "") + truth + doubt);
   }
 
-  // A text that stays is not announced again.
-  #say(text) {
-    if (byId("verdict").textContent !== text) byId("verdict").textContent = text;
+  // What screen readers announce is without the probability, which changes all the time in a training.
+  #say(text, announced = text) {
+    byId("verdict").textContent = text;
+    if (byId("verdict-said").textContent !== announced) byId("verdict-said").textContent = announced;
   }
 }
 
