@@ -171,7 +171,23 @@ def test_a_bad_setting_is_named(field: str, value: str, said: str, page: Page) -
     page["go"].click()
     page.until(lambda: page.says("digits-status", said))
     assert page[field].get_attribute("aria-invalid") == "true"
+    assert "digits-status" in page[field].get_attribute("aria-describedby").split()
+    assert page.browser.switch_to.active_element == page[field]
     assert page["go"].text == "Start"
+
+
+@pytest.mark.parametrize(("field", "value", "note"), [("hidden", "16", "hidden-note"), ("lr", "0.01", None)])
+def test_a_setting_that_is_corrected_is_no_longer_blamed(
+    field: str, value: str, note: str | None, page: Page
+) -> None:
+    page.fill(field, "0")
+    page["go"].click()
+    page.until(lambda: page[field].get_attribute("aria-invalid") == "true")
+    page.fill(field, value)
+    assert page[field].get_attribute("aria-invalid") is None
+    assert page[field].get_attribute("aria-describedby") == note
+    assert page["digits-status"].text == ""
+    assert page.train(1) > 0
 
 
 def test_a_bad_setting_does_not_keep_from_pausing(page: Page) -> None:

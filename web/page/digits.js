@@ -3,7 +3,7 @@
 import { Chart } from "./chart.js";
 import { byId, grouped, percent } from "./dom.js";
 import { Filters } from "./filters.js";
-import { readEpochs, readHidden, readSettings, usualRate } from "./settings.js";
+import { forgive, readEpochs, readHidden, readSettings, SettingError, usualRate } from "./settings.js";
 
 const SMALL = 10_000; // images of a data set whose epoch is too short for ten of them to be enough
 const EPOCHS_OF_SMALL = 60;
@@ -35,8 +35,9 @@ export class Digits {
     remote.on("progress", (progress) => this.#show(progress));
     byId("settings").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#guarded(() => (this.#running ? remote.call("pause") : this.#go()));
+      this.#guarded(() => (this.#running ? remote.call("pause") : this.#go()), true);
     });
+    byId("settings").addEventListener("input", (event) => this.#correct(event.target));
     byId("settings").addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || !this.#running || !event.target.matches("input")) return;
       event.preventDefault(); // it would be the button's click, which pauses
@@ -45,6 +46,7 @@ export class Digits {
     byId("anew").addEventListener("click", () => this.#guarded(() => this.#anew()));
     byId("optimizer").addEventListener("change", () => {
       byId("lr").value = usualRate(byId("optimizer").value);
+      this.#correct(byId("lr"));
       this.#guarded(() => this.#change());
     });
     for (const id of ["lr", "batch"]) byId(id).addEventListener("change", () => this.#guarded(() => this.#change()));
@@ -66,12 +68,19 @@ export class Digits {
     byId("digits-status").textContent = text;
   }
 
-  async #guarded(body) {
+  // Says what goes wrong. The focus moves to a bad setting where asked: not from somebody who is in another field.
+  async #guarded(body, focus = false) {
     try {
       await body();
     } catch (error) {
-      this.#say(error.message);
+      if (!(error instanceof SettingError)) this.#say(error.message);
+      else if (focus) error.field.focus();
     }
+  }
+
+  #correct(field) {
+    forgive(field);
+    if (this.#running && !byId("digits-status").textContent) this.#say("Training.");
   }
 
   async #go() {

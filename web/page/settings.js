@@ -2,6 +2,7 @@
 
 import { byId } from "./dom.js";
 
+const STATUS = "digits-status"; // where the form says what is wrong
 const MOST_LAYERS = 4;
 const WIDEST = 2048;
 const MOST_EPOCHS = 1000;
@@ -11,6 +12,14 @@ const OPTIMIZERS = {
   sgd: { name: "sgd", lr: 0.1 },
   momentum: { name: "sgd", momentum: 0.9, lr: 0.02 },
 };
+
+/** A setting that cannot be used: its text may be shown, and has been at `field`. */
+export class SettingError extends Error {
+  constructor(text, field) {
+    super(text);
+    this.field = field;
+  }
+}
 
 /** Widths as "256-128" or "256, 128" says them; throws an Error that may be shown. */
 export function parseHidden(text) {
@@ -30,19 +39,19 @@ export function usualRate(optimizer) {
   return OPTIMIZERS[optimizer].lr;
 }
 
-/** How to train; throws an Error that may be shown, and marks the field that it is about. */
+/** How to train; throws a SettingError. */
 export function readSettings() {
   const optimizer = OPTIMIZERS[byId("optimizer").value];
   const lr = checked("lr", () => positive("Learning rate", byId("lr").valueAsNumber));
   return { optimizer: { ...optimizer, lr }, batchSize: Number(byId("batch").value) };
 }
 
-/** The widths of a new network; a file's may be others than the form allows. */
+/** The widths of a new network; a file's may be others than the form allows. Throws a SettingError. */
 export function readHidden() {
   return checked("hidden", () => parseHidden(byId("hidden").value));
 }
 
-/** How many epochs to train. */
+/** How many epochs to train; throws a SettingError. */
 export function readEpochs() {
   return checked("epochs", () => {
     const epochs = byId("epochs").valueAsNumber;
@@ -62,10 +71,27 @@ function checked(id, read) {
   const field = byId(id);
   try {
     const value = read();
-    field.removeAttribute("aria-invalid");
+    forgive(field);
     return value;
   } catch (error) {
-    field.setAttribute("aria-invalid", "true");
-    throw error;
+    blame(field, error.message);
+    throw new SettingError(error.message, field);
   }
+}
+
+function blame(field, text) {
+  for (const other of document.querySelectorAll("#settings [aria-invalid]")) forgive(other); // one text, one field
+  field.setAttribute("aria-invalid", "true");
+  field.setAttribute("aria-describedby", `${field.getAttribute("aria-describedby") ?? ""} ${STATUS}`.trim());
+  byId(STATUS).textContent = text;
+}
+
+/** Take back what was said of a field, if anything: it is being corrected. */
+export function forgive(field) {
+  if (!field.hasAttribute("aria-invalid")) return;
+  field.removeAttribute("aria-invalid");
+  const others = field.getAttribute("aria-describedby").replace(STATUS, "").trim();
+  if (others) field.setAttribute("aria-describedby", others);
+  else field.removeAttribute("aria-describedby");
+  byId(STATUS).textContent = "";
 }
