@@ -146,6 +146,7 @@ def test_start_over_is_with_other_weights_and_without_old_readings(page: Page) -
     assert {page[id].text for id in ("accuracy", "rate", "loss", "epoch", "seconds")} == {"–"}
     chart = "return document.querySelector('#accuracy-chart svg').ariaLabel"
     page.until(lambda: page.script(chart) == "Test accuracy by epoch; nothing yet")
+    page.until(lambda: page.says("verdict", "There is no network now"))
     page["clear"].click()
     page.until(lambda: page.says("verdict", "Draw"))
     page.draw(ZERO)

@@ -147,6 +147,7 @@ export class Digits {
     this.#state(this.#running);
     this.#say("The next start is with fresh weights.");
     byId("hidden").focus();
+    this.onchange();
   }
 
   async #change() {

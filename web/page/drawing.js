@@ -90,10 +90,14 @@ export class Drawing {
     }
     const best = probabilities ? probabilities.indexOf(Math.max(...probabilities)) : -1;
     this.#bars.forEach((bar, digit) => bar.show(probabilities?.[digit] ?? 0, digit === best));
-    const verdict = probabilities ? `It is a ${best} (${percent(probabilities[best], 1)}).` : "Draw a digit.";
+    const verdict = probabilities ? `It is a ${best} (${percent(probabilities[best], 1)}).` : this.#invitation();
     const truth = this.#label === null ? "" : ` The label says ${this.#label}.`;
     const doubt = probabilities && !this.#network.trained ? " The network is untrained: this is a guess." : "";
     this.#say(verdict + truth + doubt, verdict.replace(/ \(.*\)/, "") + truth + doubt);
+  }
+
+  #invitation() {
+    return this.#image ? "There is no network now: start a training, or draw on." : "Draw a digit.";
   }
 
   // What screen readers announce is without the probability, which changes all the time in a training.
