@@ -125,6 +125,22 @@ def test_a_test_of_a_wide_network_is_interrupted_by_messages(page: Page) -> None
     assert parts > 16
 
 
+def test_a_double_click_starts_one_training(page: Page) -> None:
+    page.fill("epochs", "2")
+    page.script("""
+        window.asked = [];
+        const post = Worker.prototype.postMessage;
+        Worker.prototype.postMessage = function (message) {
+          window.asked.push(message.method);
+          post.call(this, message);
+        };
+        document.getElementById("go").click();
+        document.getElementById("go").click();
+    """)
+    page.until(lambda: page.says("digits-status", "Done"))
+    assert page.script("return window.asked") == ["begin", "train"]
+
+
 def test_start_over_ends_a_training_that_runs(page: Page) -> None:
     page.fill("epochs", "1000")
     page["go"].click()

@@ -21,6 +21,7 @@ export class Digits {
   #exists = false; // a network
   #attempts = 0; // networks that were begun: the seed of the next
   #trained = false; // it, here or where its file came from
+  #starting = false; // a training, for which the worker makes ready
   #running = false;
   #accuracy = null;
 
@@ -85,8 +86,14 @@ export class Digits {
 
   async #go() {
     const epochs = readEpochs();
-    if (!this.#exists) await this.begin();
-    else await this.#change();
+    if (this.#starting) return; // the second click of two
+    this.#starting = true;
+    try {
+      if (!this.#exists) await this.begin();
+      else await this.#change();
+    } finally {
+      this.#starting = false;
+    }
     this.#state(true);
     this.#say("Training.");
     const end = await this.#remote.call("train", epochs).finally(() => this.#state(false));
