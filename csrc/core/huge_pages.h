@@ -1,4 +1,4 @@
-// Huge pages behind large results: fresh memory costs one page fault for 2 MB in the place of 512.
+// Huge pages for large results: fresh memory costs one page fault for 2 MB instead of 512.
 #pragma once
 
 #include <initializer_list>

@@ -98,7 +98,7 @@ void losses(const Instruction& i) {
 // x (..., classes), target (..., classes) expanded along the classes, int64 or uint8, weight (classes).
 // Reduction 0 gives the losses of the rows, expanded as target, and total_weight 0; 1 their sum over
 // total_weight, that of the weights of the rows that count, 2 the sum. The row of an index that is out of
-// range counts as ignored.
+// range is ignored.
 void nll_loss(const Instruction& i) {
   if (i.operands[3].dtype == DType::f32)
     losses<float>(i);

@@ -248,7 +248,7 @@ def assert_same_special_values(actual: Tensor | None, expected: Tensor) -> None:
 def test_backward_of_special_values(
     activation: str | None, special: float, place: str, every_device: torch.device
 ) -> None:
-    """They go where torch's float64 puts them: one value in the middle, and all that hangs on it."""
+    """They go where torch's float64 puts them: one value in the middle, and all that depends on it."""
     if activation == "gelu" and place != "gradient":
         special = float("nan")  # torch's own gelu(inf) is nan where it is vectorised
     layers = make([6, 19, 7, 3], [activation, activation, None], torch.float32, every_device)

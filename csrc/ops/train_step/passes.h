@@ -24,7 +24,7 @@ inline const TensorView& saved_of(const TrainStepLayer& layer) {
 
 // Named rows lie in an order that no prefetcher foresees. The beginning of each is asked for so many rows
 // before its turn, for the sake of the page tables more than of the line: 128 rows of 784 bytes out of 47 MB
-// took 51 us in the place of 60, and asking for all lines of a row made no difference.
+// took 51 us instead of 60, and asking for all lines of a row made no difference.
 constexpr int64_t kRowsAhead = 16;
 
 // Values of a row that are worth a second thread: less than kPassGrain, for memory is slow at them.

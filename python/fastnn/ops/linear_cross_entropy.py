@@ -324,7 +324,7 @@ def linear_cross_entropy(
         linear_weight: ``(C, K)``, of the dtype of ``input``. ``(C, d1, ..., K)`` with ``input`` ``(N, K)``
             and targets ``(N, d1, ...)`` runs as torch ops.
         target: class indices of the shape of ``input`` without K, int64 or uint8; class probabilities, with C
-            in the place of K, run as torch ops.
+            where ``input`` has K, run as torch ops.
         linear_bias: ``(C)`` or None.
         weight: class weights ``(C)`` or None.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
