@@ -175,6 +175,8 @@ def test_opens_a_browser_unless_told_not_to(
 
 def test_ends_by_ctrl_c(page: Path, tmp_path: Path) -> None:
     program = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import fastnn
 fastnn.__file__ = {str(tmp_path / "no" / "checkout" / "fastnn" / "__init__.py")!r}
 from fastnn.cli.main import main
