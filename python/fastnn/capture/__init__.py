@@ -52,11 +52,12 @@ def capture(
     of optimizers are read when the step is taken. Modules are watched for training or evaluation, frozen or
     replaced parameters, hooks and other memory: those that the function calls, and those in its closure, in
     globals that it names, in defaults of its arguments, and among the attributes and in the containers of the
-    objects there, such as its ``self``. Not watched are elements of containers, and what lies deeper than an
-    attribute of an attribute. Optimizers are watched for their parameters. Results are new tensors in each
-    call. Gradients of parameters that the function updates, and drops itself in the next call, are not kept:
-    their ``.grad`` is None after a replay. As soon as a call does not drop them, gradients are kept from then
-    on, with a warning. Others are accumulated and kept as in torch.
+    objects there, such as its ``self``. Not watched are elements of containers, what lies deeper than an
+    attribute of an attribute, and what only methods of other objects read. Optimizers are watched for their
+    parameters. Results are new tensors in each call. Gradients of parameters that the function updates, and
+    drops itself in the next call, are not kept: their ``.grad`` is None after a replay. As soon as a call
+    does not drop them, gradients are kept from then on, with a warning. Others are accumulated and kept as in
+    torch.
 
     What a recording cannot hold runs as written, and is warned of once (:class:`fastnn.EagerStepWarning`):
     ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, tensor
