@@ -11,6 +11,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -332,6 +333,30 @@ def test_copies_of_an_object_begin_anew() -> None:
             other.captured(torch.ones(3, 4))
         assert torch.equal(before[0], agent.net.bias)
         assert not torch.equal(before[1], other.net.bias)
+
+
+class SeveralMethods:
+    twice = fastnn.capture(lambda self, x: x * 2, native=True)  # of one name
+    thrice = fastnn.capture(lambda self, x: x * 3, native=True)
+    added = fastnn.capture(partial(lambda k, self, x: x + k, 4), native=True)  # of none
+
+
+def test_methods_of_one_object_are_apart_whatever_their_names() -> None:
+    several, x = SeveralMethods(), torch.ones(2)
+    for _ in range(5):
+        same([several.twice(x), several.thrice(x), several.added(x)], [x * 2, x * 3, x + 4])
+    assert [len(m.programs) for m in (several.twice, several.thrice, several.added)] == [1, 1, 1]
+
+
+class Reading:
+    @fastnn.capture
+    def value(self, x: Tensor) -> Any:
+        return x.sum().item()
+
+
+def test_a_methods_own_file_is_named() -> None:
+    with pytest.warns(fastnn.EagerStepWarning, match=r"runs Reading\.value \(test_surroundings\.py:\d+\)"):
+        Reading().value(torch.ones(2))
 
 
 def test_an_equal_tuple_is_the_same() -> None:

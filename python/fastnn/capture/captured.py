@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import os
 import sys
 import threading
@@ -97,7 +98,7 @@ class Captured:
         if instance is None:
             return self
         # The object has its programs, which lead back to it: only so does Python see that nobody else does.
-        attributes, key = getattr(instance, "__dict__", {}), f"fastnn.capture {self._fn.__qualname__}"
+        attributes, key = getattr(instance, "__dict__", {}), f"fastnn.capture {id(self)}"
         bound = attributes.get(key)
         if bound is None or not bound.is_of(self, instance):
             try:
@@ -108,7 +109,7 @@ class Captured:
                     instance.__dict__[key] = bound
             except (AttributeError, TypeError):
                 self._tell(f"{type(instance).__name__} has slots instead of attributes")
-                return self._fn.__get__(instance, owner)
+                return MethodType(self._fn, instance)
         return MethodType(bound, instance)
 
     def __reduce__(self) -> Any:
@@ -181,7 +182,7 @@ class Captured:
         return known
 
     def _name(self) -> str:
-        code = getattr(self._fn, "__code__", None)
+        code = getattr(inspect.unwrap(self._fn), "__code__", None)
         name = getattr(self._fn, "__qualname__", repr(self._fn))
         return (
             name if code is None else f"{name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
