@@ -11,7 +11,8 @@ os.environ.setdefault("FASTNN_ALWAYS_NATIVE", "1")
 import pytest
 import torch
 
-from cuda_emulation import ORDERS, CannotBuildError, Emulation, emulation
+from building import CannotBuildError
+from cuda_emulation import ORDERS, Emulation, emulation
 from every_kernel import CUDA, EVERY_KERNEL, kernels_of, place
 from fastnn import _dispatch
 from step_graphs import Graphs, set_up

@@ -6,11 +6,12 @@ import functools
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+
+from building import CannotBuildError, run, tool
 
 SOURCE = Path(__file__).parents[1] / "cuda_emulator"
 # One for each Python that uses the checkout: modules of one do not load in another.
@@ -29,38 +30,20 @@ class Emulation(NamedTuple):
     checks: Any
 
 
-class CannotBuildError(RuntimeError):
-    """A tool that the build needs is missing."""
-
-
-def _tool(name: str) -> str:
-    beside_python = Path(sys.executable).with_name(name)
-    found = str(beside_python) if beside_python.exists() else shutil.which(name)
-    if found is None:
-        raise CannotBuildError(f"the CUDA emulator needs {name}")
-    return found
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
-
-
 def _build() -> None:
     """Compile what has changed since the last time."""
-    cmake, ninja = _tool("cmake"), _tool("ninja")
+    cmake, ninja = tool("cmake"), tool("ninja")
     if not any(shutil.which(compiler) for compiler in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         raise CannotBuildError("the CUDA emulator needs a C++ compiler")
     try:
         import pybind11
     except ModuleNotFoundError:
         raise CannotBuildError("the CUDA emulator needs pybind11") from None
-    _run(
+    run(
         *(cmake, "-S", str(SOURCE), "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
         *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
     )
-    _run(cmake, "--build", str(BUILD), "--parallel", str(min(4, os.cpu_count() or 1)))
+    run(cmake, "--build", str(BUILD), "--parallel", str(min(4, os.cpu_count() or 1)))
 
 
 def _import(name: str) -> ModuleType:

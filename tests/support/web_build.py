@@ -6,7 +6,6 @@ import base64
 import functools
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,42 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from building import CannotBuildError, run, tool
+
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "web"
 SITE = BUILD / "site"
 RUNNER = ROOT / "tests" / "web" / "kernels.mjs"
 
 
-class CannotBuildError(RuntimeError):
-    """A tool that the build needs is missing."""
-
-
-def _tool(name: str) -> str:
-    beside_python = Path(sys.executable).with_name(name)
-    found = str(beside_python) if beside_python.exists() else shutil.which(name)
-    if found is None:
-        raise CannotBuildError(f"the kernels in a browser need {name}")
-    return found
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
-
-
 @functools.cache
 def site() -> Path:
     """Build what `make web` does; raises CannotBuildError where the machine lacks what that takes."""
-    cmake, ninja = _tool("cmake"), _tool("ninja")
+    cmake, ninja = tool("cmake"), tool("ninja")
     if importlib.util.find_spec("ziglang") is None:
         raise CannotBuildError("the kernels in a browser need the package ziglang")
-    _run(
+    run(
         *(cmake, "-S", str(ROOT / "web"), "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
         *(f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'web' / 'zig.cmake'}", f"-DFASTNN_PYTHON={sys.executable}"),
     )
-    _run(cmake, "--build", str(BUILD))
-    _run(cmake, "--install", str(BUILD), "--prefix", str(SITE))
+    run(cmake, "--build", str(BUILD))
+    run(cmake, "--install", str(BUILD), "--prefix", str(SITE))
     return SITE
 
 
@@ -95,7 +78,7 @@ class Node:
     """A process that runs the kernels: kernels.mjs says what it is asked."""
 
     def __init__(self) -> None:
-        node = _tool("node")
+        node = tool("node")
         self._process = subprocess.Popen(
             [node, str(RUNNER), str(site())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from browser import PATIENCE, NoBrowserError, Page, chromium, served
-from web_build import CannotBuildError, Node, site
+from building import CannotBuildError
+from web_build import Node, site
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

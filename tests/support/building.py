@@ -1,0 +1,28 @@
+"""How tests compile what they need beside the package."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+class CannotBuildError(RuntimeError):
+    """A tool that the build needs is missing."""
+
+
+def tool(name: str) -> str:
+    """Where a program is: beside Python, or on the path; raises CannotBuildError where there is none."""
+    beside_python = Path(sys.executable).with_name(name)
+    found = str(beside_python) if beside_python.exists() else shutil.which(name)
+    if found is None:
+        raise CannotBuildError(f"{name} is missing")
+    return found
+
+
+def run(*command: str) -> None:
+    """Run a program; raises RuntimeError with what it said where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
