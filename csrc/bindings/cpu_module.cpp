@@ -26,6 +26,7 @@ PYBIND11_MODULE(_cpu, m) {
   register_vec_math(testing);
   register_adagrad(m);
   register_adam(m);
+  register_bernoulli(m);
   register_clip(m);
   register_cross_entropy(m);
   register_gram(m);

@@ -9,6 +9,7 @@ namespace fastnn {
 
 void register_adagrad(pybind11::module_& m);
 void register_adam(pybind11::module_& m);
+void register_bernoulli(pybind11::module_& m);
 void register_clip(pybind11::module_& m);
 void register_cross_entropy(pybind11::module_& m);
 void register_gram(pybind11::module_& m);

@@ -5,6 +5,7 @@
 #include "gemm/pair_microkernel.h"
 #include "ops/adagrad/adagrad.h"
 #include "ops/adam/adam.h"
+#include "ops/bernoulli/bernoulli.h"
 #include "ops/clip/clip.h"
 #include "ops/cross_entropy/cross_entropy.h"
 #include "ops/gram/gram.h"
@@ -24,6 +25,7 @@ namespace fastnn {
 struct CpuKernels {
   AdagradKernels adagrad;
   AdamKernels adam;
+  BernoulliKernels bernoulli;
   ClipKernels clip;
   CrossEntropyKernels cross_entropy;
   GramKernels gram;

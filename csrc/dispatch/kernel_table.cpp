@@ -7,6 +7,7 @@ CpuKernels kernel_table() {
   return {
       adagrad_kernels(),
       adam_kernels(),
+      bernoulli_kernels(),
       clip_kernels(),
       cross_entropy_kernels(),
       gram_kernels(),

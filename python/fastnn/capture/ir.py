@@ -139,11 +139,11 @@ class Elementwise:
 
 @dataclass(eq=False)
 class Island:
-    """An op that torch runs, on tensors that alias the program's memory.
+    """An op that Python calls, most often torch's, on tensors that alias the program's memory.
 
     ``args`` and ``kwargs`` are the op's, with Views where tensors were. What it returns is copied to
     ``results``, None standing for those that are arguments, written in place. ``writes`` are the arguments
-    that it writes.
+    that it writes. ``native``: the op is a kernel of fastnn's, which Python calls.
     """
 
     op: Callable[..., Any]
@@ -154,6 +154,7 @@ class Island:
     writes: list[View]
     random: bool
     reason: str
+    native: bool = False
 
     @property
     def outs(self) -> list[View]:

@@ -66,7 +66,7 @@ class Program:
 
     Attributes:
         takes: the tensors among the arguments, in words.
-        instructions: the names of the native instructions, in order.
+        instructions: the names of the native instructions, in order; last those that Python calls.
         islands: the ops that torch runs, each with the reason.
         optimizers: the classes of the optimizers whose steps it takes.
         arena_bytes: memory that it keeps for what it computes.
@@ -251,7 +251,7 @@ class Builder:
             (torch.get_default_dtype, torch.get_default_dtype()),
             *unread,
         ]
-        islands = [node for node in self.nodes if isinstance(node, Island)]
+        called = [node for node in self.nodes if isinstance(node, Island)]
         steps = [node for node in self.nodes if isinstance(node, OptimizerStep)]
         native = _dispatch.cpu.Program(
             states,
@@ -275,8 +275,11 @@ class Builder:
         return Program(
             native,
             self.signature.takes,
-            tuple(node.name for node in self.nodes if isinstance(node, Instruction)),
-            tuple((name_of(node.op), node.reason) for node in islands),
+            (
+                *(node.name for node in self.nodes if isinstance(node, Instruction)),
+                *(name_of(node.op) for node in called if node.native),
+            ),
+            tuple((name_of(node.op), node.reason) for node in called if not node.native),
             tuple(type(step.optimizer).__name__ for step in steps),
             self.arena.bytes,
             [
@@ -285,7 +288,7 @@ class Builder:
                 if s.tensor is not None and (id(s) in self._written or s.tensor.requires_grad)
             ],
             steps,
-            [g for node in islands for g in node.kwargs.values() if isinstance(g, torch.Generator)],
+            [g for node in called for g in node.kwargs.values() if isinstance(g, torch.Generator)],
             self.gradients.withheld,
             written_inputs,
         )

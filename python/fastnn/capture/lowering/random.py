@@ -1,4 +1,4 @@
-"""Random numbers, which torch draws in place, and memory that nothing has been written to."""
+"""Random numbers, of torch's generator, and memory that nothing has been written to."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fastnn._dispatch import Unsupported
+from fastnn.capture.bernoulli import bernoulli
 from fastnn.capture.ir import Island, View
 from fastnn.capture.lowering.table import Lowering, lowers
 
@@ -26,7 +27,8 @@ def _nothing(low: Lowering, out: View, /, *args: Any, **kwargs: Any) -> None:
 
 
 def _draw(low: Lowering, out: View, draw: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    low.nodes.append(Island(draw, (out, *args), kwargs, [None], [out], [out], random=True, reason=_REASON))
+    native = draw is bernoulli
+    low.nodes.append(Island(draw, (out, *args), kwargs, [None], [out], [out], True, _REASON, native))
 
 
 def _generator(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +58,8 @@ def _uniform(low: Lowering, out: View, /, x: View, start: float = 0, to: float =
 
 @lowers("bernoulli_.float")
 def _bernoulli(low: Lowering, out: View, /, x: View, p: float = 0.5, **kwargs: Any) -> None:
-    _draw(low, out, torch.Tensor.bernoulli_, p, **_generator(kwargs))
+    native = out.is_contiguous and out.dtype in (torch.float32, torch.float64)
+    _draw(low, out, bernoulli if native else torch.Tensor.bernoulli_, p, **_generator(kwargs))
 
 
 @lowers("randint.default", "randint.low")
