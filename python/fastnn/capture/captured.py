@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
 import os
 import sys
@@ -11,34 +10,26 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from enum import Enum
+from collections.abc import Callable, Hashable
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn._dispatch import Unsupported
-from fastnn._torch_internals import BUFFERS, FORWARD_HOOKS, FORWARD_PRE_HOOKS, MODULES, PARAMETERS, version_of
-from fastnn.capture import cuda_graph
+from fastnn._torch_internals import version_of
+from fastnn.capture.assemble import assemble
 from fastnn.capture.check import compare
 from fastnn.capture.graph_program import GraphProgram
-from fastnn.capture.ir import View
-from fastnn.capture.islands import view_of
-from fastnn.capture.program import Builder, Gradients, Program
+from fastnn.capture.program import Program
 from fastnn.capture.reach import reached
-from fastnn.capture.recorder import Recorder, Step, Tape, parameters_of, replace, tensors_in
+from fastnn.capture.recorder import Recorder
 from fastnn.capture.signature import Signature, signature
 from fastnn.capture.surroundings import Surroundings
-from fastnn.capture.watch import watch_parts
 
-# What a module has in dicts; hooks that come later are Python that the recording does not know.
-_TABLES = (PARAMETERS, BUFFERS, MODULES, FORWARD_HOOKS, FORWARD_PRE_HOOKS)
-# What a replay may return again as it was, beside tensors, in tuples, lists and dicts.
-_RETURNED = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, Enum)
 _PROGRAMS = 8  # kept, the most recently used
 _SIGNATURES = 64  # known, the most recently used; who calls with more of them gains nothing from programs
 # A recording and its comparison take as long as some tens of eager calls. A program that was replayed less
@@ -249,7 +240,7 @@ class Captured:
                 if self._looked_around(names, known):
                     keep_grad, check = self._options["keep_grad"], self._options["check"]
                     around = reached(self._fn)
-                    program = _assemble(
+                    program = assemble(
                         called, recorder, before, around, names, result, keep_grad=keep_grad, check=check
                     )
                     self._add(program)
@@ -343,170 +334,3 @@ class _Method(Captured):
 
 def _again(fn: Callable[..., Any], options: dict[str, bool]) -> Captured:
     return Captured(fn, **options)
-
-
-def _assemble(
-    called: Signature,
-    recorder: Recorder,
-    before: dict[int, tuple[Tensor, Tensor | None]],
-    around: list[Any],
-    names: Surroundings | None,
-    result: Any,
-    *,
-    keep_grad: bool,
-    check: bool,
-) -> Program | GraphProgram:
-    tape = recorder.tape
-    gradients_before = [grad for _, grad in before.values() if grad is not None]
-    if recorder.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
-        raise Unsupported("an argument shares its memory with a tensor that it reaches otherwise too")
-    fresh = set(map(id, tape.fresh))
-    gradients = _gradients(recorder, before, fresh, keep_grad)
-    returned = [recorder.view(t) for t in tensors_in(result)]
-    for t in tensors_in(result):
-        if t.grad_fn is not None or (t.requires_grad and id(recorder.view(t).storage) in fresh):
-            raise Unsupported("it returns a tensor with an autograd graph: return loss.detach()")
-    for part in _leaves_of(result):
-        if not isinstance(part, _RETURNED):
-            raise Unsupported(f"it returns a {type(part).__name__}")
-    results = [view for view in returned if id(view.storage) in fresh]
-    _refuse_survivors(recorder, [*results, *(view for _, view in gradients.kept)])
-    watch = _watch(tape, around)
-    if names is not None:
-        names.watch(watch)
-    device = recorder.device
-    if any(t.device != device for t in called.tensors):
-        raise Unsupported(f"an argument is not on {device}, where it works")
-    if device is not None and cuda_graph.is_there(device):
-        return GraphProgram(called, recorder, gradients, watch)
-    programs = []
-    for natively in (True, False) if check else (True,):
-        builder = Builder(tape, called, gradients, results, watch, natively=natively)
-        programs.append(builder.build(_maker(result, builder, recorder)))
-    program, program.key = programs[0], called.key
-    program.checked, program.reference = (None, programs[1].native) if check else (False, None)
-    return program
-
-
-def _leaves_of(x: Any) -> Iterator[Any]:
-    if isinstance(x, (tuple, list)) or type(x) in (dict, OrderedDict):
-        for part in x.values() if isinstance(x, dict) else x:
-            yield from _leaves_of(part)
-    else:
-        yield x
-
-
-def _watch(tape: Tape, around: list[Any]) -> Any:
-    """Notices what changes in the modules that were called, and in those around: training or evaluation,
-    other parameters."""
-    watch = _dispatch.cpu.Watch()
-    called = {id(m): m for root in tape.modules for m in root.modules()}
-    nearby = {id(m): m for root in around if isinstance(root, nn.Module) for m in root.modules()}
-    for key, module in {**called, **nearby}.items():
-        try:
-            watch_parts(watch, module, _TABLES)
-        except Unsupported:
-            if key in called:
-                raise
-            continue
-        watch.type(module)
-        watch.item(module.__dict__, "training", module.training)
-    return watch
-
-
-def _gradients(
-    recorder: Recorder, before: dict[int, tuple[Tensor, Tensor | None]], fresh: set[int], keep_grad: bool
-) -> Gradients:
-    """What became of the gradients, which says what is to become of them.
-
-    Those of parameters that an optimizer updates in the function are not kept if the function itself drops
-    what the call before has left: nobody but the function was to read them.
-    """
-    found = Gradients()
-    stepped = {
-        id(param)
-        for entry in recorder.tape.entries
-        if isinstance(entry, Step)
-        for param in parameters_of(entry.optimizer)
-    }
-    for key, leaf in recorder.leaves.items():
-        old, new = before.get(key, (leaf, None))[1], leaf.grad
-        old_storage = None if old is None else recorder.storage_of(old)
-        if old is None:
-            found.absent.append(leaf)
-        elif old_storage is not None and new is not None and new is not old:
-            found.lost.append(old_storage)  # it was read or written, and dropped
-        elif old_storage is not None:
-            found.state[id(old_storage)] = (leaf, old)
-        if new is None and old is not None:
-            found.cleared.append(leaf)
-        if new is None or new is old:
-            continue
-        view = recorder.view(new)
-        if id(view.storage) not in fresh:
-            raise Unsupported("a gradient is memory that was there before")
-        if new.requires_grad:
-            raise Unsupported("a gradient has an autograd graph that outlives the call")
-        if keep_grad or old is None or key not in stepped:
-            found.kept.append((leaf, view))
-        else:
-            found.cleared.append(leaf)
-            found.withheld.append(leaf)
-    return found
-
-
-def _refuse_survivors(recorder: Recorder, known: list[View]) -> None:
-    """What the function made may live on in what it returns and in gradients, but nowhere else."""
-    expected = {id(view.storage) for view in known}
-    for leaf in recorder.leaves.values():
-        if leaf.grad is not None and (storage := recorder.storage_of(leaf.grad)) is not None:
-            expected.add(id(storage))
-
-    def survives() -> bool:
-        return any(id(storage) not in expected for storage, _ in recorder.survivors())
-
-    if survives():
-        gc.collect()  # in a cycle, perhaps
-        if survives():
-            raise Unsupported("a tensor that it makes is kept elsewhere than in what it returns: return it")
-
-
-def _maker(result: Any, builder: Builder, recorder: Recorder) -> int | Callable[..., Any]:
-    """What makes the function's result from the arguments' tensors and the outputs."""
-    if isinstance(result, Tensor):
-        view = recorder.view(result)
-        if view.storage in builder.outputs and builder.is_whole(view):
-            return builder.outputs.index(view.storage)
-    makers = {id(t): _tensor_maker(t, builder, recorder) for t in tensors_in(result)}
-
-    def make(inputs: list[Tensor], outputs: list[Tensor]) -> Any:
-        return replace(result_shape, _Maker, lambda maker: maker.make(inputs, outputs))
-
-    result_shape = replace(result, Tensor, lambda t: makers[id(t)])
-    return make
-
-
-class _Maker:
-    def __init__(self, make: Callable[[list[Tensor], list[Tensor]], Tensor]) -> None:
-        self.make = make
-
-
-def _argument(index: int, inputs: list[Tensor], outputs: list[Tensor]) -> Tensor:
-    return inputs[index]
-
-
-def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
-    view = recorder.view(t)
-    if view.storage in builder.outputs:
-        number = builder.outputs.index(view.storage)
-        if builder.is_whole(view):
-            return _Maker(lambda inputs, outputs: outputs[number])
-        return _Maker(lambda inputs, outputs: view_of(outputs[number], view))
-    for index, given in enumerate(builder.signature.tensors):
-        if given is t:
-            return _Maker(functools.partial(_argument, index))
-    if view.numel == 0:
-        return _Maker(lambda inputs, outputs: torch.empty_strided(view.shape, view.strides, dtype=view.dtype))
-    if id(view.storage) in builder.inputs:
-        return _Maker(builder.place(view).tensor)
-    return _Maker((lambda inputs, outputs: t) if view.storage.tensor is t else builder.place(view).tensor)
