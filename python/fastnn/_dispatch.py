@@ -163,7 +163,7 @@ _disabled_depth = int(_switched_on("FASTNN_DISABLE"))
 _disabled_lock = threading.Lock()
 # Whether an op on CUDA waits for its kernel where the kernel may find an error, to raise it at once.
 check_at_once = _switched_on("FASTNN_CHECK")
-# Whether ops run natively however small they are (`ops/_sizes.py`).
+# Whether ops run natively however small they are (`ops/sizes.py`).
 always_native = _switched_on("FASTNN_ALWAYS_NATIVE")
 _log_decisions = _switched_on("FASTNN_LOG")
 _logged: set[Decision] = set()

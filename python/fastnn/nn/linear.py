@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastnn import _dispatch, _replaced, functional
 from fastnn._torch_internals import PARAMETERS
-from fastnn.ops._sizes import SMALL, is_tiny_linear
 from fastnn.ops.linear import check_activation, torch_activation
+from fastnn.ops.sizes import SMALL, is_tiny_linear
 
 _is_compiling = torch.compiler.is_compiling
 _unchanged = _replaced.classes.unchanged

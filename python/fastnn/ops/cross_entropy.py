@@ -11,7 +11,7 @@ from torch import Tensor
 from fastnn import _dispatch
 from fastnn._torch_internals import legacy_reduction
 from fastnn.ops._function import NativeFunction, refused
-from fastnn.ops._sizes import SMALL, is_small_cross_entropy
+from fastnn.ops.sizes import SMALL, is_small_cross_entropy
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _INDEX_DTYPES = frozenset({torch.int64, torch.uint8})

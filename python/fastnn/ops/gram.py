@@ -12,7 +12,7 @@ from fastnn import _dispatch
 from fastnn.ops import _cuda_limits
 from fastnn.ops._cuda_linear import with_workspace
 from fastnn.ops._function import NativeFunction
-from fastnn.ops._sizes import SMALL, is_small_gram
+from fastnn.ops.sizes import SMALL, is_small_gram
 
 
 def _features(op: str, input: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastnn import _dispatch
 from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
-from fastnn.ops._sizes import SMALL, is_small_linear
+from fastnn.ops.sizes import SMALL, is_small_linear
 
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
 # Those whose gradient is a function of what goes into them, not of what comes out.

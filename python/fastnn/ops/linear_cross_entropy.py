@@ -13,8 +13,8 @@ from fastnn import _dispatch
 from fastnn._torch_internals import version_of
 from fastnn.ops import _cuda_linear_cross_entropy
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
-from fastnn.ops._sizes import SMALL, is_small_linear_cross_entropy
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy_reason, cross_entropy_torch
+from fastnn.ops.sizes import SMALL, is_small_linear_cross_entropy
 
 # Logits of a chunk of rows. Each chunk reads the weight twice and, but for the first, reads and writes its
 # gradient: for each value of the weight 6 operations a row and about 20 bytes, so that chunks of well over a

@@ -15,7 +15,6 @@ from fastnn import _dispatch
 from fastnn._torch_internals import keeps_graph
 from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
-from fastnn.ops._sizes import SMALL, are_few_rows
 from fastnn.ops.linear import (
     ACTIVATIONS,
     FROM_PREACTIVATION,
@@ -27,6 +26,7 @@ from fastnn.ops.linear import (
     torch_activation,
     torch_activation_gradient,
 )
+from fastnn.ops.sizes import SMALL, are_few_rows
 
 
 class Layer(NamedTuple):

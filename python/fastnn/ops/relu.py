@@ -11,7 +11,7 @@ from torch import Tensor
 from fastnn import _dispatch
 from fastnn._torch_internals import is_view
 from fastnn.ops._function import NativeFunction
-from fastnn.ops._sizes import SMALL, is_small_relu
+from fastnn.ops.sizes import SMALL, is_small_relu
 
 
 def _dense(t: Tensor) -> Tensor:
