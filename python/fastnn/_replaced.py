@@ -47,6 +47,11 @@ def original(owner: Owner, name: str) -> object:
     return value if is_own(value) else object()
 
 
+def torchs_class(kind: type) -> Any:
+    """The optimizer of torch that a class of ours stands in for."""
+    return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] == "torch")
+
+
 def _add(watch: Any, owner: Owner, name: str, value: Any) -> None:
     if value is None:
         watch.class_absent(owner, name)

@@ -12,7 +12,7 @@ from fastnn._dispatch import Conversion
 from fastnn._torch_internals import MODULES, is_compiled, is_only_forward, is_schedulers_counter
 from fastnn.nn import mlp as _mlp
 from fastnn.nn.activation import activation_of
-from fastnn.optim._float32 import Float32State
+from fastnn.optim.native import NativeOptimizer
 
 T = TypeVar("T", bound=torch.nn.Module | torch.optim.Optimizer)
 
@@ -124,7 +124,7 @@ def _beyond_torch(part: Any) -> str | None:
         return "torch's has no activation"
     if isinstance(part, nn.CrossEntropyLoss) and part.z_loss != 0:
         return "torch's has no z_loss"
-    if isinstance(part, Float32State) and part.state_dtype is not None:
+    if isinstance(part, NativeOptimizer) and part.state_dtype is not None:
         return "torch's has no state_dtype and no master_weights"
     return None
 

@@ -12,7 +12,7 @@ import fastnn
 from captured import replayed
 from cuda_emulation import Emulation
 from fastnn import _dispatch, optim
-from fastnn.optim._native import _match_layout
+from fastnn.optim.native import match_layout
 from optimizer_cases import (
     CASES,
     FUSED,
@@ -209,14 +209,14 @@ def test_options_that_are_read_on_the_device(name: str, cuda_device: torch.devic
         theirs.param_groups[0].update({key: said[key] for key in NUMBERS[name]})
         row.copy_(torch.tensor(numbers_of(theirs.param_groups[0], name), dtype=torch.float64))
         on_device = row.to(cuda_device)
-        assert type(call(group, mine.state, _match_layout, None, None, False, False, on_device)) is list
+        assert type(call(group, mine.state, match_layout, None, None, False, False, on_device)) is list
         theirs.step()
     run.check()
-    assert "no row of" in call(group, mine.state, _match_layout, None, None, False, False, on_device[1:])
-    assert "no row of" in call(group, mine.state, _match_layout, None, None, False, False, on_device.float())
+    assert "no row of" in call(group, mine.state, match_layout, None, None, False, False, on_device[1:])
+    assert "no row of" in call(group, mine.state, match_layout, None, None, False, False, on_device.float())
     other = optim.RMSprop(params)
     why = _dispatch.native(params[0]).rmsprop_step(
-        *(other.param_groups[0], other.state, _match_layout, None, None, False, False, on_device)
+        *(other.param_groups[0], other.state, match_layout, None, None, False, False, on_device)
     )
     assert "reads no options on the device" in why
 

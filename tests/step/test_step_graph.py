@@ -267,7 +267,7 @@ def test_parameters_of_16_bits(dtype: torch.dtype, options: dict[str, Any], grap
     for _ in range(5):
         x, y = (t.to(graphs.device) for t in classes(7))
         whys.append(reason(step, x.to(dtype), y))
-        twin._eager((x.to(dtype),), y)
+        twin._runner.eager.take((x.to(dtype),), y)
         for p, q in zip(model.parameters(), twin.model.parameters(), strict=True):
             torch.testing.assert_close(p, q)
             for key, value in twin.optimizer.state[q].items():

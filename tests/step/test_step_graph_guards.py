@@ -114,7 +114,7 @@ def test_counts_of_kinds_are_bounded(graphs: Graphs) -> None:
     pair = Pair(graphs)
     for size in range(1, 100):
         pair.take(classes(size))
-    assert len(pair.step._plan.graphs._seen) <= 64
+    assert len(pair.step._runner.planned.find().graphs._seen) <= 64
     assert graphs.captures == 0
 
 
@@ -356,11 +356,11 @@ def test_tensors_without_strides(convert: Callable[[Tensor], Tensor], graphs: Gr
     pair = Pair(graphs)
     pair.capture(classes(7))
     x, y = (t.to(graphs.device) for t in classes(7))
-    plan = pair.step._plan
+    plan = pair.step._runner.planned.find()
     odd = convert(x)
     words = "not strided" if type(odd) is Tensor else "not a plain tensor"
-    assert words in str(plan.graphs.take(pair.step, plan, odd, y))
-    assert words in str(plan.graphs.take(pair.step, plan, x, odd))
+    assert words in str(plan.graphs.take(plan, odd, y))
+    assert words in str(plan.graphs.take(plan, x, odd))
 
 
 def test_a_graph_of_the_users_is_left_alone(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,7 +473,7 @@ def test_a_step_is_freed(graphs: Graphs) -> None:
 def test_a_step_that_nothing_else_holds_is_freed_at_once(graphs: Graphs) -> None:
     pair = Pair(graphs)
     pair.capture(classes(7))
-    held = weakref.ref(pair.step._plan.graphs)
+    held = weakref.ref(pair.step._runner.planned.find().graphs)
     gc.collect()
     gc.disable()
     try:

@@ -158,7 +158,7 @@ def test_another_optimizer_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     step = _step("adam-torch")
     native(step, *_batch())
     with monkeypatch.context() as patch:
-        patch.setattr("fastnn.step.train_step.make_plan", None)  # the plan is kept
+        patch.setattr("fastnn.step.planned.make_plan", None)  # the plan is kept
         for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, fastnn.optim.Adam):
             kind(chain([6, 5]).parameters(), lr=0.1)
         nn.Linear.adapter = None

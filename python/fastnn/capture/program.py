@@ -23,7 +23,7 @@ from fastnn.capture.memory import Arena, without_dead
 from fastnn.capture.recorder import Op, Step, Tape, as_view, name_of, parameters_of, views_in
 from fastnn.capture.signature import DTYPES, Signature, strides_that_matter
 from fastnn.capture.watch import watch_optimizer
-from fastnn.optim._native import _match_layout
+from fastnn.optim.native import match_layout
 
 # The rules of csrc/bindings/program.cpp, by the class of the optimizer.
 _RULES = {
@@ -268,7 +268,7 @@ class Builder:
             self._shared_inputs(),
             [(step.optimizer, parameters_of(step.optimizer)) for step in steps],
             result,
-            _match_layout,
+            match_layout,
         )
         for view in self.tape.inputs:
             view.storage.tensor = None

@@ -24,7 +24,6 @@ from fastnn._torch_internals import (
     PARAMETERS,
     STEP_HOOKS,
 )
-from fastnn.optim import _hooks
 
 _GLOBAL_HOOKS = (
     _torch_internals.all_forward_hooks,
@@ -109,7 +108,7 @@ def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
     changes nothing."""
     watch.type(optimizer)
     kind = type(optimizer)
-    for owner in (kind, _hooks.torchs_class(kind)):
+    for owner in (kind, _replaced.torchs_class(kind)):
         is_torchs = owner.__module__.partition(".")[0] in ("torch", "fastnn")
         if is_torchs and not _replaced.is_own(owner.step):
             raise Unsupported(f"{owner.__name__}.step was replaced")

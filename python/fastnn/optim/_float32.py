@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fastnn._replaced import torchs_class
 from fastnn._torch_internals import OptimizerParts
-from fastnn.optim._hooks import torchs_class
 
 _HALF = frozenset({torch.bfloat16, torch.float16})
 _MASTER = "master_param"

@@ -21,11 +21,6 @@ from fastnn._torch_internals import (
 Step = Callable[..., Any]
 
 
-def torchs_class(kind: type) -> Any:
-    """The optimizer of torch that a class of ours stands in for."""
-    return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] == "torch")
-
-
 _own_steps: set[Step] = set()  # of torch's classes; one each, and another with torch's wrapping
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adagrad import adagrad as torch_adagrad
 
-from fastnn.optim._native import NativeOptimizer
+from fastnn.optim.native import NativeOptimizer
 
 
 class Adagrad(NativeOptimizer, torch.optim.Adagrad):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim.adam import adam as torch_adam
 
-from fastnn.optim._native import NativeOptimizer
+from fastnn.optim.native import NativeOptimizer
 
 
 class Adam(NativeOptimizer, torch.optim.Adam):

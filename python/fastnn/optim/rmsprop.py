@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim.rmsprop import rmsprop as torch_rmsprop
 
-from fastnn.optim._native import NativeOptimizer
+from fastnn.optim.native import NativeOptimizer
 
 
 class RMSprop(NativeOptimizer, torch.optim.RMSprop):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim.sgd import sgd as torch_sgd
 
-from fastnn.optim._native import NativeOptimizer
+from fastnn.optim.native import NativeOptimizer
 
 
 class SGD(NativeOptimizer, torch.optim.SGD):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -12,13 +12,11 @@ from torch import Tensor
 from fastnn import _dispatch
 from fastnn.capture import cuda_graph
 from fastnn.step.epoch_kernel import train_on_chip
-
-if TYPE_CHECKING:
-    from fastnn.step.train_step import TrainStep
+from fastnn.step.runner import Runner
 
 
 def run_epoch(
-    step: TrainStep,
+    runner: Runner,
     images: Tensor,
     labels: Tensor,
     batch_size: int,
@@ -27,6 +25,7 @@ def run_epoch(
 ) -> Tensor:
     """What `TrainStep.epoch` does, the arguments not yet checked."""
     _check(images, labels, batch_size, permutation)
+    runner.look_again()  # so many steps are worth it
     count = len(images) if permutation is None else len(permutation)
     batch_size = min(index(batch_size), count)
     rates = None if lr is None else _rates(lr, -(-count // batch_size))
@@ -34,13 +33,13 @@ def run_epoch(
         permutation = torch.randperm(count, device=images.device)
     if _has_kernels(images):
         losses = _dispatch.torch_reason() or train_on_chip(
-            step, images, labels, batch_size, permutation, rates
+            runner.planned.find(), images, labels, batch_size, permutation, rates
         )
         if isinstance(losses, Tensor):
             _dispatch.decide("train_epoch", None)
             return losses
         _dispatch.decide("train_epoch", losses)
-    return _Steps(step, images, labels, batch_size, permutation, rates).take()
+    return _Steps(runner, images, labels, batch_size, permutation, rates).take()
 
 
 def _has_kernels(images: Tensor) -> bool:
@@ -58,14 +57,14 @@ class _Steps:
 
     def __init__(
         self,
-        step: TrainStep,
+        runner: Runner,
         images: Tensor,
         labels: Tensor,
         batch_size: int,
         rows: Tensor,
         rates: Tensor | None,
     ) -> None:
-        self._step = step
+        self._runner = runner
         self._images = images
         self._labels = labels
         self._batch_size = batch_size
@@ -98,33 +97,21 @@ class _Steps:
             return reason
         rows = self._rows[taken * self._batch_size :]
         size = min(self._batch_size, len(rows))
-        params = [p for group in self._step.optimizer.param_groups for p in group["params"]]
+        params = [p for group in self._runner.spec.optimizer.param_groups for p in group["params"]]
         work = (size + _UPDATE_WORK) * max(sum(p.numel() for p in params), 1)
         steps = min(len(rows) // size, max(_CALL_WORK // work, 1), _CALL_STEPS)
         rows = rows[: steps * size]
         rates = None if self._rates is None else self._rates[taken : taken + steps]
-        losses = self._by_chain(rows, steps, rates)
+        some = self._images, self._labels, rows, steps, rates
+        losses = self._runner.planned.take_many(*some)
         if isinstance(losses, str):
-            recorded = self._step._recorded.take_many(
-                self._step, self._images, self._labels, rows, steps, rates
-            )
+            recorded = self._runner.recorded.take_many(*some)
             if isinstance(recorded, str):
                 return f"{losses}; and {recorded}"
             losses = recorded
         if len(losses):
             _dispatch.decide("train_epoch", None)
         return losses
-
-    def _by_chain(self, rows: Tensor, steps: int, rates: Tensor | None) -> Tensor | str:
-        ready = self._step._ready((self._images,))
-        if isinstance(ready, str):
-            return ready
-        plan, options, weight, images = ready
-        losses = weight.new_empty(steps)
-        count = self._step._call(
-            plan, plan.native.run_batches, images, self._labels, losses, options, rows, rates
-        )
-        return count if isinstance(count, str) else losses[:count]
 
     def _one(self, number: int) -> Tensor:
         """The loss of a step by itself, in a row of one."""
@@ -138,12 +125,12 @@ class _Steps:
                 f"{len(self._images)} images"
             ) from None
         if self._rates is None:
-            return self._step(images, labels).reshape(1)
-        before = [(group, group["lr"]) for group in self._step.optimizer.param_groups]
+            return self._runner.take((images,), labels).reshape(1)
+        before = [(group, group["lr"]) for group in self._runner.spec.optimizer.param_groups]
         try:
             for group, _ in before:
                 group["lr"] = float(self._rates[number])
-            return self._step(images, labels).reshape(1)
+            return self._runner.take((images,), labels).reshape(1)
         finally:
             for group, lr in before:
                 group["lr"] = lr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,10 @@ from fastnn._dispatch import Unsupported
 from fastnn.capture import cuda_graph
 from fastnn.capture.watch import present_obstacle
 from fastnn.ops.cross_entropy import REDUCTIONS
+from fastnn.optim.native import make_state, update_name
 from fastnn.step.parameters import drop_gradients
-from fastnn.step.plan import LossOptions, StepPlan, make_state, uses_adam
-
-if TYPE_CHECKING:
-    from fastnn.step.train_step import TrainStep
+from fastnn.step.plan import LossOptions, StepPlan
+from fastnn.step.refused import Refused
 
 
 class _NotTaken(NamedTuple):
@@ -32,7 +31,7 @@ _not_taken: weakref.WeakKeyDictionary[torch.optim.Optimizer, _NotTaken] = weakre
 
 
 def train_on_chip(
-    step: TrainStep,
+    plan: StepPlan | Refused,
     images: Tensor,
     labels: Tensor,
     batch_size: int,
@@ -43,17 +42,18 @@ def train_on_chip(
 
     `rates` are those of `TrainStep.epoch`, float64 on the CPU.
     """
-    plan = step._find_plan()
-    if not isinstance(plan, StepPlan):
+    if isinstance(plan, Refused):
         return plan.reason
+    spec = plan.spec
+    optimizer = spec.optimizer
     batch = min(batch_size, len(permutation))
     try:
         params = _weights_and_biases(plan)
-        ignore_index = _check_step(step, plan).ignore_index
+        ignore_index = _check_step(plan).ignore_index
         _check_data(plan, params, images, labels)
         kernels = _dispatch.native(images)
         _refuse_if(reason := kernels.why_no_epoch(params[0], params[2], batch, 0), reason)
-        states = _states(step.optimizer, params)
+        states = _states(plan, params)
     except Unsupported as refusal:
         return str(refusal)
 
@@ -69,22 +69,22 @@ def train_on_chip(
     losses = params[0].new_empty(steps)
     scratch = images.new_empty(kernels.epoch_scratch_bytes(steps))
     counts = [state["step"] for state in states if state["step"].device != images.device]
-    not_taken = _not_taken_of(step.optimizer, counts, images.device) if counts else None
+    not_taken = _not_taken_of(optimizer, counts, images.device) if counts else None
     kernels.on_bad_index(_take_back)
-    group = step.optimizer.param_groups[0]
+    group = optimizer.param_groups[0]
     lr = (group["lr"], None) if rates is None else (0.0, rates.to(images.device))
-    drop_gradients(step.model.parameters())
+    drop_gradients(spec.model.parameters())
     kernels.train_epoch(
         *(images.view(len(images), -1), labels, permutation.contiguous(), batch),
-        *(1 / (255 * step.std), -step.mean / step.std, ignore_index, given),
-        *(*lr, *group["betas"], group["eps"], group["weight_decay"], _is_decoupled(step.optimizer)),
+        *(1 / (255 * spec.std), -spec.mean / spec.std, ignore_index, given),
+        *(*lr, *group["betas"], group["eps"], group["weight_decay"], _is_decoupled(optimizer)),
         *(not_taken, losses, scratch, 0),
     )
     for values in given:
         increment_version([t for t in values[:4] if t is not None])
     for count in counts:
         count.add_(steps)
-    _torch_internals.note_step(step.optimizer)
+    _torch_internals.note_step(optimizer)
     if _dispatch.check_at_once:
         kernels.raise_bad_index(images)
     return losses
@@ -132,10 +132,10 @@ def _weights_and_biases(plan: StepPlan) -> list[Tensor]:
     return [p for p in params if p is not None]
 
 
-def _check_step(step: TrainStep, plan: StepPlan) -> LossOptions:
+def _check_step(plan: StepPlan) -> LossOptions:
     """The options of the loss."""
-    _refuse_if(step.max_norm is not None, "max_norm is set")
-    _refuse_if(step.keep_grad, "keep_grad is set")
+    _refuse_if(plan.spec.max_norm is not None, "max_norm is set")
+    _refuse_if(plan.spec.keep_grad, "keep_grad is set")
     _refuse_if(obstacle := present_obstacle(), str(obstacle))
     options = plan.loss_options()
     if isinstance(options, str):
@@ -143,8 +143,8 @@ def _check_step(step: TrainStep, plan: StepPlan) -> LossOptions:
     plain = LossOptions("cross_entropy", REDUCTIONS["mean"], options.ignore_index)
     same = options.weight is None and options.settings == plain.settings
     _refuse_if(not same, "the loss is not the plain mean of cross-entropy")
-    optimizer = step.optimizer
-    _refuse_if(not uses_adam(optimizer), f"no epoch kernel for {type(optimizer).__name__}")
+    optimizer = plan.spec.optimizer
+    _refuse_if(update_name(plan.update) != "adam", f"no epoch kernel for {type(optimizer).__name__}")
     groups = optimizer.param_groups
     _refuse_if(len(groups) != 1, "there are several parameter groups")
     for flag in ("amsgrad", "maximize", "differentiable"):
@@ -173,15 +173,16 @@ def _check_data(plan: StepPlan, params: list[Tensor], images: Tensor, labels: Te
     _refuse_if(not contiguous, "images or labels are not contiguous")
 
 
-def _states(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> list[dict[str, Any]]:
+def _states(plan: StepPlan, params: list[Tensor]) -> list[dict[str, Any]]:
     """What Adam keeps of each parameter, made where there is none."""
+    optimizer = plan.spec.optimizer
     own = optimizer.param_groups[0]["params"]
     same = len(own) == len(params) and {id(p) for p in own} == {id(p) for p in params}
     _refuse_if(not same, "the optimizer has other parameters than the model")
     known = {p: state for p in params if (state := optimizer.state.get(p))}
     _check_states(params, known)
     if len(known) < len(params):  # and nothing else is in the way
-        make_state(optimizer)
+        make_state(optimizer, plan.update)
         known = {p: optimizer.state[p] for p in params}
         _check_states(params, known)
     return [known[p] for p in params]

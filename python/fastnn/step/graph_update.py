@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastnn._dispatch import Unsupported
 from fastnn._torch_internals import add_to_each
-from fastnn.optim._native import _match_layout
+from fastnn.optim.native import match_layout
 
 Group = dict[str, Any]
 
@@ -95,7 +95,7 @@ class GraphUpdate:
             if not group.params:
                 continue
             group.read_lr()
-            arguments = (group.shadow, group.states, _match_layout, None, skip, *self._precision)
+            arguments = (group.shadow, group.states, match_layout, None, skip, *self._precision)
             done = self._step(*arguments, group.numbers)
             if type(done) is not list:
                 raise Unsupported("a parameter has no state" if done is None else str(done))

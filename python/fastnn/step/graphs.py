@@ -24,13 +24,13 @@ from fastnn._dispatch import Unsupported
 from fastnn.capture import cuda_graph
 from fastnn.capture.watch import present_obstacle
 from fastnn.nn.utils import clip_grad_norm_
+from fastnn.optim.native import update_name
 from fastnn.step.graph_update import COVERED, GraphUpdate
 from fastnn.step.parameters import drop_gradients
 from fastnn.step.refused import WarmUp
 
 if TYPE_CHECKING:
     from fastnn.step.plan import LossOptions, StepPlan
-    from fastnn.step.train_step import TrainStep
 
 # Calls with a kind of batch that run eagerly before it is captured: a kind that comes once or twice is not
 # worth a capture, which takes as long as some tens of steps.
@@ -58,9 +58,9 @@ class StepGraphs:
         self._held: _Held | None = None
         self._refusal: str | None = None  # what stood in the way the last time
 
-    def take(self, step: TrainStep, plan: StepPlan, input: Any, target: Any) -> Tensor | str:
+    def take(self, plan: StepPlan, input: Any, target: Any) -> Tensor | str:
         """Take the step by a replay; or say why not, everything left as it is."""
-        reason = _reason(step, plan, input, target)
+        reason = _reason(plan, input, target)
         if reason is not None:
             return reason
         options = plan.loss_options()
@@ -73,8 +73,8 @@ class StepGraphs:
         kind = _kind(input), _kind(target)
         graph = self._graphs.get(kind)
         if graph is None:
-            graph = self._find(step, plan, options, kind, input, target)
-        return graph if isinstance(graph, str) else graph.take(step, input, target)
+            graph = self._find(plan, options, kind, input, target)
+        return graph if isinstance(graph, str) else graph.take(input, target)
 
     def _forget(self) -> None:
         self._graphs.clear()
@@ -85,7 +85,6 @@ class StepGraphs:
 
     def _find(
         self,
-        step: TrainStep,
         plan: StepPlan,
         options: LossOptions,
         kind: Hashable,
@@ -113,8 +112,8 @@ class StepGraphs:
         self._refusal = None
         try:
             if self._held is None:
-                self._held = _Held(step, plan, options)
-            graph = _StepGraph(step, self._held, input, target)
+                self._held = _Held(plan, options)
+            graph = _StepGraph(self._held, input, target)
         except Unsupported as refusal:
             self._forget()
             self._refusal = str(refusal)
@@ -139,13 +138,14 @@ def _kind(t: Tensor) -> Hashable:
     return t.shape, t.stride(), t.dtype
 
 
-def _reason(step: TrainStep, plan: StepPlan, input: Any, target: Any) -> str | None:
+def _reason(plan: StepPlan, input: Any, target: Any) -> str | None:
     """Why no graph may be captured or replayed in this call."""
-    if plan.optimizer_name not in COVERED:
-        return f"no captured update for {type(step.optimizer).__name__}"
+    optimizer = plan.spec.optimizer
+    if update_name(plan.update) not in COVERED:
+        return f"no captured update for {type(optimizer).__name__}"
     if _dispatch.check_at_once:
         return "FASTNN_CHECK is set"
-    if type(step.optimizer.param_groups) is not list:
+    if type(optimizer.param_groups) is not list:
         return "param_groups is no list"
     if (obstacle := present_obstacle()) is not None:
         return obstacle
@@ -182,14 +182,15 @@ class _Held:
 
     Raises `Unsupported` where none can be.
 
-
     Attributes:
+        spec: of the step.
         params: all of the model's.
         trained: those that get a gradient.
         update: the optimizer's part.
     """
 
-    def __init__(self, step: TrainStep, plan: StepPlan, options: LossOptions) -> None:
+    def __init__(self, plan: StepPlan, options: LossOptions) -> None:
+        self.spec = plan.spec
         self._watch = _dispatch.cpu.Watch()
         self._tables = plan.tables
         layers: list[Tensor] = []
@@ -206,10 +207,10 @@ class _Held:
         trained = {id(p) for p in layers if p.requires_grad}
         if not trained:
             raise Unsupported("all parameters are frozen")
-        self.params = list(step.model.parameters())
+        self.params = list(plan.spec.model.parameters())
         self.trained = [p for p in self.params if id(p) in trained]
         self.kernels = _dispatch.native(layers[0])
-        self.update = GraphUpdate(step.optimizer, plan.optimizer_name, self.trained, self.kernels)
+        self.update = GraphUpdate(plan.spec.optimizer, update_name(plan.update), self.trained, self.kernels)
         self.update.watch(self._watch)
         # Addresses are what the graphs have of all tensors; of parameters and class weights a user may
         # replace the contents by some of another shape, even at the same address.
@@ -270,42 +271,42 @@ class _Held:
 class _StepGraph:
     """The step on one kind of batch, captured."""
 
-    def __init__(self, step: TrainStep, held: _Held, input: Tensor, target: Tensor) -> None:
+    def __init__(self, held: _Held, input: Tensor, target: Tensor) -> None:
         self._held = held
         self._input, self._target = torch.zeros_like(input), torch.zeros_like(target)
         held.update.refresh()
         skip = torch.ones(1, dtype=torch.float32, device=input.device)
         self._replay, (self._loss, self._grads) = cuda_graph.capture(
             input.device,
-            partial(self._body, step, skip),
+            partial(self._body, skip),
             held.kernels.raise_told_bad_index,
-            partial(self._body, step),
+            self._body,
         )
 
-    def _body(self, step: TrainStep, skip: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The step as `TrainStep._eager` takes it; where `skip` is 1, read on the device, without effect.
+    def _body(self, skip: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The step as `EagerStep` takes it; where `skip` is 1, read on the device, without effect.
 
         Gradients come from `torch.autograd.grad`: ``.grad`` may not be left in the graph's memory, where the
         next replay overwrites it.
         """
-        held = self._held
+        held, spec = self._held, self._held.spec
         with torch.enable_grad(), held.fresh_leaves() as leaves:
-            loss = step.loss(step.model(step._normalised(self._input)), self._target)
+            loss = spec.loss(spec.model(spec.normalised(self._input)), self._target)
             grads = list(torch.autograd.grad(loss, leaves))
         before = [p.grad for p in held.trained]
         try:
             for p, grad in zip(held.trained, grads, strict=True):
                 p.grad = grad
             with torch.no_grad():
-                if step.max_norm is not None:
-                    clip_grad_norm_(held.trained, step.max_norm)
+                if spec.max_norm is not None:
+                    clip_grad_norm_(held.trained, spec.max_norm)
                 held.update.run(skip)
         finally:
             for p, old in zip(held.trained, before, strict=True):
                 p.grad = old
-        return loss.detach(), grads if step.keep_grad else []
+        return loss.detach(), grads if spec.keep_grad else []
 
-    def take(self, step: TrainStep, input: Tensor, target: Tensor) -> Tensor:
+    def take(self, input: Tensor, target: Tensor) -> Tensor:
         held = self._held
         held.kernels.raise_told_bad_index()
         drop_gradients(held.params)
@@ -321,5 +322,5 @@ class _StepGraph:
                 for p, grad in zip(held.trained, self._grads, strict=True):
                     p.grad = grad.clone()
         increment_version(held.update.written)
-        _torch_internals.note_step(step.optimizer)
+        _torch_internals.note_step(held.spec.optimizer)
         return loss

@@ -8,9 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _dispatch
+from fastnn import _dispatch, _replaced
 from fastnn._dispatch import Unsupported
 from fastnn.capture.watch import watch_tables
+
+_torch_zero_grad = _replaced.original(torch.nn.Module, "zero_grad")
+
+
+def clears_by_itself(model: torch.nn.Module) -> bool:
+    """Whether `model.zero_grad()` does something else than what it does in torch."""
+    return "zero_grad" in model.__dict__ or type(model).zero_grad is not _torch_zero_grad
 
 
 def drop_gradients(params: Iterable[Tensor]) -> None:

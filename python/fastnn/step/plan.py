@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,12 @@ from fastnn import _dispatch, _losses, _replaced, _torch_internals, nn, optim
 from fastnn._dispatch import Unsupported
 from fastnn.capture.watch import watch_globals, watch_module, watch_optimizer, watch_tables
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy
-from fastnn.optim._native import NativeOptimizer, _match_layout
+from fastnn.optim.native import NativeOptimizer, match_layout, update_name
 from fastnn.step.chain import LinearChain, linear_chain
 from fastnn.step.graphs import StepGraphs
+from fastnn.step.parameters import clears_by_itself
 from fastnn.step.refused import Refused
-
-if TYPE_CHECKING:
-    from fastnn.step.train_step import TrainStep
+from fastnn.step.spec import StepSpec
 
 _losses.add_twin(torch.nn.CrossEntropyLoss, nn.CrossEntropyLoss)
 _losses.add_twin(F.cross_entropy, cross_entropy)
@@ -29,10 +28,8 @@ _NATIVE_LOSSES = ", ".join(kind.module.__name__ for kind in _losses.KINDS.values
 _OPTIMIZERS: dict[type, type[NativeOptimizer]] = {
     kind: ours
     for ours in (optim.Adam, optim.AdamW, optim.SGD, optim.RMSprop, optim.Adagrad)
-    for kind in (ours, ours._torchs)
+    for kind in (ours, _replaced.torchs_class(ours))
 }
-
-_torch_zero_grad = _replaced.original(torch.nn.Module, "zero_grad")
 
 
 class LossOptions(NamedTuple):
@@ -71,15 +68,16 @@ _as_options: Callable[[tuple[Any, ...]], LossOptions] = partial(tuple.__new__, L
 
 
 class StepPlan:
-    """A step that can run natively as long as `holds`; making it raises `Unsupported` where it cannot.
+    """A step that can run natively as long as `holds`.
 
     Attributes:
+        spec: of the step.
         native: the compiled module's part, which reads and checks the tensors of each call.
         chain: the layers.
         tables: the parameters of each layer, by their names in it.
         last: those of the last layer, whose dtype the loss has.
         unused: parameters of the model that no layer of the chain has.
-        optimizer_name: that of its update among the native ones.
+        update: fastnn's optimizer whose native update the step's optimizer gets.
         loss_like: a tensor such as the loss of the last step was; `torch.empty_like` of it takes half of the
             microsecond that `new_empty` does.
         graphs: of CUDA, that have captured the step.
@@ -88,26 +86,29 @@ class StepPlan:
 
     refused: Refused | None = None
 
-    def __init__(self, step: TrainStep, chain: LinearChain, loss_name: str, optimizer_name: str) -> None:
+    def __init__(
+        self, spec: StepSpec, chain: LinearChain, loss_name: str, update: type[NativeOptimizer]
+    ) -> None:
+        self.spec = spec
         self.native = _dispatch.cpu.ChainStep(
             [(module.__dict__[_torch_internals.PARAMETERS], activation) for module, activation in chain],
-            optimizer_name,
+            update_name(update),
             chain.flatten,
-            step.max_norm,
-            step.keep_grad,
-            step.mean,
-            step.std,
-            _match_layout,
+            spec.max_norm,
+            spec.keep_grad,
+            spec.mean,
+            spec.std,
+            match_layout,
             _torch_internals.on_accumulator,
         )
         self.tables = [module.__dict__[_torch_internals.PARAMETERS] for module, _ in chain]
         self.last = self.tables[-1]
-        self.optimizer_name = optimizer_name
+        self.update = update
         self.loss_like = torch.empty((), device="cpu")
         self.graphs = StepGraphs()
         self._loss_name = loss_name
         self._plain_options = {name: LossOptions(loss_name, number) for name, number in REDUCTIONS.items()}
-        self._loss_module = step.loss if isinstance(step.loss, torch.nn.Module) else None
+        self._loss_module = spec.loss if isinstance(spec.loss, torch.nn.Module) else None
         self.chain = chain
         self._watch = _dispatch.cpu.Watch()
         watch_globals(self._watch)
@@ -116,12 +117,12 @@ class StepPlan:
         chain.watch(self._watch)
         if self._loss_module is not None:
             watch_module(self._watch, self._loss_module)
-        watch_optimizer(self._watch, step.optimizer)
-        watch_tables(self._watch, step.model)
-        self._watch.absent(step.model.__dict__, "zero_grad")
-        self._watch.class_item(type(step.model), "zero_grad", _torch_zero_grad)
+        watch_optimizer(self._watch, spec.optimizer)
+        watch_tables(self._watch, spec.model)
+        self._watch.absent(spec.model.__dict__, "zero_grad")
+        self._watch.class_item(type(spec.model), "zero_grad", type(spec.model).zero_grad)
         chained = {id(p) for table in self.tables for p in table.values()}
-        self.unused = [p for p in step.model.parameters() if id(p) not in chained]
+        self.unused = [p for p in spec.model.parameters() if id(p) not in chained]
 
     def holds(self) -> bool:
         """Whether model, loss and optimizer still are what they were, and nobody watches them."""
@@ -171,38 +172,12 @@ class StepPlan:
         return plain
 
 
-def make_plan(step: TrainStep, last: StepPlan | Refused | None) -> StepPlan | Refused:
-    """The plan for `step`, or why there is none; `last` is what was found the last time."""
-    refused = last if isinstance(last, Refused) else None
-    if refused is not None and refused.is_believed():
-        return refused
-    try:
-        return _plan(step)
-    except Unsupported as refusal:
-        return Refused(str(refusal), refused)
-
-
-def make_state(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer, one of those with a plan, make the state that its first step would make.
-
-    It makes it for parameters that have a gradient, of which only the shape is looked at.
-    """
-    lists = _OPTIMIZERS[type(optimizer)]._lists
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            param.grad = param.detach()
-        try:
-            _torch_internals.fill_lists(optimizer, group, [[] for _ in range(lists)])
-        finally:
-            for param in group["params"]:
-                param.grad = None
-
-
-def _plan(step: TrainStep) -> StepPlan:
+def make_plan(spec: StepSpec) -> StepPlan:
+    """The plan for `spec`; raises `Unsupported` where there is none."""
     reason = _replaced.replaced_class() or _replaced.losses.replaced()
     if reason is not None:
         raise Unsupported(reason)
-    loss, optimizer = step.loss, step.optimizer
+    loss, optimizer = spec.loss, spec.optimizer
     loss_name = _losses.name_of(loss)
     given = getattr(loss, "__name__", type(loss).__name__)
     if loss_name is None:
@@ -213,25 +188,14 @@ def _plan(step: TrainStep) -> StepPlan:
     update = _OPTIMIZERS.get(type(optimizer))
     if update is None:
         raise Unsupported(f"no native update for {type(optimizer).__name__}")
-    if clears_by_itself(step.model):
+    if clears_by_itself(spec.model):
         raise Unsupported("the model has a zero_grad of its own")
     try:
-        chain = linear_chain(step.model)
+        chain = linear_chain(spec.model)
     except Unsupported as refusal:
         raise Unsupported(f"the model is no chain of linear layers: {refusal}") from None
     if chain.log_softmax != (loss_name == "nll_loss"):
         if chain.log_softmax:
             raise Unsupported(f"after log_softmax NLLLoss is native, and not {given}")
         raise Unsupported(f"{given} is native where the model ends in log_softmax, and this one does not")
-    return StepPlan(step, chain, loss_name, update._op)
-
-
-def clears_by_itself(model: torch.nn.Module) -> bool:
-    """Whether `model.zero_grad()` does something else than what it does in torch."""
-    return "zero_grad" in model.__dict__ or type(model).zero_grad is not _torch_zero_grad
-
-
-def uses_adam(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it is Adam or AdamW, and not a class of somebody's own."""
-    update = _OPTIMIZERS.get(type(optimizer))
-    return update is not None and update._op == "adam"
+    return StepPlan(spec, chain, loss_name, update)

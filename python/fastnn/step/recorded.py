@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +15,11 @@ from fastnn.capture.captured import Captured
 from fastnn.capture.program import Program
 from fastnn.capture.signature import signature
 from fastnn.capture.watch import present_obstacle
-from fastnn.step.plan import clears_by_itself
+from fastnn.step.eager import EagerStep
+from fastnn.step.parameters import clears_by_itself
 from fastnn.step.refused import Refused, WarmUp
+from fastnn.step.spec import StepSpec
 from fastnn.step.watch import watch_step
-
-if TYPE_CHECKING:
-    from fastnn.step.train_step import TrainStep
 
 _WARM_UP = WarmUp("a step is recorded after a call with such a batch, and compared with torch in the next")
 _DTYPES = frozenset({torch.float32, torch.float64})  # of parameters
@@ -45,43 +44,44 @@ class Taken(NamedTuple):
 
 
 class RecordedStep:
-    """The recordings of one step.
+    """The recordings of the step of a spec.
 
     They are used as long as `watch_step` finds model, loss and optimizer as they were; a model that changes
     itself in each step, a counter among its attributes for one, thus stays eager.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spec: StepSpec, eager: EagerStep) -> None:
+        self._spec = spec
+        self._eager = eager
         self._update: _Update | None = None
         self._watch: Any = None
         self._in_a_row = 0
         self._at_once = 1  # steps of an epoch
         self._refused: Refused | None = None
 
-    def take(self, step: TrainStep, inputs: tuple[Any, ...], target: Any) -> Taken | str:
+    def take(self, inputs: tuple[Any, ...], target: Any) -> Taken | str:
         """Take the step; or say why not, with everything left as it is."""
-        if self._refused is not None and not step.native and self._refused.is_believed():
+        if self._refused is not None and not self._spec.native and self._refused.is_believed():
             return self._refused.reason
         try:
-            update = self._ready(step)
+            update = self._ready()
             update.check(inputs, target)
         except Unsupported as refusal:
             self._refused = Refused(str(refusal), self._refused)
             return self._refused.reason
-        step._clear()
+        self._eager.clear()
         taken = update.take(inputs, target)
         if taken.reason is None:
             self._refused, self._in_a_row = None, 0
         return taken
 
     def take_many(
-        self, step: TrainStep, images: Tensor, labels: Tensor, rows: Tensor, steps: int, rates: Tensor | None
+        self, images: Tensor, labels: Tensor, rows: Tensor, steps: int, rates: Tensor | None
     ) -> Tensor | str:
         """The losses of steps that were taken in one call, none where the next is to be taken by itself; or
         why no step can be taken so.
 
         Args:
-            step: whose.
             images: of which, as of `labels`, each step has its own rows.
             labels: the targets.
             rows: of the steps in turn.
@@ -97,10 +97,10 @@ class RecordedStep:
         nothing = images.new_empty(0)
         if self._update is None or not self._watch.unchanged() or present_obstacle() is not None:
             return nothing
-        groups = step.optimizer.param_groups
+        groups = self._spec.optimizer.param_groups
         if type(groups) is not list:
             return "param_groups is no list"
-        step._clear()
+        self._eager.clear()
         size, steps = len(rows) // steps, min(steps, self._at_once)
         try:
             gathered = [(t.index_select(0, rows[:size]), t) for t in (images, labels)]
@@ -129,7 +129,7 @@ class RecordedStep:
         if self._refused is not None:
             self._refused.left = 0
 
-    def _ready(self, step: TrainStep) -> _Update:
+    def _ready(self) -> _Update:
         reason = present_obstacle()
         if reason is not None:
             raise Unsupported(reason)
@@ -138,16 +138,16 @@ class RecordedStep:
         if self._in_a_row == _MOST_IN_A_ROW:
             self._in_a_row = 0
             raise Unsupported("what the model, the loss or the optimizer holds or reads changes in each step")
-        self._update = None
-        if clears_by_itself(step.model):
+        self._update, spec = None, self._spec
+        if clears_by_itself(spec.model):
             raise Unsupported("the model has a zero_grad of its own")
-        for p in step._listed.now():
+        for p in self._eager.parameters.now():
             if p.dtype not in _DTYPES or not p.is_cpu:  # torch would run all of it
                 raise Unsupported(f"the parameters are {p.dtype} on {p.device}")
         watch = _dispatch.cpu.Watch()
-        watch_step(watch, step.model, step.loss, step.optimizer)
+        watch_step(watch, spec.model, spec.loss, spec.optimizer)
         self._watch, self._in_a_row = watch, self._in_a_row + 1
-        self._update = _Update(step._eager, keep_grad=step.keep_grad)
+        self._update = _Update(self._eager.take, keep_grad=spec.keep_grad)
         return self._update
 
 
@@ -188,7 +188,7 @@ class _Update(Captured):
         rates: Tensor | None,
     ) -> Tensor | str:
         (input, _), (target, _) = gathered
-        for program in self._programs:
+        for program in self.programs:
             if not isinstance(program, Program) or program.checked is None or self._loss is None:
                 continue
             if program.islands:

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import threading
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastnn import _dispatch, _losses
-from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn._losses import Loss
-from fastnn._torch_internals import note_step
-from fastnn.capture import cuda_graph
-from fastnn.capture.watch import present_obstacle
-from fastnn.nn.utils import clip_grad_norm_
-from fastnn.step.checks import CHECKS
 from fastnn.step.epoch import run_epoch
-from fastnn.step.parameters import ParameterList, drop_gradients
-from fastnn.step.plan import LossOptions, StepPlan, clears_by_itself, make_plan, make_state
-from fastnn.step.recorded import RecordedStep
-from fastnn.step.refused import Refused, WarmUp
+from fastnn.step.runner import Runner
+from fastnn.step.spec import ARGUMENTS, StepSpec
 
 _PARTS = ("model", "loss", "optimizer")
 _LAST: Any = object()  # the target is the last positional argument
-_DTYPES = frozenset({torch.float32, torch.float64})  # of a native step's parameters
 
 
 def _name(part: object) -> str:
@@ -125,10 +115,15 @@ class TrainStep:
             parameter of `model`.
     """
 
-    _plan: StepPlan | Refused | None
-    _recorded: RecordedStep
-    _listed: ParameterList
-    _told: set[str]  # reasons for eager steps that have been warned of
+    model: torch.nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    max_norm: float | None
+    keep_grad: bool
+    mean: float
+    std: float
+    native: bool
+    _runner: Runner
     _lock: threading.RLock  # the plan's buffers and the parameters' .grad serve one call at a time
 
     def __init__(
@@ -143,48 +138,37 @@ class TrainStep:
         std: float = 1.0,
         native: bool = False,
     ) -> None:
-        self.model = model
-        self.loss = loss
-        self.optimizer = optimizer
-        self.max_norm = max_norm
-        self.keep_grad = keep_grad
-        self.mean = mean
-        self.std = std
-        self.native = native
-        super().__setattr__("_lock", threading.RLock())
-        super().__setattr__("_told", set())
+        self._use(StepSpec(model, loss, optimizer, max_norm, keep_grad, mean, std, native))
         own = {id(p) for p in model.parameters()}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("TrainStep: the optimizer holds none of the model's parameters")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Change an argument for the calls to come."""
-        check = CHECKS.get(name)
-        if check is None:
-            raise AttributeError(f"TrainStep has no attribute {name!r}; it has {', '.join(CHECKS)}")
-        check(value)
-        super().__setattr__(name, value)
-        super().__setattr__("_plan", None)
-        super().__setattr__("_recorded", RecordedStep())
-        if name == "model":
-            super().__setattr__("_listed", ParameterList(value))
+        if name not in ARGUMENTS:
+            raise AttributeError(f"TrainStep has no attribute {name!r}; it has {', '.join(ARGUMENTS)}")
+        self._use(replace(self._runner.spec, **{name: value}))
+
+    def _use(self, spec: StepSpec) -> None:
+        told = self.__dict__.setdefault("_told", set())
+        self.__dict__.setdefault("_lock", threading.RLock())
+        self.__dict__.update(vars(spec), _runner=Runner(spec, told))
 
     def __repr__(self) -> str:
-        rest = ", ".join(f"{name}={getattr(self, name)!r}" for name in CHECKS if name not in _PARTS)
+        rest = ", ".join(f"{name}={getattr(self, name)!r}" for name in ARGUMENTS if name not in _PARTS)
         parts = ", ".join(_name(getattr(self, name)) for name in _PARTS)
         return f"TrainStep({parts}, {rest})"
 
     @property
     def programs(self) -> tuple[Any, ...]:
         """The recordings of a step that is no chain, as :func:`fastnn.capture` has them."""
-        return self._recorded.programs
+        return self._runner.recorded.programs
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in CHECKS}
+        return vars(self._runner.spec).copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        own = {"_listed": ParameterList(state["model"]), "_recorded": RecordedStep()}
-        self.__dict__.update(state, **own, _plan=None, _told=set(), _lock=threading.RLock())
+        self._use(StepSpec(**state))
 
     def __call__(self, input: Any, *rest: Any, target: Any = _LAST) -> Tensor:
         """Take one step on a batch: ``step(x, y)``, or ``step(obs, act, y)`` for a model of several inputs.
@@ -211,11 +195,7 @@ class TrainStep:
         else:
             raise TypeError("TrainStep: expected the model's inputs and the target, got one argument")
         with self._lock:
-            loss, reason = self._take(inputs, target)
-            _dispatch.decide("train_step", reason)
-            if reason is not None:
-                self._tell(reason)
-            return self._eager(inputs, target) if loss is None else loss
+            return self._runner.take(inputs, target)
 
     def epoch(
         self,
@@ -271,162 +251,4 @@ class TrainStep:
             Whatever else model, loss and optimizer raise.
         """
         with self._lock:
-            if isinstance(self._plan, Refused):
-                self._plan.left = 0  # so many steps are worth a look
-            self._recorded.look_again()
-            return run_epoch(self, images, labels, batch_size, permutation, lr)
-
-    def _tell(self, reason: str) -> None:
-        """Warn of the eager step to come, or refuse it, where nobody expects it."""
-        if isinstance(reason, WarmUp) or _dispatch.is_disabled():
-            return
-        if self.native:
-            raise RuntimeError(f"TrainStep: native=True, but the step cannot run natively: {reason}")
-        if reason in self._told:
-            return
-        warnings.warn(
-            f"TrainStep runs eagerly: {reason}. Its single ops are native where they are fastnn's: see "
-            "fastnn.convert. This is said once for each reason; to silence it: "
-            'warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)',
-            EagerStepWarning,
-            stacklevel=levels_out(),
-        )
-        self._told.add(reason)
-
-    def _find_plan(self) -> StepPlan | Refused:
-        """The plan as long as it holds, else a new one."""
-        plan = self._plan
-        if not isinstance(plan, StepPlan) or not plan.holds():
-            plan = make_plan(self, plan)
-            super().__setattr__("_plan", plan)
-        return plan
-
-    def _take(self, inputs: tuple[Any, ...], target: Any) -> tuple[Tensor | None, str | None]:
-        """The loss of the step, None where it has yet to be taken eagerly; and why it is eager, None where
-        it is not."""
-        reason = _dispatch.torch_reason()
-        if reason is not None:
-            return None, reason
-        if inputs and isinstance(inputs[0], Tensor) and cuda_graph.is_there(inputs[0].device):
-            loss = self._graphed(inputs, target)
-            return (None, loss) if isinstance(loss, str) else (loss, None)
-        loss = self._native(inputs, target)
-        if not isinstance(loss, str):
-            return loss, None
-        why: str | None = loss
-        try:
-            taken = self._recorded.take(self, inputs, target)
-            why = taken if isinstance(taken, str) else taken.reason
-        finally:
-            if why is not None:
-                _dispatch.decide("chain_step", loss)
-        if why is not None and not isinstance(why, WarmUp) and why != loss:
-            why = f"{loss}; and it cannot be recorded: {why}"
-        return None if isinstance(taken, str) else taken.loss, why
-
-    def _native(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
-        """Take the step natively, or leave everything as it is and say why that cannot be."""
-        known = self._plan.refused if isinstance(self._plan, StepPlan) else None
-        if known is not None and not self.native and known.is_believed():
-            return known.reason
-        ready = self._ready(inputs)
-        if isinstance(ready, str):
-            return ready
-        plan, options, weight, input = ready
-        if plan.loss_like.dtype is not weight.dtype:
-            plan.loss_like = weight.new_empty(())
-        loss = torch.empty_like(plan.loss_like)
-        taken = self._call(plan, plan.native.run, input, target, loss, options)
-        return taken if isinstance(taken, str) else loss
-
-    def _ready(self, inputs: tuple[Any, ...]) -> tuple[StepPlan, LossOptions, Tensor, Tensor] | str:
-        """Plan, options of the loss, the last layer's weight and the first one's input; or why the native
-        call cannot be tried."""
-        plan = self._find_plan()
-        if isinstance(plan, Refused):
-            return plan.reason
-        options = plan.loss_options()
-        if isinstance(options, str):
-            return options
-        if type(self.optimizer.param_groups) is not list:
-            return "param_groups is no list"
-        if (obstacle := present_obstacle()) is not None:
-            return obstacle
-        weight = plan.last.get("weight")
-        if weight is None:
-            return "the last layer has no weight"
-        if weight.dtype not in _DTYPES or not weight.is_cpu:
-            return f"the parameters are {weight.dtype} on {weight.device}"
-        if len(inputs) != 1:
-            return f"the model is given {len(inputs)} inputs"
-        if not isinstance(inputs[0], Tensor):
-            return f"the input is a {type(inputs[0]).__name__}, not a tensor"
-        return plan, options, weight, inputs[0]
-
-    def _call(self, plan: StepPlan, run: Callable[..., Any], *arguments: Any) -> int | str:
-        """How many steps the plan's native `run` has taken; or, with nothing done, why it cannot."""
-        optimizer = self.optimizer
-        taken = run(optimizer.param_groups, optimizer.state, *arguments)
-        if taken is None:
-            make_state(optimizer)
-            taken = run(optimizer.param_groups, optimizer.state, *arguments)
-        if type(taken) is int:
-            plan.refused = None
-            if taken:
-                if plan.unused:
-                    drop_gradients(plan.unused)
-                note_step(optimizer)
-            return taken
-        reason = "the optimizer has no state" if taken is None else str(taken).splitlines()[0]
-        plan.refused = Refused(reason, plan.refused)
-        return reason
-
-    def _graphed(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
-        """Take the step by a replay of a CUDA graph, or leave everything as it is and say why not."""
-        plan = self._find_plan()
-        if isinstance(plan, Refused):
-            return plan.reason
-        if len(inputs) != 1:
-            return "steps of several inputs are not captured"
-        return plan.graphs.take(self, plan, inputs[0], target)
-
-    def _eager(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
-        if not self._clear():
-            self.model.zero_grad()
-        if torch.is_grad_enabled():
-            loss = self._differentiate(inputs, target)
-        else:
-            with torch.enable_grad():
-                loss = self._differentiate(inputs, target)
-        params = self._listed.now()
-        if self.max_norm is not None:
-            clip_grad_norm_(params, self.max_norm)
-        self.optimizer.step()
-        if not self.keep_grad:
-            drop_gradients(params)
-        return loss.detach()
-
-    def _clear(self) -> bool:
-        """Drop the gradients, unless the model has a way of its own."""
-        if clears_by_itself(self.model):
-            return False
-        drop_gradients(self._listed.now())
-        return True
-
-    def _differentiate(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
-        """The loss, whose gradients the parameters have then."""
-        if isinstance(target, Tensor) and target.dtype is torch.uint8 and self._takes_classes():
-            target = target.long()  # torch takes uint8 with some options only, and 156 for -100
-        loss = self.loss(self.model(*map(self._normalised, inputs)), target)
-        loss.backward()
-        return loss
-
-    def _takes_classes(self) -> bool:
-        name = _losses.name_of(self.loss)
-        return name is not None and _losses.KINDS[name].takes_classes
-
-    def _normalised(self, input: Any) -> Any:
-        if not isinstance(input, Tensor) or input.dtype is not torch.uint8:
-            return input
-        dtype = next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
-        return input.to(dtype).mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
+            return run_epoch(self._runner, images, labels, batch_size, permutation, lr)

@@ -13,12 +13,12 @@ from fastnn import _dispatch, _replaced
 from fastnn._torch_internals import check_graph_capture, fill_lists, is_profiling
 from fastnn.optim._float32 import Float32State
 from fastnn.optim._fused import fit_for_fused, unscale
-from fastnn.optim._hooks import hooked_when_needed, torchs_class, wrap_replaced_step
+from fastnn.optim._hooks import hooked_when_needed, wrap_replaced_step
 
 _torch_zero_grad = _replaced.original(torch.optim.Optimizer, "zero_grad")
 
 
-def _match_layout(param: Tensor, grad: Tensor) -> Tensor:
+def match_layout(param: Tensor, grad: Tensor) -> Tensor:
     """A copy of `grad` in the memory order of `param`."""
     with torch.no_grad():
         return torch.empty_like(param).copy_(grad)
@@ -34,7 +34,7 @@ class NativeOptimizer(Float32State):
     def __init_subclass__(cls, **options: Any) -> None:
         """Note which class of torch's it stands in for."""
         super().__init_subclass__(**options)
-        cls._torchs = torchs_class(cls)
+        cls._torchs = _replaced.torchs_class(cls)
 
     def step_is_wrapped(self) -> None:
         """Wrap, as torch does, a step that somebody put into torch's class."""
@@ -96,7 +96,7 @@ class NativeOptimizer(Float32State):
         if kernels is not _dispatch.cpu and check_graph_capture is not None and "capturable" in self.defaults:
             check_graph_capture(self)
         native_step = getattr(kernels, self._op + "_step")
-        arguments = (group, self.state, _match_layout, *scaling, self.state_dtype is not None)
+        arguments = (group, self.state, match_layout, *scaling, self.state_dtype is not None)
         written = native_step(*arguments, self.master_weights)
         if written is None:
             self._gather(group)
@@ -141,3 +141,27 @@ class NativeOptimizer(Float32State):
     ) -> None:
         """Call torch's own function; `fused` are its arguments that concern fused kernels."""
         raise NotImplementedError
+
+
+def update_name(kind: type[NativeOptimizer]) -> str:
+    """The name of the native update of an optimizer's class."""
+    return kind._op
+
+
+def make_state(optimizer: torch.optim.Optimizer, kind: type[NativeOptimizer]) -> None:
+    """Let an optimizer make the state that its first step would make.
+
+    It makes it for parameters that have a gradient, of which only the shape is looked at.
+
+    Args:
+        optimizer: one of `kind`, or of the class of torch's for which that stands in.
+        kind: see there.
+    """
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = param.detach()
+        try:
+            fill_lists(optimizer, group, [[] for _ in range(kind._lists)])
+        finally:
+            for param in group["params"]:
+                param.grad = None

@@ -1,14 +1,18 @@
-"""What `TrainStep` may be given."""
+"""What `TrainStep` was given, checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from fastnn._losses import Loss
 
 
 def _check_model(model: object) -> None:
@@ -64,7 +68,7 @@ def _check_std(std: Any) -> None:
         raise ValueError(f"TrainStep: std must be finite and not 0, got {std}")
 
 
-CHECKS: dict[str, Callable[[Any], None]] = {
+_CHECKS: dict[str, Callable[[Any], None]] = {
     "model": _check_model,
     "loss": _check_loss,
     "optimizer": _check_optimizer,
@@ -74,3 +78,33 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "std": _check_std,
     "native": partial(_check_flag, "native"),
 }
+ARGUMENTS = tuple(_CHECKS)
+
+
+@dataclass(frozen=True, eq=False)
+class StepSpec:
+    """The arguments of a `TrainStep`, which has another spec after each change of one.
+
+    So whatever is found out about a step lies in objects made for one spec, and is gone with it.
+    """
+
+    model: torch.nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    max_norm: float | None
+    keep_grad: bool
+    mean: float
+    std: float
+    native: bool
+
+    def __post_init__(self) -> None:
+        """Raise TypeError or ValueError for the first argument that cannot be."""
+        for name, check in _CHECKS.items():
+            check(getattr(self, name))
+
+    def normalised(self, input: Any) -> Any:
+        """What the model is given: of images in bytes, their numbers with `mean` and `std` taken out."""
+        if not isinstance(input, Tensor) or input.dtype is not torch.uint8:
+            return input
+        dtype = next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
+        return input.to(dtype).mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
