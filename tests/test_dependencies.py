@@ -190,6 +190,95 @@ def test_private_names_of_torch_are_in_one_file() -> None:
     assert not wrong
 
 
+# What is named like this and yet for others: compiled modules, what NamedTuple has, and the stack of calls.
+FOR_OTHERS = {"_cpu", "_cuda", "_make", "_replace", "_getframe"}
+
+
+def _bound(tree: ast.AST) -> set[str]:
+    """Names that a module gives to functions, classes, variables and attributes of its own objects."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_on_itself(node):
+            found.add(node.attr)
+    return found
+
+
+def _is_on_itself(node: ast.Attribute) -> bool:
+    """Whether it is an attribute of the object, or class, whose method this is; maybe of a base class."""
+    return ast.unparse(node.value) in ("self", "cls", "super()")
+
+
+def _is_module(path: str) -> bool:
+    place = PACKAGE.parent.joinpath(*path.split("."))
+    return place.is_dir() or place.with_suffix(".py").exists()
+
+
+def _names_of_others(source: str, package: str) -> list[str]:
+    """Where a source in `package` uses what another module of fastnn's keeps to itself, or another package.
+
+    A module with such a name belongs to its package, which has its names in common.
+    """
+    tree = ast.parse(source)
+    bound = _bound(tree) | FOR_OTHERS
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            for path in (f"{prefix}{alias.name}" for alias in node.names):
+                parts = path.split(".")
+                for i, part in enumerate(parts):
+                    home = ".".join(parts[:i])
+                    shared = _is_module(f"{home}.{part}") and f"{package}.".startswith(f"{home}.")
+                    if parts[0] == "fastnn" and _is_private(part) and part not in FOR_OTHERS and not shared:
+                        found.append((node.lineno, path))
+        elif isinstance(node, ast.Attribute):
+            if _is_private(node.attr) and node.attr not in bound and not _is_on_itself(node):
+                found.append((node.lineno, ast.unparse(node)))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and _is_private(name.value) and name.value not in bound:
+                found.append((node.lineno, name.value))
+    return [f"{line}: {name}" for line, name in sorted(set(found))]
+
+
+def test_nothing_uses_private_names_of_another_module() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE)
+        if place.parts[0] not in ("_torch_internals.py", "benchmarks"):  # torch's; those installed beside
+            package = ".".join(("fastnn", *place.parts[:-1]))
+            found = _names_of_others(path.read_text(encoding="utf-8"), package)
+            wrong += [f"{place}:{each}" for each in found]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("from fastnn.step.plan import _plan", ["fastnn.step.plan._plan"]),
+        ("from fastnn.step import plan\nplan._plan", ["plan._plan"]),
+        ("from fastnn.optim._hooks import Step", ["fastnn.optim._hooks.Step"]),
+        ("from fastnn.optim import _hooks", ["fastnn.optim._hooks"]),
+        ("import fastnn.optim._hooks", ["fastnn.optim._hooks"]),
+        ("def f(step):\n    return step._lock", ["step._lock"]),
+        ("def f(step):\n    return step.runner._told.x", ["step.runner._told"]),
+        ("def f(step):\n    step._lock = 1", ["step._lock"]),
+        ("getattr(step, '_lock', None)", ["_lock"]),
+        ("from fastnn import _cpu, _dispatch, _replaced as r\nfrom fastnn._dispatch import cpu", []),
+        ("from fastnn.ops import _function\nfrom fastnn.ops._function import refused", []),
+        ("class A:\n    def __init__(self): self._x = 1\n    def f(self, o): return o._x, self._y", []),
+        ("import sys\nsys._getframe(), _function.x, super()._x, x.__dict__", []),
+    ],
+)
+def test_a_private_name_of_another_module_is_found(source: str, names: list[str]) -> None:
+    found = _names_of_others(source, "fastnn.ops")
+    assert [each.partition(": ")[2] for each in found] == names
+
+
 @pytest.mark.skipif(not SOURCES.exists(), reason="only in a checkout")
 def test_private_names_of_torch_are_in_one_source() -> None:
     private = _private_attributes()
