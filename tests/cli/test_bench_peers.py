@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastnn
 from fastnn import _dispatch
 from fastnn.cli import bench
 from fastnn.cli.main import main
@@ -210,14 +212,16 @@ def test_all_runs_each_report_on_one_thread_and_on_all(
     assert main(["bench", "--all", "--out", str(tmp_path), "--name", "m", "--rounds", "3"]) == 1
     names = [command[command.index("--name") + 1] for command in commands]
     of_cases = [f"m-{threads}{kind}" for threads in ("1thread", "4threads") for kind in ("", "-sweep")]
-    assert names == [*of_cases, "m-1thread-programs", "m-4threads-accuracy"]
+    assert names == [*of_cases, "m-1thread-programs", "m-4threads-accuracy", "m-1thread-numerics"]
     for name, command in zip(names, commands, strict=True):
         assert command[command.index("--threads") + 1] == ("1" if "1thread" in name else "4")
         assert ("--sweep" in command) == name.endswith("-sweep")
         assert ("--programs" in command) == name.endswith("-programs")
         assert ("--accuracy" in command) == name.endswith("-accuracy")
-        assert ("--rounds" in command) != name.endswith("-accuracy")  # where rounds would be seeds
-    assert all(command[command.index("--rounds") + 1] == "3" for command in commands[:-1])
+        assert ("--numerics" in command) == name.endswith("-numerics")
+        # Rounds of an accuracy would be seeds, and errors are the same in each.
+        assert ("--rounds" in command) != name.endswith(("-accuracy", "-numerics"))
+    assert all(command[command.index("--rounds") + 1] == "3" for command in commands[:-2])
 
 
 @pytest.mark.parametrize(
@@ -245,7 +249,7 @@ def test_all_is_named_after_the_processor(
     monkeypatch.setattr(subprocess, "run", fake_run)
     monkeypatch.setattr(bench.load_benchmarks("machine"), "cpu_model", lambda: model)
     assert main(["bench", "--all", "--threads", "1", "--out", str(tmp_path)]) == 0
-    reports = ("1thread", "1thread-sweep", "1thread-programs", "1thread-accuracy")
+    reports = ("1thread", "1thread-sweep", "1thread-programs", "1thread-accuracy", "1thread-numerics")
     assert names == [f"{name}-{report}" for report in reports]
 
 
@@ -287,10 +291,30 @@ def test_no_time_to_accuracy_without_mnist(
     accuracy = bench.load_benchmarks("accuracy")
     monkeypatch.setattr(accuracy, "load", lambda folder, notify: tiny_mnist("digits"))
     assert main(["bench", "--accuracy", "--threads", "1"]) == 0
-    assert "MNIST is not at hand" in capsys.readouterr().err
+    assert "MNIST was not found" in capsys.readouterr().err
 
 
 def test_an_accuracy_that_is_never_reached() -> None:
     accuracy = bench.load_benchmarks("accuracy")
     assert accuracy.median_time([1.0, None, 3.0]) == 3.0
     assert accuracy.median_time([1.0, None, None]) is None
+
+
+def test_rounding_errors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    numerics = bench.load_benchmarks("numerics")
+    few = [case for case in numerics.cases() if case.name.startswith(("its dX", "cross-entropy, 4096"))]
+    monkeypatch.setattr(numerics, "cases", lambda: few)
+    options = ["--numerics", "--threads", "1", "--out", str(tmp_path), "--name", "n"]
+    assert main(["bench", *options]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["n.json", "n.md"]
+    for result in json.loads((tmp_path / "n.json").read_text())["results"]:
+        for errors in result["sides"].values():
+            assert 0 < errors["rms"] <= errors["largest"] < 100
+
+
+def test_errors_of_torchs_own_ops_are_not_fastnns() -> None:
+    numerics = bench.load_benchmarks("numerics")
+    with pytest.raises(RuntimeError, match="integers: "):
+        numerics.errors(
+            numerics.Case("integers", [torch.ones(2).int()], lambda t: fastnn.functional.relu(t[0]))
+        )

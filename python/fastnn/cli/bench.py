@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--sweep", action="store_true", help="the training step over batch, width and depth")
     what.add_argument("--programs", action="store_true", help="whole training updates, captured")
     what.add_argument("--accuracy", action="store_true", help="training seconds to an accuracy on MNIST")
+    what.add_argument("--numerics", action="store_true", help="rounding errors beside torch's")
     what.add_argument(
         "--all",
         action="store_true",
@@ -93,12 +94,13 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.all:
         return _run_all(args)
-    cases = [] if args.accuracy else _select(args)
+    of_cases = not (args.accuracy or args.numerics)
+    cases = _select(args) if of_cases else []
     args.name = args.name or "bench"
     if args.list:
         print("\n".join([*(case.label for case in cases), *_select_memory(args)]))
         return 0
-    if not (cases or _select_memory(args) or args.accuracy):
+    if of_cases and not (cases or _select_memory(args)):
         raise CliError(f"no case contains {args.filter!r}; see --list")
     require("bench", "tabulate", "tqdm", *(["matplotlib"] if args.out else []))
     if (reason := _dispatch.torch_reason()) is not None:
@@ -106,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     with _held_to(args.threads or torch.get_num_threads()):
         if args.accuracy:
             return _measure_accuracy(args)
+        if args.numerics:
+            return _measure_numerics(args)
         report = _measure(args, cases)
     _write(args, report)
     return 1 if any(result.refused for result in report.results) else 0
@@ -124,6 +128,7 @@ def _run_all(args: argparse.Namespace) -> int:
     reports.append((counts[0], "-programs", ["--programs", *rounds]))  # too small for a second thread
     # Time to an accuracy is one figure, taken on all threads only; its rounds are seeds.
     reports.append((counts[-1], "-accuracy", ["--accuracy"]))
+    reports.append((counts[0], "-numerics", ["--numerics"]))  # the same on any number of threads
     passed = [*(["--quick"] if args.quick else []), *(["--no-peers"] if args.no_peers else [])]
     codes = []
     for count, suffix, options in reports:
@@ -172,7 +177,12 @@ def _select_memory(args: argparse.Namespace) -> list[str]:
     label: str = load_benchmarks("memory").LABEL
     return (
         []
-        if args.sweep or args.programs or args.accuracy or args.quick or args.filter not in label
+        if args.sweep
+        or args.programs
+        or args.accuracy
+        or args.numerics
+        or args.quick
+        or args.filter not in label
         else [label]
     )
 
@@ -229,7 +239,7 @@ def _measure_accuracy(args: argparse.Namespace) -> int:
     accuracy = load_benchmarks("accuracy")
     document = accuracy.measure(_settings(args, args.rounds or accuracy.SEEDS), quick=args.quick)
     if document is None:
-        print("fastnn bench: MNIST is not at hand: no time to accuracy", file=sys.stderr)
+        print("fastnn bench: MNIST was not found: no time to accuracy", file=sys.stderr)
         return 0
     text = json.dumps(document, indent=1)
     markdown = accuracy.to_markdown(document)
@@ -237,6 +247,16 @@ def _measure_accuracy(args: argparse.Namespace) -> int:
     if args.out is not None:
         stem = _write_texts(args, text, markdown)
         accuracy.save(document, stem.with_name(f"{args.name}.png"))
+    return 0
+
+
+def _measure_numerics(args: argparse.Namespace) -> int:
+    numerics = load_benchmarks("numerics")
+    document = numerics.measure(_settings(args, 1))
+    text, markdown = json.dumps(document, indent=1), numerics.to_markdown(document)
+    print(text if args.json else markdown)
+    if args.out is not None:
+        _write_texts(args, text, markdown)
     return 0
 
 
