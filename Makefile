@@ -2,7 +2,8 @@
 # make lint    ruff, mypy, clang-format           make dev    compile in place, for work on the sources
 # make sanitize ARGS=tests/capture    those tests with the extension compiled for AddressSanitizer and UBSan
 # make demo    train in a browser tab             make web    the page alone: static files in web/dist
-# make bench   measure against torch and other libraries; writes benchmarks/results and README's tables of them
+# make bench   measure against torch and other libraries; writes benchmarks/results, and the tables and picture of them
+# make docs    build the documentation as a site in build/site
 PYTHON ?= python3
 VENV   ?= .venv
 PIP     = $(VENV)/bin/pip --disable-pip-version-check
@@ -10,7 +11,7 @@ ARGS   ?=
 SOURCES := $(shell find csrc python benchmarks CMakeLists.txt cmake pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path 'benchmarks/results/*')
 CXX_FILES := $(shell find csrc tests/cuda_emulator web -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench demo lint format dev web sanitize clean
+.PHONY: train test bench demo docs lint format dev web sanitize clean
 
 train: $(VENV)/.installed-train
 	$(VENV)/bin/fastnn train $(ARGS)
@@ -21,6 +22,9 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed-bench
 	$(VENV)/bin/fastnn bench --all --out benchmarks/results $(ARGS)
 	$(VENV)/bin/python -m benchmarks.readme
+
+docs: $(VENV)/.tools-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 demo: web $(VENV)/.installed-train
 	$(VENV)/bin/fastnn demo $(ARGS)
@@ -55,15 +59,15 @@ sanitize: $(VENV)/.installed-test
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  $(VENV)/bin/python -m pytest $(ARGS)
 
-web: $(VENV)/.web-tools
+web: $(VENV)/.tools-web
 	$(VENV)/bin/cmake -S web -B build/web -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/web/zig.cmake \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DFASTNN_PYTHON=$(abspath $(VENV))/bin/python
 	$(VENV)/bin/cmake --build build/web
 	$(VENV)/bin/cmake --install build/web --prefix web/dist
 
-# The extra alone: the package, and torch, are not needed.
-$(VENV)/.web-tools: $(VENV)/bin/python pyproject.toml
-	$(PIP) install --quiet $$(sed -n '/^web = /{s/.*\[//; s/[],"]/ /g; p}' pyproject.toml)
+# An extra alone: the package, and torch, are not needed.
+$(VENV)/.tools-%: $(VENV)/bin/python pyproject.toml
+	$(PIP) install --quiet $$(sed -n '/^$* = /{s/.*\[//; s/[],"]/ /g; p}' pyproject.toml)
 	touch $@
 
 $(VENV)/bin/python:

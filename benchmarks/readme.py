@@ -1,30 +1,30 @@
-"""The benchmark tables of README.md, out of the committed reports.
+"""The benchmark tables of README.md and docs/, and README's picture, out of the committed reports.
 
 ``python -m benchmarks.readme``, in the checkout, rewrites what is between each ``<!-- bench:NAME -->`` and
-the ``<!-- /bench -->`` behind it; with ``--check`` it changes nothing and exits with 1 where they differ. A
-row whose case a report lacks is left out, and so is a table without rows.
+the ``<!-- /bench -->`` after it, and draws the picture where its figures changed; with ``--check`` it changes
+nothing and exits with 1 where they differ. A row whose case a report lacks is left out, and so is a table
+without rows.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from . import headline, numerics
 from .accuracy import shown
 from .case import OURS
+from .committed import ERRORS, NETWORKS, Document, Reports, median, step
 from .report import seconds
 
 ROOT = Path(__file__).resolve().parents[1]
-MACHINE = "epyc-zen4"
+PICTURE = Path("docs", "headline.svg")
 
 _OPENING = re.compile(r"<!-- bench:(.*?) -->")
 _BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
-_NETWORKS = ("17-64-64-6, 32", "784-28-10, 64", "784-128-10, 64", "784-512-10, 128", "784-1024-1024-10, 512")
 _CRITICS = ("tanh 23-64-64-1, 256", "relu 23-256-256-1, 256")
 _SIDES = {
     OURS: "`TrainStep`",
@@ -49,6 +49,27 @@ _PROGRAM_SIDES = {
     "torch.compile": "`torch.compile`",
     "JAX": "JAX jit",
 }
+# Report, op and shape of what README names besides the training steps in its picture; and how it calls it.
+_HEADLINES = {
+    ("1thread", "epoch of 64 steps", "784-28-10, batch 64"): "`epoch`: a step of 784-28-10, batch 64",
+    ("1thread-programs", "program", "PPO 64x64, batch 64"): "`capture`: PPO update, 64 x 64, batch 64",
+    (
+        "1thread-programs",
+        "program",
+        "DQN 4-120-84-2, batch 128",
+    ): "`capture`: DQN update, 120 x 84, batch 128",
+    ("1thread-programs", "program", "SAC 256x256, batch 256"): "`capture`: SAC update, 256 x 256, batch 256",
+    (
+        "1thread-programs",
+        "program",
+        "VAE 784-256-20, batch 128",
+    ): "`capture`: VAE update, 784-256-20, batch 128",
+    ("1thread", "cross_entropy forward+backward", "512x32000"): "cross-entropy and gradient, 512 x 32000",
+    ("1thread", "gram backward", "256x3136"): "Gram matrix, backward, 256 x 3136",
+    ("1thread", "adam", "784-28-10 MLP, 4 tensors"): "Adam, the 4 parameters of 784-28-10",
+    ("1thread", "linear + bias + relu forward", "1024x1024x1024"): "linear + bias + ReLU, 1024 x 1024 x 1024",
+}
+_HEADLINE_SIDES = {OURS: "fastnn", "torch": "torch", "torch.compile": "`torch.compile`", "JAX": "JAX jit"}
 _BOTH = {"1thread": ", one thread", "2threads": ", two threads"}
 _SMALL_MLP = "784-28-10 MLP, 4 tensors"
 # Op, shape and dtype of a case, and how README calls it.
@@ -84,30 +105,7 @@ _OPS = {
     ("clip_grad_norm", _SMALL_MLP, "float32"): "gradient clipping by norm, the 4 parameters",
 }
 
-Document = Mapping[str, Any]
 Cells = Sequence[str]
-
-
-class Reports:
-    """The JSON files of one machine in a folder; one that is not there has no results."""
-
-    def __init__(self, folder: Path, machine: str = MACHINE) -> None:
-        self._folder, self._machine = folder, machine
-
-    def document(self, name: str) -> Document:
-        path = self._folder / f"{self._machine}-{name}.json"
-        if not path.exists():
-            return {}
-        document: Document = json.loads(path.read_text(encoding="utf-8"))
-        return document
-
-    def results(self, name: str) -> dict[tuple[str, str, str], Document]:
-        """Of each case that was not refused, by op, shape and dtype."""
-        return {
-            (result["op"], result["shape"], result["dtype"]): result
-            for result in self.document(name).get("results", ())
-            if not result["refused"]
-        }
 
 
 def _table(headers: Cells, rows: Sequence[Cells], left: int = 1) -> str:
@@ -116,11 +114,6 @@ def _table(headers: Cells, rows: Sequence[Cells], left: int = 1) -> str:
         return ""
     marks = ["---"] * left + ["---:"] * (len(headers) - left)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (headers, marks, *rows))
-
-
-def _median(result: Document, side: str) -> float:
-    value: float = result["times"][side]["seconds"]["median"]
-    return value
 
 
 def _ratio(value: float) -> str:
@@ -137,23 +130,37 @@ def _steps(
 ) -> str:
     """Seconds of one step: a row for each network and report, a column for each side that took part.
 
-    `names` has, by report, what its rows say behind the network.
+    `names` has, by report, what its rows say after the network.
     """
     found = {
         network + said: result
         for name, said in names.items()
         for network in networks
-        if (result := reports.results(name).get((op, network.replace(", ", ", batch "), "float32")))
+        if (result := step(reports, name, op, network))
     }
     present = [side for side in sides if any(side in result["times"] for result in found.values())]
     rows = [
         [
             row,
-            *(seconds(_median(result, side) / steps) if side in result["times"] else "" for side in present),
+            *(seconds(median(result, side) / steps) if side in result["times"] else "" for side in present),
         ]
         for row, result in found.items()
     ]
     return _table(["network, batch", *(sides[side] for side in present)], rows)
+
+
+def _headlines(reports: Reports) -> str:
+    """Seconds of what README names, and how many times as fast as torch's that is."""
+    rows = []
+    for (name, op, shape), said in _HEADLINES.items():
+        if result := reports.results(name).get((op, shape, "float32")):
+            steps = 64 if op.startswith("epoch of 64") else 1
+            times = (
+                seconds(median(result, side) / steps) if side in result["times"] else ""
+                for side in _HEADLINE_SIDES
+            )
+            rows.append([said, *times, _ratio(result["speedups"]["torch"]["median"])])
+    return _table(["one thread, float32", *_HEADLINE_SIDES.values(), "over torch"], rows)
 
 
 def _programs(reports: Reports) -> str:
@@ -161,12 +168,28 @@ def _programs(reports: Reports) -> str:
     rows = [
         [
             shape,
-            *(seconds(_median(result, side)) if side in result["times"] else "" for side in _PROGRAM_SIDES),
+            *(seconds(median(result, side)) if side in result["times"] else "" for side in _PROGRAM_SIDES),
             _ratio(result["speedups"]["torch"]["median"]),
         ]
         for (_, shape, _), result in reports.results("1thread-programs").items()
     ]
     return _table(["update", *_PROGRAM_SIDES.values(), "over torch"], rows)
+
+
+def _floors(reports: Reports) -> str:
+    """The arithmetic of a step at the peak of one thread, and what the step takes."""
+    peaks = reports.document("1thread").get("peaks", ())
+    found = {network: step(reports, "1thread", "training step", network) for network in NETWORKS}
+    rows = [
+        [
+            network,
+            seconds(result["flops"] / peaks[0]["fma_float32"]),
+            *(seconds(median(result, side)) for side in (OURS, "torch")),
+        ]
+        for network, result in found.items()
+        if result is not None and peaks
+    ]
+    return _table(["network, batch", "products at the peak", "`TrainStep`", "torch"], rows)
 
 
 def _speedup(result: Document | None) -> str:
@@ -182,7 +205,7 @@ def _speedup(result: Document | None) -> str:
 def _ops(reports: Reports) -> str:
     one, two = reports.results("1thread"), reports.results("2threads")
     rows = [
-        [name, seconds(_median(one[case], OURS)), _speedup(one[case]), _speedup(two.get(case))]
+        [name, seconds(median(one[case], OURS)), _speedup(one[case]), _speedup(two.get(case))]
         for case, name in _OPS.items()
         if case in one
     ]
@@ -213,6 +236,14 @@ def _accuracy(reports: Reports) -> str:
     return _table(list(columns.values()), [row] if row else [], left=0)
 
 
+def _numerics(reports: Reports) -> str:
+    document = reports.document("1thread-numerics", ERRORS)
+    if not document:
+        return ""
+    isa, torch = document["machine"]["isa"], document["versions"]["torch"].partition("+")[0]
+    return _headed(f"{isa}, torch {torch}:", _table(numerics.HEADERS, numerics.rows(document)))
+
+
 def _web(reports: Reports) -> str:
     """Seconds of a step in a browser, and how many times as fast fastnn's is."""
     columns = {
@@ -226,7 +257,7 @@ def _web(reports: Reports) -> str:
         rows.append(
             [
                 shape.replace(", batch", ","),
-                *(seconds(_median(result, side)) + speedups.get(side, "") for side in columns),
+                *(seconds(median(result, side)) + speedups.get(side, "") for side in columns),
             ]
         )
     return _table(["network, batch", *columns.values()], rows)
@@ -242,14 +273,17 @@ _CRITIC_TEXT = (
 )
 
 TABLES: dict[str, Callable[[Reports], str]] = {
-    "step-1thread": lambda reports: _steps(reports, {"1thread": ""}, "training step", _NETWORKS, _SIDES),
-    "step-2threads": lambda reports: _steps(reports, {"2threads": ""}, "training step", _NETWORKS, _SIDES),
+    "headlines": _headlines,
+    "step-1thread": lambda reports: _steps(reports, {"1thread": ""}, "training step", NETWORKS, _SIDES),
+    "step-2threads": lambda reports: _steps(reports, {"2threads": ""}, "training step", NETWORKS, _SIDES),
     "epoch": lambda reports: _steps(
-        reports, {"1thread": ""}, "epoch of 64 steps", _NETWORKS, _EPOCH_SIDES, 64
+        reports, {"1thread": ""}, "epoch of 64 steps", NETWORKS, _EPOCH_SIDES, 64
     ),
     "critic": lambda reports: _headed(_CRITIC_TEXT, _steps(reports, _BOTH, "critic step", _CRITICS, _SIDES)),
     "accuracy": _accuracy,
+    "floors": _floors,
     "programs": _programs,
+    "numerics": _numerics,
     "web": _web,
     "ops": _ops,
     "memory": lambda reports: _headed(
@@ -259,32 +293,46 @@ TABLES: dict[str, Callable[[Reports], str]] = {
 }
 
 
-def rewritten(text: str, reports: Reports) -> str:
-    """`text` with the tables of `reports` between its markers.
+def rewritten(text: str, reports: Reports, name: str) -> str:
+    """The `text` of the file `name` with the tables of `reports` between its markers.
 
     Raises:
         ValueError: a marker names no table or is not closed.
     """
     found = [block[2] for block in _BLOCK.finditer(text)]
     if found != _OPENING.findall(text) or not set(found) <= set(TABLES):
-        raise ValueError(f"README.md: expected closed markers of {', '.join(TABLES)}; found {found}")
+        raise ValueError(f"{name}: expected closed markers of {', '.join(TABLES)}; found {found}")
     return _BLOCK.sub(lambda block: block[1] + TABLES[block[2]](reports) + block[3], text)
 
 
+def pages(root: Path = ROOT) -> list[Path]:
+    """The files that may have markers."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Rewrite README.md, or with ``--check`` tell whether that would change it."""
+    """Rewrite tables and picture, or with ``--check`` tell whether that would change them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where they differ")
     options = parser.parse_args(arguments)
-    path = root / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = rewritten(before, Reports(root / "benchmarks" / "results"))
-    if before == after:
-        return 0
-    if options.check:
-        print("README.md differs from benchmarks/results: run python -m benchmarks.readme", file=sys.stderr)
+    reports = Reports(root / "benchmarks" / "results")
+    differing = []
+    for path in pages(root):
+        name = path.relative_to(root).as_posix()
+        before = path.read_text(encoding="utf-8")
+        after = rewritten(before, reports, name)
+        if before != after:
+            differing.append(name)
+            if not options.check:
+                path.write_text(after, encoding="utf-8")
+    if headline.outdated(root / PICTURE, reports):
+        differing.append(PICTURE.as_posix())
+        if not options.check:
+            headline.draw(root / PICTURE, reports)
+    if options.check and differing:
+        names = ", ".join(differing)
+        print(f"{names} differ from benchmarks/results: run python -m benchmarks.readme", file=sys.stderr)
         return 1
-    path.write_text(after, encoding="utf-8")
     return 0
 
 

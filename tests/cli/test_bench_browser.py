@@ -1,4 +1,4 @@
-"""The report of what is measured in a browser, and its table in README.md."""
+"""The report of what is measured in a browser, and its table in the docs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastnn.cli import bench
 
 browser = bench.load_benchmarks("browser")
 readme = bench.load_benchmarks("readme")
+committed = bench.load_benchmarks("committed")
 
 
 def quartiles(median: float) -> dict[str, float]:
@@ -46,9 +47,9 @@ def test_the_report() -> None:
     assert "97.5%" not in browser.to_markdown({**document(), "accuracy": None})
 
 
-def test_the_table_of_the_readme(tmp_path: Path) -> None:
-    (tmp_path / f"{readme.MACHINE}-web.json").write_text(json.dumps(document()))
-    text = readme.rewritten("<!-- bench:web -->\n<!-- /bench -->\n", readme.Reports(tmp_path))
+def test_the_table_of_the_docs(tmp_path: Path) -> None:
+    (tmp_path / f"{committed.MACHINE}-web.json").write_text(json.dumps(document()))
+    text = readme.rewritten("<!-- bench:web -->\n<!-- /bench -->\n", committed.Reports(tmp_path), "page")
     assert text.splitlines()[1:-1] == [
         "| network, batch | fastnn | TensorFlow.js, wasm | TensorFlow.js, cpu |",
         "| --- | ---: | ---: | ---: |",

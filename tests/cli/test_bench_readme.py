@@ -1,4 +1,4 @@
-"""The tables of README.md come from the committed reports."""
+"""The tables of README.md and docs/, and README's picture, come from the committed reports."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from fastnn.cli import bench
 
 readme = bench.load_benchmarks("readme")
+headline = bench.load_benchmarks("headline")
+committed = bench.load_benchmarks("committed")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,13 +21,14 @@ def report(seconds: float, **more: Any) -> dict[str, Any]:
     """Two steps, one of them refused, an op, and what `more` adds."""
 
     def result(op: str, shape: str, refused: str | None = None) -> dict[str, Any]:
-        sides = ("fastnn", "torch", "torch fused")
+        times = {"fastnn": seconds, "torch": 2 * seconds, "torch fused": 1.5 * seconds}
         return {
             "op": op,
             "shape": shape,
             "dtype": "float32",
             "refused": refused,
-            "times": {side: {"seconds": {"median": seconds}} for side in sides},
+            "flops": 3e6,
+            "times": {side: {"seconds": {"median": median}} for side, median in times.items()},
             "speedups": {"torch": {"median": 12.0}, "torch fused": {"median": 1.5}},
         }
 
@@ -34,21 +37,30 @@ def report(seconds: float, **more: Any) -> dict[str, Any]:
         result("training step", "784-128-10, batch 64", refused="wrong"),
         result("adam", "10M, 100 tensors"),
     ]
-    return {"results": results, **more}
+    machine, versions = {"cpu": "a processor"}, {"torch": "2.0+cpu"}
+    return {
+        "results": results,
+        "peaks": [{"fma_float32": 1e11}],
+        "machine": machine,
+        "versions": versions,
+        **more,
+    }
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A README with three tables to fill, and two reports."""
+    """A README with tables to fill, a page of docs with one more, and two reports."""
     results = tmp_path / "benchmarks" / "results"
     results.mkdir(parents=True)
     memory = {name: {"peak": 3 << 20, "gradients": 1 << 20} for name in ("fastnn", "torch")}
     told = [{"shape": "1x2x3", "dtype": "float32", "sides": memory}]
     for name, document in (("1thread", report(1.5e-3, memory=told)), ("2threads", report(1e-3))):
-        (results / f"{readme.MACHINE}-{name}.json").write_text(json.dumps(document))
+        (results / f"{committed.MACHINE}-{name}.json").write_text(json.dumps(document))
     blocks = (f"<!-- bench:{name} -->\nold\n<!-- /bench -->\n" for name in ("step-1thread", "ops", "epoch"))
-    text = "before\n" + "between\n".join(blocks) + "<!-- bench:memory -->\n<!-- /bench -->\nbehind\n"
+    text = "before\n" + "between\n".join(blocks) + "<!-- bench:memory -->\n<!-- /bench -->\nafter\n"
     (tmp_path / "README.md").write_text(text)
+    (tmp_path / "docs" / "kernels").mkdir(parents=True)
+    (tmp_path / "docs" / "kernels" / "step.md").write_text("<!-- bench:floors -->\n<!-- /bench -->\n")
     return tmp_path
 
 
@@ -56,7 +68,7 @@ EXPECTED = """before
 <!-- bench:step-1thread -->
 | network, batch | `TrainStep` | torch, fused Adam | torch |
 | --- | ---: | ---: | ---: |
-| 784-28-10, 64 | 1.50 ms | 1.50 ms | 1.50 ms |
+| 784-28-10, 64 | 1.50 ms | 2.25 ms | 3.00 ms |
 <!-- /bench -->
 between
 <!-- bench:ops -->
@@ -74,19 +86,52 @@ Peak memory of a forward and backward beyond what it starts with, in all and wit
 | --- | ---: | ---: | ---: | ---: |
 | 1 x 2 x 3, float32 | 3 MB | 2 MB | 3 MB | 2 MB |
 <!-- /bench -->
-behind
+after
+"""
+
+EXPECTED_PAGE = """<!-- bench:floors -->
+| network, batch | products at the peak | `TrainStep` | torch |
+| --- | ---: | ---: | ---: |
+| 784-28-10, 64 | 30.0 us | 1.50 ms | 3.00 ms |
+<!-- /bench -->
 """
 
 
 def test_what_reports_lack_is_left_out_and_the_rest_of_the_text_stays(checkout: Path) -> None:
     assert readme.main([], checkout) == 0
     assert (checkout / "README.md").read_text() == EXPECTED
+    assert (checkout / "docs" / "kernels" / "step.md").read_text() == EXPECTED_PAGE
+
+
+def test_the_picture_shows_what_the_reports_say(checkout: Path) -> None:
+    readme.main([], checkout)
+    picture = checkout / readme.PICTURE
+    shown = "784-28-10, 64: fastnn, TrainStep 2.0, torch, fused Adam 1.3"
+    assert f"<dc:description>{shown}</dc:description>" in picture.read_text()
+    drawn = picture.read_bytes()
+    headline.draw(picture, committed.Reports(checkout / "benchmarks" / "results"))
+    assert picture.read_bytes() == drawn  # nothing in it changes from run to run
+
+
+def test_check_tells_of_a_picture_that_shows_something_else(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme.main([], checkout)
+    picture = checkout / readme.PICTURE
+    picture.write_text(picture.read_text().replace("TrainStep 2.0", "TrainStep 2.1"))
+    assert readme.main(["--check"], checkout) == 1
+    assert "docs/headline.svg differ from" in capsys.readouterr().err
+    picture.unlink()
+    assert readme.main(["--check"], checkout) == 1
 
 
 def test_check_tells_and_changes_nothing(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (checkout / "README.md").read_text()
     assert readme.main(["--check"], checkout) == 1
-    assert "README.md differs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "README.md, docs/kernels/step.md, docs/headline.svg differ from benchmarks/results"
+    )
     assert (checkout / "README.md").read_text() == before
     readme.main([], checkout)
     assert readme.main(["--check"], checkout) == 0
@@ -94,7 +139,7 @@ def test_check_tells_and_changes_nothing(checkout: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(("median", "shown"), [(0.923, "0.92 s"), (None, "not reached")])
 def test_an_accuracy_may_not_be_reached(checkout: Path, median: float | None, shown: str) -> None:
-    path = checkout / "benchmarks" / "results" / f"{readme.MACHINE}-2threads-accuracy.json"
+    path = checkout / "benchmarks" / "results" / f"{committed.MACHINE}-2threads-accuracy.json"
     path.write_text(json.dumps({"sides": {"fastnn": {"median_to_target": median}}}))
     (checkout / "README.md").write_text("<!-- bench:accuracy -->\n<!-- /bench -->\n")
     readme.main([], checkout)
@@ -108,13 +153,13 @@ def test_an_accuracy_may_not_be_reached(checkout: Path, median: float | None, sh
 @pytest.mark.parametrize("text", ["<!-- bench:no-such -->\n<!-- /bench -->", "<!-- bench:ops -->\nprose"])
 def test_a_wrong_marker_is_refused(checkout: Path, text: str) -> None:
     (checkout / "README.md").write_text(text)
-    with pytest.raises(ValueError, match="expected closed markers of step-1thread"):
+    with pytest.raises(ValueError, match=r"README.md: expected closed markers of headlines, step-1thread"):
         readme.main([], checkout)
     assert (checkout / "README.md").read_text() == text
 
 
 @pytest.mark.skipif(not (ROOT / "benchmarks" / "results").is_dir(), reason="needs the committed reports")
-def test_the_committed_readme_agrees_with_the_committed_reports() -> None:
+def test_the_committed_pages_agree_with_the_committed_reports() -> None:
     assert readme.main(["--check"], ROOT) == 0
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(f"<!-- bench:{name} -->" in text for name in readme.TABLES)
+    text = "".join(page.read_text(encoding="utf-8") for page in readme.pages(ROOT))
+    assert all(text.count(f"<!-- bench:{name} -->") == 1 for name in readme.TABLES)

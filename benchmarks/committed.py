@@ -1,0 +1,48 @@
+"""The committed reports, as README.md and docs/ show them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MACHINE = "epyc-zen4"
+ERRORS = "avx2"  # the machine of the rounding errors, which depend on nothing but its instruction set
+# Sizes of the layers, and batch, of the training steps that are shown, the smallest first.
+NETWORKS = ("17-64-64-6, 32", "784-28-10, 64", "784-128-10, 64", "784-512-10, 128", "784-1024-1024-10, 512")
+
+Document = Mapping[str, Any]
+
+
+class Reports:
+    """The JSON files of one machine in a folder; one that is not there has no results."""
+
+    def __init__(self, folder: Path, machine: str = MACHINE) -> None:
+        self._folder, self._machine = folder, machine
+
+    def document(self, name: str, machine: str | None = None) -> Document:
+        path = self._folder / f"{machine or self._machine}-{name}.json"
+        if not path.exists():
+            return {}
+        document: Document = json.loads(path.read_text(encoding="utf-8"))
+        return document
+
+    def results(self, name: str) -> dict[tuple[str, str, str], Document]:
+        """Of each case that was not refused, by op, shape and dtype."""
+        return {
+            (result["op"], result["shape"], result["dtype"]): result
+            for result in self.document(name).get("results", ())
+            if not result["refused"]
+        }
+
+
+def step(reports: Reports, name: str, op: str, network: str) -> Document | None:
+    """The result of a step of one of `NETWORKS`, or of a network that is written like them."""
+    return reports.results(name).get((op, network.replace(", ", ", batch "), "float32"))
+
+
+def median(result: Document, side: str) -> float:
+    """Seconds that a side took."""
+    value: float = result["times"][side]["seconds"]["median"]
+    return value
