@@ -35,82 +35,33 @@ class TrainStep:
         optimizer.step()
         loss = loss.detach()
 
-    and ``step(obs, act, y)`` the same with ``model(obs, act)``: all arguments but the last are the model's.
+    All arguments but the last are the model's: ``step(obs, act, y)``. Parameters and optimizer state stay in
+    model and optimizer: evaluate, save, load, schedule and change options, also the step's, between calls.
 
-    Parameters, buffers and the optimizer's state stay where they are, in the model and the optimizer, and are
-    valid after each call: evaluate, save, load, schedule the learning rate and change any option between
-    calls as ever.
-
-    One native call does all of it, from the first call on and for batches of any size, where
-
-    - the model is a chain of ``Linear``, each with or without ReLU, sigmoid, tanh, GELU or SiLU after it:
-      ``Sequential`` or :class:`fastnn.nn.MLP`; ``Flatten()`` may come first and ``LogSoftmax`` last,
-    - the loss is cross-entropy with class indices or class probabilities, ``NLLLoss`` where the model ends in
-      a log_softmax (along dimension 1 or -1; no other loss is native there), ``MSELoss``, ``L1Loss``,
-      ``SmoothL1Loss``, ``HuberLoss`` or ``BCEWithLogitsLoss`` (whose weights are a number or one for each
-      class), reduced by mean or sum; as module of torch or fastnn or as function, whose options only the
-      module has; a target of numbers has the shape and dtype of the output,
-    - the optimizer is Adam, AdamW, SGD, RMSprop or Adagrad, fastnn's or torch's own, and has the parameters
-      of the chain and no other,
-    - input, parameters and gradients are float32 or float64 tensors on the CPU, the parameters contiguous.
-
-    Any other model, loss and optimizer is recorded by :func:`fastnn.capture`: of each kind of batch (shapes,
-    strides, dtypes) the first calls run eagerly, the third is compared with torch, and from then on a step is
-    one native call, for the eight kinds that came last. It is recorded anew when anything it depends on
-    has changed: attributes, parts and classes of the modules, requires_grad, global variables and those of
-    enclosing functions that a forward or a loss reads. Side effects of these, such as printing, happen in
-    eager steps only.
-
-    Hooks (of modules and optimizers, of parameters and their gradient accumulators, for saved tensors) and
-    what cannot be recorded (``.item()``, control flow on values, a model that changes itself in each step)
-    make steps eager, about as fast as the loop, with one warning for each reason
-    (:class:`fastnn.EagerStepWarning`); ``fastnn.explain(step, x, y)``, which takes a step, says why at any
-    time, and ``native=True`` makes it an error. After an obstacle that was met several times in a row is
-    gone, it may take some tens of steps until that is noticed; `epoch` looks each time.
-    Subnormal numbers are flushed to zero in the native call. Steps are taken under ``torch.no_grad()`` too,
-    not under ``torch.inference_mode()``.
-
-    On a CUDA device such chains have their step captured in a CUDA graph where the loss is cross-entropy or
-    ``MSELoss`` and the optimizer Adam, AdamW or SGD, in float32, float64, bfloat16 or float16 (tested on an
-    emulator, not yet on a GPU): the first two calls with a kind of batch (shape, strides and dtype of input
-    and target) run eagerly, the third captures the step, which waits for the device, and from then on a step
-    is a copy of the batch and one replay, with the loss in a tensor of its own. Four kinds are captured,
-    others run eagerly. Parameters are updated by fastnn's kernels, also for torch's own optimizer. What the
-    optimizer's groups say of lr, betas, eps, weight decay, momentum and dampening is read at each call; other
-    options, replaced parameters, states or tensors (as by ``load_state_dict`` of an optimizer), another
-    stream or other settings for matrix products are captured anew after some eager calls. Inside a CUDA graph
-    of your own the step runs eagerly. A class index that is out of range gives a loss of NaN and parameters
-    of NaN, and raises at the next call; ``FASTNN_CHECK=1`` turns graphs off and raises at once.
-
-    The arguments are attributes and may be changed between calls. Calls from several threads wait for each
-    other.
-
-    Native steps give the same results, bit by bit, for every number of threads and from run to run. They give
-    the eager path's numbers within rounding: measured against the same steps in float64, the norm of the
-    error of each parameter, and that of the losses, is at most three times the eager path's, plus eps of what
-    it is the error of (as the tests see it, after ten steps in float32; of RMSprop and Adagrad with an
-    ``eps`` of 1e-4: with their default, rounding decides the first step of a weight whose gradient is nearly
-    0, in either path).
+    A chain of ``Linear`` and activations with one of the usual losses and Adam, AdamW, SGD, RMSprop or
+    Adagrad, in float32 or float64 on the CPU, is one native call from the first one on; on a CUDA device its
+    step is captured in a CUDA graph. Any other model is recorded as by :func:`fastnn.capture`: three calls
+    with a kind of batch run eagerly, and it is recorded again when anything it depends on has changed. Hooks
+    and what cannot be recorded make steps eager, with one warning for each reason
+    (:class:`fastnn.EagerStepWarning`); ``fastnn.explain(step, x, y)``, which takes a step, says why. Native
+    steps give the same bits for every number of threads, and torch's numbers within rounding; subnormal
+    numbers are flushed to zero. ``docs/train-step.md`` has all of this in full.
 
     Args:
         model: any module.
         loss: called with the model's output and the target; a module or a function that returns a scalar.
         optimizer: of the model's parameters; not LBFGS.
-        max_norm: clips the gradients to this norm over all of them, as
-            :func:`torch.nn.utils.clip_grad_norm_` does; None leaves them as they are.
-        keep_grad: whether the parameters' ``.grad`` holds the (clipped) gradients after the call, in
-            tensors that the next call may write over: clone what is to be kept. Otherwise it is None.
-        mean: of images given as uint8, which become :math:`(x / 255 - \text{mean}) / \text{std}` in the dtype
-            of the model's parameters: in units after the division by 255, where a ``fastnn.data.Dataset`` has
-            its own in pixels, so give ``mean=data.mean / 255``.
+        max_norm: clips the norm of all gradients, as :func:`torch.nn.utils.clip_grad_norm_` does.
+        keep_grad: whether ``.grad`` holds the (clipped) gradients after the call, in tensors that the next
+            call may write over. Otherwise it is None.
+        mean: of images given as uint8, which become :math:`(x / 255 - \text{mean}) / \text{std}`; in units
+            after the division, so give ``data.mean / 255`` of a ``fastnn.data.Dataset``.
         std: see `mean`.
         native: whether a step that would have to run eagerly raises RuntimeError instead, with the reason and
-            before anything is changed; only that a step cannot be recorded is found out by taking it. Where
-            fastnn is switched off, and before a step is recorded or captured, steps run eagerly all the same.
+            before anything is changed; only that a step cannot be recorded is found out by taking it.
 
     Raises:
-        TypeError: `model` is no module, `loss` not callable, or `optimizer` no optimizer or one that
-            evaluates the loss several times a step (LBFGS).
+        TypeError: `model` is no module, `loss` not callable, or `optimizer` no optimizer or LBFGS.
         ValueError: `max_norm` is negative, `mean` or `std` not finite, `std` 0, or `optimizer` has no
             parameter of `model`.
     """
@@ -186,7 +137,7 @@ class TrainStep:
             IndexError: a class index is out of range; nothing has been updated then. On CUDA one of an
                 earlier call may be meant, which has updated: see above.
             RuntimeError: the step cannot run natively, and `native` is set.
-            Whatever else model, loss and optimizer raise.
+            Exception: whatever else model, loss and optimizer raise.
         """
         if target is not _LAST:
             inputs = (input, *rest)
@@ -248,7 +199,7 @@ class TrainStep:
                 taken. Where one launch takes all steps, none is then: the losses are NaN, and it is a later
                 call of a fastnn function that raises, or under ``FASTNN_CHECK=1`` this one. Step counts that
                 the optimizer keeps on the host include the epoch until the error is raised.
-            Whatever else model, loss and optimizer raise.
+            Exception: whatever else model, loss and optimizer raise.
         """
         with self._lock:
             return run_epoch(self._runner, images, labels, batch_size, permutation, lr)
