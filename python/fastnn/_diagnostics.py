@@ -96,7 +96,7 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
         :class:`Explanation`; print it to see a table.
 
     Raises:
-        Whatever `fn` raises.
+        Exception: whatever `fn` raises.
     """
     seen: list[Decision | Conversion] = []
     with _dispatch.recording(seen.append):

@@ -87,7 +87,7 @@ def capture(
         RuntimeError: see `native`.
         IndexError, RuntimeError: an index is out of range, as torch's op has it; what came before it has been
             done, as in torch, but gradients that are new tensors are not yet in ``.grad``.
-        Whatever `fn` raises.
+        Exception: whatever `fn` raises.
     """
     if fn is None:
         return functools.partial(capture, native=native, check=check, keep_grad=keep_grad)
