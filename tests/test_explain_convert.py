@@ -56,7 +56,7 @@ def test_the_table() -> None:
         "net.3    Dropout     -                     no counterpart",
         "net.4    Sequential  fastnn.nn.Sequential  one op: 0 to 1",
         "net.4.0  Linear      fastnn.nn.Linear",
-        "net.4.1  Tanh        -                     no counterpart; fuses behind a Linear in a Sequential",
+        "net.4.1  Tanh        -                     no counterpart; fuses after a Linear in a Sequential",
         "norm     LayerNorm   -                     no counterpart",
         "head     Wider       -                     a subclass of torch.nn.Linear",
     ]

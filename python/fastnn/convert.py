@@ -36,7 +36,7 @@ def convert(target: T) -> T:
 
     These are ``Linear``, ``ReLU``, ``CrossEntropyLoss`` and ``Sequential`` (which then runs each stretch of
     ``Linear`` and activation as one op), the root included, and the optimizers ``Adam``, ``AdamW``, ``SGD``,
-    ``Adagrad`` and ``RMSprop``, amid a training too. Only the class of an object changes: its identity,
+    ``Adagrad`` and ``RMSprop``, in mid-training too. Only the class of an object changes: its identity,
     parameters, buffers, hooks, the training flag, sharing between places of the model, an optimizer's state,
     groups, learning rate schedulers and the keys of every state_dict stay. A ``forward`` that is written by
     hand runs as written, its layers one by one.
@@ -161,7 +161,7 @@ def _fusion(part: Any) -> str | None:
         return None
     if not is_only_forward(part):
         return "never fuses: it has a hook, a replaced forward or a compiled one"
-    return "fuses behind a Linear in a Sequential" if activation not in (None, "relu") else None
+    return "fuses after a Linear in a Sequential" if activation not in (None, "relu") else None
 
 
 def _take_step_along(optimizer: torch.optim.Optimizer, counterpart: Any) -> str | None:
