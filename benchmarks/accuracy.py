@@ -138,7 +138,7 @@ def race(data: Dataset, seed: int) -> dict[str, Contestant]:
 
 
 def median_time(values: Sequence[float | None]) -> float | None:
-    """A run that never got there counts as one without end."""
+    """A run that never got there is taken as one without end."""
     median = statistics.median(float("inf") if value is None else value for value in values)
     return None if median == float("inf") else median
 

@@ -104,7 +104,7 @@ def without_gradients() -> None:
     with torch.no_grad():
         claim("inside no_grad nothing is remembered", (x * 2).requires_grad, False)
     claim("outside it is", (x * 2).requires_grad, True)
-    (x * (x * x).detach()).backward()  # what is detached counts as a constant, 9
+    (x * (x * x).detach()).backward()  # what is detached is a constant, 9
     claim("d(x * detach(x^2))/dx at 3", x.grad, 9.0)
 
     model = fastnn.nn.MLP([4, 8, 2])

@@ -81,7 +81,7 @@ def every_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda), "recorded"])
 def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Graphs:
-    """Capture training steps in CUDA graphs, where there is a GPU, and in what stands in for them."""
+    """Capture training steps in CUDA graphs, where there is a GPU, and in what replaces them."""
     return set_up(request, monkeypatch)
 
 
@@ -93,6 +93,6 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _own_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The quick answer to what runs natively pauses after a tensor that it cannot read, for a thousand calls:
-    in one test, not in those behind it."""
+    in one test, not in those after it."""
     if _dispatch.cpu is not None:
         monkeypatch.setattr(_dispatch, "_is_plain_call", _dispatch._plain_call())

@@ -21,7 +21,7 @@ def _tool(name: str) -> str | None:
 pytestmark = [
     pytest.mark.skipif(not CMAKE.is_dir(), reason="the checkout is not here"),
     pytest.mark.skipif(_tool("cmake") is None or _tool("ninja") is None, reason="needs cmake and ninja"),
-    pytest.mark.skipif(os.name != "posix", reason="the stand-ins are scripts of a shell"),
+    pytest.mark.skipif(os.name != "posix", reason="the substitutes are scripts of a shell"),
 ]
 
 Done = subprocess.CompletedProcess[str]

@@ -1,7 +1,7 @@
 """A peer in a process of its own: started, asked and timed from here.
 
 The process is stopped while nobody asks it anything: the threads of an idle library go on spinning for a
-while and would take a processor from whoever is measured next.
+while and would take a processor from the side that is measured next.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
 
     ``explain(fastnn.convert, model)`` reports what became of each module, why others stayed, and which
     stretches of a ``Sequential`` run as one op when it is called. Backward ops that run inside `fn` are
-    reported too. What other threads do meanwhile is mixed in. Of a captured function the programs are told:
-    their instructions and fused groups, the ops that torch runs and why, their memory, and what the
+    reported too, and so is what other threads do at the same time. Of a captured function the programs are
+    shown: their instructions and fused groups, the ops that torch runs and why, their memory, and what the
     comparison with torch said.
 
     Args:

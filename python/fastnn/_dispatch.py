@@ -280,7 +280,7 @@ def torch_reason(*tensors: Tensor | None, cuda: bool = False) -> str | None:
     for t in tensors:
         if t is None:
             if dtype is None:
-                return "NoneType is not a tensor"  # only arguments behind the first are optional
+                return "NoneType is not a tensor"  # only arguments after the first are optional
             continue
         reason = _tensor_reason(t, on_cuda)
         if reason is not None:
@@ -309,12 +309,12 @@ def decide(op: str, reason: str | None) -> bool:
 
 
 def is_recording() -> bool:
-    """Whether anybody is told what `record` is given."""
+    """Whether a recorder sees what `record` is given."""
     return bool(_recorders)
 
 
 def record(what: Decision | Conversion) -> None:
-    """Tell it to whoever records."""
+    """Tell it to those that record."""
     for recorder in _recorders:
         recorder(what)
 

@@ -1,4 +1,4 @@
-"""Whether a program has replaced what native code stands in for: functions and classes of torch or fastnn.
+"""Whether a program has replaced what native code replaces: functions and classes of torch or fastnn.
 
 ``torch.nn.Linear.forward = mine`` is how some libraries add their adapters. Native code that runs instead of
 such a name would pass it by, so it asks here first. What was replaced before fastnn was imported is found
@@ -104,14 +104,14 @@ class Names:
         return None
 
 
-# What single ops stand in for, which each of their calls asks about.
+# What single ops do the work of, which each of their calls asks about.
 functions = Names(
     [
         *((F, name) for name in ("linear", "relu", "silu", "gelu", "cross_entropy")),
         *((torch, name) for name in ("relu", "sigmoid", "tanh")),
     ]
 )
-# What only a training step stands in for.
+# What only a training step does the work of.
 losses = Names(
     [
         *((F, name) for name in _losses.KINDS if name != "cross_entropy"),
@@ -138,7 +138,7 @@ classes = Names(
 
 
 def replaced_function() -> str | None:
-    """Why no op may run natively: a function of torch that it stands in for was replaced; else None."""
+    """Why no op may run natively: a function of torch whose work it does was replaced; else None."""
     return functions.replaced()
 
 

@@ -71,7 +71,7 @@ def tensors(x: Any) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def op_db() -> Iterator[Any]:
-    """Imports torch's list; of expecttest, which it needs and the samples do not, a stand-in will do."""
+    """Imports torch's list; of expecttest, which it needs and the samples do not, a substitute will do."""
     with pytest.MonkeyPatch.context() as patch:
         stand_in: Any = types.ModuleType("expecttest")
         stand_in.TestCase = unittest.TestCase

@@ -1,6 +1,6 @@
 """`fastnn.capture` on a CUDA device: torch's kernels in a graph, the numbers of the eager function.
 
-On a GPU the graphs are real; elsewhere tests/support/recorded_graph.py stands in for them.
+On a GPU the graphs are real; elsewhere tests/support/recorded_graph.py replaces them.
 """
 
 from __future__ import annotations

@@ -288,7 +288,7 @@ def test_numbers_that_another_thread_draws_once() -> None:
 
     def fn(x: Tensor) -> Tensor:
         if len(drawn) == 1:
-            random.seed(5)  # stands in for another thread
+            random.seed(5)  # as another thread would
         drawn.append(random.Random)
         return x * 2
 

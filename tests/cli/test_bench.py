@@ -71,7 +71,7 @@ def test_quartiles() -> None:
 
 def test_speedup_is_the_median_of_the_ratios_within_rounds() -> None:
     machine = FakeMachine()
-    # A calibration, then three rounds, each behind a call that is not timed.
+    # A calibration, then three rounds, each after a call that is not timed.
     ours, theirs = iter([1, 1, 9, 1, 9, 2, 9, 4]), iter([1, 1, 9, 4, 9, 2, 9, 6])
 
     def timed(times: Any) -> Callable[[], Any]:

@@ -111,7 +111,7 @@ def test_without_a_home_directory_there_are_the_digits(tmp_path: Path, miniature
     assert load_mnist(None, refuse, files=miniature.files).source == str(given)
 
 
-# That may be neither read nor written, whoever runs the tests: names are at most 255 bytes long.
+# That may be neither read nor written, no matter who runs the tests: names are at most 255 bytes long.
 FORBIDDEN = "x" * 300
 
 

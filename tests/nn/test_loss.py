@@ -1,4 +1,4 @@
-"""nn.CrossEntropyLoss stands in for torch's."""
+"""nn.CrossEntropyLoss replaces torch's."""
 
 from __future__ import annotations
 

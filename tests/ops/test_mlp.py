@@ -22,7 +22,7 @@ from fastnn.ops.linear import (
 )
 from fastnn.ops.mlp import Layer, mlp
 
-# sizes, activation behind each layer
+# sizes, activation after each layer
 CHAINS = [
     ([7, 5], [None]),
     *(([7, 5], [activation]) for activation in ACTIVATIONS[1:]),
@@ -93,7 +93,7 @@ def reference(x: Tensor, layers: list[Layer], dy: Tensor) -> tuple[Tensor, list[
 
 
 def assert_near(actual: Tensor | None, expected: Tensor) -> None:
-    # Errors of a sum carry through the layers behind it; each layer's are about eps times the norm of what it
+    # Errors of a sum carry through the layers after it; each layer's are about eps times the norm of what it
     # adds up, and a value that was rounded the other way in 16 bits moves its successors by a unit or two.
     assert actual is not None
     eps = torch.finfo(actual.dtype).eps

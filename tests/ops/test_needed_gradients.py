@@ -25,7 +25,7 @@ TARGET = torch.tensor([0, 2, 1, 0])
 
 
 class Critic:
-    """A native function behind an actor, and what each of its backwards computed."""
+    """A native function after an actor, and what each of its backwards computed."""
 
     def __init__(self, kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
         def leaf(*shape: int) -> Tensor:

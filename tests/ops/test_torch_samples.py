@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def internal() -> Iterator[Any]:
-    """Imports torch's lists; of expecttest, which they need and the samples do not, a stand-in will do."""
+    """Imports torch's lists; of expecttest, which they need and the samples do not, a substitute will do."""
     with pytest.MonkeyPatch.context() as patch:
         stand_in: Any = types.ModuleType("expecttest")
         stand_in.TestCase = unittest.TestCase

@@ -222,7 +222,7 @@ def test_options_that_are_read_on_the_device(name: str, cuda_device: torch.devic
 
 
 def as_misaligned(t: Tensor, elements: int) -> Tensor:
-    """A copy of `t` that begins so many elements behind a boundary."""
+    """A copy of `t` that begins so many elements after a boundary."""
     return torch.empty(elements + t.numel(), dtype=t.dtype, device=t.device)[elements:].copy_(t)
 
 
@@ -237,7 +237,7 @@ def test_bitwise_the_same_wherever_an_element_lies(
 ) -> None:
     """At another alignment, in another tensor, beside others: the same bits.
 
-    Behind a boundary the state begins as many elements as the parameter (whole packs of all can be read),
+    After a boundary the state begins as many elements as the parameter (whole packs of all can be read),
     half as many (as many bytes of 16-bit parameters: they cannot) or none.
     """
     n = 2 * 4096 + 5

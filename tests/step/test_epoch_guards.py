@@ -100,7 +100,7 @@ def a_long_epoch() -> tuple[fastnn.TrainStep, Tensor, Tensor, Tensor]:
 
 
 def test_interrupted(alarm: Callable[[Callable[[], None]], None]) -> None:
-    """What the step has written counts as written for autograd, and the optimizer's rate is its own."""
+    """Autograd knows of what the step has written, and the optimizer's rate is its own."""
     step, images, labels, order = a_long_epoch()
     step(images, labels)
     weight = step.model[1].weight

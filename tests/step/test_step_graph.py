@@ -1,6 +1,6 @@
 """`TrainStep` on CUDA, captured in a graph: the numbers of the eager step.
 
-On a GPU the graphs are real; elsewhere tests/support/recorded_graph.py stands in for them, with emulated
+On a GPU the graphs are real; elsewhere tests/support/recorded_graph.py replaces them, with emulated
 kernels.
 """
 

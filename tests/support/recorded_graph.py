@@ -1,4 +1,4 @@
-"""A stand-in for a CUDA graph, for tensors of the CPU and the emulated CUDA kernels.
+"""A substitute for a CUDA graph, for tensors of the CPU and the emulated CUDA kernels.
 
 While a body is recorded, every torch operation and every native call is noted with its arguments: numbers,
 tensors by the memory that they have now, dicts and lists as they are now. A replay makes the same calls on

@@ -1,4 +1,4 @@
-// The images that the network is trained on: MNIST where it lies beside the page, else the bundled digits.
+// The images that the network is trained on: MNIST where it is beside the page, else the bundled digits.
 
 import { NoIdxError, readIdx } from "./idx.js";
 

@@ -30,7 +30,7 @@ def capture(
 
     Python runs at the recording only: prints, counters, hooks and whatever else the function does beside its
     tensors do not happen in a replay. Which models, optimizers, tensors and numbers its code finds by name,
-    in variables and attributes, is watched: bound to something else, they make a new recording. What the
+    in variables and attributes, is watched: bound to something else, they lead to a new recording. What the
     function itself rebinds is not, and warned of (UserWarning), as in ``self.n += 1``: do that outside.
 
     ::
@@ -42,7 +42,7 @@ def capture(
 
     Of each signature (shapes, strides and dtypes of the tensors among the arguments, in nested tuples, lists
     and dicts; parameters among them by identity, other arguments by type and equality; grad mode; default
-    dtype) the first call runs as ever, the second is recorded, the third is compared with torch, from the
+    dtype) the first call runs as written, the second is recorded, the third is compared with torch, from the
     same state and random numbers, and from then on a call is one native call. The eight most recent
     recordings are kept, and 64 signatures known; a recording takes some tens of milliseconds. Ops without a
     native instruction are run by torch within it; random numbers come from torch's generator, in torch's
@@ -69,7 +69,7 @@ def capture(
 
     On a CUDA device a recording is a CUDA graph of torch's kernels, made in the third call (not compared with
     anything; never run on hardware so far). Optimizers must be ``capturable``, or SGD; learning rates of Adam
-    and AdamW are read at each call, where another option has changed the function is recorded anew.
+    and AdamW are read at each call, where another option has changed the function is recorded again.
 
     Args:
         fn: a function, method, lambda or module. Without it a decorator is returned.

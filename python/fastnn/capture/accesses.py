@@ -39,7 +39,7 @@ class Accesses:
         self._note(place)
 
     def next_access(self, storage: Storage, place: int) -> int | None:
-        """The first place behind one that reads or writes the storage."""
+        """The first place after one that reads or writes the storage."""
         later = (p for p in self._reads[id(storage)] | self._writes[id(storage)] if p > place)
         return min(later, default=None)
 
@@ -48,11 +48,11 @@ class Accesses:
         return self._reads[id(storage)]
 
     def written_between(self, views: Iterable[View], first: int, last: int) -> bool:
-        """Whether a node behind `first` and before `last` writes a storage of the views."""
+        """Whether a node after `first` and before `last` writes a storage of the views."""
         return any(first < p < last for view in views for p in self._writes[id(view.storage)])
 
     def touched_between(self, view: View, first: int, last: int) -> bool:
-        """Whether a node behind `first` and before `last` reads or writes the storage of the view."""
+        """Whether a node after `first` and before `last` reads or writes the storage of the view."""
         storage = id(view.storage)
         return any(first < p < last for p in self._reads[storage] | self._writes[storage])
 

@@ -1,4 +1,4 @@
-"""What captures ask of CUDA; tests without a GPU put a stand-in for these functions."""
+"""What captures ask of CUDA; tests without a GPU replace these functions."""
 
 from __future__ import annotations
 

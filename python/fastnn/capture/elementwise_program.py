@@ -10,7 +10,7 @@ from fastnn.capture.iteration import Iteration
 from fastnn.capture.micro_ops import NUMBER, TYPES, cost
 
 _BLOCK = 1024  # kBlockValues
-# Registers have room for a vector behind their last value; beginnings that are no multiple of a page apart
+# Registers have room for a vector after their last value; beginnings that are no multiple of a page apart
 # keep loads from waiting for stores to another register.
 _REGISTER_SLACK = 192
 _DIRECT, _UNIFORM, _TOTAL = -1, -2, -3

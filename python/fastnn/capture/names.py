@@ -114,7 +114,7 @@ class Code:
         """Watch what `function` reads; `owner` is the class whose attributes it reads of itself.
 
         Of torch's and fastnn's functions only the names are watched, for somebody may replace what they
-        stand for; what is behind them is not followed.
+        stand for; what they lead to is not followed.
         """
         if not isinstance(function, FunctionType):
             function = wrapped(function)  # in another captured function, for one

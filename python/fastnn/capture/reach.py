@@ -34,7 +34,7 @@ def reached(fn: Any) -> list[Any]:
 
 
 def _beside(fn: Any) -> Iterator[Any]:
-    """What a callable has at hand."""
+    """What a callable can reach."""
     if isinstance(fn, functools.partial):
         yield from (fn.func, *fn.args, *fn.keywords.values())
     elif isinstance(fn, MethodType):

@@ -36,12 +36,12 @@ def why_nothing_fuses() -> str | None:
 
 
 class _Chain(NamedTuple):
-    """Linear layers that run as one op, and where the modules behind them begin."""
+    """Linear layers that run as one op, and where the modules after them begin."""
 
     weights: list[Tensor]
     biases: list[Tensor | None]
     activations: list[str | None]
-    behind: int
+    end: int
 
 
 def _chain(layers: list[torch.nn.Module], start: int) -> _Chain:
@@ -72,25 +72,25 @@ def fused_runs(layers: list[torch.nn.Module]) -> list[range]:
         return []
     runs, i = [], 0
     while i < len(layers):
-        behind = max(_chain(layers, i).behind, i + 1)
-        if behind - i > 1:
-            runs.append(range(i, behind))
-        i = behind
+        end = max(_chain(layers, i).end, i + 1)
+        if end - i > 1:
+            runs.append(range(i, end))
+        i = end
     return runs
 
 
 def _run(layers: list[torch.nn.Module], input: Any) -> Any:
     i = 0
     while i < len(layers):
-        weights, biases, activations, behind = _chain(layers, i)
+        weights, biases, activations, end = _chain(layers, i)
         if len(weights) > 1:
             input = mlp_chain(input, weights, biases, activations)
         elif weights:
             input = linear(input, weights[0], biases[0], activations[0])
         else:
             input = layers[i](input)
-            behind = i + 1
-        i = behind
+            end = i + 1
+        i = end
     return input
 
 
@@ -98,7 +98,7 @@ class Sequential(torch.nn.Sequential):
     """A drop-in for :class:`torch.nn.Sequential` that runs each stretch of `Linear` and activation as one op.
 
     The modules keep their places, names and parameters; only the call differs: consecutive `Linear`
-    modules, each with the activation behind it, are one node of the autograd graph, forward and backward in
+    modules, each with the activation after it, are one node of the autograd graph, forward and backward in
     one native call each. Activations are `ReLU` and torch's ``ReLU``, ``Sigmoid``, ``Tanh``, ``GELU`` and
     ``SiLU``. A module that anyone watches (a hook, a replaced ``forward``, a subclass) is called as
     in torch.
@@ -122,7 +122,7 @@ class Sequential(torch.nn.Sequential):
 
 
 class MLP(Sequential):
-    """Multi-layer perceptron: `Linear` layers with an activation between them, none behind the last.
+    """Multi-layer perceptron: `Linear` layers with an activation between them, none after the last.
 
     ``MLP([784, 128, 10])`` is ``Sequential(Linear(784, 128), ReLU(), Linear(128, 10))``: the same initial
     values for the same seed, the same state_dict keys (``0.weight``, ``0.bias``, ``2.weight`` ...), and the
@@ -140,7 +140,7 @@ class MLP(Sequential):
         input ``(*, sizes[0])``, output ``(*, sizes[-1])``.
 
     Raises:
-        TypeError: `sizes` is no list of ints.
+        TypeError: `sizes` is not a list of ints.
         ValueError: fewer than two sizes, or an unknown ``activation``.
     """
 

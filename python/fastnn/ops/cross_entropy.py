@@ -241,8 +241,8 @@ def cross_entropy(
 
     Where ``input`` requires grad the same pass writes the gradient of the logits, of the size of ``input``.
 
-    On the CPU subnormal numbers count as 0 with class indices and no class weights, and where the gradient is
-    scaled by the incoming one.
+    On the CPU subnormal numbers are flushed to zero with class indices and no class weights, and where the
+    gradient is scaled by the incoming one.
 
     Args:
         input: logits (C), (N, C) or (N, C, d1, ...); float32, float64, bfloat16 or float16, any strides.

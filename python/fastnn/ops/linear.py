@@ -44,7 +44,7 @@ def torch_activation_gradient(grad: Tensor, saved: Tensor, activation: str | Non
     """The gradient before the activation, in torch's own differentiable op.
 
     Args:
-        grad: the gradient behind the activation.
+        grad: the gradient after the activation.
         saved: what went into it for those in `FROM_PREACTIVATION`, else what came out.
         activation: one of `ACTIVATIONS`.
     """
@@ -93,7 +93,7 @@ def _forward(
 class LinearFunction(NativeFunction):
     """Saves what the wanted gradients need: input for dW, weight for dX, and for the activation z or y.
 
-    z is a second output, which nobody sees but the backward of the backward: through it autograd reaches what
+    z is a second output, which only the backward of the backward sees: through it autograd reaches what
     z was computed from, at no cost while it is not asked to.
     """
 

@@ -31,7 +31,7 @@ Parameters of 16 bits
     Parameter, gradient and state together take 8 bytes a parameter with Adam, 12 with float32 state and 16
     with masters; 6, 8 and 12 with SGD's momentum.
 
-    A parameter that is changed between steps, be it by ``load_state_dict`` of its model, is noticed: an
+    A parameter that is changed between steps, as by ``load_state_dict`` of its model, is noticed: an
     element that is not its master rounded becomes the new master. Elements that are set to what they were
     keep theirs, so that model and optimizer are loaded in either order.
 

@@ -38,7 +38,7 @@ class Adagrad(NativeOptimizer, torch.optim.Adagrad):
 
     Raises:
         ValueError: an option out of its range.
-        TypeError: ``state_dtype`` is no dtype.
+        TypeError: ``state_dtype`` is not a dtype.
         RuntimeError: a sparse gradient together with ``weight_decay`` or ``fused``.
 
     Source: Duchi, Hazan and Singer, `Adaptive Subgradient Methods for Online Learning and Stochastic

@@ -38,7 +38,7 @@ class Adam(NativeOptimizer, torch.optim.Adam):
 
     Raises:
         ValueError: an option out of its range.
-        TypeError: ``state_dtype`` is no dtype.
+        TypeError: ``state_dtype`` is not a dtype.
         RuntimeError: a sparse gradient.
 
     Source: Kingma and Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_;

@@ -29,10 +29,10 @@ class NativeOptimizer(Float32State):
 
     _op: ClassVar[str]  # its name among decisions; `<op>_step` is the native function
     _lists: ClassVar[int]  # how many lists torch's function takes
-    _torchs: ClassVar[Any]  # the class of torch's that it stands in for
+    _torchs: ClassVar[Any]  # the class of torch's that it replaces
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Note which class of torch's it stands in for."""
+        """Note which class of torch's it replaces."""
         super().__init_subclass__(**options)
         cls._torchs = _replaced.torchs_class(cls)
 

@@ -45,7 +45,7 @@ def polyak_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tenso
 
     Raises:
         ValueError: there are more targets than sources or fewer, or ``tau`` is not in [0, 1].
-        TypeError: what is given are no tensors, or ``tau`` is no number.
+        TypeError: what is given are not tensors, or ``tau`` is not a number.
         RuntimeError: a source has another shape, dtype or device than its target. Nothing has been written
             then, nor with the other errors.
 

@@ -37,7 +37,7 @@ class RMSprop(NativeOptimizer, torch.optim.RMSprop):
 
     Raises:
         ValueError: an option out of its range.
-        TypeError: ``state_dtype`` is no dtype.
+        TypeError: ``state_dtype`` is not a dtype.
         RuntimeError: a sparse gradient.
 
     Source: Hinton, `Neural Networks for Machine Learning, lecture 6

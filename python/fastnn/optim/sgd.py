@@ -36,7 +36,7 @@ class SGD(NativeOptimizer, torch.optim.SGD):
 
     Raises:
         ValueError: an option out of its range.
-        TypeError: ``state_dtype`` is no dtype.
+        TypeError: ``state_dtype`` is not a dtype.
 
     Source: Sutskever et al., `On the Importance of Initialization and Momentum in Deep Learning
     <https://proceedings.mlr.press/v28/sutskever13.html>`_.

@@ -61,7 +61,7 @@ class TrainStep:
             before anything is changed; only that a step cannot be recorded is found out by taking it.
 
     Raises:
-        TypeError: `model` is no module, `loss` not callable, or `optimizer` no optimizer or LBFGS.
+        TypeError: `model` is not a module, `loss` not callable, or `optimizer` not an optimizer, or LBFGS.
         ValueError: `max_norm` is negative, `mean` or `std` not finite, `std` 0, or `optimizer` has no
             parameter of `model`.
     """
@@ -112,7 +112,7 @@ class TrainStep:
 
     @property
     def programs(self) -> tuple[Any, ...]:
-        """The recordings of a step that is no chain, as :func:`fastnn.capture` has them."""
+        """The recordings of a step that is not a chain, as :func:`fastnn.capture` has them."""
         return self._runner.recorded.programs
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class TrainStep:
         heard between such calls, some 50 ms or one step apart.
 
         On a CUDA device of compute capability 9.0 one launch takes all steps (tested on an emulator, not yet
-        on a GPU), weights and the optimizer's state staying on the chip meanwhile, where they fit: for
+        on a GPU), weights and the optimizer's state staying on the chip between steps, where they fit: for
         ``Linear``, ReLU, ``Linear`` up to about 784-128-10 with biases in float32, plain mean cross-entropy
         over at most 32 classes, contiguous uint8 images, int64 labels, and Adam or AdamW with one group, a
         number as lr and no amsgrad; without `max_norm` and `keep_grad`. It gives the same results, bit by

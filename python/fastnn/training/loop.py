@@ -19,7 +19,7 @@ _TURN = 50
 
 
 class Observer(Protocol):
-    """Whoever wants to watch."""
+    """What watches a training."""
 
     def stepped(self, run: Run, steps: int) -> None:
         """`steps` more steps are taken."""

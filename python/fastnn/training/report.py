@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.json, the pictures, and the table for the terminal."""
+"""What a run leaves: metrics.json, the pictures, and the table for the terminal."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from fastnn.training.schedule import lr_at
 _TESTS = 8
 """Tests in an epoch of a run to a target accuracy: the time to it is known to an eighth of an epoch."""
 
-# Seconds between two looks at whether to stop, and the most steps, for a device may be far behind.
+# Seconds between two looks at whether to stop, and the most steps, for a device may lag by many.
 _LOOK_SECONDS, _MOST_STRIDE = 0.01, 64
 
 

@@ -23,7 +23,7 @@ _REASON = "random numbers are torch's"
     "new_empty_strided.default",
 )
 def _nothing(low: Lowering, out: View, /, *args: Any, **kwargs: Any) -> None:
-    """Whoever reads it has written it before."""
+    """What reads it has written it before."""
 
 
 def _draw(low: Lowering, out: View, draw: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

@@ -43,7 +43,7 @@ def _gradient(low: Lowering, out: View, g: View, y: View, dim: int, form: int) -
     low.emit("softmax_gradient", [out], [g, y], code=[dim, form])
 
 
-# Behind the dimension torch's ops have what concerns types of 16 bits, which are refused.
+# After the dimension torch's ops have what concerns types of 16 bits, which are refused.
 
 
 @lowers("_softmax.default")
