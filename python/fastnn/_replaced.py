@@ -48,7 +48,7 @@ def original(owner: Owner, name: str) -> object:
 
 
 def torchs_class(kind: type) -> Any:
-    """The optimizer of torch that a class of ours stands in for."""
+    """The optimizer of torch that a class of ours replaces."""
     return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] == "torch")
 
 

@@ -410,7 +410,7 @@ def test_optimizers_that_run_eagerly(make: Optimizer, why: str, graphs: Graphs) 
         assert why in str(reason(pair.step, x, y))
 
 
-NO_CHAIN = "the model is no chain of linear layers: Critic is no layer of a chain"
+NO_CHAIN = "the model is not a chain of linear layers: Critic is not a layer of a chain"
 
 
 class Critic(nn.Module):

@@ -218,7 +218,7 @@ def compare(
 ) -> None:
     """Train a model natively and its copy with torch: losses, parameters and states must agree.
 
-    `recorded`: the model is no chain, and each batch comes as often as it takes until that step is native.
+    `recorded`: the model is not a chain, and each batch comes as often as it takes until that step is native.
     """
     close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance, equal_nan=equal_nan)
     twin = copy.deepcopy(model)

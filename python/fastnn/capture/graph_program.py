@@ -62,7 +62,7 @@ class GraphProgram:
         if gradients.lost:
             raise Unsupported("a gradient from before the call is read, and then dropped")
         if any(isinstance(e, Op) and e.kwargs.get("generator") is not None for e in entries):
-            raise Unsupported("it draws from a generator of its own")
+            raise Unsupported("it draws from its own generator")
         if len({id(view.storage) for view in inputs}) < len(inputs):
             raise Unsupported("arguments share their memory")
         self.key: Hashable = called.key

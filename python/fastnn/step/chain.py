@@ -72,7 +72,7 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
             for key, child in module.__dict__[MODULES].items():
                 self._module(child, f"{path}.{key}" if path else key)
         elif kind is not torch.nn.Identity:
-            raise Unsupported(f"{name} is no layer of a chain")
+            raise Unsupported(f"{name} is not a layer of a chain")
 
     def _linear(self, module: Any, name: str) -> None:
         activation = None
@@ -107,7 +107,7 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
 
     def _flatten(self, start: object, end: object, name: str) -> None:
         if self or (start, end) != (1, -1):
-            raise Unsupported(f"{name} is no flattening of the input's dimensions after the first")
+            raise Unsupported(f"{name} does not flatten the dimensions after the first")
         self.flatten = True
 
 
@@ -117,8 +117,8 @@ def linear_chain(model: torch.nn.Module) -> LinearChain:
     A chain is ``Linear``, or several in turn, each with or without an activation (ReLU, sigmoid, tanh, either
     GELU, SiLU) after it, in a ``Sequential`` (nested ones and ``nn.MLP`` included); ``Identity`` anywhere,
     ``Flatten()`` in front and a log_softmax along the last dimension at the end are allowed. What is watched
-    or replaced is no chain: hooks (global ones too), a replaced ``forward``, a compiled module, a subclass of
-    a layer, parameters that layers share.
+    or replaced is not a chain: hooks (global ones too), a replaced ``forward``, a compiled module, a subclass
+    of a layer, parameters that layers share.
 
     Args:
         model: any module.

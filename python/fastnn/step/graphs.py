@@ -146,7 +146,7 @@ def _reason(plan: StepPlan, input: Any, target: Any) -> str | None:
     if _dispatch.check_at_once:
         return "FASTNN_CHECK is set"
     if type(optimizer.param_groups) is not list:
-        return "param_groups is no list"
+        return "param_groups is not a list"
     if (obstacle := present_obstacle()) is not None:
         return obstacle
     params = [p for table in plan.tables for name in _NAMES if (p := table.get(name)) is not None]

@@ -189,11 +189,11 @@ def make_plan(spec: StepSpec) -> StepPlan:
     if update is None:
         raise Unsupported(f"no native update for {type(optimizer).__name__}")
     if clears_by_itself(spec.model):
-        raise Unsupported("the model has a zero_grad of its own")
+        raise Unsupported("the model has its own zero_grad")
     try:
         chain = linear_chain(spec.model)
     except Unsupported as refusal:
-        raise Unsupported(f"the model is no chain of linear layers: {refusal}") from None
+        raise Unsupported(f"the model is not a chain of linear layers: {refusal}") from None
     if chain.log_softmax != (loss_name == "nll_loss"):
         if chain.log_softmax:
             raise Unsupported(f"after log_softmax NLLLoss is native, and not {given}")

@@ -93,7 +93,7 @@ class PlannedStep:
         if isinstance(options, str):
             return options
         if type(self._spec.optimizer.param_groups) is not list:
-            return "param_groups is no list"
+            return "param_groups is not a list"
         if (obstacle := present_obstacle()) is not None:
             return obstacle
         weight = plan.last.get("weight")

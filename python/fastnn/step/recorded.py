@@ -99,7 +99,7 @@ class RecordedStep:
             return nothing
         groups = self._spec.optimizer.param_groups
         if type(groups) is not list:
-            return "param_groups is no list"
+            return "param_groups is not a list"
         self._eager.clear()
         size, steps = len(rows) // steps, min(steps, self._at_once)
         try:
@@ -140,7 +140,7 @@ class RecordedStep:
             raise Unsupported("what the model, the loss or the optimizer holds or reads changes in each step")
         self._update, spec = None, self._spec
         if clears_by_itself(spec.model):
-            raise Unsupported("the model has a zero_grad of its own")
+            raise Unsupported("the model has its own zero_grad")
         for p in self._eager.parameters.now():
             if p.dtype not in _DTYPES or not p.is_cpu:  # torch would run all of it
                 raise Unsupported(f"the parameters are {p.dtype} on {p.device}")

@@ -157,7 +157,7 @@ def _linear(low: Lowering, out: View, x: View, weight: View, bias: View | None =
         x, out = _row(x), _row(out)
     if len(x.shape) > 2:
         if not (x.is_contiguous and out.is_contiguous):
-            raise Unsupported("a linear layer on a batch that is no matrix")
+            raise Unsupported("a linear layer on a batch that is not a matrix")
         (k, n), rows = (x.shape[-1], weight.shape[0]), 1
         for size in x.shape[:-1]:
             rows *= size
