@@ -56,7 +56,7 @@ def test_waiting_in_vain_is_an_error(checks: Any) -> None:
 
 def test_memory_out_of_bounds_is_an_error(checks: Any) -> None:
     checks.write_shared(63)
-    with pytest.raises(RuntimeError, match="behind its 256 bytes of dynamic shared memory, at byte 256"):
+    with pytest.raises(RuntimeError, match="beyond its 256 bytes of dynamic shared memory, at byte 256"):
         checks.write_shared(64)
     values, out = torch.arange(8.0), torch.empty(1)
     checks.read_pack(values.data_ptr() + 16, out.data_ptr())

@@ -11,7 +11,7 @@ bool has_hooks(PyObject* param);
 
 // What was found on one accumulator, and whether it may have changed.
 //
-// A parameter does not keep its accumulator: the node lives while a graph, or whoever hooked it, holds it.
+// A parameter does not keep its accumulator: the node lives while a graph, or what hooked it, holds it.
 // While it lives it refers to the parameter, whose count of references in C++ is then above the one that its
 // Python object has, which takes some 30 ns to ask. Only where it is above, `look` (a few microseconds) finds
 // the node; what it has found is true as long as the node is alive, which the dicts of its hooks tell, and

@@ -185,7 +185,7 @@ void OptimizerGroup::set_numbers(const py::object& object, int64_t count) {
   if (!kHasDevice || count == 0) throw NotCovered("this optimizer reads no options on the device");
   const TensorView view = read_plain(object.ptr());
   if (view.numel() != count || view.dtype != DType::f64 || !view.is_contiguous())
-    throw NotCovered(concat("numbers is no row of ", count, " float64"));
+    throw NotCovered(concat("numbers is not a row of ", count, " float64"));
   scalar_views_.push_back(view);
   scalars_.numbers = view.as<double>();
 }
@@ -298,7 +298,7 @@ void* OptimizerGroup::state_like(PyObject* state, PyObject* key, const TensorVie
 void* OptimizerGroup::state_or_new(PyObject* param, PyObject* key, const TensorView& p, bool& is_new) {
   PyObject* const known = find_state(param);
   py::object state = known ? py::reinterpret_borrow<py::object>(known) : py::dict();
-  if (!PyDict_Check(state.ptr())) throw NotCovered("the state of a parameter is no dict");
+  if (!PyDict_Check(state.ptr())) throw NotCovered("the state of a parameter is not a dict");
   PyObject* found = find(state.ptr(), key);
   is_new = !found || found == Py_None;
   if (!is_new) return state_like(state.ptr(), key, p);

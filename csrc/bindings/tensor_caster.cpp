@@ -112,9 +112,9 @@ bool read_tensor(PyObject* object, TensorView& view) {
     dense *= tensor.shape[d];
   }
   view.data = static_cast<char*>(tensor.data) + (tensor.data ? tensor.byte_offset : 0);
-  // FakeTensor, functional tensors and a storage resized to 0 answer with no memory behind a nonzero shape.
+  // FakeTensor, functional tensors and a storage resized to 0 answer with no memory for a nonzero shape.
   check<Unreadable>(view.data || dense == 0, "fastnn: a tensor of shape ", shape_string(view),
-                    " has no memory behind it");
+                    " has no memory");
   return true;
 }
 

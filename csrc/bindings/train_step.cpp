@@ -166,7 +166,7 @@ class ChainStep {
       for (const py::handle tensor : step.written()) written.append(tensor);
     }
     set_gradients(written);
-    // Before they are written: an exception behind this call, as from a signal's handler, must find it done.
+    // Before they are written: an exception after this call, as from a signal's handler, must find it done.
     owned(PyObject_CallOneArg(increment_version, written.ptr()));
     {
       const KernelCall call(work_ * batches.steps());

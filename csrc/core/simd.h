@@ -190,7 +190,7 @@ FASTNN_INLINE Vec<T> load_halves(const T* low, const T* high) {
 #endif
 }
 
-// ---- partial loads and stores: the first n lanes; memory behind them is not touched, missing lanes read as
+// ---- partial loads and stores: the first n lanes; memory beyond them is not touched, missing lanes read as
 // 0 ----
 
 template <class T>
@@ -362,13 +362,13 @@ FASTNN_INLINE void forget_origin(T*& pointer) {
 
 using Pairs = Vec<uint32_t>;
 
-// Pairs of the n <= kLanes<float> values at `first` and those at `second`; without `second`, and behind n, 0.
+// Pairs of the n <= kLanes<float> values at `first` and those at `second`; without `second`, and beyond n, 0.
 FASTNN_INLINE Pairs join_pairs(const bfloat16* first, const bfloat16* second, int n) {
   const Pairs lower = load_bits(first, n);
   return second ? lower | load_bits(second, n) << 16 : lower;
 }
 
-// The n <= 2 kLanes<float> values from p on; memory behind them is not touched, missing values read as 0.
+// The n <= 2 kLanes<float> values from p on; memory beyond them is not touched, missing values read as 0.
 FASTNN_INLINE Pairs load_pairs(const bfloat16* p, int n) {
 #if defined(__AVX512BW__)
   return (Pairs)_mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p);

@@ -8,7 +8,7 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// Lane i is lane Lane[i] of a and b put one behind the other. GCC before 12 has no __builtin_shufflevector,
+// Lane i is lane Lane[i] of a and b put one after the other. GCC before 12 has no __builtin_shufflevector,
 // Clang no
 // __builtin_shuffle.
 template <class T, int... Lane>

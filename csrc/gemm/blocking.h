@@ -37,7 +37,7 @@ constexpr int64_t kMaxDepth = 1024;
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Length of the chains of sums that a pass is cut into: products that are added one behind the other before
+// Length of the chains of sums that a pass is cut into: products that are added one after the other before
 // their sum leaves the registers for the tile. Each is rounded at the size of the sum so far, so the error
 // grows with the length, like it for positive numbers and like its root for those of both signs. These have
 // at most 1.5 times the error of chains of 192, which MKL has (one of 1024 had 4.5 and 2.3 times), and take

@@ -12,7 +12,7 @@ enum class Found { nothing, waiting, fresh };
 
 // (depth, a, a_row, a_column, b, b_row, packed, tile, tile_stride, found):
 //   tile[i * tile_stride + j] (+)= sum over p < depth of a[i * a_row + p * a_column] * b[p * b_row + j].
-// A kernel that packs also leaves the rows of b one behind the other at `packed`, for the tiles to come.
+// A kernel that packs also leaves the rows of b one after the other at `packed`, for the tiles to come.
 // The order of the sum is that of p, whatever the tile's shape and the operands' strides: a value does not
 // depend on how the product was cut.
 template <class A>

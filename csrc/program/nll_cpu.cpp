@@ -118,7 +118,7 @@ struct RowScale {
   }
 };
 
-// The operands behind those named first: g, target, total_weight, [weight].
+// The operands after those named first: g, target, total_weight, [weight].
 template <class T>
 RowScale<T> row_scale(const Instruction& i, const TensorView* from, int64_t classes) {
   const bool mean = static_cast<Reduced>(i.code[0]) == Reduced::mean;

@@ -9,7 +9,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Which optional operands there are, in the order in which they stand behind those that always are.
+// Which optional operands there are, in the order in which they follow those that always are.
 enum Parts : int64_t { kAddend = 1, kSaved = 2, kKeepsZ = 4 };
 
 // One product of matrices. The operands are views of (M, N), but a (M, K) and b (K, N).

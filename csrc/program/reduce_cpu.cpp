@@ -4,7 +4,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// y = sum of x / numbers[0], over the dimensions of x behind the first code[0], which are y's. Both of one
+// y = sum of x / numbers[0], over the dimensions of x after the first code[0], which are y's. Both of one
 // type: float, double or int64_t (whose sums are not divided).
 void sum(const Instruction& i) {
   switch (i.operands[0].dtype) {
@@ -102,7 +102,7 @@ void find_extremes(const Instruction& i) {
 }
 
 // y, of int64_t, is where the largest x is (code[1] = 1), or the smallest (0): counted over the dimensions
-// behind the first code[0], of which there are some, and no empty ones.
+// after the first code[0], of which there are some, and no empty ones.
 void arg_extreme(const Instruction& i) {
   switch (i.operands[1].dtype) {
     case DType::f32:
@@ -116,7 +116,7 @@ void arg_extreme(const Instruction& i) {
   }
 }
 
-// amax, amin: y is the largest or smallest x over the dimensions behind the first code[0], or NaN where there
+// amax, amin: y is the largest or smallest x over the dimensions after the first code[0], or NaN where there
 // is one. Of bools over nothing, amax is false and amin true.
 constexpr NamedInstruction kInstructions[] = {
     {"sum", sum}, {"amax", extreme<true>}, {"amin", extreme<false>}, {"arg_extreme", arg_extreme}};

@@ -130,7 +130,7 @@ template <class T, class Use>
 void share_rows(const ClassRows& rows, bool single, const Use& use) {
   const int64_t most = single ? 1 : kLanes<T>;
   parallel_for(rows.blocks(most), ceil_div(kRowsGrain, rows.classes * most), [&](int64_t begin, int64_t end) {
-    // The gradient of a class that is far behind would be subnormal: see core/flush_subnormals.h.
+    // The gradient of a class with a far smaller logit would be subnormal: see core/flush_subnormals.h.
     const FlushSubnormals flush;
     rows.each_block(most, begin, end,
                     [&](const int64_t* offsets, int64_t n, int64_t) { use(offsets, static_cast<int>(n)); });

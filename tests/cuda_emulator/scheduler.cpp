@@ -26,7 +26,7 @@ namespace {
 
 constexpr unsigned kWarp = 32, kMostThreads = 1024, kMostCluster = 16;
 constexpr size_t kSharedByDefault = 48 * 1024, kMostParameterBytes = 4096;
-constexpr size_t kGuard = 4096;        // behind the dynamic shared memory of a block
+constexpr size_t kGuard = 4096;        // after the dynamic shared memory of a block
 constexpr unsigned char kFill = 0xff;  // NaN in every floating-point type
 constexpr size_t kStack = 128 * 1024;
 
@@ -209,7 +209,7 @@ bool run_threads_of(const unsigned* sequence, size_t count) {
 }
 
 // A warp runs as far as it can before another one does, and in the orders that take one block after the other
-// so does a block of a cluster: they overtake whoever does not make them wait. Threads in random order take
+// so does a block of a cluster: they overtake those that do not make them wait. Threads in random order take
 // turns.
 void run_blocks(const std::vector<unsigned>& sequence) {
   const size_t all = sequence.size();
@@ -248,7 +248,7 @@ void check_guards(size_t shared_bytes) {
   for (const Block& block : blocks)
     for (size_t i = 0; i < kGuard; ++i)
       if (block.shared[shared_bytes + i] != kFill) {
-        failure = "block " + std::to_string(block.index.x) + " wrote behind its " +
+        failure = "block " + std::to_string(block.index.x) + " wrote beyond its " +
                   std::to_string(shared_bytes) + " bytes of dynamic shared memory, at byte " +
                   std::to_string(shared_bytes + i);
         return;

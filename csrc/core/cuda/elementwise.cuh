@@ -20,7 +20,7 @@ struct Inputs {
 };
 
 // The first `head` elements come before an address that is aligned (for all tensors at once), and those
-// behind the last whole pack are the tail; block 0 does both.
+// after the last whole pack are the tail; block 0 does both.
 template <class T, int kInputs, class F>
 __global__ void __launch_bounds__(kElementwiseThreads)
     map_packs(Inputs<T, kInputs> in, T* out, int64_t n, int head, F f) {

@@ -36,7 +36,7 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, int
 // Ends a group of this thread's copies.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until all but the last kPending groups of this thread have arrived; others see them behind a barrier.
+// Waits until all but the last kPending groups of this thread have arrived; others see them after a barrier.
 template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");

@@ -11,7 +11,7 @@ namespace fastnn::cuda {
 constexpr int kFinishThreads = 256;
 
 // The second stage of a product whose K is split: adds the partial sums of each value in the order of the
-// parts. Behind the values of C come the row sums.
+// parts. After the values of C come the row sums.
 template <class T>
 __global__ void __launch_bounds__(kFinishThreads) sum_splits(const __grid_constant__ Task task) {
   using S = Acc<T>;

@@ -10,7 +10,7 @@
 
 namespace fastnn::cuda {
 
-// Element (i, j) of batch b lies `b * batch + i * row + j * column` elements behind `data`.
+// Element (i, j) of batch b lies `b * batch + i * row + j * column` elements after `data`.
 struct Matrix {
   const void* data = nullptr;
   int64_t row = 0, column = 0, batch = 0;
@@ -44,7 +44,7 @@ struct Product {
   bool symmetric = false;    // B is A and the epilogue only scales: one triangle is computed and mirrored
 };
 
-// Memory of one call, given out piece by piece. With no memory behind it it only counts the bytes, so that
+// Memory of one call, given out piece by piece. Without memory it only counts the bytes, so that
 // the same code tells how many it takes and then uses them.
 class Workspace {
  public:

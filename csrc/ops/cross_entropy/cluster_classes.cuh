@@ -17,7 +17,7 @@ struct ClusterTeam {
   __device__ explicit ClusterTeam(int size) : blocks(size), rank(static_cast<int>(ptx::cluster_rank())) {}
 
   // All threads of all blocks get the same bits. One barrier is enough: a slot is written again two rows
-  // later, behind the next row's barrier, which every block enters after it has read this row's slots.
+  // later, after the next row's barrier, which every block enters after it has read this row's slots.
   __device__ __forceinline__ Moments<double, kDense> combine(const Moments<double, kDense>& of_block) {
     Moments<double, kDense>* slot = &ptx::dynamic_shared<RowShared<kDense>>()->of_block[turn++ % 2];
     if (threadIdx.x == 0) *slot = of_block;

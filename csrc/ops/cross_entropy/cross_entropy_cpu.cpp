@@ -80,7 +80,7 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
   Sums* partial =
       static_cast<Sums*>(shared_scratch(Scratch::accumulate, static_cast<size_t>(chunks) * sizeof(Sums)));
 
-  // The gradient of a class that is far behind is subnormal where that of one a little further behind is 0,
+  // The gradient of a class with a far smaller logit is subnormal where that of one a little smaller is 0,
   // and products with it are slow (core/flush_subnormals.h). Weights and probabilities may be as small
   // themselves.
   const bool flush_small = !args.weight && !p.probabilities;

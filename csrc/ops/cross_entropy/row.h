@@ -89,7 +89,7 @@ void gradient_row(const Problem<T>& p, const T* x, int64_t offset, Acc<T> larges
   const int64_t full = classes - rest;
   if (!p.dense) {
     for (int64_t k = 0; k < full; k += kStep) {
-      // The next row comes in while this one waits for its stores; a prefetch behind the last row is ignored.
+      // The next row comes in while this one waits for its stores; a prefetch beyond the last row is ignored.
       __builtin_prefetch(x + p.args.outer_stride + k, 0, 2);
       store(g + k, exp(load(x + k) - largest) * factor);
     }

@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kEpochThreads, 1) train_steps(const __grid_con
     ptx::cluster_sync();
     compute_loss(block, step);
     // The gradient of all logits has come from all blocks; and nobody reads this block's partial logits any
-    // more, which the next step overwrites. Nothing of another block is touched behind this, so that blocks
+    // more, which the next step overwrites. Nothing of another block is touched after this, so that blocks
     // may end after the last step.
     ptx::cluster_sync();
     compute_hidden_gradient(block, step);

@@ -56,7 +56,7 @@ inline int64_t epoch_steps(const EpochArgs& args) {
   return (args.count + args.shape.batch - 1) / args.shape.batch;
 }
 
-// Device memory that the caller makes, for one call: what was found in the indices, and behind it what each
+// Device memory that the caller makes, for one call: what was found in the indices, and after it what each
 // step's updates multiply with (AdamConstants<float> of each parameter).
 constexpr size_t kEpochHead = 16, kEpochStepBytes = 160;
 inline size_t epoch_scratch_bytes(int64_t steps) {

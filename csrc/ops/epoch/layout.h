@@ -37,7 +37,7 @@ struct EpochLayout {
   int class_stride;   // of a row of W2 (one hidden unit), of logits and their gradient
   int image_stride;   // bytes of an image
   int buffers;        // batches of images: the next one arrives while one is used where there is room for two
-  // In bytes from the start; of the state the value, m and v, one behind the other.
+  // In bytes from the start; of the state the value, m and v, one after the other.
   int w1, b1, w2, b2, hidden_values, hidden_gradient, partial, logits_gradient, row_losses, constants, rows,
       labels, images, total;
 

@@ -4,7 +4,7 @@
 //             dX = g W (M, K)    dW = g^T x (N, K)    db = column sums of g (N)
 // All tensors have one floating-point dtype; 16-bit types are summed in float32. Inputs have any strides,
 // outputs are contiguous and overlap no input. K = 0 gives y = act(b). On processors with AVX512_BF16
-// subnormal bfloat16 inputs count as 0 (core/simd.h: add_products).
+// subnormal bfloat16 inputs are flushed to zero (core/simd.h: add_products).
 #pragma once
 
 #include "core/activation/activation.h"

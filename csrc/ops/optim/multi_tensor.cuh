@@ -25,7 +25,7 @@ constexpr int kUpdateThreads = 256;
 // them even out. A block runs through at least one pack a thread, so that small tensors fill the GPU.
 constexpr int64_t kChunksPerMultiprocessor = 16;
 
-// As a kernel has it: what OptimizerTensor has of states, and of a master behind them.
+// As a kernel has it: what OptimizerTensor has of states, and of a master after them.
 template <int kArrays>
 struct LaunchTensor {
   void* param;
@@ -82,7 +82,7 @@ __device__ __forceinline__ void write_lanes(T* p, bool whole, int first, int las
     if (e >= first && e < last) p[e] = from_acc<T>(from[e]);
 }
 
-// The tensor of this block: the last that does not begin behind it.
+// The tensor of this block: the last that does not begin after it.
 template <class Launch>
 __device__ __forceinline__ const typename Launch::Tensor& tensor_of_block(const Launch& launch) {
   int low = 0, high = launch.count;

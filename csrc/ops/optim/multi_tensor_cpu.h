@@ -62,7 +62,7 @@ FASTNN_INLINE void update_range(const OptimizerTensor& t, int64_t begin, int64_t
   update_vectors<T, T>(t, begin, end, rule);
 }
 
-// The tensor that a chunk belongs to: the last one that does not begin behind it.
+// The tensor that a chunk belongs to: the last one that does not begin after it.
 template <class Tensor>
 int64_t tensor_of(const Tensor* tensors, int64_t count, int64_t chunk) {
   int64_t low = 0, high = count;

@@ -50,7 +50,7 @@ void repeat_row(E* to, const E* row, int64_t length, int64_t begin, int64_t coun
 }
 
 // One value a row, of rows that are shorter than a vector: each is written as a whole vector, which the next
-// one's then overlaps. Registers have room for one behind their last value.
+// one's then overlaps. Registers have room for one after their last value.
 template <class E>
 void spread_column(E* to, const E* column, int64_t stride, int64_t length, int64_t begin, int64_t count) {
   constexpr int L = kVectorBytes / static_cast<int>(sizeof(E));

@@ -101,7 +101,7 @@ FASTNN_INLINE void write(char* p, Lanes<T, L> v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
-// The first n < L values; memory behind them is not touched.
+// The first n < L values; memory beyond them is not touched.
 template <class T, int L>
 FASTNN_INLINE Lanes<T, L> read_some(const char* p, int n) {
   if constexpr (kIsWholeVector<T, L>) {

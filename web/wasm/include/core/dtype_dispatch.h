@@ -1,4 +1,4 @@
-// Stands in for csrc/core/dtype_dispatch.h: all that fastnn.h takes is float32, and kernels for the other
+// Replaces csrc/core/dtype_dispatch.h: all that fastnn.h takes is float32, and kernels for the other
 // types would make the module three times as large.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Stands in for csrc/core/parallel.h and core/team.h: one thread, which is what a WebAssembly module has
+// Replaces csrc/core/parallel.h and core/team.h: one thread, which is what a WebAssembly module has
 // without headers of the web server's own. Nothing is thrown: where memory ends, JavaScript unwinds the stack
 // (memory.cpp).
 #pragma once
