@@ -97,8 +97,7 @@ def load_mnist(
         except (DataError, OSError) as error:
             notify(f"the cached copy is bad and is fetched anew: {error}")
     for file in files:
-        if not _cached_well(cache, file):
-            _fetch(cache, file, notify)
+        _fetch(cache, file)
     return _from_directory(cache, files)
 
 
@@ -139,30 +138,19 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _cached_well(cache: Path, file: IdxFile) -> bool:
+def _fetch(cache: Path, file: IdxFile) -> None:
+    """Have ``file``, unpacked, in the cache: as it is there, or from the first mirror that gives it whole."""
     try:
-        read_idx(_locate(cache, file), shape=file.shape, md5=file.md5)
-    except (DataError, OSError):
-        return False
-    return True
+        import pooch
+    except ImportError as error:
+        raise MnistUnavailableError(f'downloads need pooch ({error}): pip install "fastnn[train]"') from None
 
-
-def _fetch(cache: Path, file: IdxFile, notify: Callable[[str], None]) -> None:
-    """Put ``file`` into the cache from the first mirror that gives it whole."""
     failures = []
     for mirror in mirrors():
         url = f"{mirror}{file.name}.gz"
         try:
-            download(
-                url,
-                cache / f"{file.name}.gz",
-                check=lambda path: read_idx(path, shape=file.shape, md5=file.md5),
-            )
-        except (DataError, OSError) as error:
+            pooch.retrieve(url, f"md5:{file.md5}", fname=file.name, path=cache, downloader=download)
+            return
+        except (OSError, ValueError) as error:  # DataError and pooch's refusal of a hash are ValueErrors
             failures.append(f"{url}: {error}")
-            continue
-        # A bad plain file would be preferred to the fresh compressed one.
-        (cache / file.name).unlink(missing_ok=True)
-        notify(f"downloaded {url} to {cache}")
-        return
     raise MnistUnavailableError("; ".join(failures) or "not in the cache, and no mirror is set")
