@@ -18,7 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -148,7 +148,13 @@ def _plain_call() -> Any:
     return cpu.PlainCall(_PLAIN_TYPES, quiet_states())
 
 
-cpu, cpu_missing = _load_cpu()
+_loaded, cpu_missing = _load_cpu()
+if TYPE_CHECKING:
+    from fastnn import _cpu
+
+    cpu = _cpu  # None where it is missing
+else:
+    cpu = _loaded
 if cpu_missing is None:
     _replaced.functions.watch(cpu.Watch())
     _replaced.classes.watch(cpu.Watch())
@@ -268,7 +274,7 @@ def torch_reason(*tensors: Tensor | None, cuda: bool = False) -> str | None:
     """
     if _disabled_depth:
         return "fastnn is disabled"
-    if cpu is None:
+    if cpu_missing is not None:
         return cpu_missing
     if not _is_compiling() and _forward_ad[FORWARD_LEVEL] < 0 and _is_plain_call(tensors):
         return None  # nearly always; what follows knows more, and says what is special

@@ -53,7 +53,7 @@ def download(
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "fastnn"})
         with urllib.request.urlopen(request, timeout=stall_seconds) as answer, open(path, "wb") as file:
-            unpacked = gzip.GzipFile(fileobj=_Timely(answer, total_seconds))  # type: ignore[arg-type]
+            unpacked = gzip.GzipFile(fileobj=_Timely(answer, total_seconds))  # type: ignore[call-overload]
             while piece := unpacked.read(_PIECE):
                 if file.tell() + len(piece) > _LARGEST:
                     raise DataError(f"larger than the limit of {_LARGEST} bytes")

@@ -46,7 +46,7 @@ class ParameterList:
         return self._list
 
     def _watched(self) -> Any:
-        if _dispatch.cpu is None:
+        if _dispatch.cpu_missing is not None:
             return None
         watch = _dispatch.cpu.Watch()
         try:
