@@ -224,16 +224,16 @@ def to_markdown(document: dict[str, Any]) -> str:
 
 def save(document: dict[str, Any], path: Path) -> None:
     """Write the curves, a thin line for each seed."""
-    from .plots import colour, new_figure
+    from . import plots
 
-    figure = new_figure(9, 5)
+    figure = plots.new_figure(9, 5)
     axes = figure.add_subplot()
     for name, side in document["sides"].items():
         for i, curve in enumerate(side["curves"]):
             axes.plot(
                 curve["seconds"],
                 [100 * value for value in curve["accuracy"]],
-                color=colour(name),
+                color=plots.colour(name),
                 linewidth=1,
                 alpha=0.8,
                 label=f"{name}: {shown(side['median_to_target'])}" if i == 0 else None,
@@ -247,4 +247,4 @@ def save(document: dict[str, Any], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title=f"median to {document['target']:.0%}", fontsize=9, frameon=False, loc="lower right")
     axes.set_title("\n".join(_heading(document)), fontsize=9, loc="left")
-    figure.savefig(path)
+    plots.save(figure, path)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 
@@ -30,20 +28,19 @@ from fastnn.cli.errors import CliError
 from fastnn.data import DataError
 from fastnn.data.mnist import load_mnist
 
-from . import machine
+from . import machine, summary
 from .accuracy import median_time, shown
 from .case import OURS
 from .chromium import NoBrowserError, chromium, evaluate
 from .report import seconds
 from .runner import Quartiles
+from .summary import Document
 
 OP, SHAPE = "training step", "784-128-10, batch 64"
 SIDES = (OURS, "TensorFlow.js wasm", "TensorFlow.js cpu")
 TARGET, SEEDS, ROUNDS = 0.975, 5, 15
 _PACKAGES = ("@tensorflow/tfjs@4.22.0", "@tensorflow/tfjs-backend-wasm@4.22.0")
 _PATIENCE = 1800
-
-Document = Mapping[str, Any]
 
 
 @contextmanager
@@ -180,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--seeds", type=int, default=SEEDS, help=f"of the time to an accuracy, default {SEEDS}"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write NAME-web.json and NAME-web.md there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write NAME-web.md and NAME.json there")
     parser.add_argument("--name", help="default: a short name of the processor")
     options = parser.parse_args(arguments)
     try:
@@ -191,9 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(to_markdown(document))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        stem = options.out / f"{options.name or machine.short_name()}-web"
-        stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        stem.with_suffix(".md").write_text(to_markdown(document), encoding="utf-8")
+        name = options.name or machine.short_name()
+        summary.add(options.out / f"{name}.json", {"web": document})
+        (options.out / f"{name}-web.md").write_text(to_markdown(document), encoding="utf-8")
     return 0
 
 

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from . import summary
+from .summary import Document
 
 MACHINE = "epyc-zen4"
 ERRORS = "avx2"  # the machine of the rounding errors, which depend on nothing but its instruction set
 # Sizes of the layers, and batch, of the training steps that are shown, the smallest first.
 NETWORKS = ("17-64-64-6, 32", "784-28-10, 64", "784-128-10, 64", "784-512-10, 128", "784-1024-1024-10, 512")
 
-Document = Mapping[str, Any]
-
 
 class Reports:
-    """The JSON files of one machine in a folder; one that is not there has no results."""
+    """The reports of machines, out of their summaries in a folder; one that is not there has no results."""
 
     def __init__(self, folder: Path, machine: str = MACHINE) -> None:
         self._folder, self._machine = folder, machine
 
     def document(self, name: str, machine: str | None = None) -> Document:
-        path = self._folder / f"{machine or self._machine}-{name}.json"
-        if not path.exists():
-            return {}
-        document: Document = json.loads(path.read_text(encoding="utf-8"))
-        return document
+        path = self._folder / f"{machine or self._machine}.json"
+        return summary.reports(path).get(name, {})
 
     def results(self, name: str) -> dict[tuple[str, str, str], Document]:
         """Of each case that was not refused, by op, shape and dtype."""

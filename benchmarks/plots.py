@@ -1,19 +1,25 @@
-"""The plots of a report: speed-up bars, a roofline, and lines over what a sweep varies."""
+"""The plots of a report, as SVG: speed-up bars, a roofline, and lines over what a sweep varies.
+
+They are drawn from the report's JSON. ``python -m benchmarks.plots FILE`` draws those of a summary anew.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch
+import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from .case import OURS, Case
-from .report import Report, seconds, threads, title
-from .runner import Result
+from . import accuracy, summary
+from .case import OURS
+from .report import seconds, threads, title
+from .summary import Document
 
 _BAR_INCHES = 0.135
 _GAP = 0.8  # between two cases, in bars
@@ -32,38 +38,43 @@ _COLOURS = {
     "JAX": "#555555",
     "scikit-learn": "#b8a000",
 }
-_CHAPTERS: dict[str, Callable[[Case], bool]] = {
-    "products": lambda case: case.op.split()[0] in ("product", "linear", "gram", "linear_cross_entropy"),
-    "step": lambda case: case.op in ("training step", "critic step"),
-    "memory": lambda case: case.bytes > 0,
+_CHAPTERS: dict[str, Callable[[Document], bool]] = {
+    "products": lambda result: (
+        result["op"].split()[0] in ("product", "linear", "gram", "linear_cross_entropy")
+    ),
+    "step": lambda result: result["op"] in ("training step", "critic step"),
+    "memory": lambda result: result["bytes"] > 0,
 }
 
 
-def save_all(report: Report, stem: Path) -> list[Path]:
-    """Write the plots that the cases allow, as ``STEM-<plot>.png``; returns their paths."""
-    measured = [result for result in report.results if not result.refused]
+def save_all(report: Document, stem: Path) -> list[Path]:
+    """Write the plots that the cases of a report allow, as ``STEM-<plot>.svg``; returns their paths."""
+    measured = [result for result in report["results"] if not result["refused"]]
+    once = [result for result in measured if not result["at"]]
     made = {}
     for name, belongs in _CHAPTERS.items():
-        if chosen := [result for result in measured if belongs(result.case) and not result.case.at]:
+        if chosen := [result for result in once if belongs(result)]:
             made[name] = _bars(report, chosen)
-    if chosen := [result for result in measured if _in_roofline(result.case)]:
+    if chosen := [result for result in once if result["traffic"] and result["dtype"] == "float32"]:
         made["roofline"] = _roofline(report, chosen)
-    if chosen := [result for result in measured if result.case.at]:
+    if chosen := [result for result in measured if result["at"]]:
         made["lines"] = _lines(report, chosen)
-    paths = [stem.with_name(f"{stem.name}-{name}.png") for name in made]
+    paths = [stem.with_name(f"{stem.name}-{name}.svg") for name in made]
     for path, figure in zip(paths, made.values(), strict=True):
-        figure.savefig(path)
+        save(figure, path)
     return paths
 
 
-def _in_roofline(case: Case) -> bool:
-    return case.traffic > 0 and not case.at and case.dtype == torch.float32
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG, in which text stays text; the same figure gives the same file."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastnn"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure that needs no display."""
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
     return figure
 
 
@@ -72,10 +83,10 @@ def colour(side: str) -> str:
     return _COLOURS.get(side, "#999999")
 
 
-def _heading(axes: Axes | Figure, report: Report, first: str) -> None:
-    machine, versions = report.machine, report.versions
+def _heading(axes: Axes | Figure, report: Document, first: str) -> None:
+    machine, versions = report["machine"], report["versions"]
     text = (
-        f"{first}\n{machine['cpu']}, {machine['isa']}, {threads(report.settings['threads'])}; "
+        f"{first}\n{machine['cpu']}, {machine['isa']}, {threads(report['settings']['threads'])}; "
         f"fastnn {versions['fastnn']}, torch {versions['torch']}"
     )
     if isinstance(axes, Figure):
@@ -84,16 +95,22 @@ def _heading(axes: Axes | Figure, report: Report, first: str) -> None:
         axes.set_title(text, fontsize=9, loc="left")
 
 
+def median(result: Document, side: str) -> float:
+    """Seconds of one call."""
+    value: float = result["times"][side]["seconds"]["median"]
+    return value
+
+
 def _ordered(sides: Iterable[str]) -> list[str]:
     """In the order of the colours, each once."""
     known = list(_COLOURS)
     return sorted(set(sides), key=lambda side: known.index(side) if side in known else len(known))
 
 
-def _bars(report: Report, results: Sequence[Result]) -> Figure:
+def _bars(report: Document, results: Sequence[Document]) -> Figure:
     """For each case a bar for each peer, from 1 to the speed-up over it, on a logarithmic axis."""
-    peers = _ordered(peer for result in results for peer in result.speedups)
-    medians = [speedup.median for result in results for speedup in result.speedups.values()]
+    peers = _ordered(peer for result in results for peer in result["speedups"])
+    medians = [speedup["median"] for result in results for speedup in result["speedups"].values()]
     # Room for the figure at a bar's end; one wild whisker must not squeeze all bars.
     low, high = min([0.8, *(m / 1.5 for m in medians)]), max([2.0, *(m * 1.5 for m in medians)])
     bars = len(medians) + _GAP * len(results)
@@ -103,13 +120,13 @@ def _bars(report: Report, results: Sequence[Result]) -> Figure:
     position, ticks = 0.0, []
     for result in results:
         start = position
-        for peer in _ordered(result.speedups):
-            speedup = result.speedups[peer]
-            axes.barh(position, speedup.median - 1, left=1, height=0.85, color=colour(peer))
-            axes.plot([speedup.q1, speedup.q3], [position] * 2, color="black", linewidth=0.7, alpha=0.7)
+        for peer in _ordered(result["speedups"]):
+            q1, middle, q3 = (result["speedups"][peer][name] for name in ("q1", "median", "q3"))
+            axes.barh(position, middle - 1, left=1, height=0.85, color=colour(peer))
+            axes.plot([q1, q3], [position] * 2, color="black", linewidth=0.7, alpha=0.7)
             axes.annotate(
-                f"{speedup.median:.2f}",
-                (min(max(speedup.q3, 1.0), high / 1.2), position),
+                f"{middle:.2f}",
+                (min(max(q3, 1.0), high / 1.2), position),
                 xytext=(3, 0),
                 textcoords="offset points",
                 va="center",
@@ -118,7 +135,11 @@ def _bars(report: Report, results: Sequence[Result]) -> Figure:
             position += 1
         ticks.append((start + position - 1) / 2)
         position += _GAP
-    axes.set_yticks(ticks, ["  ".join(title(result.case)) for result in results], fontsize=8)
+    axes.set_yticks(
+        ticks,
+        ["  ".join(title(result["op"], result["shape"], result["dtype"])) for result in results],
+        fontsize=8,
+    )
     axes.set_ylim(position, -1)
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(FixedLocator(_TICKS))
@@ -142,14 +163,15 @@ def _clean(axes: Axes, grid: str) -> None:
     axes.spines[["top", "right", *(["left"] if grid == "x" else [])]].set_visible(False)
 
 
-def _roofline(report: Report, results: Sequence[Result]) -> Figure:
+def _roofline(report: Document, results: Sequence[Document]) -> Figure:
     """Rate over arithmetic intensity, under the measured peaks: a column of points for each case."""
-    peaks = report.peaks[report.settings["threads"]]
-    peak, copy = peaks.fma_float32 / 1e9, peaks.copy / 1e9
+    used = report["settings"]["threads"]
+    peaks = next(peaks for peaks in report["peaks"] if peaks["threads"] == used)
+    peak, copy = peaks["fma_float32"] / 1e9, peaks["copy"] / 1e9
     figure = new_figure(10, 6)
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log")
-    intensities = [result.case.flops / result.case.traffic for result in results]
+    intensities = [result["flops"] / result["traffic"] for result in results]
     left, right = min(intensities) / 2, max(intensities) * 2
     ridge = peak / copy
     axes.plot(
@@ -158,13 +180,13 @@ def _roofline(report: Report, results: Sequence[Result]) -> Figure:
         color="black",
         label=f"measured: FMA {peak:.0f} GFLOP/s, copy {copy:.1f} GB/s",
     )
-    sides = _ordered(side for result in results for side in result.samples)
+    sides = _ordered(side for result in results for side in result["times"])
     lowest = peak
     for side in sides:
         points = [
-            (x, result.case.flops / result.samples[side].quartiles.median / 1e9)
+            (x, result["flops"] / median(result, side) / 1e9)
             for x, result in zip(intensities, results, strict=True)
-            if side in result.samples
+            if side in result["times"]
         ]
         lowest = min([lowest, *(rate for _, rate in points)])
         ours = side == OURS
@@ -191,20 +213,16 @@ def _roofline(report: Report, results: Sequence[Result]) -> Figure:
     return figure
 
 
-def _lines(report: Report, results: Sequence[Result]) -> Figure:
+def _lines(report: Document, results: Sequence[Document]) -> Figure:
     """One panel for each thing that varies: seconds of a step over it, a line for each side."""
-    ops = list(dict.fromkeys(result.case.op for result in results))
+    ops = list(dict.fromkeys(result["op"] for result in results))
     figure = new_figure(4.2 * len(ops), 4.4)
     panels = figure.subplots(1, len(ops), squeeze=False)[0]
-    sides = _ordered(side for result in results for side in result.samples)
+    sides = _ordered(side for result in results for side in result["times"])
     for axes, op in zip(panels, ops, strict=True):
-        chosen = [result for result in results if result.case.op == op]
+        chosen = [result for result in results if result["op"] == op]
         for side in sides:
-            points = [
-                (result.case.at, result.samples[side].quartiles.median)
-                for result in chosen
-                if side in result.samples
-            ]
+            points = [(result["at"], median(result, side)) for result in chosen if side in result["times"]]
             axes.plot(
                 *zip(*points, strict=True),
                 color=colour(side),
@@ -213,7 +231,7 @@ def _lines(report: Report, results: Sequence[Result]) -> Figure:
                 linewidth=2 if side == OURS else 1.2,
                 label=side,
             )
-        values = [result.case.at for result in chosen]
+        values = [result["at"] for result in chosen]
         axes.set_yscale("log")
         if max(values) > 8 * min(values):
             axes.set_xscale("log")
@@ -224,9 +242,27 @@ def _lines(report: Report, results: Sequence[Result]) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(labelsize=8)
-        axes.set_xlabel(f"{op.removeprefix('step over ')} ({chosen[0].case.shape} first)", fontsize=8)
+        axes.set_xlabel(f"{op.removeprefix('step over ')} ({chosen[0]['shape']} first)", fontsize=8)
         _clean(axes, "both")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(sides), fontsize=8, frameon=False)
     _heading(figure, report, "Time of one training step (forward, cross-entropy, backward, Adam)")
     return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the plots of each report of a summary, beside it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
+    parser.add_argument("summary", type=Path, metavar="FILE", help="as benchmarks/results/NAME.json")
+    path: Path = parser.parse_args(arguments).summary
+    for name, report in summary.reports(path).items():
+        stem = path.with_name(f"{path.stem}-{name}")
+        if "sides" in report:
+            accuracy.save(report, stem.with_suffix(".svg"))
+        elif "peaks" in report:
+            save_all(report, stem)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

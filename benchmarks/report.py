@@ -14,9 +14,9 @@ from .case import OURS, Case
 from .machine import Peaks
 from .memory import Comparison
 from .runner import Result, Samples
+from .summary import SCHEMA
 
-_SCHEMA = 3
-_DTYPES = {torch.float32: "", torch.float64: " fp64", torch.bfloat16: " bf16", torch.float16: " fp16"}
+_DTYPES = {"float32": "", "float64": " fp64", "bfloat16": " bf16", "float16": " fp16"}
 
 
 # The two clocks are read one after the other and tick apart.
@@ -79,14 +79,15 @@ def _work(case: Case) -> tuple[int, str]:
 
 def _result_json(report: Report, result: Result) -> dict[str, Any]:
     case = result.case
-    work, unit = _work(case)
-    document: dict[str, Any] = {
+    return {
         "group": case.group,
         "op": case.op,
         "shape": case.shape,
         "dtype": case.dtype_name,
         "flops": case.flops,
         "bytes": case.bytes,
+        "traffic": case.traffic,
+        "at": case.at,
         "notes": report.notes(result),
         "refused": result.refused,
         "times": {
@@ -100,20 +101,12 @@ def _result_json(report: Report, result: Result) -> dict[str, Any]:
         },
         "speedups": {name: asdict(speedup) for name, speedup in result.speedups.items()},
     }
-    for name, samples in result.samples.items():
-        rate = work / samples.quartiles.median
-        document["times"][name] |= {
-            "rate": rate / 1e9,
-            "rate_unit": unit,
-            "fraction_of_peak": rate / report.peak(case),
-        }
-    return document
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The run as plain data: seconds, 1e9 units of work a second, fractions of 1."""
+    """The run as plain data, in seconds; peaks in FLOP/s and bytes/s."""
     return {
-        "schema": _SCHEMA,
+        "schema": SCHEMA,
         "machine": dict(report.machine),
         "versions": dict(report.versions),
         "settings": dict(report.settings),
@@ -133,9 +126,9 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s"
 
 
-def title(case: Case) -> tuple[str, str]:
+def title(op: str, shape: str, dtype: str) -> tuple[str, str]:
     """Op and shape; a dtype other than float32 goes with the shape."""
-    return case.op, case.shape + _DTYPES[case.dtype]
+    return op, shape + _DTYPES[dtype]
 
 
 _HEADERS = (
@@ -157,7 +150,7 @@ def _rows(report: Report) -> tuple[list[tuple[str, ...]], list[str]]:
     footnotes: dict[str, int] = {}
     last_op = ""
     for result in report.results:
-        op, shape = title(result.case)
+        op, shape = title(result.case.op, result.case.shape, result.case.dtype_name)
         marks = ",".join(str(footnotes.setdefault(note, len(footnotes) + 1)) for note in report.notes(result))
         shown = op if op != last_op else ""
         last_op = op

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fastnn.cli import bench
 
-browser = bench.load_benchmarks("browser")
-readme = bench.load_benchmarks("readme")
-committed = bench.load_benchmarks("committed")
+browser, committed, readme, summary = (
+    bench.load_benchmarks(name) for name in ("browser", "committed", "readme", "summary")
+)
 
 
 def quartiles(median: float) -> dict[str, float]:
@@ -48,7 +47,7 @@ def test_the_report() -> None:
 
 
 def test_the_table_of_the_docs(tmp_path: Path) -> None:
-    (tmp_path / f"{committed.MACHINE}-web.json").write_text(json.dumps(document()))
+    summary.add(tmp_path / f"{committed.MACHINE}.json", {"web": document()})
     text = readme.rewritten("<!-- bench:web -->\n<!-- /bench -->\n", committed.Reports(tmp_path), "page")
     assert text.splitlines()[1:-1] == [
         "| network, batch | fastnn | TensorFlow.js, wasm | TensorFlow.js, cpu |",

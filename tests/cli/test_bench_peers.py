@@ -195,7 +195,7 @@ def test_the_sweep_has_its_own_report(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["bench", *options, "--out", str(tmp_path), "--name", "s"]) == 0
     table = capsys.readouterr().out
     assert all(f"step over {what}" in table for what in ("batch", "width", "depth"))
-    assert [path.name for path in tmp_path.glob("*.png")] == ["s-lines.png"]
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["s-lines.svg"]
 
 
 def test_all_runs_each_report_on_one_thread_and_on_all(
@@ -205,7 +205,12 @@ def test_all_runs_each_report_on_one_thread_and_on_all(
 
     def fake_run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
         commands.append(command[3:])
+        stem = command[command.index("--name") + 1]
+        if not stem.endswith("accuracy"):  # as where MNIST is not at hand
+            (tmp_path / f"{stem}.json").write_text(json.dumps({"results": [stem]}))
         return subprocess.CompletedProcess(command, len(commands) == 2)
+
+    (tmp_path / "m.json").write_text(json.dumps({"reports": {"web": {}, "1thread": {}}}))
 
     monkeypatch.setattr(subprocess, "run", fake_run)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
@@ -222,6 +227,10 @@ def test_all_runs_each_report_on_one_thread_and_on_all(
         # Rounds of an accuracy would be seeds, and errors are the same in each.
         assert ("--rounds" in command) != name.endswith(("-accuracy", "-numerics"))
     assert all(command[command.index("--rounds") + 1] == "3" for command in commands[:-2])
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+    reports = json.loads((tmp_path / "m.json").read_text())["reports"]
+    made = {name.removeprefix("m-"): {"results": [name]} for name in names if not name.endswith("-accuracy")}
+    assert reports == {**made, "web": {}}
 
 
 @pytest.mark.parametrize(
@@ -278,7 +287,7 @@ def test_time_to_accuracy(
     table = capsys.readouterr().out
     assert "not reached" not in table
     assert "100.00%" in table
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md", "a.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md", "a.svg"]
 
     sides = {name: run.accuracy for name, run in accuracy.race(tiny_mnist("mnist"), 0).items()}
     assert {"fastnn eager", "torch fused"} <= set(sides)

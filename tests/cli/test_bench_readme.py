@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import pytest
 
 from fastnn.cli import bench
 
-readme = bench.load_benchmarks("readme")
-headline = bench.load_benchmarks("headline")
-committed = bench.load_benchmarks("committed")
+committed, headline, readme, summary = (
+    bench.load_benchmarks(name) for name in ("committed", "headline", "readme", "summary")
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,8 +53,8 @@ def checkout(tmp_path: Path) -> Path:
     results.mkdir(parents=True)
     memory = {name: {"peak": 3 << 20, "gradients": 1 << 20} for name in ("fastnn", "torch")}
     told = [{"shape": "1x2x3", "dtype": "float32", "sides": memory}]
-    for name, document in (("1thread", report(1.5e-3, memory=told)), ("2threads", report(1e-3))):
-        (results / f"{committed.MACHINE}-{name}.json").write_text(json.dumps(document))
+    made = {"1thread": report(1.5e-3, memory=told), "2threads": report(1e-3)}
+    summary.add(results / f"{committed.MACHINE}.json", made)
     blocks = (f"<!-- bench:{name} -->\nold\n<!-- /bench -->\n" for name in ("step-1thread", "ops", "epoch"))
     text = "before\n" + "between\n".join(blocks) + "<!-- bench:memory -->\n<!-- /bench -->\nafter\n"
     (tmp_path / "README.md").write_text(text)
@@ -139,8 +138,8 @@ def test_check_tells_and_changes_nothing(checkout: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(("median", "shown"), [(0.923, "0.92 s"), (None, "not reached")])
 def test_an_accuracy_may_not_be_reached(checkout: Path, median: float | None, shown: str) -> None:
-    path = checkout / "benchmarks" / "results" / f"{committed.MACHINE}-2threads-accuracy.json"
-    path.write_text(json.dumps({"sides": {"fastnn": {"median_to_target": median}}}))
+    path = checkout / "benchmarks" / "results" / f"{committed.MACHINE}.json"
+    summary.add(path, {"2threads-accuracy": {"sides": {"fastnn": {"median_to_target": median}}}})
     (checkout / "README.md").write_text("<!-- bench:accuracy -->\n<!-- /bench -->\n")
     readme.main([], checkout)
     assert (checkout / "README.md").read_text().splitlines()[1:4] == [

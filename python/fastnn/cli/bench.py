@@ -130,12 +130,17 @@ def _run_all(args: argparse.Namespace) -> int:
     reports.append((counts[-1], "-accuracy", ["--accuracy"]))
     reports.append((counts[0], "-numerics", ["--numerics"]))  # the same on any number of threads
     passed = [*(["--quick"] if args.quick else []), *(["--no-peers"] if args.no_peers else [])]
-    codes = []
+    codes, made = [], {}
     for count, suffix, options in reports:
-        stem = f"{name}-{count}thread{'s' if count > 1 else ''}{suffix}"
+        report = f"{count}thread{'s' if count > 1 else ''}{suffix}"
         command = [sys.executable, "-m", "fastnn", "bench", "--threads", str(count), *options, *passed]
-        command += ["--out", str(args.out), "--name", stem]
+        command += ["--out", str(args.out), "--name", f"{name}-{report}"]
         codes.append(subprocess.run(command, check=False).returncode)
+        written = args.out / f"{name}-{report}.json"
+        if written.exists():  # not where MNIST is not at hand
+            made[report] = json.loads(written.read_text(encoding="utf-8"))
+            written.unlink()
+    load_benchmarks("summary").add(args.out / f"{name}.json", made)
     return max(codes)
 
 
@@ -241,19 +246,19 @@ def _measure_accuracy(args: argparse.Namespace) -> int:
     if document is None:
         print("fastnn bench: MNIST was not found: no time to accuracy", file=sys.stderr)
         return 0
-    text = json.dumps(document, indent=1)
+    text = load_benchmarks("summary").to_text(document)
     markdown = accuracy.to_markdown(document)
     print(text if args.json else markdown)
     if args.out is not None:
         stem = _write_texts(args, text, markdown)
-        accuracy.save(document, stem.with_name(f"{args.name}.png"))
+        accuracy.save(document, stem.with_name(f"{args.name}.svg"))
     return 0
 
 
 def _measure_numerics(args: argparse.Namespace) -> int:
     numerics = load_benchmarks("numerics")
     document = numerics.measure(_settings(args, 1))
-    text, markdown = json.dumps(document, indent=1), numerics.to_markdown(document)
+    text, markdown = load_benchmarks("summary").to_text(document), numerics.to_markdown(document)
     print(text if args.json else markdown)
     if args.out is not None:
         _write_texts(args, text, markdown)
@@ -263,18 +268,19 @@ def _measure_numerics(args: argparse.Namespace) -> int:
 def _write_texts(args: argparse.Namespace, text: str, markdown: str) -> Path:
     os.makedirs(args.out, exist_ok=True)
     stem: Path = args.out / args.name
-    stem.with_name(f"{args.name}.json").write_text(text + "\n", encoding="utf-8")
+    stem.with_name(f"{args.name}.json").write_text(text, encoding="utf-8")
     stem.with_name(f"{args.name}.md").write_text(markdown, encoding="utf-8")
     return stem
 
 
 def _write(args: argparse.Namespace, made: Report) -> None:
     report = load_benchmarks("report")
-    text = json.dumps(report.to_json(made), indent=1)
+    document = report.to_json(made)
+    text = load_benchmarks("summary").to_text(document)
     print(text if args.json else report.to_text(made))
     if args.out is None:
         return
     stem = _write_texts(args, text, report.to_markdown(made))
-    plots = load_benchmarks("plots").save_all(made, stem)
+    plots = load_benchmarks("plots").save_all(document, stem)
     names = [f"{args.name}.json", f"{args.name}.md", *(path.name for path in plots)]
     print(f"wrote {', '.join(names)} in {args.out}", file=sys.stderr)
