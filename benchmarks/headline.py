@@ -6,7 +6,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from .case import OURS
-from .committed import NETWORKS, Document, Reports, median, step
+from .committed import NETWORKS, Reports, median, step
+from .summary import Document
 
 # Sides, their names and their colours: one stands out, and the others differ in lightness too.
 _SIDES = {

@@ -17,8 +17,9 @@ from pathlib import Path
 from . import headline, numerics
 from .accuracy import shown
 from .case import OURS
-from .committed import ERRORS, NETWORKS, Document, Reports, median, step
+from .committed import ERRORS, NETWORKS, Reports, median, step
 from .report import seconds
+from .summary import Document
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = Path("docs", "headline.svg")
