@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def all_threads() -> None:
     """Several threads are several also where other processes keep the processors busy."""
     if _dispatch.cpu is not None:
-        _dispatch.cpu.testing.notice_crowding(False)
+        _dispatch.cpu.testing.notice_oversubscription(False)
 
 
 @pytest.fixture(scope="session")

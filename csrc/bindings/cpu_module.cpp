@@ -19,7 +19,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.attr("isa") = isa_name(selected_isa());
   });
   py::module_ testing = m.def_submodule("testing", "What only tests use.");
-  testing.def("notice_crowding", &notice_crowding);
+  testing.def("notice_oversubscription", &notice_oversubscription);
   testing.def("emulate_pairs", &emulate_pairs);  // until the next select_isa, and when no kernel runs
   register_instructions(testing);
   register_late_probe(testing);

@@ -3,7 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "core/crowding.h"
+#include "core/oversubscription.h"
 
 namespace fastnn {
 

@@ -2,7 +2,7 @@
 
 #include <thread>
 
-#include "core/crowding.h"
+#include "core/oversubscription.h"
 
 namespace fastnn {
 

@@ -7,7 +7,7 @@
 #include <omp.h>
 #endif
 
-#include "core/crowding.h"
+#include "core/oversubscription.h"
 #include "core/team.h"
 
 namespace fastnn::FASTNN_ISA {

@@ -37,6 +37,6 @@ bool works_alone();
 void note_wait(int64_t nanoseconds);
 
 // Off, nobody works alone: for tests of what several threads do.
-void notice_crowding(bool on);
+void notice_oversubscription(bool on);
 
 }  // namespace fastnn

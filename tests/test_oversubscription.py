@@ -22,7 +22,7 @@ MS = 1_000_000  # ns
 def aside() -> Iterator[Callable[[Callable[[], object]], object]]:
     """Runs a function in a thread of its own, which is all that has to work alone; on two threads."""
     threads = torch.get_num_threads()
-    _dispatch.cpu.testing.notice_crowding(True)
+    _dispatch.cpu.testing.notice_oversubscription(True)
 
     def run(function: Callable[[], object]) -> object:
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(2,)) as pool:
@@ -31,7 +31,7 @@ def aside() -> Iterator[Callable[[Callable[[], object]], object]]:
     try:
         yield run
     finally:
-        _dispatch.cpu.testing.notice_crowding(False)
+        _dispatch.cpu.testing.notice_oversubscription(False)
         torch.set_num_threads(threads)
 
 
@@ -58,7 +58,7 @@ def test_threads_come_together_again(aside: Callable, team: bool) -> None:
             time.sleep(0.01)
         return threads_of(SHORT, team=team)
 
-    # Another wait, where this machine is crowded just now, makes it one again: some try is left alone.
+    # Another wait, where this machine is oversubscribed just now, makes it one again: some try is left alone.
     assert any(aside(run) == 2 for _ in range(500))
 
 
@@ -98,10 +98,10 @@ def test_results_stay_the_same(aside: Callable) -> None:
             optimizer.step()
         return [*losses, *model.parameters()]
 
-    def crowded() -> list[torch.Tensor]:
+    def oversubscribed() -> list[torch.Tensor]:
         threads_of(SHORT, late=500 * MS)
         assert threads_of(SHORT) == 1
         return train()
 
-    for alone, together in zip(aside(crowded), train(), strict=True):
+    for alone, together in zip(aside(oversubscribed), train(), strict=True):
         assert torch.equal(alone, together)

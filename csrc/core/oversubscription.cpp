@@ -1,4 +1,4 @@
-#include "core/crowding.h"
+#include "core/oversubscription.h"
 
 #include <atomic>
 #include <chrono>
@@ -39,7 +39,7 @@ Work::~Work() {
     alone_until = clock_ns() + kPenance * waited_;
 }
 
-void notice_crowding(bool on) { noticed.store(on, std::memory_order_relaxed); }
+void notice_oversubscription(bool on) { noticed.store(on, std::memory_order_relaxed); }
 
 bool works_alone() { return current && current->alone_; }
 
