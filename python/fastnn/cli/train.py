@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from fastnn.data import Dataset
     from fastnn.training.checkpoint import Checkpoint
+    from fastnn.training.distributed import Ranks
+    from fastnn.training.loop import Observer
     from fastnn.training.run import Run
 
 HELP = "train a multi-layer perceptron on MNIST with fused ops"
@@ -41,7 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--epochs", type=positive, metavar="N", help="passes over the training images (default 5)"
     )
-    run.add_argument("--batch-size", type=positive, metavar="N", help="images in a step (default 128)")
+    run.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="images in a step, of all processes together (default 128)",
+    )
     run.add_argument(
         "--lr",
         type=_rate,
@@ -75,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one"
     )
-    where.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    where.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads of a process (default: torch's choice)"
+    )
     files = parser.add_argument_group("files")
     files.add_argument(
         "--data-dir",
@@ -105,17 +115,25 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from fastnn.data import DataError, load
-    from fastnn.training.checkpoint import Checkpoint, CheckpointError
+    from fastnn.training.distributed import RanksError, joined
 
     device = _device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     try:
-        # Before a download that it may not need.
-        saved = Checkpoint.load(args.resume) if args.resume else None
-        config = _config(args, saved.config if saved else None)
-        runs = _runs(args, config, load(args.data_dir, _warn), device, saved)
+        with joined(device) as ranks:
+            if args.threads:
+                torch.set_num_threads(args.threads)
+            return _run(args, device, ranks)
+    except RanksError as error:
+        raise CliError(str(error)) from None
+
+
+def _run(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> int:
+    from fastnn.data import DataError
+    from fastnn.training.checkpoint import CheckpointError
+
+    try:
+        config, data, saved = ranks.from_first(lambda: _read(args))
+        runs = _runs(args, config, data, device, saved, ranks)
     except (DataError, CheckpointError) as error:
         raise CliError(str(error)) from None
     except OSError as error:
@@ -123,11 +141,22 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or (args.resume.parent if args.resume else _DEFAULT_OUT)
     directories = [out, out / "torch"][: len(runs)]
     try:
-        for directory in directories:
-            directory.mkdir(parents=True, exist_ok=True)
-        return _train_and_report(args, runs, directories)
+        if ranks.leads:
+            for directory in directories:
+                directory.mkdir(parents=True, exist_ok=True)
+        return _train_and_report(args, runs, directories, ranks)
     except OSError as error:
         raise CliError(f"cannot write the results: {error}") from None
+
+
+def _read(args: argparse.Namespace) -> tuple[TrainConfig, Dataset, Checkpoint | None]:
+    """The settings, the data, and the checkpoint to continue from."""
+    from fastnn.data import load
+    from fastnn.training.checkpoint import Checkpoint
+
+    # Before a download that it may not need.
+    saved = Checkpoint.load(args.resume) if args.resume else None
+    return _config(args, saved.config if saved else None), load(args.data_dir, _warn), saved
 
 
 def _runs(
@@ -136,13 +165,14 @@ def _runs(
     data: Dataset,
     device: torch.device,
     saved: Checkpoint | None,
+    ranks: Ranks,
 ) -> list[Run]:
     """The runs asked for: one, or fastnn's and torch's."""
     from fastnn.training.run import Run
 
     if args.compare:
-        return [Run(config, data, device), Run(replace(config, native=True), data, device)]
-    return [Run(config, data, device, saved)]
+        return [Run(each, data, device, ranks=ranks) for each in (config, replace(config, native=True))]
+    return [Run(config, data, device, saved, ranks)]
 
 
 def _config(args: argparse.Namespace, saved: TrainConfig | None) -> TrainConfig:
@@ -153,25 +183,40 @@ def _config(args: argparse.Namespace, saved: TrainConfig | None) -> TrainConfig:
     return TrainConfig(**{**settings, **given})
 
 
-def _train_and_report(args: argparse.Namespace, runs: list[Run], directories: list[Path]) -> int:
+def _train_and_report(
+    args: argparse.Namespace, runs: list[Run], directories: list[Path], ranks: Ranks
+) -> int:
     from fastnn.training.console import Console
-    from fastnn.training.events import write_events
-    from fastnn.training.loop import deferred_interrupt, train
-    from fastnn.training.report import outcome, table, write_report
+    from fastnn.training.loop import Silent, deferred_interrupt, train
 
     checkpoints = [directory / CHECKPOINT for directory in directories]
-    for line in _introduction(runs):
-        print(line)
-    with deferred_interrupt() as interrupted, Console(runs, progress=not args.no_progress) as console:
-        finished = train(runs, checkpoints, console, interrupted)
+    with contextlib.ExitStack() as stack:
+        observer: Observer = Silent()
+        if ranks.leads:
+            for line in _introduction(runs):
+                print(line)
+            observer = stack.enter_context(Console(runs, progress=not args.no_progress))
+        interrupted = stack.enter_context(deferred_interrupt())
+        finished = train(runs, checkpoints, observer, lambda: ranks.any(interrupted()))
+    if ranks.leads:
+        _report(args, runs, directories, finished)
     if not finished:
-        for each, path in zip(runs, checkpoints, strict=True):
+        return 130
+    return 0 if runs[0].config.target is None or all(each.seconds_to_target for each in runs) else 1
+
+
+def _report(args: argparse.Namespace, runs: list[Run], directories: list[Path], finished: bool) -> None:
+    from fastnn.training.events import write_events
+    from fastnn.training.report import outcome, table, write_report
+
+    if not finished:
+        for each, directory in zip(runs, directories, strict=True):
             print(
                 f"interrupted after step {each.step} of {each.steps}; "
-                f"continue with: fastnn train --resume {path}",
+                f"continue with: fastnn train --resume {directory / CHECKPOINT}",
                 file=sys.stderr,
             )
-        return 130
+        return
     print(f"\n{table(runs)}")
     write_report(directories[0], runs)
     for each, directory in zip(runs[1:], directories[1:], strict=True):
@@ -180,12 +225,10 @@ def _train_and_report(args: argparse.Namespace, runs: list[Run], directories: li
         for each, directory in zip(runs, directories, strict=True):
             write_events(directory / "tensorboard", each)
     print(f"\nmetrics.json, curves.png, digits.png and {CHECKPOINT} are in {directories[0]}")
-    if runs[0].config.target is None:
-        return 0
-    print()
-    for each in runs:
-        print(outcome(each), file=sys.stdout if each.seconds_to_target else sys.stderr)
-    return 0 if all(each.seconds_to_target for each in runs) else 1
+    if runs[0].config.target is not None:
+        print()
+        for each in runs:
+            print(outcome(each), file=sys.stdout if each.seconds_to_target else sys.stderr)
 
 
 def _introduction(runs: list[Run]) -> list[str]:
@@ -200,7 +243,7 @@ def _introduction(runs: list[Run]) -> list[str]:
         f"run      {_epochs(config)}, batch {config.batch_size}, Adam, "
         f"{config.schedule} lr {config.lr:g}, seed {config.seed}",
         f"backend  {' | '.join(each.backend for each in runs)}, {first.device}, "
-        f"{_count(torch.get_num_threads(), 'thread')}\n",
+        f"{_count(torch.get_num_threads(), 'thread')}{_each_of(first.ranks.size)}\n",
     ]
 
 
@@ -213,6 +256,10 @@ def _epochs(config: TrainConfig) -> str:
     )
 
 
+def _each_of(processes: int) -> str:
+    return "" if processes == 1 else f" in each of {processes} processes"
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -220,10 +267,21 @@ def _count(number: int, noun: str) -> str:
 def _device(choice: str) -> torch.device:
     import torch
 
-    available = torch.cuda.is_available()
-    if choice == "cuda" and not available:
-        raise CliError("--device cuda: this torch sees no CUDA device")
-    return torch.device("cuda" if choice != "cpu" and available else "cpu")
+    from fastnn.training.distributed import local_rank
+
+    if choice == "cpu" or not torch.cuda.is_available():
+        if choice == "cuda":
+            raise CliError("--device cuda: this torch sees no CUDA device")
+        return torch.device("cpu")
+    number, devices = local_rank(), torch.cuda.device_count()
+    if number >= devices:
+        raise CliError(
+            f"process {number} of this machine needs a CUDA device of its own; there are {devices}: start "
+            "fewer processes, or give --device cpu"
+        )
+    if number:
+        torch.cuda.set_device(number)
+    return torch.device("cuda")
 
 
 def _warn(message: str) -> None:

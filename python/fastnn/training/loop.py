@@ -28,6 +28,16 @@ class Observer(Protocol):
         """The model was tested."""
 
 
+class Silent:
+    """An observer that looks away."""
+
+    def stepped(self, run: Run, steps: int) -> None:
+        """Say nothing."""
+
+    def tested(self, run: Run, milestone: Milestone) -> None:
+        """Say nothing."""
+
+
 class Interrupt:
     """Whether Ctrl-C was pressed."""
 
@@ -83,13 +93,13 @@ def train(
             if run.test_due:
                 milestone = run.test()
                 if run.finished or run.step % run.steps_per_epoch == 0:
-                    run.checkpoint().save(path)
+                    run.save(path)
                 observer.tested(run, milestone)
             elif not run.finished and not interrupted():
                 observer.stepped(run, run.advance(_TURN, interrupted))
         if interrupted():
             for run, path in order:
-                run.checkpoint().save(path)
+                run.save(path)
             return all(run.finished for run in runs)
         order.reverse()
     return True

@@ -45,6 +45,7 @@ def metrics(run: Run) -> dict[str, Any]:
         "seed": run.config.seed,
         "settings": run.config.to_json(),
         "device": str(run.device),
+        "processes": run.ranks.size,
         "threads": torch.get_num_threads(),
         "versions": {
             "fastnn": fastnn.__version__,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from torch import Tensor
 from fastnn.data import Batches, Dataset, normalise
 from fastnn.training.checkpoint import Checkpoint, CheckpointError
 from fastnn.training.config import TrainConfig
+from fastnn.training.distributed import Ranks, shared_steps
 from fastnn.training.evaluate import Evaluation, evaluate
-from fastnn.training.model import build, fastnn_steps, rehearse, torch_steps
+from fastnn.training.model import Parts, Steps, build, fastnn_steps, rehearse, torch_steps
 from fastnn.training.schedule import lr_at
 
 _TESTS = 8
@@ -22,6 +24,9 @@ _TESTS = 8
 
 # Seconds between two looks at whether to stop, and the most steps, for a device may lag by many.
 _LOOK_SECONDS, _MOST_STRIDE = 0.01, 64
+
+
+_ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Run:
         data: the data set; `config.train_samples` is applied to it here.
         device: where to train.
         resume: a checkpoint of a run with the same settings, to continue bit by bit as if never interrupted.
+        ranks: the processes that share the run; all make it, and call its methods, alike.
 
     Raises:
         CheckpointError: `resume` is not a checkpoint of such a run.
@@ -72,16 +78,21 @@ class Run:
     """
 
     def __init__(
-        self, config: TrainConfig, data: Dataset, device: torch.device, resume: Checkpoint | None = None
+        self,
+        config: TrainConfig,
+        data: Dataset,
+        device: torch.device,
+        resume: Checkpoint | None = None,
+        ranks: Ranks = _ALONE,
     ) -> None:
         data = data.first(config.train_samples)
         self.config = config
         self.data = data
         self.device = device
+        self.ranks = ranks
         self.parts = build(config, data.inputs, data.classes, device)
         images = torch.from_numpy(data.train_images).to(device)
         ready = partial(normalise, mean=data.mean, std=data.std, dtype=getattr(torch, config.dtype))
-        stepping = torch_steps if config.native else partial(fastnn_steps, mean=data.mean, std=data.std)
         self.batches = Batches(
             ready(images) if config.native else images,
             torch.from_numpy(data.train_labels).to(device),
@@ -98,6 +109,13 @@ class Run:
         self.train_seconds = 0.0
         if resume is not None:
             self._restore(resume)
+        stepping: Callable[[Parts], Steps]
+        if ranks.size > 1:
+            stepping = partial(shared_steps, ready=_as_it_is if config.native else ready, ranks=ranks)
+        elif config.native:
+            stepping = torch_steps
+        else:
+            stepping = partial(fastnn_steps, mean=data.mean, std=data.std)
         self.backend = rehearse(self.parts, stepping, self.batches)
         self._take = stepping(self.parts)
         self._stride = 1  # steps between two looks at whether to stop
@@ -160,7 +178,7 @@ class Run:
             self.step += len(rates)
             if interrupted():
                 break
-            slow = time.perf_counter() - began > _LOOK_SECONDS
+            slow = self.ranks.any(time.perf_counter() - began > _LOOK_SECONDS)
             self._stride = max(self._stride // 2, 1) if slow else min(self._stride * 2, _MOST_STRIDE)
         # One transfer for all steps; on a GPU it also waits for them, so it belongs to the time.
         self.losses += torch.cat(pending).double().tolist()
@@ -179,9 +197,14 @@ class Run:
 
     def test(self) -> Milestone:
         """Test the model and add the result to the history."""
+        milestone = self.ranks.from_first(self._tested)
+        self.history.append(milestone)
+        return milestone
+
+    def _tested(self) -> Milestone:
         evaluation = self.evaluate()
         losses = self.losses[self.history[-1].step if self.history else 0 :]
-        milestone = Milestone(
+        return Milestone(
             step=self.step,
             epoch=self.step / self.steps_per_epoch,
             train_loss=sum(losses) / len(losses),
@@ -189,8 +212,11 @@ class Run:
             test_accuracy=evaluation.accuracy,
             train_seconds=self.train_seconds - sum(past.train_seconds for past in self.history),
         )
-        self.history.append(milestone)
-        return milestone
+
+    def save(self, path: Path) -> None:
+        """Write the present state, in the one process that writes."""
+        if self.ranks.leads:
+            self.checkpoint().save(path)
 
     def checkpoint(self) -> Checkpoint:
         """The present state."""
@@ -219,3 +245,7 @@ class Run:
         self.step = saved.step
         self.losses = saved.losses.tolist()
         self.train_seconds = saved.train_seconds
+
+
+def _as_it_is(images: Tensor) -> Tensor:
+    return images

@@ -1,0 +1,105 @@
+"""``fastnn train`` in two processes of its own, by torchrun and without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fastnn
+from fastnn.cli.main import main
+from fastnn.training.checkpoint import Checkpoint
+
+pytestmark = pytest.mark.usefixtures("processes")  # skipped where those cannot be; they do not start
+
+TRAIN = ["train", "--no-progress", "--device", "cpu", "--layers", "16", "--train-samples", "331"]
+TRAIN += ["--batch-size", "33", "--dtype", "float64"]
+PATIENCE = 300  # seconds: no test is about them
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Without the user's data or the network."""
+    monkeypatch.delenv("FASTNN_DATA_DIR", raising=False)
+    monkeypatch.setenv("FASTNN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("FASTNN_MIRRORS", "")
+    monkeypatch.chdir(tmp_path)
+    return {**os.environ, "PYTHONPATH": str(Path(fastnn.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+def test_torchrun_gives_what_one_process_gives(tmp_path: Path, environment: dict[str, str]) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "fastnn", *TRAIN, "--epochs", "2", "--out", "two"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy  seconds") == 1  # one process reports
+    assert "1 thread in each of 2 processes" in done.stdout
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["processes"] == 2
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "checkpoint.safetensors",
+        "curves.png",
+        "digits.png",
+        "metrics.json",
+    ]
+    assert main([*TRAIN, "--epochs", "2", "--out", "one"]) == 0
+    two, one = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("two", "one"))
+    torch.testing.assert_close(two, one, rtol=1e-8, atol=1e-8)
+
+
+@pytest.fixture
+def pair(environment: dict[str, str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes that train for very long, with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "fastnn", *TRAIN, "--out", "out"]
+    command += ["--schedule", "constant", "--epochs", "1000000"]
+    both = [
+        subprocess.Popen(
+            command,
+            env={**environment, **group, "RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    yield both
+    for process in both:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(path: Path, pair: list[subprocess.Popen[str]]) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert [process.poll() for process in pair] == [None, None]
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
+def test_a_killed_process_ends_the_other(tmp_path: Path, pair: list[subprocess.Popen[str]]) -> None:
+    path = tmp_path / "out" / "checkpoint.safetensors"
+    wait_for(path, pair)
+    pair[1].send_signal(signal.SIGKILL)
+    _, err = pair[0].communicate(timeout=PATIENCE)
+    assert pair[0].returncode == 1
+    assert "fastnn train: error: process 0 of 2 has lost the others; one has ended" in err
+    assert "Traceback" not in err
+    step = Checkpoint.load(path).step
+    assert step > 0
+    assert step % 11 == 0
+    # And one process goes on from there.
+    assert main(["train", "--no-progress", "--resume", str(path), "--epochs", str(step // 11 + 1)]) == 0
+    assert Checkpoint.load(path).step == step + 11
