@@ -118,6 +118,40 @@ def test_closures_of_optimizers() -> None:
     assert losses[-1] < losses[0]
 
 
+class _Wrapper(torch.optim.Optimizer):
+    """An optimizer that leaves the update to another one, as Lookahead or ZeroRedundancyOptimizer do."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+
+    def step(self, closure: None = None) -> None:
+        self.inner.step()
+
+
+def test_optimizers_around_others() -> None:
+    models = [net(), net()]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [_Wrapper(torch.optim.Adam(model.parameters())) for model in models]
+    x, y = batch()
+
+    def update(which: int) -> torch.Tensor:
+        optimizers[which].zero_grad()
+        loss = nn.functional.cross_entropy(models[which](x), y)
+        loss.backward()
+        optimizers[which].step()
+        return loss.detach()
+
+    captured = fastnn.capture(lambda: update(0))
+    with pytest.warns(
+        fastnn.EagerStepWarning, match=r"_Wrapper\.step takes a step of another optimizer, Adam"
+    ):
+        losses = [captured() for _ in range(5)]
+    assert losses == [update(1) for _ in range(5)]
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 _SCHEDULERS: dict[str, tuple[Any, ...]] = {  # what makes one, and what its step is given
     "StepLR": (lambda o: schedulers.StepLR(o, 1, 0.5),),
     "LambdaLR": (lambda o: schedulers.LambdaLR(o, lambda epoch: 0.5**epoch),),

@@ -147,6 +147,11 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 
+def _refuse_collective(schema: Schema) -> None:
+    if schema.namespace.startswith(("c10d", "_c10d")):
+        raise Unsupported(f"the collective {schema.name}")
+
+
 @cache
 def _is_composite(op: Any) -> bool:
     return is_composite(op)
@@ -256,10 +261,13 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an op and note it."""
         kwargs = kwargs or {}
-        if self.refused is not None or self.paused:
+        if self.refused is not None:
             return func(*args, **kwargs)
         try:
             schema = _schema_of(func)
+            if self.paused:
+                _refuse_collective(schema)  # what else an optimizer's step does, a replay does too
+                return func(*args, **kwargs)
             if schema.namespace == "profiler":
                 return func(*args, **kwargs)
             if torch.is_inference_mode_enabled() and _is_composite(func):  # elsewhere autograd decomposes it
@@ -302,8 +310,7 @@ class Recorder(TorchDispatchMode):
         self._storages.clear()
 
     def _check(self, schema: Schema, args: Any, kwargs: Any) -> None:
-        if schema.namespace.startswith(("c10d", "_c10d")):
-            raise Unsupported(f"the collective {schema.name}")
+        _refuse_collective(schema)
         if schema.name in _MOVES_MEMORY:
             raise Unsupported(f"{schema.name} changes the memory of a tensor")
         if schema.depends_on_values and schema.name not in _INDEXING:
@@ -415,6 +422,11 @@ class Recorder(TorchDispatchMode):
             except Unsupported as reason:
                 self.refuse(str(reason))
                 return
+        elif isinstance(outer := self.tape.entries[-1], Step) and outer.optimizer is not optimizer:
+            # Which keeps its state where a comparison would not put it back.
+            names = (type(each).__name__ for each in (outer.optimizer, optimizer))
+            self.refuse("{}.step takes a step of another optimizer, {}".format(*names))
+            return
         self.paused += 1
 
     def _note_step(self, optimizer: Optimizer) -> None:
