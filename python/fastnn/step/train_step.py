@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastnn._losses import Loss
 from fastnn.step.epoch import run_epoch
+from fastnn.step.processes import warn_where_local
 from fastnn.step.runner import Runner
 from fastnn.step.spec import ARGUMENTS, StepSpec
 
@@ -93,6 +94,7 @@ class TrainStep:
         own = {id(p) for p in model.parameters()}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("TrainStep: the optimizer holds none of the model's parameters")
+        warn_where_local(model)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Change an argument for the calls to come."""

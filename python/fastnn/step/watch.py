@@ -34,6 +34,8 @@ def watch_step(watch: Any, model: torch.nn.Module, loss: Any, optimizer: torch.o
     roots = [root for root in (model, loss) if isinstance(root, torch.nn.Module)]
     modules = {id(m): m for root in roots for m in root.modules()}
     for module in modules.values():
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            raise Unsupported("DistributedDataParallel averages gradients over processes while backward runs")
         watch_hooks(watch, module)
     params = {id(p): p for m in modules.values() for p in m.parameters(recurse=False)}
     params |= {id(p): p for group in optimizer.param_groups for p in group["params"]}
