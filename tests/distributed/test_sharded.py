@@ -96,9 +96,7 @@ def clipped(rank: int) -> tuple[float, float]:
     norm = whole(fastnn.nn.utils.clip_grad_norm_(made.parameters(), 0.01))
     expected = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.01)
     pairs = zip(made.parameters(), plain.parameters(), strict=True)
-    return (norm - expected).abs().item(), max(
-        (whole(p.grad) - q.grad).abs().max().item() for p, q in pairs
-    )
+    return (norm - expected).abs().item(), max((whole(p.grad) - q.grad).abs().max().item() for p, q in pairs)
 
 
 def test_clipping_of_shards_is_by_the_norm_of_all(processes: Processes) -> None:
