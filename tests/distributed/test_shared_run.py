@@ -111,6 +111,25 @@ def test_all_stop_at_the_target(processes: Processes, tmp_path: Path) -> None:
     assert two["step"] == 2
 
 
+def compared(rank: int, folder: Path) -> list[tuple[str, int, list[float]]]:
+    ranks = Ranks(rank, SIZE)
+    settings = {**SMALL, "target": 0.5}
+    runs = [
+        Run(TrainConfig(**settings, native=native), load_digits(), torch.device("cpu"), ranks=ranks)
+        for native in (False, True)
+    ]
+    train(runs, [folder / run.name for run in runs], Silent())
+    return [(run.name, run.step, run.losses) for run in runs]
+
+
+def test_two_runs_that_are_compared(processes: Processes, tmp_path: Path) -> None:
+    first, second = processes.run(compared, tmp_path)
+    assert first == second
+    assert [name for name, _, _ in first] == ["fastnn", "torch"]
+    assert first[0][1] == first[1][1]  # the same training
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fastnn", "torch"]
+
+
 @pytest.mark.parametrize("before", [1, 2])
 @pytest.mark.parametrize("after", [1, 2])
 def test_another_number_of_processes_continues(

@@ -103,3 +103,49 @@ def test_a_killed_process_ends_the_other(tmp_path: Path, pair: list[subprocess.P
     # And one process goes on from there.
     assert main(["train", "--no-progress", "--resume", str(path), "--epochs", str(step // 11 + 1)]) == 0
     assert Checkpoint.load(path).step == step + 11
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected a whole number, as torchrun sets it; came 'two'"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1"},
+            "the 2 processes do not find each other",
+        ),  # MASTER_ADDR is missing
+    ],
+)
+def test_a_launch_that_lacks_something(
+    variables: dict[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main([*TRAIN, "--out", "out"]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "1", "RANK": "0"}])
+def test_one_process_needs_no_group(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main([*TRAIN, "--out", "out", "--epochs", "1"]) == 0
+    assert json.loads(Path("out/metrics.json").read_text())["processes"] == 1
+
+
+@pytest.mark.usefixtures("environment")
+def test_each_process_needs_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["train", "--no-progress", "--out", "out"]) == 1
+    expected = "process 1 of this machine needs a CUDA device of its own; there are 1"
+    assert expected in capsys.readouterr().err

@@ -117,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
 
     from fastnn.training.distributed import RanksError, joined
 
-    device = _device(args.device)
     try:
+        device = _device(args.device)
         with joined(device) as ranks:
             if args.threads:
                 torch.set_num_threads(args.threads)

@@ -84,8 +84,19 @@ class Ranks:
 
 
 def local_rank() -> int:
-    """The number of this process among those on this machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    """The number of this process among those on this machine.
+
+    Raises:
+        RanksError: ``LOCAL_RANK`` is no number.
+    """
+    return _number("LOCAL_RANK", 0)
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise RanksError(f"{variable}: expected a whole number, as torchrun sets it; came {text!r}")
+    return int(text)
 
 
 @contextmanager
@@ -96,17 +107,16 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     processes on this machine share the threads that torch would have one use.
 
     Raises:
-        RanksError: they do not find each other.
+        RanksError: they do not find each other, or a variable is no number.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = _number("WORLD_SIZE", 1)
     if "RANK" not in os.environ or size == 1:
         yield Ranks()
         return
     if not dist.is_available():
         raise RanksError(f"WORLD_SIZE is {size}, but this torch is built without torch.distributed")
     if "OMP_NUM_THREADS" not in os.environ:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(torch.get_num_threads() // here, 1))
+        torch.set_num_threads(max(torch.get_num_threads() // _number("LOCAL_WORLD_SIZE", 1), 1))
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
