@@ -118,6 +118,29 @@ def test_closures_of_optimizers() -> None:
     assert losses[-1] < losses[0]
 
 
+def test_gradients_in_one_tensor() -> None:
+    model = net()
+    block = torch.zeros(sum(p.numel() for p in model.parameters()))
+    parts = block.split([p.numel() for p in model.parameters()])
+    for p, part in zip(model.parameters(), parts, strict=True):
+        p.grad = part.view_as(p)
+    x, y = batch()
+
+    @fastnn.capture
+    def accumulate() -> torch.Tensor:
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss.detach()
+
+    with pytest.warns(
+        fastnn.EagerStepWarning, match="gradients of several parameters are parts of one tensor"
+    ):
+        losses = [accumulate() for _ in range(4)]
+    assert len(set(map(float, losses))) == 1
+    expected = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), list(model.parameters()))
+    torch.testing.assert_close(block, 4 * torch.cat([g.flatten() for g in expected]))
+
+
 class _Wrapper(torch.optim.Optimizer):
     """An optimizer that leaves the update to another one, as Lookahead or ZeroRedundancyOptimizer do."""
 

@@ -138,6 +138,8 @@ def _gradients(
         elif old_storage is not None and new is not None and new is not old:
             found.lost.append(old_storage)  # it was read or written, and dropped
         elif old_storage is not None:
+            if id(old_storage) in found.state:  # of which a call could look at one only
+                raise Unsupported("gradients of several parameters are parts of one tensor")
             found.state[id(old_storage)] = (leaf, old)
         if new is None and old is not None:
             found.cleared.append(leaf)
