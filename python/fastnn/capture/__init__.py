@@ -60,10 +60,10 @@ def capture(
     torch.
 
     What a recording cannot hold runs as written, and is warned of once (:class:`fastnn.EagerStepWarning`):
-    ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, tensor
-    subclasses, several devices, autograd graphs or tensors that live on elsewhere than in what is returned,
-    collectives, steps of schedulers of learning rates, random numbers of Python or numpy, an argument whose
-    memory it also reaches otherwise.
+    ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, optimizers
+    that step others, tensor subclasses, several devices, autograd graphs or tensors that live on elsewhere
+    than in what is returned, gradients that are parts of one tensor, collectives, steps of schedulers of
+    learning rates, random numbers of Python or numpy, an argument whose memory it also reaches otherwise.
     ``fastnn.explain(update, *args)`` tells what became of it. While it is recorded nothing of what a call
     computes is freed.
 
