@@ -25,6 +25,9 @@ struct AdagradOptions {
 
 struct AdagradKernels {
   void (*update)(AdagradTensor* tensors, int64_t count, const AdagradOptions& options);
+  // The elements [begin, end) of one tensor, by the calling thread alone.
+  void (*update_range)(const AdagradTensor& tensor, const AdagradOptions& options, int64_t begin,
+                       int64_t end);
 };
 
 namespace FASTNN_ISA {

@@ -33,6 +33,8 @@ struct AdamOptions {
 
 struct AdamKernels {
   void (*update)(AdamTensor* tensors, int64_t count, const AdamOptions& options);
+  // The elements [begin, end) of one tensor, by the calling thread alone.
+  void (*update_range)(const AdamTensor& tensor, const AdamOptions& options, int64_t begin, int64_t end);
 };
 
 namespace FASTNN_ISA {

@@ -53,9 +53,11 @@ double global_sum_of_squares(OptimizerTensor* tensors, int64_t count) {
   for (int64_t i = 0; i < count; ++i) chunks += (tensors[i].numel + kChunk - 1) / kChunk;
   double* const sums =
       static_cast<double*>(thread_scratch(Scratch::accumulate, static_cast<size_t>(chunks) * sizeof(double)));
-  update_tensors(tensors, count, [&](auto tag, const OptimizerTensor& t, int64_t begin, int64_t end) {
-    using T = typename decltype(tag)::type;
-    sums[t.first_chunk + begin / kChunk] = sum_of_squares(static_cast<const T*>(t.grad) + begin, end - begin);
+  update_tensors(tensors, count, [&](const OptimizerTensor& t, int64_t begin, int64_t end) {
+    dispatch_floating(t.dtype, [&](auto tag) {
+      const auto* const grad = static_cast<const typename decltype(tag)::type*>(t.grad);
+      sums[t.first_chunk + begin / kChunk] = sum_of_squares(grad + begin, end - begin);
+    });
   });
   double sum = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk];
@@ -71,7 +73,7 @@ bool clip_all(OptimizerTensor* tensors, int64_t count, const ClipOptions& option
   if (options.only_finite && !is_finite(norm)) return false;
   const S factor = clip_factor(norm, options.max_norm, stored);
   if (factor == 1) return true;
-  update_tensors(tensors, count, [&](auto, const OptimizerTensor& t, int64_t begin, int64_t end) {
+  update_tensors(tensors, count, [&](const OptimizerTensor& t, int64_t begin, int64_t end) {
     scale(static_cast<T*>(t.param) + begin, end - begin, factor);
   });
   return true;

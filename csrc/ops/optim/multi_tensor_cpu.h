@@ -56,7 +56,7 @@ FASTNN_INLINE void update_vectors(const OptimizerTensor& t, int64_t begin, int64
 }
 
 template <class T, class Rule>
-FASTNN_INLINE void update_range(const OptimizerTensor& t, int64_t begin, int64_t end, const Rule& rule) {
+FASTNN_INLINE void update_elements(const OptimizerTensor& t, int64_t begin, int64_t end, const Rule& rule) {
   if constexpr (sizeof(T) == 2)
     if (t.float_state) return update_vectors<T, float>(t, begin, end, rule);
   update_vectors<T, T>(t, begin, end, rule);
@@ -73,8 +73,7 @@ int64_t tensor_of(const Tensor* tensors, int64_t count, int64_t chunk) {
   return low;
 }
 
-// Calls update_chunk(tag of the storage type, tensor, begin, end) for every chunk, on all threads that the
-// work is worth.
+// Calls update_chunk(tensor, begin, end) for every chunk, on all threads that the work is worth.
 template <class Tensor, class UpdateChunk>
 void update_tensors(Tensor* tensors, int64_t count, const UpdateChunk& update_chunk) {
   int64_t elements = 0, chunks = 0;
@@ -92,7 +91,7 @@ void update_tensors(Tensor* tensors, int64_t count, const UpdateChunk& update_ch
       const Tensor& t = tensors[i];
       const int64_t begin = (chunk - t.first_chunk) * kChunk;
       const int64_t end = begin + kChunk < t.numel ? begin + kChunk : t.numel;
-      dispatch_floating(t.dtype, [&](auto tag) { update_chunk(tag, t, begin, end); });
+      update_chunk(t, begin, end);
     }
   });
 }

@@ -33,9 +33,11 @@ void update_chunk(T* target, const T* source, int64_t n, double tau) {
 
 void update(OptimizerTensor* tensors, int64_t count, double tau) {
   if (tau == 0) return;
-  update_tensors(tensors, count, [=](auto tag, const OptimizerTensor& t, int64_t begin, int64_t end) {
-    using T = typename decltype(tag)::type;
-    update_chunk(static_cast<T*>(t.param) + begin, static_cast<const T*>(t.grad) + begin, end - begin, tau);
+  update_tensors(tensors, count, [tau](const OptimizerTensor& t, int64_t begin, int64_t end) {
+    dispatch_floating(t.dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      update_chunk(static_cast<T*>(t.param) + begin, static_cast<const T*>(t.grad) + begin, end - begin, tau);
+    });
   });
 }
 

@@ -27,6 +27,9 @@ struct RmspropOptions {
 
 struct RmspropKernels {
   void (*update)(RmspropTensor* tensors, int64_t count, const RmspropOptions& options);
+  // The elements [begin, end) of one tensor, by the calling thread alone.
+  void (*update_range)(const RmspropTensor& tensor, const RmspropOptions& options, int64_t begin,
+                       int64_t end);
 };
 
 namespace FASTNN_ISA {

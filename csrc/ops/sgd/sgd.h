@@ -28,6 +28,8 @@ struct SgdOptions {
 
 struct SgdKernels {
   void (*update)(SgdTensor* tensors, int64_t count, const SgdOptions& options);
+  // The elements [begin, end) of one tensor, by the calling thread alone.
+  void (*update_range)(const SgdTensor& tensor, const SgdOptions& options, int64_t begin, int64_t end);
 };
 
 namespace FASTNN_ISA {

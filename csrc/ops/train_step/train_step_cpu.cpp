@@ -78,7 +78,7 @@ class Step {
       if (layer.bias.data) {
         column_sums(layer.gradient.as<const T>(), m_, layer.bias.shape[0],
                     static_cast<T*>(layer.bias_gradient));
-        if (!stored()) update_parameter<T>(layer.bias_update, 1);
+        if (!stored()) update_parameter(layer.bias_update, 1);
       }
       const Operand<T> g = operand<T>(layer.gradient), x = operand<T>(input_of(l));
       if (stored())
@@ -110,7 +110,7 @@ class Step {
     }
     each_parameter([&](const ParameterUpdate& update, T* gradient, int64_t count) {
       if (args_.keep_grad && args_.clip) scale_values(gradient, count, static_cast<T>(scale));
-      update_parameter<T>(update, args_.keep_grad ? 1 : scale);
+      update_parameter(update, args_.keep_grad ? 1 : scale);
     });
   }
 

@@ -4,25 +4,18 @@
 #include "core/parallel.h"
 #include "gemm/gemm.h"
 #include "gemm/store_sums.h"
-#include "ops/adagrad/adagrad_rule.h"
-#include "ops/adam/adam_rule.h"
+#include "gemm/threads.h"
 #include "ops/optim/multi_tensor_cpu.h"
-#include "ops/rmsprop/rmsprop_rule.h"
-#include "ops/sgd/sgd_rule.h"
 #include "ops/train_step/train_step.h"
 
 namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Calls visit(tensor, rule), the gradient being multiplied with grad_scale first.
-template <class T, class Visit>
-void with_scaled_rule(const ParameterUpdate& update, double grad_scale, const Visit& visit) {
-  visit_update(update, [&](const auto& tensor, auto options) {
-    options.grad_scale = grad_scale;
-    with_rule<T>(tensor, options, [&](const auto& rule) { visit(tensor, rule); });
-  });
-}
+inline AdagradKernels kernels_of(const AdagradTensor&) { return adagrad_kernels(); }
+inline AdamKernels kernels_of(const AdamTensor&) { return adam_kernels(); }
+inline RmspropKernels kernels_of(const RmspropTensor&) { return rmsprop_kernels(); }
+inline SgdKernels kernels_of(const SgdTensor&) { return sgd_kernels(); }
 
 // Bytes of dW that are computed before its weights are updated: they stay in L2 between the two, and weights
 // and state pass by in long streams, which the prefetcher sees. Updating each tile of the product from
@@ -33,9 +26,9 @@ constexpr int64_t kLargeBatch = 128;
 constexpr int64_t kLargeGradientBytes = int64_t{4} << 20;
 
 // The rows [begin, end) of the weights and of what belongs to them.
-template <class T>
-OptimizerTensor rows_of(const OptimizerTensor& t, int64_t begin, int64_t end, int64_t columns, T* gradient) {
-  OptimizerTensor part = t;
+template <class T, class Tensor>
+Tensor rows_of(const Tensor& t, int64_t begin, int64_t end, int64_t columns, T* gradient) {
+  Tensor part = t;
   part.param = static_cast<T*>(t.param) + begin * columns;
   part.grad = gradient;
   for (void*& state : part.state)
@@ -58,10 +51,12 @@ void update_weights(const TrainStepLayer& layer, const Operand<T>& g, const Oper
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
       T* const dw = static_cast<T*>(thread_scratch(Scratch::gradient, (end - begin) * k * sizeof(T)));
-      gemm<T>(end - begin, k, m, g.at(0, begin).transposed(), x, StoreSums<T>{dw, k});
-      with_scaled_rule<T>(layer.weight_update, 1, [&](const OptimizerTensor& t, const auto& rule) {
-        const OptimizerTensor part = rows_of(t, begin, end, k, dw);
-        update_range<T>(part, 0, part.numel, rule);
+      const StoreSums<T> store{dw, k};
+      gemm<T>(end - begin, k, m, g.at(0, begin).transposed(), x, epilogue_of<T>(store));
+      visit_update(layer.weight_update, [&](const auto& t, auto options) {
+        options.grad_scale = 1;
+        const auto part = rows_of(t, begin, end, k, dw);
+        kernels_of(t).update_range(part, options, 0, part.numel);
       });
     }
   });
@@ -71,16 +66,16 @@ void update_weights(const TrainStepLayer& layer, const Operand<T>& g, const Oper
 template <class T>
 void store_weight_gradient(const TrainStepLayer& layer, const Operand<T>& g, const Operand<T>& x, int64_t m) {
   const int64_t n = layer.weight.shape[0], k = layer.weight.shape[1];
-  gemm<T>(n, k, m, g.transposed(), x, StoreSums<T>{static_cast<T*>(layer.weight_gradient), k});
+  const StoreSums<T> store{static_cast<T*>(layer.weight_gradient), k};
+  gemm<T>(n, k, m, g.transposed(), x, epilogue_of<T>(store));
 }
 
-// Updates a parameter with its stored gradient.
-template <class T>
-void update_parameter(const ParameterUpdate& update, double grad_scale) {
-  with_scaled_rule<T>(update, grad_scale, [&](const OptimizerTensor& t, const auto& rule) {
+// Updates a parameter with its stored gradient, multiplied with grad_scale.
+inline void update_parameter(const ParameterUpdate& update, double grad_scale) {
+  visit_update(update, [&](const auto& t, auto options) {
+    options.grad_scale = grad_scale;
     parallel_for(ceil_div(t.numel, kChunk), kElementsPerThread / kChunk, [&](int64_t first, int64_t last) {
-      for (int64_t chunk = first; chunk < last; ++chunk)
-        update_range<T>(t, chunk * kChunk, min((chunk + 1) * kChunk, t.numel), rule);
+      kernels_of(t).update_range(t, options, first * kChunk, min(last * kChunk, t.numel));
     });
   });
 }
