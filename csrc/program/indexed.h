@@ -31,9 +31,11 @@ struct Indexed {
   int count;
   bool from_end;
 
-  // Loops over `over`, or over [begin, end) of its dimension `part`.
-  Indexed(const TensorView& over, const TensorView& tensor, const TensorView* indices, const int64_t* code,
-          int part = -1, int64_t begin = 0, int64_t end = 0)
+  // Loops over `over`, or over [begin, end) of its dimension `part`. Not inlined: once is enough for all
+  // types.
+  __attribute__((noinline)) Indexed(const TensorView& over, const TensorView& tensor,
+                                    const TensorView* indices, const int64_t* code, int part = -1,
+                                    int64_t begin = 0, int64_t end = 0)
       : count(static_cast<int>(code[0])), from_end(code[1]) {
     for (int j = 0; j < count; ++j) index[j].view = indices + j;
     int64_t plain[TensorView::kMaxDims] = {};
@@ -79,7 +81,7 @@ struct Indexed {
   }
 
   // Sets the flag. For one thread, since the first bad index is asked for.
-  void check(int64_t* flag) const {
+  __attribute__((noinline)) void check(int64_t* flag) const {
     *flag = kAllWell;
     for (int j = 0; j < count && *flag == kAllWell; ++j) {
       const TensorView& view = *index[j].view;

@@ -86,8 +86,9 @@ void write_part(const Instruction& i, int64_t* flag, const TensorView& over, con
 }
 
 // Calls put(place in y, source, n, step in y, step in the source, first index) for runs of elements of
-// `over`, in the order of its elements wherever several are for one place.
-template <class T, class Put>
+// `over`, in the order of its elements wherever several are for one place. kOneIndex: there is one index
+// tensor.
+template <class T, bool kOneIndex = false, class Put>
 void write_each(const Instruction& i, int64_t* flag, const TensorView& over, const TensorView* indices,
                 const Put& put) {
   const int64_t size = over.numel();
@@ -99,7 +100,9 @@ void write_each(const Instruction& i, int64_t* flag, const TensorView& over, con
   const int shared = worth_sharing ? shared_dimension(over, i.operands[0], i.code) : -1;
   const int64_t parts = shared < 0 ? 1 : over.shape[shared];
   parallel_for(parts, kIndexGrain * parts / size + 1, [&](int64_t begin, int64_t end) {
-    if (i.code[0] == 1)
+    if constexpr (kOneIndex)
+      write_part<T, 1>(i, flag, over, indices, shared, begin, end, put);
+    else if (i.code[0] == 1)
       write_part<T, 1>(i, flag, over, indices, shared, begin, end, put);
     else if (i.code[0] == 2)
       write_part<T, 2>(i, flag, over, indices, shared, begin, end, put);
@@ -154,10 +157,10 @@ void embedding_add(const Instruction& i) {
   const int64_t* const index = i.operands[2].as<const int64_t>();
   const auto run = [&](auto tag) {
     using T = decltype(tag);
-    write_each<T>(i, nullptr, i.operands[1], i.operands + 2,
-                  [=](T* to, const T* from, int64_t n, int64_t ys, int64_t xs, int64_t at) {
-                    if (index[at] != padding) add_row(to, from, n, ys, xs, T(1));
-                  });
+    write_each<T, true>(i, nullptr, i.operands[1], i.operands + 2,
+                        [=](T* to, const T* from, int64_t n, int64_t ys, int64_t xs, int64_t at) {
+                          if (index[at] != padding) add_row(to, from, n, ys, xs, T(1));
+                        });
   };
   if (i.operands[0].dtype == DType::f64) return run(double{});
   run(float{});

@@ -44,7 +44,7 @@ struct Nest {
   }
 
   int64_t inner_size() const { return dims > 0 ? size[dims - 1] : 1; }
-  int64_t inner_step(int view) const { return dims > 0 ? step[dims - 1].of[view] : 0; }
+  int64_t inner_step(int view) const { return step[dims > 0 ? dims - 1 : 0].of[view]; }
 };
 
 // The loops over views of one shape, those of the first view with the longest strides outside: its elements

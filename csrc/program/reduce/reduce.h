@@ -193,9 +193,11 @@ void reduce_narrow_columns(const R& reducer, const ReduceShape& shape) {
   });
 }
 
+// Integers and bools, of which a program reduces few, do without the forms for rows of few values.
 template <class R>
 void reduce(const Instruction& instruction) {
   constexpr int64_t kL = kLanesOf<typename R::Value>;
+  constexpr bool kAllForms = kIsFloating<typename R::Value>;
   const ReduceShape shape(instruction);
   const R reducer(instruction.number_count ? instruction.numbers[0] : 1);
   const int kept = shape.kept;
@@ -204,11 +206,13 @@ void reduce(const Instruction& instruction) {
   const bool one_run = shape.reduced.ndim == 1;
   const int64_t inner = shape.y.shape[kept - 1];
   if (shape.x.strides[kept - 1] == 1) {
-    if (one_run && kept == 1 && inner < kL && shape.reduced.strides[0] == inner && shape.count >= kL)
-      return reduce_narrow_columns(reducer, shape);
+    if constexpr (kAllForms)
+      if (one_run && kept == 1 && inner < kL && shape.reduced.strides[0] == inner && shape.count >= kL)
+        return reduce_narrow_columns(reducer, shape);
     if (shape.y.strides[kept - 1] == 1 && inner >= kL / 2) return reduce_columns(reducer, shape);
   }
-  if (one_run && kept == 1 && shape.count <= kShortRow) return reduce_short_rows(reducer, shape);
+  if constexpr (kAllForms)
+    if (one_run && kept == 1 && shape.count <= kShortRow) return reduce_short_rows(reducer, shape);
   reduce_rows(reducer, shape);
 }
 

@@ -18,7 +18,6 @@ template <class T>
 struct FloatSum {
   using Value = T;
   using Part = double;
-  static constexpr bool kInBlocks = true;  // vectors of sums are summed up in blocks, to keep rounding small
   explicit FloatSum(double divisor) : divisor_(divisor) {}
 
   static Part identity() { return 0; }
@@ -57,7 +56,6 @@ struct IntegerSum {
   using Value = int64_t;
   using Part = uint64_t;  // wraps around as torch's does
   using Vector = Lanes<int64_t, kLanesOf<int64_t>>;
-  static constexpr bool kInBlocks = false;
   explicit IntegerSum(double) {}
 
   static Part identity() { return 0; }
@@ -68,8 +66,6 @@ struct IntegerSum {
     for (int64_t k = 0; k < n; ++k) total += static_cast<Part>(x[k * stride]);
     return total;
   }
-  static FASTNN_INLINE int64_t add(int64_t a, int64_t b) { return finish(join(a, b)); }
-  static int64_t finish_few(int64_t x) { return x; }
   static FASTNN_INLINE Vector none() { return Vector{}; }
   static FASTNN_INLINE Vector add(Vector a, Vector b) { return a + b; }
   static Vector finish(Vector sums) { return sums; }
@@ -81,7 +77,6 @@ struct Extreme {
   using Value = T;
   using Part = T;
   using Vector = Lanes<T, kLanesOf<T>>;
-  static constexpr bool kInBlocks = false;
   explicit Extreme(double) {}
 
   // Only bools are ever reduced over nothing: none of them is the largest, each of them is the smallest.
