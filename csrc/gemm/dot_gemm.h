@@ -37,14 +37,14 @@ bool dot_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const O
 }
 
 // Rows [row, row_end) and columns [column, column_end) of C, on one thread.
-template <class A, class Epilogue>
+template <class A>
 void dot_rectangle(int64_t row, int64_t row_end, int64_t column, int64_t column_end, int64_t k, const A* a,
-                   int64_t a_row, const A* b, int64_t b_row, Region region, const Epilogue& epilogue) {
+                   int64_t a_row, const A* b, int64_t b_row, Region region, const Epilogue<A>& epilogue) {
   constexpr int64_t kL = kLanes<A>;
   if (row == row_end || column == column_end) return;
   const EvenParts passes(k, ceil_div(k, kDotDepth));
   const EvenParts tiles(row_end - row, ceil_div(row_end - row, kDotRows));
-  const int64_t stride = column_end - column + kL;  // room for the last vector that the epilogue is handed
+  const int64_t stride = column_end - column + kL;  // whole vectors can be read of every row
   // With one pass a row of tiles goes to the epilogue as soon as it is done; with several all sums wait, so
   // that each pass over B's columns finds them in L2.
   const bool one_pass = passes.count == 1;
@@ -61,18 +61,15 @@ void dot_rectangle(int64_t row, int64_t row_end, int64_t column, int64_t column_
         dot_kernel_for<A>(static_cast<int>(height), static_cast<int>(width))(
             depth, a + i * a_row + p, a_row, b + j * b_row + p, b_row, tile + j - column, stride, pass > 0);
       }
-      if (pass < passes.count - 1) continue;
-      for (int64_t r = 0; r < height; ++r)
-        for (int64_t j = column; j < end; j += kL)
-          epilogue(i + r, j, load(tile + r * stride + j - column), static_cast<int>(min(kL, end - j)));
+      if (pass == passes.count - 1) epilogue(i, column, height, end - column, tile, stride);
     }
   }
 }
 
 // epilogue and region as in gemm.h.
-template <class T, class Epilogue>
+template <class T>
 void dot_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b,
-              const Epilogue& epilogue, Region region) {
+              const Epilogue<T>& epilogue, Region region) {
   using A = Acc<T>;
   constexpr int64_t kL = kLanes<A>;
   const int64_t row_tiles = ceil_div(m, kDotRows), column_tiles = ceil_div(n, kL);

@@ -23,7 +23,6 @@ constexpr int64_t kPairBlockBytes = int64_t{384} << 10;
 constexpr int64_t kPairRows = 2048;
 constexpr int64_t kPairColumns = 1536;
 
-template <class Epilogue>
 class PairGemm {
   static constexpr int64_t kL = kLanes<float>;
   using Matrix = Operand<bfloat16>;
@@ -31,7 +30,7 @@ class PairGemm {
  public:
   // epilogue and region as in gemm.h; the epilogue is always handed its values, never asked for an address.
   PairGemm(PairMicrokernels kernels, int64_t m, int64_t n, int64_t k, const Matrix& a, const Matrix& b,
-           Region region, const Epilogue& epilogue)
+           Region region, const Epilogue<bfloat16>& epilogue)
       : kernels_(kernels),
         n_(n),
         k_(k),
@@ -158,15 +157,9 @@ class PairGemm {
                  2 * height, b, padded, tile, padded, pass_ > 0);
         else
           kernel(pairs_, g_.a_.at(i, k_).data, g_.a_.row_stride, 2, b, padded, tile, padded, pass_ > 0);
-        if (pass_ == g_.passes_.count - 1) finish(i, height, column, padded, tile);
+        if (pass_ == g_.passes_.count - 1)
+          g_.epilogue_(i, column, height, min(padded, g_.n_ - column), tile, padded);
       }
-    }
-
-    void finish(int64_t i, int64_t height, int64_t column, int64_t padded, const float* tile) const {
-      const int64_t width = min(padded, g_.n_ - column);
-      for (int64_t r = 0; r < height; ++r)
-        for (int64_t j = 0; j < width; j += kL)
-          g_.epilogue_(i + r, column + j, load(tile + r * padded + j), static_cast<int>(min(kL, width - j)));
     }
 
     const PairGemm& g_;
@@ -185,7 +178,7 @@ class PairGemm {
   const int64_t n_, k_;
   const Matrix a_, b_;
   const Region region_;
-  const Epilogue epilogue_;
+  const Epilogue<bfloat16> epilogue_;
   const EvenParts tiles_;   // rows of C, of at most kTileRows
   const EvenParts panels_;  // columns of C in vectors, of at most kTileVectors
   const EvenParts passes_;  // pairs along K, of at most kPairMaxDepth

@@ -13,7 +13,7 @@ struct StoreSums {
   T* sums;
   int64_t columns;
 
-  T* direct(int64_t i, int64_t j) const { return sums + i * columns + j; }
+  T* direct() const { return sums; }
   FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<T> v, int lanes) const {
     store_lanes(sums + i * columns + j, v, lanes);
   }

@@ -28,9 +28,9 @@ bool swapped_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, con
 }
 
 // epilogue as in gemm.h. For types that are their own Acc.
-template <class T, class Epilogue>
+template <class T>
 void swapped_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b,
-                  const Epilogue& epilogue) {
+                  const Epilogue<T>& epilogue) {
   constexpr int64_t kL = kLanes<T>, kSize = sizeof(T);
   const int64_t down = ceil_div(m, kL);  // squares of C
   const EvenParts parts(n, ceil_div(n * m * kSize, kSwappedBytes));
@@ -40,18 +40,15 @@ void swapped_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Op
     // The last squares are read whole: beyond the last row of C^T, and there beyond its last column.
     const int64_t values = (across * kL - 1) * m + down * kL;
     T* const sums = static_cast<T*>(shared_scratch(Scratch::transposed, static_cast<size_t>(values * kSize)));
-    TileGemm<T, StoreSums<T>>(width, m, k, b.at(0, left).transposed(), a.transposed(), Region::full,
-                              {sums, m})
+    const StoreSums<T> store{sums, m};
+    TileGemm<T>(width, m, k, b.at(0, left).transposed(), a.transposed(), Region::full, epilogue_of<T>(store))
         .run();
     parallel_for(down * across, ceil_div(kPackGrain, kL * kL), [&](int64_t begin, int64_t end) {
       int64_t i = begin / across * kL, j = begin % across * kL;
       for (int64_t square = begin; square < end; ++square) {
         Vec<T> rows[kL];
         load_transposed(sums + j * m + i, m, rows);
-        const int lanes = static_cast<int>(min(kL, width - j));
-#pragma GCC unroll 16
-        for (int r = 0; r < kL; ++r)
-          if (r < m - i) epilogue(i + r, left + j, rows[r], lanes);
+        epilogue(i, left + j, min(kL, m - i), min(kL, width - j), reinterpret_cast<const T*>(rows), kL);
         j += kL;
         if (j < width) continue;
         j = 0;

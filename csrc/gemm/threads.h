@@ -3,10 +3,9 @@
 
 #include "core/parallel.h"
 #include "gemm/blocking.h"
+#include "gemm/gemm.h"
 
 namespace fastnn::FASTNN_ISA {
-
-enum class Region { full, lower_triangle };
 
 // Multiply-adds below which a second thread costs more than it saves (measured: a region costs about a
 // microsecond).

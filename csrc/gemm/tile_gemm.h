@@ -30,7 +30,7 @@ constexpr int64_t kPage = 4096;
 constexpr int64_t kMaxRows = 1024;
 constexpr int64_t kMaxColumns = 1536;
 
-template <class T, class Epilogue>
+template <class T>
 class TileGemm {
   using A = Acc<T>;
   static constexpr int64_t kL = kLanes<A>;
@@ -38,7 +38,7 @@ class TileGemm {
  public:
   // epilogue and region as in gemm.h.
   TileGemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, Region region,
-           const Epilogue& epilogue)
+           const Epilogue<T>& epilogue)
       : n_(n),
         a_(a),
         b_(b),
@@ -184,7 +184,8 @@ class TileGemm {
     void multiply(int64_t i, int64_t height, const Panel& panel) const {
       const int64_t column = panel.column, padded = panel.padded;
       alignas(64) A one_tile[kTileRows * kTileColumns<A>];
-      A* const direct = column + padded <= g_.n_ ? g_.epilogue_.direct(i, column) : nullptr;
+      A* const c = g_.epilogue_.direct;
+      A* const direct = c && column + padded <= g_.n_ ? c + i * g_.n_ + column : nullptr;
       A* const tile = direct ? direct
                       : sums_
                           ? sums_ + (i - first_row_) * vectors_ * kL + height * (column - first_vector_ * kL)
@@ -199,7 +200,8 @@ class TileGemm {
                found);
       else
         multiply_in_chains(kernel, a, a_column, panel, tile, stride, found);
-      if (!direct && pass_ == g_.passes_.count - 1) finish(i, height, column, padded, tile);
+      if (!direct && pass_ == g_.passes_.count - 1)
+        g_.epilogue_(i, column, height, min(padded, g_.n_ - column), tile, padded);
     }
 
     // Not inlined, so that tiles of a single chain, which are short of time, are not burdened.
@@ -215,16 +217,6 @@ class TileGemm {
         a += chain_ * a_column;
         b += chain_ * panel.row_stride;
         if (packed) packed += chain_ * panel.padded;
-      }
-    }
-
-    void finish(int64_t i, int64_t height, int64_t column, int64_t padded, const A* tile) const {
-      const int64_t width = min(padded, g_.n_ - column), whole = width / kL * kL;
-      for (int64_t r = 0; r < height; ++r) {
-        const A* const row = tile + r * padded;
-        for (int64_t j = 0; j < whole; j += kL) g_.epilogue_(i + r, column + j, load(row + j), kL);
-        if (whole < width)
-          g_.epilogue_(i + r, column + whole, load(row + whole), static_cast<int>(width - whole));
       }
     }
 
@@ -244,7 +236,7 @@ class TileGemm {
   const int64_t n_;
   const Operand<T> a_, b_;
   const Region region_;
-  const Epilogue epilogue_;
+  const Epilogue<T> epilogue_;
   const int64_t work_;
   const EvenParts tiles_;   // rows of C, of at most kTileRows
   const EvenParts panels_;  // columns of C in vectors, of at most kTileVectors

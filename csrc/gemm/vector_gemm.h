@@ -17,9 +17,9 @@ bool vector_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, cons
 }
 
 // epilogue as in gemm.h. For types that are their own Acc.
-template <class T, class Epilogue>
+template <class T>
 void vector_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b,
-                 const Epilogue& epilogue) {
+                 const Epilogue<T>& epilogue) {
   constexpr int64_t kL = kLanes<T>;
   const bool one_row = m == 1;
   const int64_t count = one_row ? n : m, stride = one_row ? b.column_stride : a.row_stride;
@@ -28,14 +28,14 @@ void vector_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Ope
   parallel_for(ceil_div(count, kL), ceil_div(kGemmGrain, kL * k), [&](int64_t begin, int64_t end) {
     for (int64_t at = begin * kL; at < min(end * kL, count); at += kL) {
       const int lanes = static_cast<int>(min(kL, count - at));
-      alignas(64) T sums[kL];
+      alignas(64) T sums[2 * kL];  // whole vectors can be read of every row of one value
       vector_dots(lanes, k, matrix + at * stride, stride, vector, sums);
-      if (one_row)
-        epilogue(0, at, load(sums), lanes);
-      else if (T* const to = epilogue.direct(at, 0))
-        store_lanes(to, load(sums), lanes);
+      if (epilogue.direct)
+        store_lanes(epilogue.direct + at, load(sums), lanes);
+      else if (one_row)
+        epilogue(0, at, 1, lanes, sums, kL);
       else
-        for (int r = 0; r < lanes; ++r) epilogue(at + r, 0, splat(sums[r]), 1);
+        epilogue(at, 0, lanes, 1, sums, 1);
     }
   });
 }

@@ -1,8 +1,8 @@
 // What a product instruction does with its sums where ops/linear/ has no kernel for just that.
 #pragma once
 
-#include "core/activation/activation_vec.h"
-#include "gemm/indirect.h"
+#include "gemm/activated_epilogue.h"
+#include "gemm/operand.h"
 
 namespace fastnn::FASTNN_ISA {
 
@@ -22,22 +22,21 @@ struct Target {
 };
 
 // z = alpha sum + beta d, then c = act(z) or, with kGradient, act'(saved) z. d and saved may lie at c.
-template <class T, Activation A, bool kGradient>
+template <class T, bool kWithGradient>
 struct ProductEpilogue {
+  static constexpr bool kGradient = kWithGradient;
   Target<T> c, z;
   Operand<T> d, saved;
   T alpha, beta;
+  Activation activation;
 
-  FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<T> v, int lanes) const {
+  FASTNN_INLINE Vec<T> before(int64_t i, int64_t j, Vec<T> v, int lanes) const {
     v *= alpha;
     if (d.data) v += d.values(i, j, lanes) * beta;
     if (z.data) z.put(i, j, v, lanes);
-    if constexpr (kGradient)
-      v = activation_gradient<A>(v, saved.values(i, j, lanes));
-    else
-      v = activate<A>(v);
-    c.put(i, j, v, lanes);
+    return v;
   }
+  FASTNN_INLINE void after(int64_t i, int64_t j, Vec<T> v, int lanes) const { c.put(i, j, v, lanes); }
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "core/dtype_dispatch.h"
 #include "core/parallel.h"
+#include "gemm/gemm.h"
 #include "gemm/threads.h"
 #include "ops/linear/linear.h"
 #include "program/instruction.h"
@@ -50,27 +51,25 @@ Target<T> target(const TensorView& t) {
   return {t.as<T>(), t.strides[0], t.strides[1]};
 }
 
-template <class T, Activation A, bool kGradient>
+template <class T, bool kGradient>
 void with_epilogue(const Product& p) {
-  const ProductEpilogue<T, A, kGradient> epilogue{target<T>(p.c),
-                                                  p.has(kKeepsZ) ? target<T>(p.z) : Target<T>{},
-                                                  p.has(kAddend) ? operand<T>(p.d) : Operand<T>{},
-                                                  kGradient ? operand<T>(p.saved) : Operand<T>{},
-                                                  static_cast<T>(p.alpha),
-                                                  static_cast<T>(p.beta)};
-  indirect_gemm<T>(p.c.shape[0], p.c.shape[1], p.a.shape[1], operand<T>(p.a), operand<T>(p.b),
-                   indirect<T>(epilogue));
+  const ProductEpilogue<T, kGradient> epilogue{target<T>(p.c),
+                                               p.has(kKeepsZ) ? target<T>(p.z) : Target<T>{},
+                                               p.has(kAddend) ? operand<T>(p.d) : Operand<T>{},
+                                               kGradient ? operand<T>(p.saved) : Operand<T>{},
+                                               static_cast<T>(p.alpha),
+                                               static_cast<T>(p.beta),
+                                               p.activation};
+  gemm<T>(p.c.shape[0], p.c.shape[1], p.a.shape[1], operand<T>(p.a), operand<T>(p.b),
+          activated_epilogue<T>(epilogue));
 }
 
 template <class T>
 void general(const Product& p) {
-  dispatch_activation(p.activation, [&](auto tag) {
-    constexpr Activation kA = decltype(tag)::value;
-    if (p.has(kSaved))
-      with_epilogue<T, kA, true>(p);
-    else
-      with_epilogue<T, kA, false>(p);
-  });
+  if (p.has(kSaved))
+    with_epilogue<T, true>(p);
+  else
+    with_epilogue<T, false>(p);
 }
 
 // The kernels of the linear layer, which write C at once, do what most layers of a network are; false where

@@ -17,7 +17,7 @@ struct ScaledStore {
   int64_t columns;
   Acc<T> scale;
 
-  Acc<T>* direct(int64_t i, int64_t j) const { return scale == 1 ? as_acc(out + i * columns + j) : nullptr; }
+  Acc<T>* direct() const { return scale == 1 ? as_acc(out) : nullptr; }
   FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<Acc<T>> v, int lanes) const {
     store_lanes(out + i * columns + j, v * scale, lanes);
   }
@@ -53,8 +53,9 @@ void forward(const TensorView& f, double scale, const TensorView& g) {
     for (int64_t b = 0; b < f.shape[0]; ++b) {
       T* out = g.as<T>() + b * channels * channels;
       const Operand<T> features = matrix_of<T>(f, b);
-      gemm<T>(channels, channels, length, features, features.transposed(),
-              ScaledStore<T>{out, channels, static_cast<Acc<T>>(scale)}, Region::lower_triangle);
+      const ScaledStore<T> store{out, channels, static_cast<Acc<T>>(scale)};
+      gemm<T>(channels, channels, length, features, features.transposed(), epilogue_of<T>(store),
+              Region::lower_triangle);
       mirror_lower(out, channels);
     }
   });
@@ -73,8 +74,9 @@ void backward(const TensorView& dg, const TensorView& f, double scale, const Ten
           for (int64_t j = 0; j < channels; ++j)
             sum[i * channels + j] = from_acc<T>(gradient.value(i, j) + gradient.value(j, i));
       });
+      const ScaledStore<T> store{df.as<T>() + b * channels * length, length, static_cast<Acc<T>>(scale)};
       gemm<T>(channels, length, channels, Operand<T>{sum, channels, 1}, matrix_of<T>(f, b),
-              ScaledStore<T>{df.as<T>() + b * channels * length, length, static_cast<Acc<T>>(scale)});
+              epilogue_of<T>(store));
     }
   });
 }

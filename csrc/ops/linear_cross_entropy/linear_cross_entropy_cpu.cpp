@@ -18,7 +18,7 @@ struct Accumulate {
   A scale;
   bool add;
 
-  A* direct(int64_t i, int64_t j) const { return add || scale != 1 ? nullptr : sums + i * n + j; }
+  A* direct() const { return add || scale != 1 ? nullptr : sums; }
   FASTNN_INLINE void operator()(int64_t i, int64_t j, Vec<A> v, int lanes) const {
     A* const to = sums + i * n + j;
     v *= splat(scale);
@@ -75,14 +75,17 @@ int64_t run(const LinearCrossEntropyArgs& args) {
     if (args.dy) cross_entropy.scale_gradient(loss, at_row(args.dy, begin, kSize), false, 1);
     const Operand<T> g = {logits.as<const T>(), classes, 1};
     const A scale = static_cast<A>(result.gradient_scale);
-    if (args.dx)
-      gemm<T>(rows, k, classes, g, weight, Accumulate<A>{args.dx->as<A>() + begin * k, k, scale, false});
-    if (args.dw)
-      gemm<T>(classes, k, rows, g.transposed(), x.at(begin, 0),
-              Accumulate<A>{args.dw->as<A>(), k, scale, c > 0});
+    if (args.dx) {
+      const Accumulate<A> sums{args.dx->as<A>() + begin * k, k, scale, false};
+      gemm<T>(rows, k, classes, g, weight, epilogue_of<T>(sums));
+    }
+    if (args.dw) {
+      const Accumulate<A> sums{args.dw->as<A>(), k, scale, c > 0};
+      gemm<T>(classes, k, rows, g.transposed(), x.at(begin, 0), epilogue_of<T>(sums));
+    }
     if (args.db) {
       const Accumulate<A> sums{args.db->as<A>(), classes, scale, c > 0};
-      gradient_pass<T, Activation::none>(rows, classes, g, g, nullptr, &sums);
+      gradient_pass<T>(rows, classes, g, Activation::none, g, nullptr, &sums);
     }
   }
   if (single) *static_cast<T*>(whole.loss) = from_acc<T>(static_cast<A>(total));

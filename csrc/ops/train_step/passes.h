@@ -1,7 +1,7 @@
 // The passes of a training step that are no products.
 #pragma once
 
-#include "core/activation/activation_vec.h"
+#include "core/activation/apply.h"
 #include "core/block_sum.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
@@ -77,22 +77,13 @@ void make_target(const TrainStepArgs& args, int64_t n) {
 // g *= act'(z), on the last layer; below it the products do this as they write.
 template <class T>
 void through_activation(const TrainStepLayer& layer) {
-  dispatch_activation(layer.activation, [&](auto tag) {
-    constexpr Activation kActivation = decltype(tag)::value;
-    if constexpr (kActivation != Activation::none) {
-      T* const g = layer.gradient.as<T>();
-      const T* const s = saved_of(layer).as<const T>();
-      constexpr int64_t kL = kLanes<T>;
-      const int64_t total = layer.gradient.numel();
-      parallel_for(ceil_div(total, kL), kPassGrain / kL, [&](int64_t begin, int64_t end) {
-        for (int64_t v = begin; v < end; ++v) {
-          const int lanes = static_cast<int>(min(kL, total - v * kL));
-          const Vec<T> slope = lanes == kL ? load(s + v * kL) : load_partial(s + v * kL, lanes);
-          const Vec<T> dy = lanes == kL ? load(g + v * kL) : load_partial(g + v * kL, lanes);
-          store_lanes(g + v * kL, activation_gradient<kActivation>(dy, slope), lanes);
-        }
-      });
-    }
+  if (layer.activation == Activation::none) return;
+  T* const g = layer.gradient.as<T>();
+  const T* const s = saved_of(layer).as<const T>();
+  constexpr int64_t kL = kLanes<T>;
+  const int64_t total = layer.gradient.numel();
+  parallel_for(ceil_div(total, kL), kPassGrain / kL, [&](int64_t begin, int64_t end) {
+    apply_gradient(layer.activation, g + begin * kL, s + begin * kL, min(end * kL, total) - begin * kL);
   });
 }
 
