@@ -10,14 +10,14 @@ namespace fastnn {
 
 namespace {
 
-void forward(const TensorView& f, double scale, const TensorView& g) {
+void gram_forward(const TensorView& f, double scale, const TensorView& g) {
   check_gram_forward(f, g);
   prefer_huge_pages({&g});
   const KernelCall call(f.numel() * f.shape[1] / 16);
   cpu_kernels().gram.forward(f, scale, g);
 }
 
-void backward(const TensorView& dg, const TensorView& f, double scale, const TensorView& df) {
+void gram_backward(const TensorView& dg, const TensorView& f, double scale, const TensorView& df) {
   check_gram_backward(dg, f, df);
   prefer_huge_pages({&df});
   const KernelCall call(f.numel() * f.shape[1] / 16);
@@ -27,8 +27,8 @@ void backward(const TensorView& dg, const TensorView& f, double scale, const Ten
 }  // namespace
 
 void register_gram(pybind11::module_& m) {
-  m.def("gram_forward", &forward);
-  m.def("gram_backward", &backward);
+  m.def("gram_forward", &gram_forward);
+  m.def("gram_backward", &gram_backward);
 }
 
 }  // namespace fastnn

@@ -13,8 +13,8 @@ namespace {
 
 using Optional = std::optional<TensorView>;
 
-void forward(const TensorView& x, const TensorView& weight, const Optional& bias, Activation activation,
-             const TensorView& y, const Optional& z) {
+void linear_forward(const TensorView& x, const TensorView& weight, const Optional& bias,
+                    Activation activation, const TensorView& y, const Optional& z) {
   check_linear_forward(x, weight, pointer(bias), y, pointer(z));
   prefer_huge_pages({&y, pointer(z)});
   const KernelCall call(x.shape[0] * weight.shape[0] * x.shape[1] / 16);
@@ -22,8 +22,8 @@ void forward(const TensorView& x, const TensorView& weight, const Optional& bias
 }
 
 // `saved` is z where from_preactivation(activation), else y.
-void backward(const TensorView& dy, const Optional& saved, Activation activation, const Optional& x,
-              const Optional& weight, const Optional& dx, const Optional& dw, const Optional& db) {
+void linear_backward(const TensorView& dy, const Optional& saved, Activation activation, const Optional& x,
+                     const Optional& weight, const Optional& dx, const Optional& dw, const Optional& db) {
   const LinearGradients gradients = {dy,      pointer(saved),   activation,  pointer(x),  pointer(weight),
                                      nullptr, Activation::none, pointer(dx), pointer(dw), pointer(db)};
   check_linear_backward(gradients);
@@ -36,8 +36,8 @@ void backward(const TensorView& dy, const Optional& saved, Activation activation
 }  // namespace
 
 void register_linear(pybind11::module_& m) {
-  m.def("linear_forward", &forward);
-  m.def("linear_backward", &backward);
+  m.def("linear_forward", &linear_forward);
+  m.def("linear_backward", &linear_backward);
 }
 
 }  // namespace fastnn

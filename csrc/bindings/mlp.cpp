@@ -40,8 +40,8 @@ int64_t multiply_adds(const TensorView& x, const Tensors& weights) {
 }
 
 // preactivations[l] takes z_l where a backward will need it.
-void forward(const TensorView& x, const Tensors& weights, const Optionals& biases,
-             const Activations& activations, const Tensors& outputs, const Optionals& preactivations) {
+void mlp_forward(const TensorView& x, const Tensors& weights, const Optionals& biases,
+                 const Activations& activations, const Tensors& outputs, const Optionals& preactivations) {
   const size_t layers = weights.size();
   check_length("biases", biases.size(), layers);
   check_length("activations", activations.size(), layers);
@@ -86,9 +86,9 @@ LinearGradients layer_gradients(size_t l, const TensorView& dy, const std::optio
 // Of x, weights, outputs and preactivations (as forward gave them) only what the wanted gradients are taken
 // from must be there: a layer's input for that of its weight, its weight for those of the layers below and of
 // x, and what the gradient of its activation is a function of.
-void backward(const TensorView& dy, const std::optional<TensorView>& x, const Optionals& weights,
-              const Optionals& outputs, const Optionals& preactivations, const Activations& activations,
-              const std::optional<TensorView>& dx, const Optionals& dweights, const Optionals& dbiases) {
+void mlp_backward(const TensorView& dy, const std::optional<TensorView>& x, const Optionals& weights,
+                  const Optionals& outputs, const Optionals& preactivations, const Activations& activations,
+                  const std::optional<TensorView>& dx, const Optionals& dweights, const Optionals& dbiases) {
   const size_t layers = weights.size();
   check_length("outputs", outputs.size(), layers);
   check_length("preactivations", preactivations.size(), layers);
@@ -158,8 +158,8 @@ void backward(const TensorView& dy, const std::optional<TensorView>& x, const Op
 }  // namespace
 
 void register_mlp(pybind11::module_& m) {
-  m.def("mlp_forward", &forward);
-  m.def("mlp_backward", &backward);
+  m.def("mlp_forward", &mlp_forward);
+  m.def("mlp_backward", &mlp_backward);
 }
 
 }  // namespace fastnn

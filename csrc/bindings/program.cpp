@@ -25,8 +25,6 @@ namespace fastnn {
 
 namespace {
 
-constexpr const char* kOp = "program";
-
 // Multiply-adds of a run of instructions below which a second thread costs more than it saves, and what an
 // element of an instruction that is no product is worth in them.
 constexpr int64_t kThreadGrain = int64_t{1} << 20;
@@ -36,7 +34,7 @@ constexpr int64_t kElementWorth = 16;
 struct Buffer {
   enum class Kind { arena, input, external, gradient, output };
 
-  Kind kind;
+  Kind kind{};
   size_t index = 0;    // of an input or an output
   py::object tensor;   // of the arena, of external memory; the parameter of a gradient
   TensorView view;     // what the tensor looks like, for external memory and gradients
@@ -58,7 +56,7 @@ struct Operand {
 struct Node {
   enum class Kind { run, python, optimizer };
 
-  Kind kind;
+  Kind kind{};
   size_t begin = 0, end = 0;  // of the instructions
   int64_t threads_worth = 0;
   bool takes_tensors = true;  // of the function: those among the arguments, and the outputs
@@ -199,11 +197,11 @@ class Program {
 
   Operand read_operand(const py::tuple& from, const TensorView& view) {
     const Operand operand{from[0].cast<size_t>(), from[1].cast<int64_t>()};
-    check(operand.buffer < buffers_.size(), kOp, ": no buffer ", operand.buffer);
+    check(operand.buffer < buffers_.size(), kProgram, ": no buffer ", operand.buffer);
     Buffer& buffer = buffers_[operand.buffer];
     if (view.numel() == 0) return operand;
     const int64_t end = operand.offset + extent(view);
-    check(operand.offset >= 0 && end <= buffer.bytes, kOp, ": an operand ends at byte ", end, " of ",
+    check(operand.offset >= 0 && end <= buffer.bytes, kProgram, ": an operand ends at byte ", end, " of ",
           buffer.bytes);
     if (buffer.kind != Buffer::Kind::arena && buffer.kind != Buffer::Kind::output &&
         (operand.offset < buffer.first || end > buffer.first + extent(buffer.view)))

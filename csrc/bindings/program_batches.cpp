@@ -11,8 +11,6 @@ namespace fastnn {
 
 namespace {
 
-constexpr const char* kOp = "program";
-
 // Copies rows of a data set to a batch, if they all are there.
 bool gather(const TensorView& batch, const TensorView& data, const int64_t* rows) {
   const int64_t size = batch.shape[0];
@@ -35,7 +33,7 @@ void check_gathered(const TensorView& batch, const TensorView& data, int64_t siz
     fits = batch.shape[d] == data.shape[d] && (data.shape[d] == 1 || data.strides[d] == stride);
     stride *= data.shape[d];
   }
-  check(fits, kOp, ": a batch has shape ", shape_string(batch), ", its data ", shape_string(data));
+  check(fits, kProgram, ": a batch has shape ", shape_string(batch), ", its data ", shape_string(data));
 }
 
 }  // namespace
@@ -46,14 +44,14 @@ int64_t run_batches(const std::function<py::object()>& run,
                     const std::optional<TensorView>& rates) {
   static PyObject* const lr = interned("lr");
   const int64_t steps = losses.numel();
-  check_dtype(kOp, "rows", rows, DType::i64);
-  check(steps > 0 && losses.is_contiguous() && rows.is_contiguous() && rows.numel() % steps == 0, kOp,
+  check_dtype(kProgram, "rows", rows, DType::i64);
+  check(steps > 0 && losses.is_contiguous() && rows.is_contiguous() && rows.numel() % steps == 0, kProgram,
         ": rows has shape ", shape_string(rows), ", losses ", shape_string(losses));
   const int64_t size = rows.numel() / steps;
   for (const auto& [batch, data] : gathered) check_gathered(batch, data, size);
   if (rates) {
-    check_vector(kOp, "rates", *rates, DType::f64, steps);
-    check_contiguous(kOp, "rates", *rates);
+    check_vector(kProgram, "rates", *rates, DType::f64, steps);
+    check_contiguous(kProgram, "rates", *rates);
   }
   for (int64_t step = 0; step < steps; ++step) {
     for (const auto& [batch, data] : gathered)
@@ -63,7 +61,8 @@ int64_t run_batches(const std::function<py::object()>& run,
     const py::object result = run();
     if (result.ptr() == Py_NotImplemented) return step;
     const TensorView loss = read_plain(result.ptr());
-    check(loss.numel() == 1 && loss.dtype == losses.dtype, kOp, ": the loss has shape ", shape_string(loss));
+    check(loss.numel() == 1 && loss.dtype == losses.dtype, kProgram, ": the loss has shape ",
+          shape_string(loss));
     const auto width = static_cast<size_t>(dtype_size(loss.dtype));
     std::memcpy(losses.as<char>() + static_cast<size_t>(step) * width, loss.data, width);
   }

@@ -12,6 +12,8 @@
 
 namespace fastnn {
 
+constexpr const char* kProgram = "program";  // what errors name
+
 // Calls `run` for each batch of `rows` (steps * size), of which losses (steps,) gets what the calls return,
 // until all are taken, a row is out of range, or `run` returns NotImplemented; returns how many were taken.
 // gathered: the tensors that `run` is called with, each (size, ...) and contiguous, and the data (N, ...),

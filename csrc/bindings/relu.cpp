@@ -10,14 +10,14 @@ namespace fastnn {
 
 namespace {
 
-void forward(const TensorView& x, const TensorView& y) {
+void relu_forward(const TensorView& x, const TensorView& y) {
   check_relu_forward(x, y);
   prefer_huge_pages({&y});
   const KernelCall call(x.numel());
   cpu_kernels().relu.forward(x.dtype, x.data, y.data, x.numel());
 }
 
-void backward(const TensorView& dy, const TensorView& y, const TensorView& dx) {
+void relu_backward(const TensorView& dy, const TensorView& y, const TensorView& dx) {
   check_relu_backward(dy, y, dx);
   prefer_huge_pages({&dx});
   const KernelCall call(dy.numel());
@@ -27,8 +27,8 @@ void backward(const TensorView& dy, const TensorView& y, const TensorView& dx) {
 }  // namespace
 
 void register_relu(pybind11::module_& m) {
-  m.def("relu_forward", &forward);
-  m.def("relu_backward", &backward);
+  m.def("relu_forward", &relu_forward);
+  m.def("relu_backward", &relu_backward);
 }
 
 }  // namespace fastnn

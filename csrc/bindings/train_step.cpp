@@ -31,8 +31,6 @@ namespace fastnn {
 
 namespace {
 
-constexpr const char* kOp = "TrainStep";
-
 // One parameter of the chain during a call.
 struct Parameter {
   PyObject* object = nullptr;
@@ -74,7 +72,7 @@ class ChainStep {
         accumulator_hooks_(std::move(accumulator_hooks)),
         accumulators_(2 * layers.size()) {
     for (auto& [parameters, activation] : layers) layers_.push_back({std::move(parameters), activation});
-    check(!layers_.empty(), kOp, ": no layers");
+    check(!layers_.empty(), kTrainStep, ": no layers");
   }
 
   // How many steps were taken: fewer than there are batches where the next has a row or a class index that is
@@ -131,7 +129,7 @@ class ChainStep {
     if (optimizer == "adam") return &ChainStep::run_by<AdamStep>;
     if (optimizer == "sgd") return &ChainStep::run_by<SgdStep>;
     if (optimizer == "rmsprop") return &ChainStep::run_by<RmspropStep>;
-    check(optimizer == "adagrad", kOp, ": no update for ", optimizer);
+    check(optimizer == "adagrad", kTrainStep, ": no update for ", optimizer);
     return &ChainStep::run_by<AdagradStep>;
   }
 
@@ -387,12 +385,12 @@ void register_train_step(py::module_& m) {
               py::object labels, const TensorView& losses, py::tuple options, const TensorView& rows,
               const std::optional<TensorView>& rates) {
              const int64_t steps = losses.numel();
-             check_dtype(kOp, "rows", rows, DType::i64);
-             check(steps > 0 && rows.numel() > 0 && rows.numel() % steps == 0 && rows.is_contiguous(), kOp,
-                   ": rows has shape ", shape_string(rows));
+             check_dtype(kTrainStep, "rows", rows, DType::i64);
+             check(steps > 0 && rows.numel() > 0 && rows.numel() % steps == 0 && rows.is_contiguous(),
+                   kTrainStep, ": rows has shape ", shape_string(rows));
              if (rates) {
-               check_vector(kOp, "rates", *rates, DType::f64, steps);
-               check_contiguous(kOp, "rates", *rates);
+               check_vector(kTrainStep, "rates", *rates, DType::f64, steps);
+               check_contiguous(kTrainStep, "rates", *rates);
              }
              TrainStepBatches batches(std::move(images), std::move(labels), losses, std::move(options),
                                       step.batch_memory());

@@ -15,8 +15,6 @@ namespace fastnn {
 
 namespace {
 
-constexpr const char* kOp = "TrainStep";
-
 // Where LossOptions of step/plan.py has what.
 enum Option : Py_ssize_t {
   kLoss,
@@ -51,7 +49,7 @@ const LossName& loss_of(PyObject* object) {
   if (!name) throw py::error_already_set();
   for (const LossName& loss : kLosses)
     if (std::strcmp(name, loss.name) == 0) return loss;
-  throw std::runtime_error(concat(kOp, ": no loss ", name));
+  throw std::runtime_error(concat(kTrainStep, ": no loss ", name));
 }
 
 // Values that a vector of any instruction set has at most, in the smallest dtype of a step.
@@ -98,10 +96,11 @@ void TrainStepBatches::read_target(const TensorView& last_weight, TrainStepArgs&
   args.dtype = last_weight.dtype;
   refuse_if(args.dtype != DType::f32 && args.dtype != DType::f64,
             "the parameters are neither float32 nor float64");
-  check_dtype(kOp, "loss", losses_, args.dtype);
-  check(losses_.numel() == steps_ && losses_.is_contiguous(), kOp, ": loss has shape ",
+  check_dtype(kTrainStep, "loss", losses_, args.dtype);
+  check(losses_.numel() == steps_ && losses_.is_contiguous(), kTrainStep, ": loss has shape ",
         shape_string(losses_));
-  check(PyTuple_GET_SIZE(options_.ptr()) == kOptions, kOp, ": expected ", +kOptions, " options of the loss");
+  check(PyTuple_GET_SIZE(options_.ptr()) == kOptions, kTrainStep, ": expected ", +kOptions,
+        " options of the loss");
   const int64_t classes = last_weight.ndim == 2 ? last_weight.shape[0] : 0;
   refuse_if(classes == 0, "the last layer has no outputs");
   const TensorView output = contiguous_matrix(nullptr, args.dtype, args.input.shape[0], classes);

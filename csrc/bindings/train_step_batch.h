@@ -12,6 +12,8 @@
 
 namespace fastnn {
 
+constexpr const char* kTrainStep = "TrainStep";  // what errors name
+
 // The batches of a call: one, or the batches of a data set, each of which has the next `size` of the rows
 // that are named.
 class TrainStepBatches {
