@@ -73,10 +73,13 @@ $(VENV)/.tools-%: $(VENV)/bin/python pyproject.toml
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The package is compiled once for all that is installed from it.
+# The package is compiled once for all that is installed from it. Of what pip says: which files are being compiled, what
+# the compiler says of them, and all of it where it fails.
 $(VENV)/.package: $(VENV)/bin/python $(SOURCES)
-	rm -rf build/wheel
-	$(PIP) wheel --no-deps --wheel-dir build/wheel .
+	rm -rf build/wheel && mkdir -p build
+	$(PIP) wheel -v --no-deps --wheel-dir build/wheel . 2>&1 | tee build/wheel.log \
+	  | awk '/^ *\[[0-9]+\/[0-9]+\]|^ *-- CUDA kernels|(error|warning):/ { sub(/^ */, ""); print; fflush() }'
+	ls build/wheel/fastnn-*.whl > /dev/null || { cat build/wheel.log; exit 1; }
 	$(PIP) install --quiet --no-deps --force-reinstall build/wheel/fastnn-*.whl
 	touch $@
 
