@@ -1,4 +1,5 @@
-# make train   train MNIST with fused ops        make test   run the test suite
+# make train   train MNIST with fused ops        make test   run the test suite, a process for each core
+# make test-all    the same with all combinations of parameters, and what takes long
 # make lint    ruff, mypy, clang-format           make dev    compile in place, for work on the sources
 # make sanitize ARGS=tests/capture    those tests with the extension compiled for AddressSanitizer and UBSan
 # make demo    train in a browser tab             make web    the page alone: static files in web/dist
@@ -11,13 +12,19 @@ ARGS   ?=
 SOURCES := $(shell find csrc python benchmarks CMakeLists.txt cmake pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path 'benchmarks/results/*')
 CXX_FILES := $(shell find csrc tests/cuda_emulator web -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test bench demo docs lint format dev web sanitize clean
+.PHONY: train test test-all bench demo docs lint format dev web sanitize clean
 
 train: $(VENV)/.installed-train
 	$(VENV)/bin/fastnn train $(ARGS)
 
+# A process that has finished its own tests takes over others': neighbours share what is made once for a file.
+PYTEST = $(VENV)/bin/python -m pytest -n logical --dist worksteal
+
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-all: $(VENV)/.installed-test
+	$(PYTEST) --all $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(VENV)/bin/fastnn bench --all --out benchmarks/results $(ARGS)

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 # Before fastnn is imported, which reads it: most tests are of kernels, on tensors that are small.
 os.environ.setdefault("FASTNN_ALWAYS_NATIVE", "1")
+# Before torch is: a process of tests for each core has none to spare. Tests of threads ask for theirs, which
+# do not spin while they wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from cuda_emulation import ORDERS, Emulation, emulation
 from every_kernel import CUDA, EVERY_KERNEL, kernels_of, place
 from fastnn import _dispatch
 from step_graphs import Graphs, set_up
+from thinning import thinned
 from variants import runnable_isas, selected
 
 
@@ -26,13 +31,22 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all", action="store_true", help="all combinations of parameters, and the tests marked long"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m: what they choose has its own pairs of values
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "long" not in config.getoption("markexpr"):
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    if not config.getoption("--all"):
+        chosen = set(thinned([item for item in items if not item.get_closest_marker("long")]))
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,6 @@
 """Rules on the samples that PyTorch tests its own ops with.
 
-Some of them in a default run; all, in float64 too, with ``-m long``.
+Some of them in a default run; all, in float64 too, with ``--all``.
 """
 
 from __future__ import annotations

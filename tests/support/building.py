@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 
 class CannotBuildError(RuntimeError):
@@ -19,6 +23,14 @@ def tool(name: str) -> str:
     if found is None:
         raise CannotBuildError(f"{name} is missing")
     return found
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """One process at a time builds in `folder`: of several that run tests the others find it built."""
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        yield
 
 
 def run(*command: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from building import CannotBuildError, run, tool
+from building import CannotBuildError, one_at_a_time, run, tool
 
 SOURCE = Path(__file__).parents[1] / "cuda_emulator"
 # One for each Python that uses the checkout: modules of one do not load in another.
@@ -59,5 +59,6 @@ def _import(name: str) -> ModuleType:
 @functools.cache
 def emulation() -> Emulation:
     """Build and import it; raises CannotBuildError where the machine lacks what that takes."""
-    _build()
+    with one_at_a_time(BUILD):
+        _build()
     return Emulation(_import("_cuda"), _import("emulator_checks"))

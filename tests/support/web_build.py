@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from building import CannotBuildError, run, tool
+from building import CannotBuildError, one_at_a_time, run, tool
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "web"
@@ -29,12 +29,22 @@ def site() -> Path:
     cmake, ninja = tool("cmake"), tool("ninja")
     if importlib.util.find_spec("ziglang") is None:
         raise CannotBuildError("the kernels in a browser need the package ziglang")
-    run(
-        *(cmake, "-S", str(ROOT / "web"), "-B", str(BUILD), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
-        *(f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'web' / 'zig.cmake'}", f"-DFASTNN_PYTHON={sys.executable}"),
-    )
-    run(cmake, "--build", str(BUILD))
-    run(cmake, "--install", str(BUILD), "--prefix", str(SITE))
+    with one_at_a_time(BUILD):
+        run(
+            *(
+                cmake,
+                "-S",
+                str(ROOT / "web"),
+                "-B",
+                str(BUILD),
+                "-G",
+                "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            ),
+            *(f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'web' / 'zig.cmake'}", f"-DFASTNN_PYTHON={sys.executable}"),
+        )
+        run(cmake, "--build", str(BUILD))
+        run(cmake, "--install", str(BUILD), "--prefix", str(SITE))
     return SITE
 
 

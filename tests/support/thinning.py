@@ -1,0 +1,60 @@
+"""Fewer combinations of a test's parameters: any two values still meet, but not any three."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import combinations
+
+import pytest
+
+Row = Mapping[str, Hashable]
+
+
+def thinned(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Of each test those items in which every two values of its parameters meet that meet in any.
+
+    A test with the mark ``each_value`` is left those in which every value is met once. Items that will be
+    skipped are chosen among themselves: they cover nothing.
+    """
+    tests: dict[object, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        skipped = item.get_closest_marker("skip") is not None
+        tests[item.parent, getattr(item, "originalname", item.name), skipped].append(item)
+    chosen: list[pytest.Item] = []
+    for same in tests.values():
+        strength = 1 if same[0].get_closest_marker("each_value") else 2
+        chosen += [same[i] for i in covering(varying([_values(item) for item in same]), strength)]
+    return chosen
+
+
+def _values(item: pytest.Item) -> Row:
+    """Which of its values each parameter has; the items of a test share them."""
+    parameters = getattr(item, "callspec", None)
+    return {} if parameters is None else {name: id(value) for name, value in parameters.params.items()}
+
+
+def covering(rows: Sequence[Row], strength: int = 2) -> list[int]:
+    """Indices of rows that have every combination of `strength` values that any row has.
+
+    Greedy, and the same each time: of the rows that add the most new combinations, the first. Columns of a, b
+    and c values take about as many rows as the product of the larger two, instead of a b c.
+    """
+    shown = [set(combinations(sorted(row.items()), min(strength, len(row)))) for row in rows]
+    missing = set().union(*shown)
+    chosen: list[int] = []
+    while missing:
+        best = max(range(len(rows)), key=lambda i: len(shown[i] & missing))
+        chosen.append(best)
+        missing -= shown[best]
+    return sorted(chosen)
+
+
+def varying(rows: Sequence[Row]) -> list[Row]:
+    """The same rows without columns of one value, and without those that say what another says: of
+    parameters that are given together."""
+    columns: dict[tuple[Hashable, ...], str] = {}
+    for name in rows[0]:
+        columns.setdefault(tuple(row[name] for row in rows), name)
+    names = [name for column, name in columns.items() if len(set(column)) > 1]
+    return [{name: row[name] for name in names} for row in rows]

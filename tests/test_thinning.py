@@ -1,0 +1,38 @@
+"""Which combinations of parameters are left of many."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import pytest
+
+from thinning import covering, varying
+
+
+@pytest.mark.parametrize("sizes", [(29, 4, 6), (3, 3, 3, 3), (2, 1, 5), (7,), (2, 2)])
+def test_any_two_values_meet(sizes: tuple[int, ...]) -> None:
+    rows = [dict(zip("abcd", values, strict=False)) for values in product(*map(range, sizes))]
+    chosen = [rows[i] for i in covering(varying(rows))]
+    for one, other in combinations("abcd"[: len(sizes)], 2):
+        assert {(row[one], row[other]) for row in chosen} == {(row[one], row[other]) for row in rows}
+    if len(sizes) > 2:
+        assert len(chosen) < len(rows)
+
+
+def test_only_combinations_that_were_there_are_asked_for() -> None:
+    rows = [{"a": 0, "b": 0, "c": 0}, {"a": 0, "b": 1, "c": 1}, {"a": 1, "b": 1, "c": 0}]
+    assert covering(rows) == [0, 1, 2]
+
+
+def test_each_value_once() -> None:
+    rows = [{"a": a, "b": b} for a in range(3) for b in range(4)]
+    chosen = [rows[i] for i in covering(rows, 1)]
+    assert len(chosen) == 4
+    assert {row["a"] for row in chosen} == {0, 1, 2}
+    assert {row["b"] for row in chosen} == {0, 1, 2, 3}
+
+
+def test_parameters_given_together_are_one() -> None:
+    rows = [{"x": i, "y": i, "dtype": d} for i in range(3) for d in range(2)]
+    assert covering(varying(rows)) == [0, 1, 2, 3, 4, 5]
+    assert covering(varying([{"same": 1}, {"same": 1}])) == [0]
