@@ -65,6 +65,7 @@ def run(op: Any, sample: Any, backward: bool) -> Covered | None:
     return mode
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_samples(name: str, isa: str) -> None:
     if isa == "avx512_bf16":

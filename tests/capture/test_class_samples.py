@@ -82,6 +82,7 @@ def op_db() -> Iterator[Any]:
             pytest.skip(f"this torch's samples need something else: {error}")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_samples(name: str, dtype: torch.dtype, op_db: Any, isa: str) -> None:

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
-FEW = 3
+FEW = 2
 # Not all of their results are defined by their arguments.
 UNDEFINED = (
     "empty",

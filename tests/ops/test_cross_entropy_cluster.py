@@ -51,6 +51,7 @@ def cluster_of(emulated: Emulation, x: Tensor, target: Tensor) -> int:
     return int(blocks)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("packs", "cluster", "dtype"),
     [(*length, dtype) for length in LENGTHS for dtype in (torch.float32, torch.bfloat16)]
@@ -66,6 +67,7 @@ def test_lengths(packs: int, cluster: int, dtype: torch.dtype, small: Emulation)
     check(x, target)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("reduction", "smoothing", "weighted", "kind"),
     list(itertools.product(["mean", "none"], [0.0, 0.1], [False, True], ["index", "uint8", "probabilities"])),
@@ -85,6 +87,7 @@ def test_options(reduction: str, smoothing: float, weighted: bool, kind: str, sm
     check(x, target, **options)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("before", [1, 2, 7])
 def test_alignment(dtype: torch.dtype, before: int, small: Emulation) -> None:

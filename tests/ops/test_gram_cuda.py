@@ -21,6 +21,7 @@ def test_large_shapes(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     check(make(shape, dtype, "cuda"))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("tf32", [False, True])
 def test_float32_on_tensor_cores(
     tf32: bool, cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch

@@ -56,6 +56,7 @@ def tensor_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         yield kind
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (4, 3, 0), (33, 65, 15), (129, 66, 130), (64, 10, 300), (128, 64, 48)]
 )

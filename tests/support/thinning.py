@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 
@@ -37,15 +37,23 @@ def _values(item: pytest.Item) -> Row:
 def covering(rows: Sequence[Row], strength: int = 2) -> list[int]:
     """Indices of rows that have every combination of `strength` values that any row has.
 
-    Greedy, and the same each time: of the rows that add the most new combinations, the first. Columns of a, b
-    and c values take about as many rows as the product of the larger two, instead of a b c.
+    Greedy, and the same each time: of the rows that add the most new combinations, the first; of rows for
+    single values, the first of those whose values were used least. Columns of a, b and c values take about as
+    many rows as the product of the larger two, instead of a b c.
     """
     shown = [set(combinations(sorted(row.items()), min(strength, len(row)))) for row in rows]
     missing = set().union(*shown)
+    used: Counter[tuple[str, Hashable]] = Counter()
+
+    def worth(i: int) -> tuple[int, int]:
+        often = sum(used[value] for value in rows[i].items()) if strength == 1 else 0
+        return len(shown[i] & missing), -often
+
     chosen: list[int] = []
     while missing:
-        best = max(range(len(rows)), key=lambda i: len(shown[i] & missing))
+        best = max(range(len(rows)), key=worth)
         chosen.append(best)
+        used.update(rows[best].items())
         missing -= shown[best]
     return sorted(chosen)
 
