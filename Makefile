@@ -2,6 +2,7 @@
 # make test-all    the same with all combinations of parameters, and what takes long
 # make lint    ruff, mypy, clang-format           make dev    compile in place, for work on the sources
 # make sanitize ARGS=tests/capture    those tests with the extension compiled for AddressSanitizer and UBSan
+# make sanitize-threads    teams of threads under ThreadSanitizer
 # make demo    train in a browser tab             make web    the page alone: static files in web/dist
 # make bench   measure against torch and other libraries; writes benchmarks/results, and the tables and picture of them
 # make docs    build the documentation as a site in build/site
@@ -10,9 +11,9 @@ VENV   ?= .venv
 PIP     = $(VENV)/bin/pip --disable-pip-version-check
 ARGS   ?=
 SOURCES := $(shell find csrc python benchmarks CMakeLists.txt cmake pyproject.toml constraints.txt -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path 'benchmarks/results/*')
-CXX_FILES := $(shell find csrc tests/cuda_emulator web -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/cuda_emulator tests/team_checks web -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: train test test-all bench demo docs lint format dev web sanitize clean
+.PHONY: train test test-all bench demo docs lint format dev web sanitize sanitize-threads clean
 
 train: $(VENV)/.installed-train
 	$(VENV)/bin/fastnn train $(ARGS)
@@ -58,13 +59,19 @@ dev: $(VENV)/.installed-dev
 
 # The sanitizer comes before all other libraries, torch's and Python's among them.
 sanitize: $(VENV)/.installed-test
-	$(CONFIGURE) -B build/sanitize -DFASTNN_SANITIZE=address,undefined -DFASTNN_CUDA=OFF
+	$(CONFIGURE) --preset address
 	$(VENV)/bin/cmake --build build/sanitize
 	rm -rf build/sanitize/python && cp -r python build/sanitize/python
 	$(VENV)/bin/cmake --install build/sanitize --prefix build/sanitize/python
 	PYTHONPATH=$(abspath build/sanitize/python) ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  $(VENV)/bin/python -m pytest $(ARGS)
+
+# Where addresses are randomised further than ThreadSanitizer can follow, it does not start: setarch -R.
+sanitize-threads: $(VENV)/.installed-dev
+	$(CONFIGURE) --preset thread
+	$(VENV)/bin/cmake --build build/sanitize-threads --target team_checks
+	setarch -R build/sanitize-threads/tests/team_checks/team_checks
 
 web: $(VENV)/.tools-web
 	$(VENV)/bin/cmake -S web -B build/web -G Ninja -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/web/zig.cmake \
