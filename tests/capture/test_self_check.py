@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import fastnn
 from fastnn.capture.ir import View
 from fastnn.capture.lowering.table import RULES, Lowering
-from twins import batch, classify, net
+from twins import Twins, batch, classify, net
 
 
 def _off_by_little(low: Lowering, out: View, x: View) -> None:
@@ -173,3 +174,20 @@ def test_hooks_that_change_a_step_are_told() -> None:
     step(*batch())
     with pytest.warns(fastnn.EagerStepWarning, match="hooks of the optimizer's step"):
         step(*batch())
+
+
+def test_a_program_that_raises_while_it_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call is torch's then, with all that it does."""
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(importlib.import_module("fastnn.capture.check"), "_nudge", fail)
+    twins = Twins(classify, net(), torch.optim.Adam)
+    for i in range(5):
+        if i == 2:
+            with pytest.warns(fastnn.EagerStepWarning, match="the program raises RuntimeError: no memory"):
+                twins.call(*batch())
+        else:
+            twins.call(*batch())
+    assert twins.programs == ()

@@ -174,7 +174,7 @@ def _write(t: Tensor, value: Tensor) -> None:
 def _nudge(t: Tensor, generator: torch.Generator) -> None:
     if t.dtype in _ROUNDING and t.numel():
         size, _ = _ROUNDING[t.dtype]
-        signs = torch.randint(0, 2, t.shape, generator=generator).to(t.dtype) * 2 - 1
+        signs = torch.randint(0, 2, t.shape, generator=generator, device="cpu").to(t.dtype) * 2 - 1
         # Whole numbers are exact, and what jumps as a floor does, jumps there.
         t.data.mul_(1 + size * signs * (t != t.round() if t.is_floating_point() else 1))
 
@@ -186,7 +186,7 @@ def _nudged(arguments: tuple[Any, Any], untouched: list[Tensor], seed: int) -> t
     memory = [t.untyped_storage().data_ptr() for t in by.values()]
     for t in untouched:
         if memory.count(t.untyped_storage().data_ptr()) == 1 and as_view(t, Storage(0)).is_dense:
-            by[id(t)] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t)
+            by[id(t)] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu").copy_(t)
             _nudge(by[id(t)], generator)
     args, kwargs = replace(arguments, Tensor, lambda t: by[id(t)])
     return args, kwargs
@@ -207,6 +207,7 @@ def compare(
     untouched = [t for i, t in enumerate(given) if i not in program.written_inputs]
     runs: list[list[Change]] = []
     optimizers = [step.optimizer for step in program.steps]
+    raised: str | None = None
     try:
         with _without_hooks(optimizers):
             for native, seed in _RUNS:
@@ -220,11 +221,12 @@ def compare(
                     return None
                 runs.append(outcome)
     except Exception as error:  # an index out of range, for one: torch says it best
-        before.restore()
-        return eager(), f"{_FOUND}: the program raises {type(error).__name__}: {error}"
+        raised = f"{_FOUND}: the program raises {type(error).__name__}: {error}"
     finally:
         before.restore()
     result = eager()
+    if raised is not None:
+        return result, raised
     hooked = any(o.__dict__[name] for o in optimizers for name in STEP_HOOKS)
     expected = [Change("result", t) for t in tensors_in(result)] + before.changes()
     difference = _difference(runs, expected)
@@ -286,7 +288,7 @@ def _too_far(expected: Change, changes: list[Change], largest: float) -> float:
         _, relative = _ROUNDING[first.dtype]
         # What cancels to nothing is rounding error, of the size that the terms had.
         fixed += relative * _size(expected.by) + 64 * torch.finfo(first.dtype).eps * largest
-    allowed = torch.full(first.shape, fixed, dtype=torch.float64)
+    allowed = torch.full(first.shape, fixed, dtype=torch.float64, device="cpu")
     share = _TYPICAL if expected.kind in _OF_NO_OPTIMIZER else 1.0
     for native in (True, False):
         own = [c.by for c, (is_native, _) in zip(changes, _RUNS, strict=True) if is_native is native]
