@@ -18,7 +18,7 @@ SOURCES = Path(__file__).parents[1] / "csrc"
 # Each may import what stands above it, and itself.
 PYTHON = [
     ("_version", "_losses", "_torch_internals"),
-    ("_replaced",),
+    ("_replaced", "_labels"),
     ("_dispatch",),
     ("ops",),
     ("functional",),

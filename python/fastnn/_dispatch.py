@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fastnn import _replaced
 from fastnn import _torch_internals as _internals
+from fastnn._labels import LabelledModule
 from fastnn._torch_internals import FORWARD_LEVEL
 
 logger = logging.getLogger("fastnn")
@@ -143,6 +144,20 @@ def quiet_states() -> list[tuple[Callable[[], Any], Any]]:
     ]
 
 
+def default_device() -> torch.device | None:
+    """Where new tensors are made, None where nobody has said."""
+    return torch.get_default_device() if _internals.function_modes() else None
+
+
+def present_states() -> list[tuple[Callable[[], Any], Any]]:
+    """`quiet_states` of a recording: one of code that makes tensors holds only where they are made now."""
+    modes, device = _internals.function_modes(), default_device()
+    states = [(ask, modes if ask is _internals.function_modes else quiet) for ask, quiet in quiet_states()]
+    if modes:
+        states.append((lambda: _only_device_modes() and default_device() == device, True))
+    return states
+
+
 def _plain_call() -> Any:
     """What asks most of `torch_reason` in one call."""
     return cpu.PlainCall(_PLAIN_TYPES, quiet_states())
@@ -208,8 +223,12 @@ def recording(recorder: Callable[[Any], None]) -> Iterator[None]:
 
 
 def native(t: Tensor) -> Any:
-    """The compiled module for tensors where `t` is; only after `torch_reason` gave its consent."""
-    return cpu if t.is_cpu else cuda
+    """The compiled module for tensors where `t` is; only after `torch_reason` gave its consent.
+
+    Compare it to `cpu` by ``==``: while a profiler runs it is a stand-in.
+    """
+    kernels = cpu if t.is_cpu else cuda
+    return LabelledModule(kernels) if _internals.is_profiling() else kernels
 
 
 def _tensor_reason(t: Tensor, on_cuda: bool) -> str | None:

@@ -7,6 +7,7 @@ Names of torch's modules are bound here, once; those of attributes of its object
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -90,6 +91,9 @@ COMPILED = "_orig_mod"  # the module that torch.compile has wrapped in another
 MODULE_CALL = ("__call__", "_call_impl", "_wrapped_call_impl")
 MODULE_LISTING = ("parameters", "named_parameters", "_named_members", "named_modules")
 
+# Attributes of every tensor.
+LEAF_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
 # Attributes of every optimizer.
 STEP_PRE_HOOKS, STEP_POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 STEP_HOOKS = (STEP_PRE_HOOKS, STEP_POST_HOOKS)
@@ -112,8 +116,11 @@ names_known = (
 
 
 def is_profiling() -> bool:
-    """Whether a profiler runs, or cannot be seen."""
-    return bool(getattr(profiler, "_is_profiler_enabled", True))
+    """Whether a profiler runs, or cannot be seen; asked in every native call."""
+    try:
+        return profiler._is_profiler_enabled
+    except AttributeError:
+        return True
 
 
 def any_hook_of_all_modules() -> bool:
@@ -140,6 +147,14 @@ def is_compiled(module: torch.nn.Module) -> bool:
     return getattr(module, COMPILED_CALL, None) is not None or (
         dynamo is not None and isinstance(module, dynamo.OptimizedModule)
     )
+
+
+def without_compilation() -> contextlib.AbstractContextManager[None]:
+    """What torch.compile has compiled runs as it was written meanwhile."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def is_schedulers_counter(step: Any) -> bool:
@@ -256,7 +271,7 @@ def _nothing(*_: Any) -> None:
 
 def on_leaf(param: Tensor) -> bool:
     """Whether anything happens when the gradient of `param` arrives, besides that it is kept."""
-    if param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None):
+    if any(getattr(param, hooks, None) for hooks in LEAF_HOOKS):
         return True  # empty where the last one has been removed
     if not param.requires_grad or param._use_count() == 1:  # type: ignore[attr-defined]
         return False  # no accumulator is alive

@@ -85,7 +85,7 @@ def _clip_natively(
     norm: Tensor | str = kernels.clip_grad_norm(grads, float(max_norm), error_if_nonfinite)
     if isinstance(norm, str):
         return norm
-    if error_if_nonfinite and kernels is not _dispatch.cpu and not norm.isfinite():
+    if error_if_nonfinite and kernels != _dispatch.cpu and not norm.isfinite():
         return "the norm is not finite"
     increment_version(grads)
     return norm

@@ -158,7 +158,7 @@ def _run(
         z_loss,
     )
     kernels = _dispatch.native(rows)
-    if kernels is _dispatch.cpu:
+    if kernels == _dispatch.cpu:
         return loss, kernels.cross_entropy_forward(*arguments)
     # What depends on the targets stays on the device.
     scratch = torch.empty(kernels.cross_entropy_scratch, dtype=torch.float64, device=rows.device)

@@ -41,7 +41,7 @@ def _forward(features: Tensor, normalize: bool) -> Tensor:
     output = features.new_empty((batch, channels, channels))
     kernels = _dispatch.native(features)
     arguments = (features, _scale(features, normalize), output)
-    if kernels is _dispatch.cpu:
+    if kernels == _dispatch.cpu:
         kernels.gram_forward(*arguments)
     else:
         with_workspace(kernels.gram_forward, features, *arguments, _float32_method(features))
@@ -72,7 +72,7 @@ class GramFunction(NativeFunction):
         grad_input = torch.empty_like(features, memory_format=torch.contiguous_format)
         kernels = _dispatch.native(features)
         arguments = (grad_output, features, scale, grad_input)
-        if kernels is _dispatch.cpu:
+        if kernels == _dispatch.cpu:
             kernels.gram_backward(*arguments)
         else:
             with_workspace(kernels.gram_backward, features, *arguments, _float32_method(features))

@@ -83,7 +83,7 @@ def _forward(
         matrices = [None if t is None else t.reshape(rows, n) for t, n in zip(matrices, columns, strict=True)]
     flat, y, preactivation = matrices
     kernels = _dispatch.native(input)
-    if kernels is _dispatch.cpu:
+    if kernels == _dispatch.cpu:
         kernels.linear_forward(flat, weight, bias, activation, y, preactivation)
     else:
         _cuda_linear.forward(kernels, flat, weight, bias, activation, y, preactivation)
@@ -144,7 +144,7 @@ class LinearFunction(NativeFunction):
             grad_bias,
         )
         kernels = _dispatch.native(grad)
-        if kernels is _dispatch.cpu:
+        if kernels == _dispatch.cpu:
             kernels.linear_backward(*arguments)
         else:
             _cuda_linear.backward(kernels, *arguments)

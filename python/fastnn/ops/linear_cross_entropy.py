@@ -171,7 +171,7 @@ def _run(
     )
     rows = chunk_rows(linear_weight.shape[0], input.dtype)
     kernels = _dispatch.native(input)
-    if kernels is not _dispatch.cpu:
+    if kernels != _dispatch.cpu:
         gradients, scale = _cuda_linear_cross_entropy.run(
             kernels,
             *(input, linear_weight, linear_bias, target, weight, loss, grad_output, wanted, numbers),

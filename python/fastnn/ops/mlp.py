@@ -107,7 +107,7 @@ def _forward(
             torch.empty_like(output) if save else None for output, save in zip(outputs, saving, strict=True)
         ]
     kernels = _dispatch.native(flat)
-    if kernels is _dispatch.cpu:
+    if kernels == _dispatch.cpu:
         kernels.mlp_forward(flat, weights, biases, activations, outputs, preactivations)
     else:
         below = flat
@@ -157,7 +157,7 @@ class MlpFunction(NativeFunction):
             if not keeps_graph():  # torch then frees what was saved
                 ctx.wanted = None
             kernels = _dispatch.native(grad_output)
-            call = kernels.mlp_backward if kernels is _dispatch.cpu else partial(_cuda_backward, kernels)
+            call = kernels.mlp_backward if kernels == _dispatch.cpu else partial(_cuda_backward, kernels)
             call(
                 *(grad_output, values[0], values[1 : 1 + depth]),
                 *(values[1 + depth : 1 + 2 * depth], values[1 + 2 * depth :], activations),

@@ -93,7 +93,7 @@ class NativeOptimizer(Float32State):
             kernels = _dispatch.native(params[0])
         attributes = self.__dict__
         scaling = (attributes.get("grad_scale"), attributes.get("found_inf"))
-        if kernels is not _dispatch.cpu and check_graph_capture is not None and "capturable" in self.defaults:
+        if kernels != _dispatch.cpu and check_graph_capture is not None and "capturable" in self.defaults:
             check_graph_capture(self)
         native_step = getattr(kernels, self._op + "_step")
         arguments = (group, self.state, match_layout, *scaling, self.state_dtype is not None)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch
+from fastnn._labels import labelled
 from fastnn._torch_internals import lerp_each
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -85,7 +86,7 @@ def _update_natively(targets: list[Tensor], sources: list[Tensor], tau: float) -
     # The native call itself checks the tensors, all of them.
     reason = _dispatch.torch_reason(targets[0])
     if reason is None:
-        reason = _dispatch.cpu.polyak(targets, sources, tau)
+        reason = labelled(_dispatch.cpu.polyak, "polyak")(targets, sources, tau)
     if reason is None and tau > 0:
         increment_version(targets)
     return reason

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnn._dispatch import Unsupported
+from fastnn._labels import labelled
 from fastnn._torch_internals import note_step
 from fastnn.capture.watch import present_obstacle
 from fastnn.optim.native import make_state
@@ -109,6 +110,7 @@ class PlannedStep:
 
     def _call(self, plan: StepPlan, run: Callable[..., Any], *arguments: Any) -> int | str:
         """How many steps the plan's native `run` has taken; or, with nothing done, why it cannot."""
+        run = labelled(run, "train_step")
         optimizer = self._spec.optimizer
         taken = run(optimizer.param_groups, optimizer.state, *arguments)
         if taken is None:

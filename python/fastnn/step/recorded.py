@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
+from fastnn._labels import labelled
 from fastnn.capture.captured import Captured
 from fastnn.capture.program import Program
 from fastnn.capture.signature import signature
@@ -194,7 +195,7 @@ class _Update(Captured):
             if program.islands:
                 return f"torch runs a part of the step: {program.islands[0][0]}"
             losses = self._loss.new_empty(steps)
-            taken = program.native.run_batches(
+            taken = labelled(program.native.run_batches, "program")(
                 (((input,), target), {}), gathered, rows, losses, groups, rates
             )
             if taken:
