@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
-from fastnn._torch_internals import BUFFERS, FORWARD_HOOKS, FORWARD_PRE_HOOKS, MODULES, PARAMETERS
+from fastnn._torch_internals import BUFFERS, MODULE_HOOKS, MODULES, PARAMETERS
 from fastnn.capture import cuda_graph
 from fastnn.capture.graph_program import GraphProgram
 from fastnn.capture.ir import View
@@ -23,10 +23,10 @@ from fastnn.capture.program import Builder, Gradients, Program
 from fastnn.capture.recorder import Recorder, Step, Tape, parameters_of, replace, tensors_in
 from fastnn.capture.signature import Signature
 from fastnn.capture.surroundings import Surroundings
-from fastnn.capture.watch import watch_parts
+from fastnn.capture.watch import same_global_hooks, same_hooks, watch_parts
 
 # What a module has in dicts; hooks that come later are Python that the recording does not know.
-_TABLES = (PARAMETERS, BUFFERS, MODULES, FORWARD_HOOKS, FORWARD_PRE_HOOKS)
+_TABLES = (PARAMETERS, BUFFERS, MODULES, *MODULE_HOOKS)
 # What a replay may return again as it was, beside tensors, in tuples, lists and dicts.
 _RETURNED = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, Enum)
 
@@ -73,8 +73,10 @@ def assemble(
     results = [view for view in returned if id(view.storage) in fresh]
     _refuse_survivors(recorder, [*results, *(view for _, view in gradients.kept)])
     watch = _watch(tape, around)
-    if names is not None:
+    if names is not None:  # else `watch_step` looks at all of this
         names.watch(watch)
+        for leaf in recorder.leaves.values():
+            same_hooks(watch, leaf)
     device = recorder.device
     if any(t.device != device for t in called.tensors):
         raise Unsupported(f"an argument is not on {device}, where it works")
@@ -101,6 +103,7 @@ def _watch(tape: Tape, around: list[Any]) -> Any:
     """Notices what changes in the modules that were called, and in those around: training or evaluation,
     other parameters."""
     watch = _dispatch.cpu.Watch()
+    same_global_hooks(watch)
     called = {id(m): m for root in tape.modules for m in root.modules()}
     nearby = {id(m): m for root in around if isinstance(root, nn.Module) for m in root.modules()}
     for key, module in {**called, **nearby}.items():
@@ -111,7 +114,8 @@ def _watch(tape: Tape, around: list[Any]) -> Any:
                 raise
             continue
         watch.type(module)
-        watch.item(module.__dict__, "training", module.training)
+        if "training" in module.__dict__:  # what torch.compile wraps a module in has that module's
+            watch.item(module.__dict__, "training", module.training)
     return watch
 
 
@@ -209,7 +213,10 @@ def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
         if given is t:
             return _Maker(functools.partial(_argument, index))
     if view.numel == 0:
-        return _Maker(lambda inputs, outputs: torch.empty_strided(view.shape, view.strides, dtype=view.dtype))
+        make = functools.partial(
+            torch.empty_strided, view.shape, view.strides, dtype=view.dtype, device="cpu"
+        )
+        return _Maker(lambda inputs, outputs: make())
     if id(view.storage) in builder.inputs:
         return _Maker(builder.place(view).tensor)
     return _Maker((lambda inputs, outputs: t) if view.storage.tensor is t else builder.place(view).tensor)

@@ -25,7 +25,8 @@ def bernoulli(x: Tensor, p: float = 0.5, *, generator: torch.Generator | None = 
 def _draws_alike() -> bool:
     """Whether this torch draws as the kernel does: builds with a library for random numbers do not."""
     torchs, ours = torch.Generator().manual_seed(20), torch.Generator().manual_seed(20)
-    theirs, own = torch.empty(701).bernoulli_(0.3, generator=torchs), torch.empty(701)
+    theirs, own = (torch.empty(701, device="cpu") for _ in range(2))
+    theirs.bernoulli_(0.3, generator=torchs)
     try:
         _dispatch.cpu.bernoulli(own, 0.3, ours)
     except ValueError:  # another kind of state

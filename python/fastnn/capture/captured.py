@@ -20,7 +20,8 @@ from torch import Tensor
 from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
 from fastnn._dispatch import Unsupported
-from fastnn._torch_internals import version_of
+from fastnn._labels import labelled
+from fastnn._torch_internals import version_of, without_compilation
 from fastnn.capture.assemble import assemble
 from fastnn.capture.check import compare
 from fastnn.capture.graph_program import GraphProgram
@@ -29,6 +30,7 @@ from fastnn.capture.reach import reached
 from fastnn.capture.recorder import Recorder
 from fastnn.capture.signature import Signature, signature
 from fastnn.capture.surroundings import Surroundings
+from fastnn.capture.watch import watched_backward
 
 _PROGRAMS = 8  # kept, the most recently used
 _SIGNATURES = 64  # known, the most recently used; who calls with more of them gains nothing from programs
@@ -117,7 +119,7 @@ class Captured:
         for program in programs:
             if program.checked is None:
                 continue
-            result = program.native.run((args, kwargs))
+            result = labelled(program.native.run, "program")((args, kwargs))
             if result is NotImplemented:
                 if program.native.running:  # by another thread: its memory is in use
                     return self._fn(*args, **kwargs)
@@ -133,13 +135,17 @@ class Captured:
             self._lock.release()
 
     def _without_program(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _dispatch.torch_reason() is not None:  # disabled, compiling, under another recorder: no refusal
+        # Disabled, compiling, under another recorder: no refusal.
+        reason = _dispatch.torch_reason() or watched_backward()
+        if reason is not None:
+            if _dispatch.is_recording():
+                _dispatch.decide("capture", reason)
             return self._fn(*args, **kwargs)
         try:
             called = signature(args, kwargs)
             known = self._find(called)
-        except Unsupported as reason:
-            self._tell(str(reason))
+        except Unsupported as refusal:
+            self._tell(str(refusal))
             return self._fn(*args, **kwargs)
         if known.refused is not None:
             self._tell(known.refused)
@@ -218,7 +224,7 @@ class Captured:
             except Exception as error:  # of somebody's class, which has something to say about its attributes
                 recorder.refuse(f"what it reads by name cannot be looked at: {error}")
         try:
-            with _dispatch.disabled(), recorder:
+            with _dispatch.disabled(), without_compilation(), recorder:
                 result = self._fn(*args, **kwargs)
         finally:
             lost = any(
@@ -232,7 +238,7 @@ class Captured:
         news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
         if recorder.refused is not None:
             known.refused = recorder.refused
-        elif known.surveyed and not news:
+        elif known.surveyed and not news and not _dispatch.is_disabled():  # else another thread records
             previous = next((program for program in self._programs if program.key == called.key), None)
             if previous is not None and previous.native.runs < _WORTH:
                 known.replaced += 1

@@ -27,6 +27,7 @@ from fastnn.capture.islands import view_of
 from fastnn.capture.program import Gradients
 from fastnn.capture.recorder import Op, Recorder, Step, as_view, parameters_of, replace, views_in
 from fastnn.capture.signature import Signature, signature
+from fastnn.capture.watch import unwatched_backward
 
 # They read a learning rate that is on the device; other options are numbers among the arguments of kernels.
 _READ_LR = (torch.optim.Adam, torch.optim.AdamW, optim.Adam, optim.AdamW)
@@ -71,7 +72,7 @@ class GraphProgram:
         self.optimizers = tuple(type(o).__name__ for o in steps)
         self._updates = [_Update(o, self._device) for o in dict.fromkeys(steps)]
         self._gradients = gradients
-        self._states = [*_dispatch.quiet_states(), (_dispatch.is_disabled, False)]
+        self._states = [*_dispatch.present_states(), (_dispatch.is_disabled, False), *unwatched_backward()]
         self._arithmetic = cuda_graph.arithmetic()
         self._watch = watch
         for _, tensor in external:

@@ -48,7 +48,8 @@ def view_of(tensor: Tensor, view: View, before: int = 0) -> Tensor:
 def in_bytes(memory: Tensor, view: View, offset: int) -> Tensor:
     """The View in the storage of `memory`, where its own storage begins at byte `offset`."""
     start = offset // view.dtype.itemsize + view.offset
-    return torch.empty(0, dtype=view.dtype).set_(memory.untyped_storage(), start, view.shape, view.strides)
+    empty = torch.empty(0, dtype=view.dtype, device="cpu")
+    return empty.set_(memory.untyped_storage(), start, view.shape, view.strides)
 
 
 def call_island(island: Island, place: Callable[[View], Place]) -> tuple[Callable[..., Any], bool]:

@@ -22,7 +22,7 @@ from fastnn.capture.lowering.table import ERRORS
 from fastnn.capture.memory import Arena, without_dead
 from fastnn.capture.recorder import Op, Step, Tape, as_view, name_of, parameters_of, views_in
 from fastnn.capture.signature import DTYPES, Signature, strides_that_matter
-from fastnn.capture.watch import watch_optimizer
+from fastnn.capture.watch import unwatched_backward, watch_optimizer
 from fastnn.optim.native import match_layout
 
 # The rules of csrc/bindings/program.cpp, by the class of the optimizer.
@@ -209,7 +209,7 @@ class Builder:
             view.storage.tensor = signature.tensors[i]
         self.nodes = self._simplified()
         self.arena = Arena(self.nodes, self.outputs)
-        self.memory = torch.empty(self.arena.bytes, dtype=torch.uint8)
+        self.memory = torch.empty(self.arena.bytes, dtype=torch.uint8, device="cpu")
         self._memories: list[tuple[Any, ...]] = []
         self._numbers: dict[int, int] = {}  # of buffers, by id of the Storage
         self._written = {
@@ -244,8 +244,9 @@ class Builder:
                 unread.append((functools.partial(_is_as_it_was, tensor, _looks(tensor)), True))
         written, written_inputs = self._all_written()
         states = [
-            *_dispatch.quiet_states(),
+            *_dispatch.present_states(),
             (_dispatch.is_disabled, False),
+            *unwatched_backward(),
             (torch.is_grad_enabled, torch.is_grad_enabled()),
             (torch.is_inference_mode_enabled, torch.is_inference_mode_enabled()),
             (torch.get_default_dtype, torch.get_default_dtype()),
@@ -400,7 +401,7 @@ class Builder:
         tensor = storage.tensor
         if tensor is None:
             # Read by torch and written by nobody, as what it is to be is drawn in place.
-            return Place(in_bytes(torch.empty(storage.bytes, dtype=torch.uint8), view, 0))
+            return Place(in_bytes(torch.empty(storage.bytes, dtype=torch.uint8, device="cpu"), view, 0))
         before = int(tensor.storage_offset())
         return Place(find=lambda inputs, outputs: view_of(tensor, view, before))
 
@@ -455,7 +456,7 @@ def _is_as_it_was(tensor: Tensor, looks: tuple[Any, ...]) -> bool:
 
 
 def _allocator(view: View) -> Callable[[], Tensor]:
-    return functools.partial(torch.empty_strided, view.shape, view.strides, dtype=view.dtype)
+    return functools.partial(torch.empty_strided, view.shape, view.strides, dtype=view.dtype, device="cpu")
 
 
 def _gradient(param: Tensor) -> Tensor:

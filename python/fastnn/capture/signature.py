@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, default_device
 
 # Numbers of DType in csrc/core/dtype.h.
 DTYPES = {
@@ -53,7 +53,12 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
         spec = _spec((args, kwargs), tensors)
     except RecursionError:
         raise Unsupported("an argument contains itself, or is nested too deeply") from None
-    modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype())
+    modes = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        default_device(),
+    )
     key = _key(spec)
     family = _family(key)
     return Signature((key, modes), None if family == key else family, spec, tensors)

@@ -6,8 +6,9 @@ They raise `Unsupported` where something is there already that the native step w
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,12 +18,16 @@ from fastnn._dispatch import Unsupported
 from fastnn._torch_internals import (
     BUFFERS,
     COMPILED_CALL,
+    LEAF_HOOKS,
     MODULE_CALL,
     MODULE_HOOKS,
     MODULE_LISTING,
     MODULES,
     PARAMETERS,
     STEP_HOOKS,
+    on_accumulator,
+    on_leaf,
+    on_saved_tensors,
 )
 
 _GLOBAL_HOOKS = (
@@ -33,21 +38,33 @@ _GLOBAL_HOOKS = (
     _torch_internals.all_step_pre_hooks,
     _torch_internals.all_step_post_hooks,
 )
+_UNKNOWN_HOOKS = "this torch keeps hooks where fastnn does not find them"
+_ONLOOKERS: dict[tuple[Callable[[], Any], Any], str] = {
+    (torch.is_anomaly_enabled, False): "anomaly detection is on",
+}
+if on_saved_tensors is not None:
+    _ONLOOKERS[functools.partial(on_saved_tensors, True), None] = "a hook for saved tensors is set"
 
 
 def present_obstacle() -> str | None:
     """What keeps a step from running natively in this call alone, or None."""
-    if torch.is_inference_mode_enabled() or torch.is_anomaly_enabled():
-        return "inference mode or anomaly detection is on"
-    if _torch_internals.on_saved_tensors(True) is not None:
-        return "a hook for saved tensors is set"
-    return None
+    return "inference mode is on" if torch.is_inference_mode_enabled() else watched_backward()
+
+
+def watched_backward() -> str | None:
+    """Who looks into the backward of this call alone, or None."""
+    return next((why for (ask, nobody), why in _ONLOOKERS.items() if ask() is not nobody), None)
+
+
+def unwatched_backward() -> list[tuple[Callable[[], Any], Any]]:
+    """What `watched_backward` asks, and the answers where nobody looks."""
+    return list(_ONLOOKERS)
 
 
 def watch_globals(watch: Any) -> None:
     """No hooks for all modules or all optimizers."""
     if not _torch_internals.names_known:
-        raise Unsupported("this torch keeps hooks where fastnn does not find them")
+        raise Unsupported(_UNKNOWN_HOOKS)
     for hooks in _GLOBAL_HOOKS:
         _stays_empty(watch, hooks, "a hook for all modules or optimizers is registered")
 
@@ -127,6 +144,28 @@ def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
         watch.item(attributes, "step", step)
     else:
         raise Unsupported("the optimizer's step is replaced")
+
+
+def same_global_hooks(watch: Any) -> None:
+    """The hooks for all modules or all optimizers are those that there are now."""
+    if not _torch_internals.names_known:
+        raise Unsupported(_UNKNOWN_HOOKS)
+    for hooks in _GLOBAL_HOOKS:
+        watch.content(hooks)
+
+
+def same_hooks(watch: Any, leaf: torch.Tensor) -> None:
+    """The hooks of a tensor that requires gradients are those that it has now."""
+    if not on_leaf(leaf):
+        watch.unhooked(leaf, on_accumulator)
+        return
+    for name in LEAF_HOOKS:
+        hooks = getattr(leaf, name, None)
+        watch.attribute(leaf, name, hooks)
+        if hooks is not None:
+            watch.content(hooks)
+    if any(on_accumulator(leaf) or ()):
+        raise Unsupported("a hook hangs on the gradient accumulator of a parameter")
 
 
 def _stays_empty(watch: Any, hooks: dict[Any, Any], reason: str) -> None:
