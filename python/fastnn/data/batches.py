@@ -42,7 +42,7 @@ class Batches:
     def start_epoch(self) -> None:
         """Draw the order of the next epoch."""
         self._state = self._generator.get_state()
-        order = torch.randperm(len(self.images), generator=self._generator)
+        order = torch.randperm(len(self.images), generator=self._generator, device="cpu")
         self._order = order.to(self.images.device)
 
     def state(self) -> Tensor:

@@ -229,7 +229,7 @@ class Run:
             model=self.parts.model.state_dict(),
             optimizer=self.parts.optimizer.state_dict(),
             order=self.batches.state(),
-            losses=torch.tensor(self.losses, dtype=torch.float64),
+            losses=torch.tensor(self.losses, dtype=torch.float64, device="cpu"),
         )
 
     def _restore(self, saved: Checkpoint) -> None:
