@@ -1,0 +1,28 @@
+"""The samples that PyTorch tests itself with; tests that need them are skipped where a torch lacks them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+import unittest
+from typing import Any
+
+import pytest
+import torch
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def list_of(name: str, module: str) -> list[Any]:
+    """One of torch's lists, such as ``op_db``."""
+    with pytest.MonkeyPatch.context() as patch:
+        # They import expecttest, which the samples do not need: a stand-in will do.
+        stand_in: Any = types.ModuleType("expecttest")
+        stand_in.TestCase = unittest.TestCase
+        patch.setitem(sys.modules, "expecttest", stand_in)
+        try:
+            found: list[Any] = getattr(importlib.import_module(f"torch.testing._internal.{module}"), name)
+        except (ImportError, AttributeError) as error:
+            pytest.skip(f"this torch has no {name}: {error}")
+    return found
