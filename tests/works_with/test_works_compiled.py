@@ -1,0 +1,177 @@
+"""docs/works-with.md: torch.compile, torch.export and the transforms of torch.func."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as TF
+from torch import Tensor
+from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
+
+import fastnn
+from page import Cell, line
+from pairs import OUT, Pair, Training, batch, check, network
+
+# torch.compile's own warnings, and those of what forward-mode AD scripts when first used.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Graphs:
+    """A backend that runs graphs as they are, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: Any, inputs: list[Any]) -> Callable[..., Any]:
+        self.count += 1
+        return graph.forward
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch.compiler.reset()
+
+
+def compiled(function: Callable[..., Any], graphs: Graphs, **options: Any) -> Any:
+    return torch.compile(function, **{"fullgraph": True, **options}, backend=graphs)
+
+
+@line("torch.compile, fullgraph, of model and loss")
+def test_compiled_model(cell: Cell) -> None:
+    """One graph for batches of any size; what is trained is what torch trains."""
+    pair, graphs = Pair(cell.column), Graphs()
+    mine = pair.mine
+    if cell.column == "modules":
+        forward = compiled(lambda x, y: mine.loss(mine.model(x), y), graphs, dynamic=True)
+
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            mine.optimizer.zero_grad()
+            loss: Tensor = forward(x, y)
+            loss.backward()
+            mine.optimizer.step()
+            return loss.detach()
+
+        mine.step = step
+    else:
+        mine.model = compiled(mine.model, graphs, dynamic=True)
+        mine.renew()
+    for rows in 3 * (12, 5, 7, 30):
+        x, y = batch(rows)
+        torch.testing.assert_close(mine.step(x, y), pair.theirs.step(x, y))
+    for p, q in zip(mine.model.parameters(), pair.theirs.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    assert graphs.count == 1
+    if cell.column == "modules":
+        torch.compiler.reset()  # what is compiled already decides no more
+    check(cell, mine.step, *batch())
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad", "RMSprop"])
+@line("torch.compile, fullgraph, of the optimizer's step")
+def test_compiled_optimizer(cell: Cell, name: str) -> None:
+    pair = Pair(cell.column, optimizer=name)
+    pair.steps(1)  # makes the state
+
+    def compile_update(training: Training) -> None:
+        """Of both: torch's Adam rounds otherwise when it is compiled, to two graphs."""
+        update = compiled(training.optimizer.step, Graphs(), fullgraph=training is pair.mine)
+
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            training.optimizer.zero_grad()
+            loss: Tensor = training.loss(training.model(x), y)
+            loss.backward()
+            update()
+            return loss.detach()
+
+        training.step = step
+
+    pair.each(compile_update)
+    pair.steps()
+    torch.compiler.reset()
+    pair.check(cell)
+
+
+@line("torch.export")
+def test_export(cell: Cell) -> None:
+    theirs = network()
+    mine = fastnn.convert(network())
+    mine.load_state_dict(theirs.state_dict())
+    x, _ = batch()
+    rows = torch.export.Dim("rows", min=2)
+
+    def exported(model: torch.nn.Module) -> Any:
+        return torch.export.export(model, (x,), dynamic_shapes=({0: rows},))
+
+    program = check(cell, exported, mine)
+    ops = [[str(node.target) for node in p.graph.nodes] for p in (program, exported(theirs))]
+    assert ops[0] == ops[1]  # as if fastnn were not there
+    x, _ = batch(7)
+    torch.testing.assert_close(program.module()(x), theirs(x))
+
+
+def _loss(functional: Any) -> Callable[..., Tensor]:
+    """A small network and its loss as a function of parameters and data."""
+
+    def loss(weight: Tensor, bias: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        result: Tensor = functional.cross_entropy(functional.relu(functional.linear(x, weight, bias)), y)
+        return result
+
+    return loss
+
+
+TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
+    "grad": lambda f: grad(f, (0, 1)),
+    "hessian": hessian,
+    "jvp": lambda f: lambda w, b, x, y: jvp(lambda w: f(w, b, x, y), (w,), (torch.ones_like(w),)),
+    "vjp": lambda f: lambda w, b, x, y: vjp(lambda w: f(w, b, x, y), w)[1](torch.ones((), dtype=w.dtype)),
+    "vmap": lambda f: lambda w, b, x, y: vmap(f, (0, None, None, None))(torch.stack([w, 2 * w]), b, x, y),
+    "vmap of grad": lambda f: lambda w, b, x, y: vmap(grad(f), (None, None, 0, 0))(w, b, x, y),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@line("torch.func: grad, jvp, vjp, vmap, hessian")
+def test_transforms(cell: Cell, name: str) -> None:
+    x, y = batch()
+    weight, bias = torch.randn(OUT, x.shape[1], dtype=x.dtype), torch.randn(OUT, dtype=x.dtype)
+    transform = TRANSFORMS[name]
+    got = check(cell, transform(_loss(fastnn.functional)), weight, bias, x, y)
+    torch.testing.assert_close(got, transform(_loss(TF))(weight, bias, x, y))
+
+
+@line("torch.func: per-sample gradients of a model")
+def test_per_sample_gradients(cell: Cell) -> None:
+    theirs = network()
+    mine = fastnn.convert(network())
+    x, y = batch()
+
+    def gradients(model: torch.nn.Module, loss_function: Any) -> Any:
+        def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            result: Tensor = loss_function(functional_call(model, parameters, (x[None],)), y[None])
+            return result
+
+        parameters = {name: p.detach() for name, p in theirs.named_parameters()}
+        return vmap(grad(loss), (None, 0, 0))(parameters, x, y)
+
+    got = check(cell, gradients, mine, fastnn.nn.CrossEntropyLoss())
+    torch.testing.assert_close(got, gradients(theirs, torch.nn.CrossEntropyLoss()))
+
+
+@line("torch.func.functional_call")
+def test_functional_call(cell: Cell) -> None:
+    """Outside any transform: other parameters, which gradients flow to."""
+
+    def step(model: Any, loss_function: Any, optimizer: Any, x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        halved = {name: p / 2 for name, p in model.named_parameters()}
+        loss: Tensor = loss_function(functional_call(model, halved, (x,)), y)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    pair = Pair(cell.column, body=step)
+    pair.steps()
+    pair.check(cell)
