@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 
+#include "bindings/memory_ranges.h"
 #include "core/check.h"
 #include "ops/cross_entropy/cross_entropy.h"
 
@@ -92,6 +93,10 @@ inline CrossEntropyArgs read_forward(const TensorView& x, const TensorView& targ
     check_contiguous(kOp, "gradient", *gradient);
     args.gradient = gradient->data;
   }
+  check_apart(kOp, {&loss, gradient}, {&target, weight});
+  check_apart(kOp, {&loss}, {&x});
+  // The gradient may take the place of the logits.
+  if (gradient && !(gradient->data == x.data && x.is_contiguous())) check_apart(kOp, {gradient}, {&x});
   return args;
 }
 
@@ -103,6 +108,7 @@ inline bool read_scaling(const TensorView& gradient, const TensorView& dy, Cross
   check_contiguous(kOp, "grad_output", dy);
   const bool scalar = dy.numel() == 1;
   if (!scalar) check_same_shape(kOp, "grad_output", dy, without_classes(gradient));
+  check_apart(kOp, {&gradient}, {&dy});
   args.gradient = gradient.data;
   return scalar;
 }

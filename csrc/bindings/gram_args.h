@@ -1,6 +1,7 @@
 // The checks of the Gram matrix's arguments, the same for every device.
 #pragma once
 
+#include "bindings/memory_ranges.h"
 #include "core/check.h"
 
 namespace fastnn {
@@ -18,6 +19,7 @@ inline void check_gram_forward(const TensorView& f, const TensorView& g) {
   check_ndim("gram_matrix", "input", f, 3);
   check_gram_square("output", g, f);
   check_contiguous("gram_matrix", "output", g);
+  check_apart("gram_matrix", {&g}, {&f});
 }
 
 inline void check_gram_backward(const TensorView& dg, const TensorView& f, const TensorView& df) {
@@ -27,6 +29,7 @@ inline void check_gram_backward(const TensorView& dg, const TensorView& f, const
   check_dtype("gram_matrix", "grad_input", df, f.dtype);
   check_same_shape("gram_matrix", "grad_input", df, f);
   check_contiguous("gram_matrix", "grad_input", df);
+  check_apart("gram_matrix", {&df}, {&dg, &f});
 }
 
 }  // namespace fastnn

@@ -5,6 +5,7 @@
 
 #include "bindings/class_indices.h"
 #include "bindings/cross_entropy_args.h"
+#include "bindings/memory_ranges.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -83,6 +84,8 @@ void run(const TensorView& x, const TensorView& weight, const Optional& bias, co
   check(!db || bias, kOp, ": grad_linear_bias needs linear_bias");
   if (db) check_gradient("grad_linear_bias", db, *bias);
 
+  check_apart(kOp, {&loss, pointer(dx), pointer(dw), pointer(db)},
+              {&x, &weight, pointer(bias), &target, pointer(class_weight), pointer(dy)});
   prefer_huge_pages({pointer(dx), pointer(dw)});
   int64_t bad_row;
   {

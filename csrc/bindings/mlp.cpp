@@ -7,6 +7,7 @@
 
 #include "bindings/activation_caster.h"
 #include "bindings/linear_args.h"
+#include "bindings/memory_ranges.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -60,6 +61,16 @@ void mlp_forward(const TensorView& x, const Tensors& weights, const Optionals& b
     }
     prefer_huge_pages({&outputs[l], pointer(preactivations[l])});
   }
+  MemoryRanges ranges;
+  ranges.reserve(1 + 4 * layers);
+  ranges.add(x, false);
+  for (size_t l = 0; l < layers; ++l) {
+    ranges.add(weights[l], false);
+    if (biases[l]) ranges.add(*biases[l], false);
+    ranges.add(outputs[l], true);
+    if (preactivations[l]) ranges.add(*preactivations[l], true);
+  }
+  check(ranges.disjoint(), "mlp: an output shares memory with another tensor");
   const KernelCall call(multiply_adds(x, weights) / 16);
   for (size_t l = 0; l < layers; ++l)
     cpu_kernels().linear.forward(l ? outputs[l - 1] : x, weights[l], pointer(biases[l]), activations[l],
@@ -129,6 +140,18 @@ void mlp_backward(const TensorView& dy, const std::optional<TensorView>& x, cons
     gradient = below;
   }
   prefer_huge_pages({pointer(dx)});
+  MemoryRanges ranges;
+  ranges.reserve(3 + 5 * layers);
+  ranges.add(dy, false);
+  if (x) ranges.add(*x, false);
+  if (dx) ranges.add(*dx, true);
+  for (size_t l = 0; l < layers; ++l) {
+    for (const auto* read : {&weights[l], &outputs[l], &preactivations[l]})
+      if (*read) ranges.add(**read, false);
+    for (const auto* written : {&dweights[l], &dbiases[l]})
+      if (*written) ranges.add(**written, true);
+  }
+  check(ranges.disjoint(), "mlp: a gradient shares memory with another tensor");
 
   const KernelCall call(work);
   // The gradient of a hidden output is read while that of the one before is written.

@@ -1,5 +1,6 @@
 #include "ops/probe/probe.h"
 
+#include "bindings/memory_ranges.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -26,6 +27,7 @@ void probe_copy(const TensorView& src, const TensorView& dst) {
   check_same_shape("probe_copy", "dst", dst, src);
   check_contiguous("probe_copy", "src", src);
   check_contiguous("probe_copy", "dst", dst);
+  check_apart("probe_copy", {&dst}, {&src});
   const KernelCall call(kForAllThreads);
   cpu_kernels().probe.copy(src.data, dst.data, src.numel() * dtype_size(src.dtype));
 }

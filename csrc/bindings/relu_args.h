@@ -1,6 +1,7 @@
 // The checks of ReLU's arguments, the same for every device.
 #pragma once
 
+#include "bindings/memory_ranges.h"
 #include "core/check.h"
 
 namespace fastnn {
@@ -11,6 +12,7 @@ inline void check_relu_forward(const TensorView& x, const TensorView& y) {
   check_same_shape("relu", "output", y, x);
   check_contiguous("relu", "input", x);
   check_contiguous("relu", "output", y);
+  if (y.data != x.data) check_apart("relu", {&y}, {&x});  // the same tensor may be both
 }
 
 inline void check_relu_backward(const TensorView& dy, const TensorView& y, const TensorView& dx) {
@@ -22,6 +24,8 @@ inline void check_relu_backward(const TensorView& dy, const TensorView& y, const
   check_contiguous("relu", "grad_output", dy);
   check_contiguous("relu", "output", y);
   check_contiguous("relu", "grad_input", dx);
+  for (const TensorView* read : {&dy, &y})
+    if (dx.data != read->data) check_apart("relu", {&dx}, {read});
 }
 
 }  // namespace fastnn

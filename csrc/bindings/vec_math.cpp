@@ -1,5 +1,6 @@
 #include "ops/vec_math/vec_math.h"
 
+#include "bindings/memory_ranges.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "core/check.h"
@@ -17,6 +18,7 @@ void define(pybind11::module_& m, const char* name) {
     check_same_shape(name, "output", y, x);
     check_contiguous(name, "input", x);
     check_contiguous(name, "output", y);
+    check_apart(name, {&y}, {&x});
     (cpu_kernels().vec_math.*function)(x.dtype, x.data, y.data, x.numel());
   });
 }
