@@ -82,7 +82,7 @@ def _clip_natively(
     if reason is not None:
         return reason
     kernels = _dispatch.native(first)
-    norm: Tensor | str = kernels.clip_grad_norm(grads, float(max_norm), error_if_nonfinite)
+    norm: Tensor | str = kernels.clip_grad_norm(grads, float(max_norm), bool(error_if_nonfinite))
     if isinstance(norm, str):
         return norm
     if error_if_nonfinite and kernels != _dispatch.cpu and not norm.isfinite():
