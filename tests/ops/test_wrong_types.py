@@ -74,6 +74,14 @@ def test_linear_cross_entropy_takes_tensors(name: str, wrong: object) -> None:
         FF.linear_cross_entropy(**{**LINEAR_CROSS_ENTROPY, name: wrong})
 
 
+@pytest.mark.parametrize("wrong", [None, "a", [1.0]], ids=str)
+def test_z_loss_is_a_number(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="cross_entropy: z_loss must be a number, got"):
+        FF.cross_entropy(torch.ones(4, 3), TARGET, z_loss=wrong)
+    with pytest.raises(TypeError, match="linear_cross_entropy: z_loss must be a number, got"):
+        FF.linear_cross_entropy(**LINEAR_CROSS_ENTROPY, z_loss=wrong)
+
+
 @pytest.mark.parametrize("wrong", [None, 1, [1.0]], ids=str)
 def test_gram_matrix_takes_a_tensor(wrong: Any) -> None:
     with pytest.raises(TypeError, match="gram_matrix: input must be a Tensor, got"):

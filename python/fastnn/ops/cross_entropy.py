@@ -62,6 +62,13 @@ def cross_entropy_torch(
     return loss + (total / count if reduction == "mean" else total).to(loss.dtype)
 
 
+def checked_z_loss(op: str, z_loss: Any) -> float:
+    """`z_loss` as a float; TypeError where it is no number."""
+    if not hasattr(z_loss, "__float__"):
+        raise TypeError(f"{op}: z_loss must be a number, got {type(z_loss).__name__}")
+    return float(z_loss)
+
+
 Options = tuple[int, str, float, float]  # ignore_index, reduction, label_smoothing and z_loss
 
 
@@ -267,6 +274,8 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
+    if type(z_loss) is not float:
+        z_loss = checked_z_loss("cross_entropy", z_loss)
     # Where there are options, torch takes several ops.
     if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
         _dispatch.decide("cross_entropy", SMALL)

@@ -13,7 +13,12 @@ from fastnn import _dispatch
 from fastnn._torch_internals import version_of
 from fastnn.ops import _cuda_linear_cross_entropy
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
-from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy_reason, cross_entropy_torch
+from fastnn.ops.cross_entropy import (
+    REDUCTIONS,
+    checked_z_loss,
+    cross_entropy_reason,
+    cross_entropy_torch,
+)
 from fastnn.ops.sizes import SMALL, is_small_linear_cross_entropy
 
 # Logits of a chunk of rows. Each chunk reads the weight twice and, but for the first, reads and writes its
@@ -354,7 +359,7 @@ def linear_cross_entropy(
         "reduction": reduction,
         "ignore_index": -100 if ignore_index is None else ignore_index,
         "label_smoothing": label_smoothing,
-        "z_loss": z_loss,
+        "z_loss": checked_z_loss("linear_cross_entropy", z_loss),
     }
     batch = input.shape[:-1]
     if linear_weight.dim() == 2 and len(batch) != 1:
