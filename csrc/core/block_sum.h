@@ -36,6 +36,7 @@ FASTNN_INLINE double block_sum(const T* x, int64_t n, Acc<T> fill, const Term& t
   Vec<A> s[4] = {};
   int64_t k = 0;
   for (; k + 4 * kStep <= n; k += 4 * kStep)
+#pragma GCC unroll 4
     for (int u = 0; u < 4; ++u) s[u] += term(load(x + k + u * kStep), k + u * kStep, kStep);
   for (; k + kStep <= n; k += kStep) s[0] += term(load(x + k), k, kStep);
   if (k < n) {

@@ -83,8 +83,10 @@ void reduce_short_rows(const R& reducer, const ReduceShape& shape) {
       const int64_t rows = min(kRows, shape.results - group * kRows);
       T parts[kRows];
       if (rows == kRows) {
+#pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) parts[r] = x[r * pitch];
         for (int64_t k = 1; k < shape.count; ++k)
+#pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) parts[r] = R::add(parts[r], x[r * pitch + k * stride]);
       } else {
         for (int64_t r = 0; r < rows; ++r) {
@@ -110,26 +112,32 @@ void reduce_vectors(const R& reducer, const ReduceShape& shape, const typename R
     return U > 1 || lanes == L ? read<T, L>(p) : read_some<T, L>(p, lanes);
   };
   V totals[U];
+#pragma GCC unroll 4
   for (int u = 0; u < U; ++u) totals[u] = R::none();
   each_run(shape.reduced, 0, shape.count, [&](int64_t, int64_t offset, int64_t length) {
     for (int64_t block = 0; block < length; block += kSumRows) {
       const int64_t end = min(block + kSumRows, length);
       // Two rows at a time: each waits for its own last addition only.
       V even[U], odd[U];
+#pragma GCC unroll 4
       for (int u = 0; u < U; ++u) even[u] = odd[u] = R::none();
       int64_t k = block;
       for (; k + 2 <= end; k += 2) {
         const T* const from = x + offset + k * stride;
+#pragma GCC unroll 4
         for (int u = 0; u < U; ++u) {
           even[u] = R::add(even[u], row(from, u));
           odd[u] = R::add(odd[u], row(from + stride, u));
         }
       }
       if (k < end)
+#pragma GCC unroll 4
         for (int u = 0; u < U; ++u) even[u] = R::add(even[u], row(x + offset + k * stride, u));
+#pragma GCC unroll 4
       for (int u = 0; u < U; ++u) totals[u] = R::add(totals[u], R::add(even[u], odd[u]));
     }
   });
+#pragma GCC unroll 4
   for (int u = 0; u < U; ++u) {
     char* const to = reinterpret_cast<char*>(y + u * L);
     const V value = reducer.finish(totals[u]);

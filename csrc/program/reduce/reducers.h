@@ -34,6 +34,7 @@ struct FloatSum {
     Part parts[4] = {};
     int64_t k = 0;
     for (; k + 4 <= n; k += 4)
+#pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) parts[u] += x[(k + u) * stride];
     for (; k < n; ++k) parts[0] += x[k * stride];
     return (parts[0] + parts[1]) + (parts[2] + parts[3]);
