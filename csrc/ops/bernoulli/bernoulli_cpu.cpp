@@ -9,7 +9,7 @@ constexpr int64_t kShift = 397;  // of the recurrence
 
 uint32_t twisted(uint32_t word, uint32_t following, uint32_t shifted) {
   const uint32_t mixed = (word & 0x80000000u) | (following & 0x7fffffffu);
-  return shifted ^ (mixed >> 1) ^ (0u - (following & 1u) & 0x9908b0dfu);
+  return shifted ^ (mixed >> 1) ^ ((0u - (following & 1u)) & 0x9908b0dfu);
 }
 
 // The next 624 words. Every loop reads what lies at least 227 words away from what it writes, or one word
