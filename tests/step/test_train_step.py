@@ -433,7 +433,8 @@ def test_nothing_is_allocated_but_the_loss(images: torch.dtype, options: dict[st
     step(x, y)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         losses = [step(x, y) for _ in range(3)]
-    events = [event for event in seen.events() or () if event.name != "aten::empty_like"]
+    named = ("aten::empty_like", "fastnn::train_step")  # around what is looked for
+    events = [event for event in seen.events() or () if event.name not in named]
     assert [(event.name, event.cpu_memory_usage) for event in events] == 3 * [("aten::empty_strided", 4)]
     assert torch.stack(losses).isfinite().all()
 
