@@ -40,9 +40,9 @@ sanitize() {
   command -v compute-sanitizer || { echo "compute-sanitizer is not installed"; return 1; }
   mapfile -t tests <benchmarks/gpu_sanitize.txt
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1 \
-    --target-processes all "$python" -m pytest -q -x -m cuda -k "not step_graph" "${tests[@]}" &&
+    --target-processes all "$python" -m pytest --all -q -x -m cuda -k "not step_graph" "${tests[@]}" &&
     compute-sanitizer --tool racecheck --error-exitcode 1 --target-processes all \
-      "$python" -m pytest -q -x -m cuda "${tests[@]}"
+      "$python" -m pytest --all -q -x -m cuda "${tests[@]}"
 }
 
 probe() {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 # Before fastnn is imported, which reads it: most tests are of kernels, on tensors that are small.
 os.environ.setdefault("FASTNN_ALWAYS_NATIVE", "1")
@@ -22,6 +23,9 @@ from fastnn import _dispatch
 from step_graphs import Graphs, set_up
 from thinning import thinned
 from variants import runnable_isas, selected
+
+# A machine with a GPU may have pytest and little else.
+collect_ignore = [] if find_spec("hypothesis") else ["test_hostile_bindings.py", "test_hostile_calls.py"]
 
 
 @pytest.fixture(params=runnable_isas())
