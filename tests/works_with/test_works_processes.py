@@ -40,7 +40,7 @@ def run_in_child(method: str) -> dict[str, str | None]:
     package = Path(fastnn.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{HERE}", "FASTNN_ALWAYS_NATIVE": "1"}
     done = subprocess.run(
-        [sys.executable, str(HERE / "processes.py"), method, FORK_AND_SPAWN],
+        [sys.executable, str(HERE / "child_processes.py"), method, FORK_AND_SPAWN],
         env=environment,
         capture_output=True,
         text=True,
