@@ -92,7 +92,7 @@ $(VENV)/bin/python:
 $(VENV)/.package: $(VENV)/bin/python $(SOURCES)
 	rm -rf build/wheel && mkdir -p build
 	$(PIP) wheel -v --no-deps --wheel-dir build/wheel . 2>&1 | tee build/wheel.log \
-	  | awk '/^ *\[[0-9]+\/[0-9]+\]|^ *-- CUDA kernels|(error|warning):/ { sub(/^ */, ""); print; fflush() }'
+	  | grep --line-buffered -E '^ *\[[0-9]+/[0-9]+\]|^ *-- CUDA kernels|(error|warning):' || true
 	ls build/wheel/fastnn-*.whl > /dev/null || { cat build/wheel.log; exit 1; }
 	$(PIP) install --quiet --no-deps --force-reinstall build/wheel/fastnn-*.whl
 	touch $@
