@@ -220,6 +220,7 @@ def test_a_bad_setting_does_not_keep_from_pausing(page: Page) -> None:
 def test_enter_in_a_field_applies_it_and_does_not_pause(page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 
+    page.fill("hidden", "512-512")  # or they may have ended before the next key
     page.fill("epochs", "1000")
     page["lr"].send_keys(Keys.ENTER)
     page.until(lambda: page["go"].text == "Pause")
