@@ -142,6 +142,7 @@ def test_a_double_click_starts_one_training(page: Page) -> None:
 
 
 def test_start_over_ends_a_training_that_runs(page: Page) -> None:
+    page.fill("hidden", "512-512")
     page.fill("epochs", "1000")
     page["go"].click()
     page.until(lambda: page["go"].text == "Pause")
