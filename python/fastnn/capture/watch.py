@@ -165,7 +165,7 @@ def same_hooks(watch: Any, leaf: torch.Tensor) -> None:
         if hooks is not None:
             watch.content(hooks)
     if any(on_accumulator(leaf) or ()):
-        raise Unsupported("a hook hangs on the gradient accumulator of a parameter")
+        raise Unsupported("the gradient accumulator of a parameter has a hook")
 
 
 def _stays_empty(watch: Any, hooks: dict[Any, Any], reason: str) -> None:
