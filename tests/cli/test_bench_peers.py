@@ -206,7 +206,7 @@ def test_all_runs_each_report_on_one_thread_and_on_all(
     def fake_run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
         commands.append(command[3:])
         stem = command[command.index("--name") + 1]
-        if not stem.endswith("accuracy"):  # as where MNIST is not at hand
+        if not stem.endswith("accuracy"):  # as where MNIST was not found
             (tmp_path / f"{stem}.json").write_text(json.dumps({"results": [stem]}))
         return subprocess.CompletedProcess(command, len(commands) == 2)
 

@@ -137,7 +137,7 @@ def _run_all(args: argparse.Namespace) -> int:
         command += ["--out", str(args.out), "--name", f"{name}-{report}"]
         codes.append(subprocess.run(command, check=False).returncode)
         written = args.out / f"{name}-{report}.json"
-        if written.exists():  # not where MNIST is not at hand
+        if written.exists():  # not where MNIST was not found
             made[report] = json.loads(written.read_text(encoding="utf-8"))
             written.unlink()
     load_benchmarks("summary").add(args.out / f"{name}.json", made)
