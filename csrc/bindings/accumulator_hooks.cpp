@@ -23,6 +23,7 @@ bool AccumulatorHooks::any(PyObject* param, const py::function& look) {
     hooks_ = py::object();
     return false;
   }
+  if (!requires_grad(param)) return false;  // asked last: it takes as long as the count
   // To change a parameter's dtype gives it new memory, and makes torch forget its accumulator.
   static PyObject* const data_ptr = interned("data_ptr");
   const void* const memory = PyLong_AsVoidPtr(owned(PyObject_CallMethodNoArgs(param, data_ptr)).ptr());

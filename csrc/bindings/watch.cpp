@@ -76,9 +76,7 @@ class Watch {
     for (const Item& item : attributes_)
       if (!is_attribute(item.holder, item.key, item.value)) return false;
     for (Leaf& leaf : leaves_)
-      if (has_hooks(leaf.param.ptr()) ||
-          (requires_grad(leaf.param.ptr()) && leaf.accumulator.any(leaf.param.ptr(), leaf.look)))
-        return false;
+      if (has_hooks(leaf.param.ptr()) || leaf.accumulator.any(leaf.param.ptr(), leaf.look)) return false;
     return true;
   }
 

@@ -226,6 +226,15 @@ def end_allocation(device: torch.device, pool: Any) -> None:
         end(device.index, pool)
 
 
+# Which backward the calling thread is in, -1 in none.
+_current_backward: Callable[[], int] | None = getattr(torch._C, "_current_graph_task_id", None)
+
+
+def within_backward() -> bool:
+    """Whether autograd runs a backward in this thread; where that does not show, yes."""
+    return _current_backward is None or _current_backward() != -1
+
+
 def clear_workspaces() -> None:
     """Have cuBLAS forget the memory that it has for streams; without it, it stays."""
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)

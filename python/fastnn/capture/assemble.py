@@ -75,7 +75,7 @@ def assemble(
     watch = _watch(tape, around)
     if names is not None:  # else `watch_step` looks at all of this
         names.watch(watch)
-        for leaf in recorder.leaves.values():
+        for leaf in recorder.leaves.values() if recorder.ran_backward else ():
             same_hooks(watch, leaf)
     device = recorder.device
     if any(t.device != device for t in called.tensors):

@@ -25,7 +25,13 @@ from torch.overrides import TorchFunctionMode
 
 from fastnn._dispatch import Unsupported
 from fastnn._replaced import HOMES
-from fastnn._torch_internals import OpOverload, TorchDispatchMode, arguments_of, is_composite
+from fastnn._torch_internals import (
+    OpOverload,
+    TorchDispatchMode,
+    arguments_of,
+    is_composite,
+    within_backward,
+)
 from fastnn.capture.ir import Storage, View
 from fastnn.capture.schedules import SchedulerHook
 
@@ -218,6 +224,7 @@ class Recorder(TorchDispatchMode):
         self.device: torch.device | None = None  # of all tensors, known when the first is met
         self.tape = Tape()
         self.leaves: dict[int, Tensor] = {}  # that require gradients, by id
+        self.ran_backward = False  # in which hooks of leaves are called
         # By address. Torch's storages are kept, so that no address is used again; tensors are not, because
         # autograd copies a gradient that somebody else has a reference to.
         self._storages: dict[int, tuple[Storage, torch.UntypedStorage]] = {}
@@ -263,6 +270,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.refused is not None:
             return func(*args, **kwargs)
+        self.ran_backward = self.ran_backward or within_backward()
         try:
             schema = _schema_of(func)
             if self.paused:
