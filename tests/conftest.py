@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """The tests themselves, a million objects, stay: those that collect garbage need not look through them."""
+    """The tests themselves, a million objects, are there to stay: not to be looked through for garbage."""
     gc.collect()
     gc.freeze()
 

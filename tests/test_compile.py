@@ -90,7 +90,7 @@ def test_all_that_is_public_is_here() -> None:
 
 
 @pytest.mark.parametrize(("name", "function"), each(FUNCTIONS))
-def test_function(name: str, function: Callable[[Tensor], Tensor]) -> None:
+def test_a_function_compiles_whole(name: str, function: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(ROWS, IN, requires_grad=True)
     ours, want = compiled(function)(x), function(x)
     torch.testing.assert_close(ours, want)
@@ -99,7 +99,7 @@ def test_function(name: str, function: Callable[[Tensor], Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("name", "case"), each(MODULES))
-def test_module(name: str, case: tuple[Callable[[], Any], tuple[Any, ...]]) -> None:
+def test_a_module_compiles_whole(name: str, case: tuple[Callable[[], Any], tuple[Any, ...]]) -> None:
     make, more = case
     module, x = make(), torch.randn(ROWS, IN, requires_grad=True)
     leaves = [x, *module.parameters()]
@@ -119,7 +119,7 @@ def parameters() -> list[torch.nn.Parameter]:
 
 
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
-def test_clip_grad_norm(norm_type: float) -> None:
+def test_clip_grad_norm_compiles_whole(norm_type: float) -> None:
     ours, theirs = parameters(), parameters()
     for p, q in zip(ours, theirs, strict=True):
         q.grad = None if p.grad is None else p.grad.clone()
@@ -130,7 +130,7 @@ def test_clip_grad_norm(norm_type: float) -> None:
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.3, 0.7, 1.0])
-def test_polyak(tau: float) -> None:
+def test_polyak_compiles_whole(tau: float) -> None:
     targets, sources = parameters(), parameters()
     want = [torch.lerp(t.detach(), s.detach(), tau) for t, s in zip(targets, sources, strict=True)]
     compiled(lambda: optim.polyak_(targets, sources, tau))()
@@ -139,7 +139,7 @@ def test_polyak(tau: float) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), each(OPTIMIZERS))
-def test_optimizer(name: str, options: dict[str, Any]) -> None:
+def test_an_optimizers_step_compiles_whole(name: str, options: dict[str, Any]) -> None:
     params = parameters()
     others = copy.deepcopy(params)
     mine = getattr(optim, name)(params, lr=0.1, **options)

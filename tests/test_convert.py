@@ -157,7 +157,7 @@ def test_transformer_layer(training: bool) -> None:
         close(layer(x), want)
 
 
-def test_hooks_survive() -> None:
+def test_hooks_survive_conversion() -> None:
     model, calls = Net(), []
     model.head[0].register_forward_pre_hook(lambda module, args: calls.append("pre"))
     model.head[1].register_forward_hook(lambda module, args, output: output * 3)

@@ -87,7 +87,9 @@ def machine(tmp_path: Path) -> Machine:
         ("9.0\\n", "12.4", "80-real;90a;native", "built by nvcc 12.4 for 80-real;90a;native"),
     ],
 )
-def test_by_default(machine: Machine, gpus: str | None, nvcc: str | None, archs: str, said: str) -> None:
+def test_by_default_it_is_built_beside_a_gpu_only(
+    machine: Machine, gpus: str | None, nvcc: str | None, archs: str, said: str
+) -> None:
     """Whatever is found, the configuration goes on, and one line says why."""
     machine.give(gpus, nvcc)
     done = machine.choose("AUTO", archs)

@@ -94,7 +94,7 @@ def reason(*tensors: Any, cuda: bool = True) -> str | None:
 
 @pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 @pytest.mark.usefixtures("stand_ins")
-def test_decisions() -> None:
+def test_cuda_tensors_are_decided_by_their_device() -> None:
     assert reason(OnCuda()) is None
     assert reason(OnCuda(), None, OnCuda()) is None
     assert reason(OnCuda(1)) == "no such device"

@@ -51,7 +51,7 @@ def compare(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], *tensors
 
 
 @every_shape
-def test_relu(shape: tuple[int, ...]) -> None:
+def test_relu_takes_empty_views(shape: tuple[int, ...]) -> None:
     for x in views(shape):
         compare(FF.relu, F.relu, x)
         compare(lambda x: FF.relu(x * 1, inplace=True), lambda x: F.relu(x * 1), x)
@@ -63,7 +63,7 @@ def test_relu(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 @every_shape
-def test_linear(shape: tuple[int, ...], activation: str | None) -> None:
+def test_linear_takes_empty_views(shape: tuple[int, ...], activation: str | None) -> None:
     act: dict[str | None, Callable[..., Tensor]] = {None: lambda z: z, "relu": F.relu, "gelu": F.gelu}
     for outputs in (0, 1, 2):
         for x in views(shape):
@@ -77,7 +77,7 @@ def test_linear(shape: tuple[int, ...], activation: str | None) -> None:
 
 
 @every_shape
-def test_mlp(shape: tuple[int, ...]) -> None:
+def test_mlp_takes_empty_views(shape: tuple[int, ...]) -> None:
     for hidden in (0, 1, 4):
         for x in views(shape):
             for first, second in zip(views((hidden, shape[-1])), views((2, hidden)), strict=True):
@@ -90,7 +90,7 @@ def test_mlp(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @every_shape
-def test_cross_entropy(shape: tuple[int, ...], reduction: str) -> None:
+def test_cross_entropy_takes_empty_views(shape: tuple[int, ...], reduction: str) -> None:
     rows = (*shape[:1], *shape[2:]) if len(shape) > 1 else ()
     targets = [torch.rand(shape)]
     if shape[min(1, len(shape) - 1)] > 0 or 0 in rows:  # there is a class, or no row that needs one
@@ -119,13 +119,13 @@ def test_linear_cross_entropy(shape: tuple[int, ...], reduction: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if len(s) in (2, 3)], ids=str)
-def test_gram_matrix(shape: tuple[int, ...]) -> None:
+def test_gram_matrix_takes_empty_views(shape: tuple[int, ...]) -> None:
     for x in views(shape):
         compare(FF.gram_matrix, lambda x: x @ x.mT, x)
 
 
 @every_shape
-def test_polyak(shape: tuple[int, ...]) -> None:
+def test_polyak_takes_empty_views(shape: tuple[int, ...]) -> None:
     for target in views(shape, dense=True):
         for source in views(shape):
             expected = target.lerp(source, 0.3)
@@ -134,7 +134,7 @@ def test_polyak(shape: tuple[int, ...]) -> None:
 
 
 @every_shape
-def test_clip_grad_norm(shape: tuple[int, ...]) -> None:
+def test_clip_grad_norm_takes_empty_views(shape: tuple[int, ...]) -> None:
     for view in views(shape):
         ours, theirs = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
         ours.grad, theirs.grad = view.clone(), view.clone()
@@ -147,7 +147,7 @@ def test_clip_grad_norm(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop"])
 @every_shape
-def test_optimizers(name: str, shape: tuple[int, ...]) -> None:
+def test_optimizers_take_empty_views(name: str, shape: tuple[int, ...]) -> None:
     options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.01}
     for value in views(shape, dense=True):
         for grad in views(shape):

@@ -24,7 +24,7 @@ def step(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
 
 
 @native
-def test_explain() -> None:
+def test_explain_tells_where_each_op_ran() -> None:
     seen = fastnn.explain(step, torch.ones(3, requires_grad=True), scale=2.0)
     assert seen.result.tolist() == [2.0] * 3
     integer = Decision("relu", "no kernels for dtype torch.int64")
@@ -47,7 +47,7 @@ def test_explain_of_nothing_and_of_an_error() -> None:
         fastnn.explain(3)  # type: ignore[arg-type]
 
 
-def test_info() -> None:
+def test_info_describes_this_installation() -> None:
     info = fastnn.info()
     assert info.fastnn == fastnn.__version__
     assert info.torch == torch.__version__
@@ -76,7 +76,7 @@ def test_info_tells_that_fastnn_is_off() -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_command(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_info(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     info_command.add_arguments(parser)
     assert info_command.run(parser.parse_args(["--json"] if as_json else [])) == 0

@@ -43,7 +43,7 @@ def lines(fn: Callable[..., Any], *args: Any) -> dict[str, list[Any]]:
     return {name: rest for name, *rest in map(list, fastnn.explain(fn, *args).conversions)}
 
 
-def test_the_table() -> None:
+def test_each_module_has_its_line() -> None:
     seen = fastnn.explain(fastnn.convert, Net())
     assert seen.decisions == ()
     assert str(seen).splitlines() == [
@@ -84,7 +84,7 @@ def test_a_hook_for_all_modules_is_named() -> None:
     assert found[""][-1] == "a hook for all modules is registered"
 
 
-def test_again_and_back() -> None:
+def test_again_and_back_are_told() -> None:
     model = fastnn.convert(T.Sequential(T.Linear(3, 3), fastnn.nn.GramMatrix()))
     assert lines(fastnn.convert, model) == {
         "": ["Sequential", None, "it is fastnn's already; nothing in it fuses"],
@@ -103,7 +103,7 @@ def test_again_and_back() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_left_alone() -> None:
+def test_what_is_left_alone_says_why() -> None:
     parametrized = T.Linear(3, 3)
     parametrize.register_parametrization(parametrized, "weight", T.Tanh())
     compiled = T.Sequential(T.Linear(3, 3))

@@ -169,7 +169,7 @@ def nets_of(kind: str) -> nn.ModuleDict:
 
 @pytest.mark.parametrize("polyak", [_by_data, _by_foreach])
 @pytest.mark.parametrize("kind", ["relu", "tanh"])
-def test_in_float64(kind: str, polyak: Polyak) -> None:
+def test_float64_trains_as_torch_does(kind: str, polyak: Polyak) -> None:
     nets = nets_of(kind).double()
     agents = [FusedAgent(copy.deepcopy(nets), polyak), Agent(nets, polyak)]
     ours, exact = train(agents, [torch.float64] * 2)
@@ -181,7 +181,7 @@ def test_in_float64(kind: str, polyak: Polyak) -> None:
 
 @pytest.mark.parametrize("polyak", [_by_data, _by_foreach])
 @pytest.mark.parametrize("kind", ["relu", "tanh"])
-def test_in_float32(kind: str, polyak: Polyak) -> None:
+def test_float32_trains_as_torch_does(kind: str, polyak: Polyak) -> None:
     nets = nets_of(kind)
     agents = [
         FusedAgent(copy.deepcopy(nets), polyak),

@@ -39,7 +39,7 @@ class Tagged(Tensor):
     ],
     ids=lambda x: f"{type(x).__name__}{tuple(x.shape)}{x.stride()}",
 )
-def test_reads(x: Tensor) -> None:
+def test_every_layout_is_read(x: Tensor) -> None:
     assert torch.equal(rectify(x), x.detach().clamp_min(0).as_subclass(Tensor))
 
 

@@ -31,7 +31,7 @@ def test_every_script_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_recipe(name: str, tmp_path: Path) -> None:
+def test_each_recipe_runs(name: str, tmp_path: Path) -> None:
     missing = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed")

@@ -67,7 +67,7 @@ def run(op: Any, sample: Any, backward: bool) -> Covered | None:
 
 @pytest.mark.each_value
 @pytest.mark.parametrize("name", sorted(OPS))
-def test_samples(name: str, isa: str) -> None:
+def test_captured_it_gives_what_torch_gives(name: str, isa: str) -> None:
     if isa == "avx512_bf16":
         pytest.skip("its kernels are those of avx512")
     op = OPS[name]

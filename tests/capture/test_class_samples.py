@@ -85,7 +85,7 @@ def op_db() -> Iterator[Any]:
 @pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_samples(name: str, dtype: torch.dtype, op_db: Any, isa: str) -> None:
+def test_captured_it_gives_what_torch_gives(name: str, dtype: torch.dtype, op_db: Any, isa: str) -> None:
     compared = 0
     for op in (op for op in op_db if op.name == name):
         for sample in op.sample_inputs("cpu", dtype, requires_grad=True):

@@ -117,7 +117,7 @@ def capture(cuda: FakeCuda) -> tuple[Callable[[], None], str]:
     return cuda_graph.capture(DEVICE, lambda: cuda.note("rehearse"), lambda: cuda.note("settled"), body)
 
 
-def test_the_order(cuda: FakeCuda) -> None:
+def test_streams_and_graphs_come_in_this_order(cuda: FakeCuda) -> None:
     replay, outputs = capture(cuda)
     replay()
     assert outputs == "outputs"

@@ -185,7 +185,7 @@ LAYOUTS: dict[str, Callable[[], tuple[Tensor, ...]]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout: str, isa: str) -> None:
+def test_any_layout_gives_what_torch_gives(layout: str, isa: str) -> None:
     x, y = LAYOUTS[layout]()
     for cast in (lambda t: t, lambda t: t.double(), lambda t: (t * 9).long(), lambda t: t > 0):
         a, b = cast(x), cast(y)
@@ -267,7 +267,7 @@ def test_what_is_not_covered_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["Scalar", "List", "ScalarList"])
 @pytest.mark.parametrize("op", ["add", "sub", "mul", "div", "maximum", "clamp_max"])
-def test_lists(op: str, kind: str, isa: str) -> None:
+def test_lists_of_tensors_are_native(op: str, kind: str, isa: str) -> None:
     name = f"_foreach_{op}"
     xs = [torch.randn(3, 4), torch.randn(17), torch.randn(())]
     other = {
@@ -301,7 +301,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_losses(loss: str, reduction: str, dtype: torch.dtype, isa: str) -> None:
+def test_losses_are_native_with_their_gradients(
+    loss: str, reduction: str, dtype: torch.dtype, isa: str
+) -> None:
     for shape in ((7,), (33, 5), (40, 100), (1, 1), (2, 0)):
         x = torch.randn(shape, dtype=dtype, requires_grad=True)
         target = torch.randn(shape, dtype=dtype)

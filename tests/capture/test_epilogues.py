@@ -118,7 +118,7 @@ def factors() -> tuple[View, View]:
 
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "gelu", "silu"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_an_activation(name: str, bias: bool, factors: tuple[View, View]) -> None:
+def test_an_activation_joins_its_product(name: str, bias: bool, factors: tuple[View, View]) -> None:
     c, y = planned(6, 7), planned(6, 7)
     addend = given(torch.randn(7)).expand((6, 7)) if bias else None
     make = product(c, *factors, addend=addend)
@@ -129,7 +129,7 @@ def test_an_activation(name: str, bias: bool, factors: tuple[View, View]) -> Non
 
 
 @pytest.mark.parametrize("name", sorted(PRODUCTS_AND_SUMS))
-def test_a_gradient(name: str, factors: tuple[View, View]) -> None:
+def test_a_gradient_joins_its_product(name: str, factors: tuple[View, View]) -> None:
     c, dx, saved = planned(6, 7), planned(6, 7), given(torch.randn(6, 7).sigmoid())
     check([product(c, *factors), elementwise(dx, name, c, saved)], 1, dx)
     check([product(c, *factors), elementwise(c, name, c, saved)], 1, c)

@@ -110,7 +110,7 @@ def test_complex_parameters(keep_grad: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["script", "trace"])
-def test_script_modules(kind: str) -> None:
+def test_script_modules_are_recorded(kind: str) -> None:
     plain = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
     with pytest.warns(DeprecationWarning, match="deprecated"):
         model = torch.jit.script(plain) if kind == "script" else torch.jit.trace(plain, torch.ones(1, 3))

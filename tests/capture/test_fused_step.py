@@ -110,7 +110,7 @@ def ppo(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("loss", [tanh_normal, classifier, ppo])
-def test_steps(loss: Callable[..., Tensor], isa: str) -> None:
+def test_fused_steps_train_as_torch_does(loss: Callable[..., Tensor], isa: str) -> None:
     net = nn.Sequential(nn.Linear(5, 17), nn.GELU(), nn.Linear(17, 17), nn.ReLU(), nn.Linear(17, 6))
     parameters = list(net.parameters())
     x, y = torch.randn(37, 5), torch.randn(37, 6)

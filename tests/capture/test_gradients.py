@@ -22,7 +22,7 @@ def test_not_kept_where_the_function_drops_them() -> None:
     assert _grads(twins.nets[1]) == [None] * 4
 
 
-def test_keep_grad() -> None:
+def test_keep_grad_leaves_gradients_in_place() -> None:
     twins = Twins(classify, net(), torch.optim.Adam, keep_grad=True)
     seen = []
     for _ in range(5):
@@ -128,7 +128,7 @@ def test_what_nobody_reads_is_not_computed() -> None:
     assert program.instructions.count("product") == 4
 
 
-def test_autograd_grad() -> None:
+def test_autograd_grad_is_native() -> None:
     model = net()
 
     def penalty(x: torch.Tensor) -> torch.Tensor:

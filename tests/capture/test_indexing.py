@@ -68,7 +68,7 @@ READS: dict[str, Callable[[Tensor], object]] = {
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.int64, torch.bool])
 @pytest.mark.parametrize("width", [2, 16, 37])
 @pytest.mark.parametrize("case", READS)
-def test_reads(isa: str, case: str, width: int, dtype: torch.dtype) -> None:
+def test_reading_by_index_gives_what_torch_gives(isa: str, case: str, width: int, dtype: torch.dtype) -> None:
     x = torch.randn(ROWS, width).mul(9).to(dtype) if dtype != torch.bool else torch.rand(ROWS, width) < 0.5
     op = _first_word(case) if _first_word(case) in ERRORS else "index"
     assert_as_torch(lambda: READS[case](x), op)
@@ -123,7 +123,7 @@ WRITES: dict[str, Callable[[Tensor], object]] = {
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("width", [2, 16, 37])
 @pytest.mark.parametrize("case", WRITES)
-def test_writes(isa: str, case: str, width: int, dtype: torch.dtype) -> None:
+def test_writing_by_index_gives_what_torch_gives(isa: str, case: str, width: int, dtype: torch.dtype) -> None:
     x = torch.randn(ROWS, width, dtype=dtype)
     x[0, 0], x[1, 0] = torch.nan, torch.inf
     # Sums of few values, which torch adds in an order of its own.
@@ -133,7 +133,7 @@ def test_writes(isa: str, case: str, width: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(torch.int64, 1), (torch.bool, True)])
-def test_one_hot(isa: str, dtype: torch.dtype, value: float) -> None:
+def test_one_hot_gives_what_torch_gives(isa: str, dtype: torch.dtype, value: float) -> None:
     zeros, index = torch.zeros(9, 5, dtype=dtype), below(5, 9, 1)
     assert_as_torch(lambda: aten.scatter_(zeros, 1, index, value), "scatter_")
     if dtype == torch.int64:

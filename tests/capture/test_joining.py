@@ -116,7 +116,9 @@ CASES: dict[str, Callable[[Tensor], object]] = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(5, 7), (4, 16), (17, 33)])
 @pytest.mark.parametrize("case", CASES)
-def test_moves(isa: str, case: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_moves_of_memory_give_what_torch_gives(
+    isa: str, case: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
     x = values(*shape, dtype=dtype)
     assert_as_torch(lambda: CASES[case](x), case.replace(",", "").split()[0])
 
@@ -131,7 +133,7 @@ def test_moves_of_nothing(isa: str, case: str, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
-def test_arange(isa: str, dtype: torch.dtype) -> None:
+def test_arange_gives_what_torch_gives(isa: str, dtype: torch.dtype) -> None:
     for bounds in ((17,), (-3, 100, 7), (3, 3)):
         assert_as_torch(lambda bounds=bounds: torch.arange(*bounds, dtype=dtype), "arange")
     if dtype.is_floating_point:

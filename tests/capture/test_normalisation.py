@@ -40,7 +40,9 @@ def trained(module: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor] | None
     ("shape", "over"),
     [((4, 3), 1), ((256, 64), 1), ((5, 7, 33), 2), ((1, 5000), 1), ((130, 17), 1), ((0, 6), 1), ((3, 2), 1)],
 )
-def test_layer_norm(isa: str, shape: tuple[int, ...], over: int, affine: str, dtype: torch.dtype) -> None:
+def test_layer_norm_gives_what_torch_gives(
+    isa: str, shape: tuple[int, ...], over: int, affine: str, dtype: torch.dtype
+) -> None:
     layer = nn.LayerNorm(
         shape[-over:], elementwise_affine=affine != "none", bias=affine == "both", dtype=dtype
     )
@@ -92,7 +94,7 @@ SHAPES = [(4, 3), (256, 64), (33, 130), (7, 5, 9), (2, 20, 4, 5), (1, 3, 40), (3
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm(
+def test_batch_norm_gives_what_torch_gives(
     isa: str, training: bool, shape: tuple[int, ...], affine: bool, dtype: torch.dtype
 ) -> None:
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]

@@ -369,7 +369,7 @@ def test_a_graph_of_somebody_elses_runs_as_written(where: Where, monkeypatch: py
         assert len(ran) == 4
 
 
-def test_inference(where: Where) -> None:
+def test_inference_is_a_graph_too(where: Where) -> None:
     net = nn.Linear(6, 3).to(where.device)
 
     @fastnn.capture(native=True)

@@ -45,14 +45,14 @@ WIDER = {"native_layer_norm_backward.default": 100.0, "native_batch_norm_backwar
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
-def test_some_samples(op: OpInfo) -> None:
+def test_some_samples_give_what_torch_gives(op: OpInfo) -> None:
     _sweep(op, torch.float32, FEW)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
-def test_all_samples(op: OpInfo, dtype: torch.dtype, isa: str) -> None:
+def test_all_samples_give_what_torch_gives(op: OpInfo, dtype: torch.dtype, isa: str) -> None:
     _sweep(op, dtype, None)
 
 

@@ -91,7 +91,9 @@ def check_op(op: Callable[..., Tensor], terms: int, *args: Any, **kwargs: Any) -
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_matrices(shape: tuple[int, int, int], dtype: torch.dtype, isa: str) -> None:
+def test_products_of_matrices_give_what_torch_gives(
+    shape: tuple[int, int, int], dtype: torch.dtype, isa: str
+) -> None:
     m, k, n = shape
     a, b = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype)
     bias, full = torch.randn(n, dtype=dtype), torch.randn(m, n, dtype=dtype)
@@ -107,7 +109,7 @@ def test_matrices(shape: tuple[int, int, int], dtype: torch.dtype, isa: str) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("m", [0, 1, 5, 33, 256])
-def test_vectors(m: int, dtype: torch.dtype, isa: str) -> None:
+def test_products_of_vectors_give_what_torch_gives(m: int, dtype: torch.dtype, isa: str) -> None:
     for k in (0, 1, 15, 16, 64, 300):
         a, x, y = (torch.randn(*s, dtype=dtype) for s in ((m, k), (k,), (m,)))
         for layout in ("contiguous", "transposed", "strided"):
@@ -121,7 +123,9 @@ def test_vectors(m: int, dtype: torch.dtype, isa: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (1, 5, 3, 2), (6, 5, 4, 5), (3, 1, 64, 33), (2, 33, 70, 40)])
-def test_batches(shape: tuple[int, int, int, int], dtype: torch.dtype, isa: str) -> None:
+def test_products_of_batches_give_what_torch_gives(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, isa: str
+) -> None:
     batch, m, k, n = shape
     a, b = torch.randn(batch, m, k, dtype=dtype), torch.randn(batch, k, n, dtype=dtype)
     for layout in ("contiguous", "transposed", "strided"):
@@ -140,7 +144,7 @@ def test_linear_of_any_batch(shape: tuple[int, ...], isa: str) -> None:
     check_op(torch.ops.aten.linear, 4, x, w, b)
 
 
-def test_in_place(isa: str) -> None:
+def test_products_in_place_give_what_torch_gives(isa: str) -> None:
     a, b, c = torch.randn(9, 20), torch.randn(20, 18), torch.randn(9, 18)
     exact = c.double() + a.double() @ b.double()
     for layout in ("contiguous", "transposed", "strided"):
@@ -152,7 +156,7 @@ def test_a_beta_of_0_hides_nan(isa: str) -> None:
     assert torch.equal(run_op(torch.addmm, hidden, a, b, beta=0), run_op(torch.mm, a, b))
 
 
-def test_special_values(isa: str) -> None:
+def test_nan_and_infinity_pass_as_in_torch(isa: str) -> None:
     a, b = torch.randn(5, 20), torch.randn(20, 18)
     a[1, 3], a[2, 4], b[0, 7] = float("nan"), float("inf"), float("-inf")
     for bias in (torch.randn(18), torch.randn(5, 18)):
@@ -188,7 +192,9 @@ def gradient_of(activation: str, at: Tensor) -> Tensor:
 @pytest.mark.parametrize("activation", FUNCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 20, 33), (33, 20, 1), (17, 9, 40), (3, 4, 9, 21)], ids=str)
-def test_epilogues(activation: str, dtype: torch.dtype, shape: tuple[int, ...], isa: str) -> None:
+def test_epilogues_give_what_torch_gives(
+    activation: str, dtype: torch.dtype, shape: tuple[int, ...], isa: str
+) -> None:
     """What is added, the activation, what went into it and its gradient, into results of every layout."""
     *batch, m, k, n = shape
     a, b, full, before = (torch.randn(*batch, *s, dtype=dtype) for s in ((m, k), (k, n), (m, n), (m, n)))

@@ -19,7 +19,7 @@ _SEEDS = [*range(30), *(pytest.param(seed, marks=pytest.mark.long) for seed in r
 
 
 @pytest.mark.parametrize("seed", _SEEDS)
-def test_ten_steps(seed: int) -> None:
+def test_ten_steps_of_a_random_program_equal_eager(seed: int) -> None:
     program = Program(seed)
     eager, model, optimizer = program.make()
     step, twin, twin_optimizer = program.make()

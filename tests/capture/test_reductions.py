@@ -113,7 +113,7 @@ def test_nan_ties_and_infinities(count: int, dtype: torch.dtype, isa: str) -> No
             check_native(lambda x=x: torch.logsumexp(x, 1), "logsumexp.default")
 
 
-def test_over_nothing(isa: str) -> None:
+def test_reducing_nothing_gives_what_torch_gives(isa: str) -> None:
     x = torch.randn(0, 4)
     check_native(lambda: [x.sum(), x.sum(0), x.sum(1)], "sum.default", "sum.dim_IntList")
     check_native(lambda: [x.mean(), x.mean(0)], "mean.default", "mean.dim")

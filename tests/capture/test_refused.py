@@ -65,7 +65,7 @@ _weight = torch.ones(4, requires_grad=True)
         (_resized, "memory"),
     ],
 )
-def test_refused(fn: Any, reason: str) -> None:
+def test_what_cannot_be_replayed_is_refused(fn: Any, reason: str) -> None:
     captured = fastnn.capture(fn)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -92,7 +92,7 @@ def test_refused(fn: Any, reason: str) -> None:
     ],
     ids=["set", "int32", "sparse", "meta", "graph"],
 )
-def test_arguments(argument: Any) -> None:
+def test_arguments_that_cannot_be_held_are_refused(argument: Any) -> None:
     captured = fastnn.capture(lambda x: x)
     with pytest.warns(fastnn.EagerStepWarning, match="an argument"):
         assert captured(argument) is argument
@@ -279,7 +279,7 @@ def test_errors_come_out() -> None:
     assert len(step.programs) == 1
 
 
-def test_threads() -> None:
+def test_several_threads_share_a_program() -> None:
     """Calls at the same time do not share a program's memory."""
     model = nn.Linear(64, 64)
     run = fastnn.capture(lambda x: model(x).tanh().detach())

@@ -86,7 +86,7 @@ def test_the_comparison_leaves_no_trace() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*finals, strict=True))
 
 
-def test_unchecked() -> None:
+def test_an_unchecked_program_runs_at_once() -> None:
     model = net()
     step = fastnn.capture(classify(model, torch.optim.Adam(model.parameters())), check=False)
     for _ in range(3):

@@ -68,7 +68,9 @@ def assert_near(actual: Tensor, exact: Tensor, eps_of: torch.dtype, scale: float
 @pytest.mark.parametrize("op", [aten._softmax, aten._log_softmax])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
-def test_softmax(op: Any, dtype: torch.dtype, shape: tuple[int, ...], dim: int, isa: str) -> None:
+def test_softmax_gives_what_torch_gives(
+    op: Any, dtype: torch.dtype, shape: tuple[int, ...], dim: int, isa: str
+) -> None:
     x = 5 * torch.randn(shape, dtype=dtype)
     for given in layouts(x):
         for d in {dim, dim - max(len(shape), 1)}:
@@ -81,7 +83,7 @@ def test_softmax(op: Any, dtype: torch.dtype, shape: tuple[int, ...], dim: int, 
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
-def test_gradient(
+def test_its_gradient_gives_what_torch_gives(
     op: Any, backward: Any, dtype: torch.dtype, shape: tuple[int, ...], dim: int, isa: str
 ) -> None:
     y, g = op(torch.randn(shape, dtype=dtype), dim, False), torch.randn(shape, dtype=dtype)
@@ -95,7 +97,7 @@ def test_gradient(
 
 @pytest.mark.parametrize("op", [aten._softmax, aten._log_softmax])
 @pytest.mark.parametrize("classes", [3, 20, 300])
-def test_special_values(op: Any, classes: int, isa: str) -> None:
+def test_nan_and_infinity_pass_as_in_torch(op: Any, classes: int, isa: str) -> None:
     x = torch.randn(40, classes)
     x[1, 2], x[2, 0], x[3] = float("nan"), float("inf"), float("-inf")
     x[4, 1], x[5], x[6, 2], x[7] = float("-inf"), float("nan"), 3e38, 3e38
@@ -110,7 +112,9 @@ REDUCTIONS = [0, 1, 2]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("target_dtype", [torch.int64, torch.uint8], ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 33, 2500])
-def test_nll(reduction: int, dtype: torch.dtype, target_dtype: torch.dtype, rows: int, isa: str) -> None:
+def test_nll_gives_what_torch_gives(
+    reduction: int, dtype: torch.dtype, target_dtype: torch.dtype, rows: int, isa: str
+) -> None:
     for classes in (1, 2, 10, 37):
         x = torch.randn(rows, classes, dtype=dtype).log_softmax(1)
         target = torch.randint(classes, (rows,), dtype=target_dtype)

@@ -71,7 +71,7 @@ def _other_parameter(model: nn.Module, optimizer: Any) -> None:
     ],
     ids=["eval", "frozen", "parameter", "layer", "strides", "amsgrad"],
 )
-def test_noticed(change: Any) -> None:
+def test_what_changes_between_calls_is_noticed(change: Any) -> None:
     twins = _ready(nn.Dropout(0.5))
     if change.__code__.co_names[:1] == ("param_groups",):
         for optimizer in twins.optimizers:

@@ -29,7 +29,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_optimizers(optimizer: Any) -> None:
+def test_each_optimizer_steps_as_torchs(optimizer: Any) -> None:
     twins = Twins(classify, net(), optimizer)
     for _ in range(6):
         twins.call(*batch())
@@ -43,7 +43,7 @@ def test_optimizers(optimizer: Any) -> None:
     [[nn.Dropout(0.3)], [nn.BatchNorm1d(16)], [nn.LayerNorm(16), nn.GELU()], [nn.Tanh(), nn.Linear(16, 16)]],
     ids=["dropout", "batchnorm", "layernorm", "tanh"],
 )
-def test_models(extra: list[nn.Module]) -> None:
+def test_each_model_trains_as_in_torch(extra: list[nn.Module]) -> None:
     twins = Twins(classify, net(*extra), torch.optim.Adam)
     for _ in range(6):
         twins.call(*batch())
@@ -104,7 +104,7 @@ def test_several_models_and_steps_in_one_call() -> None:
     assert len(twins.programs) == 1
 
 
-def test_random_numbers() -> None:
+def test_random_numbers_are_torchs() -> None:
     def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         generator = torch.Generator().manual_seed(3)
 
@@ -123,7 +123,7 @@ def test_random_numbers() -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_inference(mode: Any) -> None:
+def test_inference_gives_what_torch_gives(mode: Any) -> None:
     model = net()
     act = fastnn.capture(model)
     for _ in range(5):

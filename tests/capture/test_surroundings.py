@@ -35,7 +35,7 @@ def calls(captured: Any, fn: Callable[..., Any], n: int, *args: Any) -> None:
         same(captured(*args), fn(*args))
 
 
-def test_globals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rebound_global_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     captured = fastnn.capture(_reads_globals, native=True)
     x = torch.randn(3)
     calls(captured, _reads_globals, 5, x)
@@ -108,7 +108,7 @@ def _new_eps(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("change", [_new_model, _new_optimizer, _new_number, _new_forward, _new_eps])
-def test_attributes(change: Callable[[Agent], None]) -> None:
+def test_a_rebound_attribute_is_noticed(change: Callable[[Agent], None]) -> None:
     torch.manual_seed(1)
     ours, theirs = Agent(), Agent()
     theirs.net.load_state_dict(ours.net.state_dict())
@@ -173,7 +173,7 @@ def _by_text(x: Tensor, options: Any) -> Tensor:
 
 @pytest.mark.parametrize("fn", [_by_attribute, _by_text])
 @pytest.mark.parametrize("kind", [Options, types.SimpleNamespace, argparse.Namespace])
-def test_options(fn: Callable[[Tensor, Any], Tensor], kind: type) -> None:
+def test_a_changed_option_is_noticed(fn: Callable[[Tensor, Any], Tensor], kind: type) -> None:
     options = kind()
 
     def scaled(x: Tensor) -> Tensor:
@@ -425,7 +425,7 @@ class WithClassMethod(nn.Module):
         return self.norm(x) * self.scale()
 
 
-def test_class_methods() -> None:
+def test_class_methods_are_recorded() -> None:
     model = WithClassMethod()
     captured = fastnn.capture(lambda x: model(x).detach(), native=True)
     for _ in range(5):

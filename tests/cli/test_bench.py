@@ -64,7 +64,7 @@ def test_a_short_call_is_repeated_until_the_clock_can_tell() -> None:
     assert samples.seconds == pytest.approx((1e-6, 1e-6))
 
 
-def test_quartiles() -> None:
+def test_quartiles_are_those_of_the_ratios() -> None:
     quartiles = runner.Quartiles.of([4.0, 1.0, 3.0, 2.0, 5.0])
     assert quartiles == runner.Quartiles(q1=2.0, median=3.0, q3=4.0)
     assert runner.Quartiles.of([7.0]) == runner.Quartiles(7.0, 7.0, 7.0)
@@ -185,7 +185,7 @@ def allowed_processors() -> set[int]:
 
 
 @needs_native
-def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_measures_and_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads, processors = torch.get_num_threads(), allowed_processors()
     out = tmp_path / "new"
     options = ["--quick", "--no-peers", "--rounds", "2", "--threads", "1"]
@@ -243,7 +243,7 @@ def test_a_refused_case_fails_the_command(
     assert "differ by 1" in table
 
 
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--list", "--filter", "relu forward 1M") == 0
     assert capsys.readouterr().out == "relu forward 1M float32\n"
 

@@ -36,7 +36,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def test_the_report() -> None:
+def test_the_report_has_both_libraries() -> None:
     text = browser.to_markdown(document())
     assert "A Processor, 2 cores; one thread" in text
     assert "fastnn 1, Chromium 2, TensorFlow.js 3" in text

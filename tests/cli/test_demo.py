@@ -173,7 +173,7 @@ def test_opens_a_browser_unless_told_not_to(
     assert [address in out for address in addresses] == [True] * opened
 
 
-def test_ends_by_ctrl_c(page: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_it_quietly(page: Path, tmp_path: Path) -> None:
     program = f"""
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it

@@ -14,7 +14,7 @@ from fastnn.cli.errors import CliError, UsageError, require
 from fastnn.cli.main import main
 
 
-def test_version(capsys) -> None:
+def test_version_is_printed(capsys) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["--version"])
     assert exit.value.code == 0

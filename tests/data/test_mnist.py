@@ -169,7 +169,7 @@ def test_the_digits_split_and_constants() -> None:
 
 
 @pytest.mark.skipif(not REAL, reason="FASTNN_DATA_DIR is not set")
-def test_the_real_mnist() -> None:
+def test_the_real_mnist_is_read() -> None:
     data = load_mnist(REAL, refuse, files=MNIST_FILES)
     assert data.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert np.bincount(data.test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]

@@ -48,7 +48,7 @@ def trained_sharded(rank: int, name: str, inner: bool) -> tuple[float, dict[str,
 
 @pytest.mark.parametrize("inner", [False, True], ids=["whole", "layers"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_fully_shard(processes: Processes, name: str, inner: bool) -> None:
+def test_fully_shard_trains_as_plain_torch_does(processes: Processes, name: str, inner: bool) -> None:
     for apart, ops in processes.run(trained_sharded, name, inner):
         assert apart < 1e-12
         assert ops["linear" if inner else "mlp"] is None

@@ -79,7 +79,7 @@ def test_two_processes_give_what_one_gives(processes: Processes, tmp_path: Path,
     assert_near(shared(processes, tmp_path / "two", settings), trained(0, 1, tmp_path / "one", settings))
 
 
-def test_sixteen_bits(processes: Processes, tmp_path: Path) -> None:
+def test_sixteen_bits_train_in_two_processes(processes: Processes, tmp_path: Path) -> None:
     settings = {**SMALL, "dtype": "bfloat16"}
     two = shared(processes, tmp_path / "two", settings)
     one = trained(0, 1, tmp_path / "one", settings)

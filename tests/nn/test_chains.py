@@ -70,7 +70,7 @@ def test_keys_and_activation() -> None:
             nn.MLP(bad)  # type: ignore[arg-type]
 
 
-def test_sizes_of_numpy() -> None:
+def test_sizes_may_be_numpys() -> None:
     model = nn.MLP([np.array((3, 4)).prod(), np.int64(5), 2])
     assert [type(layer.in_features) for layer in model if isinstance(layer, nn.Linear)] == [int, int]
     assert model(torch.randn(3, 12)).shape == (3, 2)
@@ -106,7 +106,7 @@ def test_indexing_and_stepping_through_equal_the_whole() -> None:
         model[3]
 
 
-def test_editing() -> None:
+def test_an_edited_chain_computes_what_it_holds() -> None:
     mine, theirs = pair([4, 4, 4])
     x = torch.randn(3, 4)
     for model in (mine, theirs):
@@ -230,7 +230,7 @@ def test_replaced_parameters_are_used(name: str, way: str) -> None:
     assert torch.allclose(model(x), want, atol=1e-6)
 
 
-def test_copies() -> None:
+def test_copies_are_independent() -> None:
     model, x = nn.MLP([4, 5, 2]), torch.randn(3, 4)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(twin) is nn.MLP
@@ -270,7 +270,7 @@ def assert_same_training(mine: torch.nn.Module, theirs: torch.nn.Module, x: Tens
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("activation", MODULES)
-def test_activations(activation: str) -> None:
+def test_each_activation_is_fused(activation: str) -> None:
     mine, x = nn.MLP([6, 5, 4, 3], activation=activation), torch.randn(7, 6)
     module = MODULES[activation]
     theirs = Chain(*(torch.nn.Linear(6, 5), module(), torch.nn.Linear(5, 4), module(), torch.nn.Linear(4, 3)))

@@ -308,7 +308,7 @@ def test_disabled_gives_what_torch_gives() -> None:
     assert all(map(torch.equal, gradients(params), gradients(twin)))
 
 
-def test_two_launches(emulated_cuda: Emulation) -> None:
+def test_what_exceeds_one_launch_is_clipped_in_two(emulated_cuda: Emulation) -> None:
     params = parameters([50, 3, 1000, 7])
     before = emulated_cuda.checks.launches()
     clip_natively(params, 1.0)

@@ -32,7 +32,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("make", "shape"), PAIRS)
-def test_twins_of_torch(make, shape) -> None:  # type: ignore[no-untyped-def]
+def test_layers_are_twins_of_torchs(make, shape) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(3)
     mine = make(nn)
     torch.manual_seed(3)
@@ -110,14 +110,14 @@ def test_meta_construction_and_to_empty(make) -> None:  # type: ignore[no-untype
     assert module(torch.randn(2, 4)).shape == (2, 3)
 
 
-def test_skip_init() -> None:
+def test_skip_init_leaves_weights_alone() -> None:
     layer = torch.nn.utils.skip_init(nn.Linear, 4, 3, activation="relu", dtype=torch.float64)
     assert layer.weight.shape == (3, 4)
     assert layer.weight.dtype is torch.float64
     assert len(torch.nn.utils.skip_init(nn.MLP, [4, 5, 3])) == 3
 
 
-def test_save_and_load() -> None:
+def test_weights_are_saved_and_loaded() -> None:
     module, file = nn.MLP([3, 4, 2]), io.BytesIO()
     torch.save(module, file)
     file.seek(0)
@@ -126,7 +126,7 @@ def test_save_and_load() -> None:
     assert torch.equal(loaded(x), module(x))
 
 
-def test_gram_matrix() -> None:
+def test_the_module_gives_what_the_function_gives() -> None:
     x = torch.randn(2, 3, 4, 5)
     assert torch.equal(nn.GramMatrix()(x), functional.gram_matrix(x))
     assert torch.equal(nn.GramMatrix(normalize=True)(x), functional.gram_matrix(x, normalize=True))

@@ -55,7 +55,9 @@ def assert_same(mine: T.Module, theirs: T.Module, x: Tensor) -> None:
 
 @pytest.mark.parametrize("kind", FORWARDS)
 @pytest.mark.parametrize("converted", ["before", "after"])
-def test_of_torch(kind: type[T.Module], converted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_forward_of_torch_is_called(
+    kind: type[T.Module], converted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = chain(kind if kind in ACTIVATIONS else T.ReLU)
     mine, x = copy.deepcopy(theirs), torch.randn(6, 4)
     if converted == "before":
@@ -81,7 +83,9 @@ def test_of_every_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["__call__", "forward"])
 @pytest.mark.parametrize("kind", [nn.Linear, nn.ReLU, nn.Sequential])
-def test_of_fastnn(kind: type[T.Module], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_forward_of_fastnn_is_called(
+    kind: type[T.Module], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs, x = chain(T.ReLU), torch.randn(6, 4)
     mine = fastnn.convert(copy.deepcopy(theirs))
     with monkeypatch.context() as patch:
@@ -107,7 +111,7 @@ def test_a_layer_with_an_activation_keeps_it(monkeypatch: pytest.MonkeyPatch) ->
     assert ops(layer, x) == []
 
 
-def test_of_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_forward_of_a_loss_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = T.CrossEntropyLoss(label_smoothing=0.1)
     mine = fastnn.convert(copy.deepcopy(theirs))
     x, target = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 2])

@@ -86,7 +86,7 @@ def run(name: str, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
-def test_stated_bounds(name: str, dtype: torch.dtype, isa: str) -> None:
+def test_errors_stay_within_the_stated_bounds(name: str, dtype: torch.dtype, isa: str) -> None:
     x, value, slope, value_bound, slope_bound = expected(name, dtype)
     y, dx = run(name, x)
     excess = (y - value).abs() - value_bound
@@ -110,7 +110,7 @@ def test_the_left_tail_of_the_slope_of_silu(isa: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
-def test_ends_and_nan(name: str, dtype: torch.dtype, isa: str) -> None:
+def test_infinity_and_nan_give_their_limits(name: str, dtype: torch.dtype, isa: str) -> None:
     """Beside torch's formulas: what infinity and NaN give, and the largest and smallest numbers."""
     info = torch.finfo(dtype)
     ends = [math.inf, info.max, info.smallest_normal, info.smallest_normal * info.eps, 0.0]

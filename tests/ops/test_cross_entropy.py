@@ -67,7 +67,9 @@ def test_options_crossed(dtype: torch.dtype, classes: int, kind: str, every_devi
 @pytest.mark.parametrize(
     "shape", [(9,), (1, 9), (6, 4, 3), (2, 3, 1), (2, 1, 5), (2, 70, 33), (2, 3, 2, 3, 2)]
 )
-def test_shapes(shape: tuple[int, ...], kind: str, reduction: str, every_device: torch.device) -> None:
+def test_every_shape_matches_float64(
+    shape: tuple[int, ...], kind: str, reduction: str, every_device: torch.device
+) -> None:
     x, t = example(shape, torch.float32, every_device, kind)
     check(x, t, reduction=reduction)
 
@@ -198,7 +200,7 @@ def test_ignored_rows_are_not_looked_at(classes: int, every_device: torch.device
 
 
 @pytest.mark.parametrize("classes", [3, 1000])
-def test_nothing_counts(classes: int, device: torch.device) -> None:
+def test_all_ignored_gives_what_torch_gives(classes: int, device: torch.device) -> None:
     x = torch.randn(4, classes, device=device, requires_grad=True)
     t = torch.full((4,), -100, device=device)
     for smoothing in (0.0, 0.1):
@@ -210,7 +212,7 @@ def test_nothing_counts(classes: int, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (2, 3, 0)])
-def test_empty(shape: tuple[int, ...], device: torch.device) -> None:
+def test_an_empty_batch_gives_what_torch_gives(shape: tuple[int, ...], device: torch.device) -> None:
     x = torch.empty(shape, device=device, requires_grad=True)
     for t in (torch.empty(shape[:1] + shape[2:], dtype=torch.long, device=device), x.detach()):
         assert FF.cross_entropy(x, t).isnan()
@@ -292,7 +294,9 @@ ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] 
 @pytest.mark.skipif(_dispatch.cpu is None, reason="messages of the compiled module")
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("case", ERRORS)
-def test_errors(case: str, grad: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_of_torchs_types(
+    case: str, grad: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_dispatch, "check_at_once", True)
     args, options, error, message = ERRORS[case]
     first, *others = (a.to(device) if isinstance(a, Tensor) else a for a in args)

@@ -117,7 +117,7 @@ def test_gradients_of_target_and_weight_come_from_torch() -> None:
         torch.testing.assert_close(torch.autograd.grad(loss, wanted), expected)
 
 
-def test_vmap_and_grad() -> None:
+def test_vmap_and_grad_give_what_torch_gives() -> None:
     x, t = torch.randn(3, 6, 4), torch.randint(4, (3, 6))
     torch.testing.assert_close(
         torch.func.vmap(FF.cross_entropy)(x, t), torch.func.vmap(F.cross_entropy)(x, t)
@@ -128,7 +128,7 @@ def test_vmap_and_grad() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # from torch's own decomposition
-def test_forward_mode() -> None:
+def test_forward_mode_gives_what_torch_gives() -> None:
     x, t = torch.randn(6, 4), torch.randint(4, (6,))
     pushed = [
         torch.func.jvp(lambda v, f=f: f(v, t), (x,), (torch.ones_like(x),))
@@ -174,7 +174,7 @@ def test_a_dispatch_mode_sees_torchs_ops() -> None:
     torch.testing.assert_close(loss, FF.cross_entropy(x, t))
 
 
-def test_meta_tensors() -> None:
+def test_meta_tensors_have_the_right_shape() -> None:
     x = torch.empty(6, 4, device="meta", requires_grad=True)
     loss = FF.cross_entropy(x, torch.empty(6, dtype=torch.long, device="meta"), reduction="none", z_loss=0.1)
     assert loss.is_meta

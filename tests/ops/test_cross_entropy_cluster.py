@@ -57,7 +57,7 @@ def cluster_of(emulated: Emulation, x: Tensor, target: Tensor) -> int:
     [(*length, dtype) for length in LENGTHS for dtype in (torch.float32, torch.bfloat16)]
     + [(3 * KEPT, 4, torch.float64), (3 * KEPT, 4, torch.float16)],
 )
-def test_lengths(packs: int, cluster: int, dtype: torch.dtype, small: Emulation) -> None:
+def test_every_length_matches_float64(packs: int, cluster: int, dtype: torch.dtype, small: Emulation) -> None:
     # One class short of another pack: as many single classes as there can be.
     classes = classes_of(packs, dtype, 16 // dtype.itemsize - 1)
     x, target = (3 * torch.randn(ROWS, classes)).to(dtype), torch.randint(classes, (ROWS,))
@@ -72,7 +72,9 @@ def test_lengths(packs: int, cluster: int, dtype: torch.dtype, small: Emulation)
     ("reduction", "smoothing", "weighted", "kind"),
     list(itertools.product(["mean", "none"], [0.0, 0.1], [False, True], ["index", "uint8", "probabilities"])),
 )
-def test_options(reduction: str, smoothing: float, weighted: bool, kind: str, small: Emulation) -> None:
+def test_every_option_matches_float64(
+    reduction: str, smoothing: float, weighted: bool, kind: str, small: Emulation
+) -> None:
     classes = classes_of(KEPT + 9, torch.float32, 1)
     x, target = 3 * torch.randn(ROWS, classes), torch.randint(200, (ROWS,))
     target[::4] = 5
@@ -90,7 +92,7 @@ def test_options(reduction: str, smoothing: float, weighted: bool, kind: str, sm
 @pytest.mark.each_value
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("before", [1, 2, 7])
-def test_alignment(dtype: torch.dtype, before: int, small: Emulation) -> None:
+def test_odd_addresses_match_float64(dtype: torch.dtype, before: int, small: Emulation) -> None:
     """Rows of an odd length begin at every distance from an aligned address."""
     classes = classes_of(KEPT + 5, dtype, before % 2)
     x = torch.randn(ROWS, classes + before).to(dtype)
@@ -127,7 +129,7 @@ def test_gradient_over_the_logits(smoothing: float, small: Emulation) -> None:
     torch.testing.assert_close(x.double(), want_gradient, rtol=1e-4, atol=1e-8)
 
 
-def test_z_loss(small: Emulation) -> None:
+def test_z_loss_matches_float64(small: Emulation) -> None:
     classes = classes_of(5 * KEPT, torch.float64)
     x, target = torch.randn(ROWS, classes, dtype=torch.float64), torch.randint(classes, (ROWS,))
     target[1] = -100
@@ -181,7 +183,7 @@ def test_a_target_out_of_range(small: Emulation) -> None:
     check(x.detach(), target)
 
 
-def test_nothing_counts(small: Emulation) -> None:
+def test_all_ignored_gives_what_torch_gives(small: Emulation) -> None:
     classes = classes_of(2 * KEPT, torch.float32)
     x = torch.randn(ROWS, classes, requires_grad=True)
     loss = functional.cross_entropy(x, torch.full((ROWS,), -100))
@@ -252,7 +254,7 @@ CASES: list[Any] = [
 @pytest.mark.cuda
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("rows", "dtype", "classes"), CASES)
-def test_on_a_gpu(rows: int, dtype: torch.dtype, classes: int, smoothing: float) -> None:
+def test_a_gpu_gives_what_torch_gives(rows: int, dtype: torch.dtype, classes: int, smoothing: float) -> None:
     x = torch.randn(rows, classes + 1).to(dtype)
     target = torch.randint(classes, (rows,))
     target[rows // 2] = -100 if rows > 1 else 0
@@ -260,7 +262,7 @@ def test_on_a_gpu(rows: int, dtype: torch.dtype, classes: int, smoothing: float)
 
 
 @pytest.mark.cuda
-def test_capture() -> None:
+def test_a_cuda_graph_gives_the_same() -> None:
     x = torch.randn(67, 200_000, device="cuda", requires_grad=True)
     target = torch.randint(200_000, (67,), device="cuda")
 

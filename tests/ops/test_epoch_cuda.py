@@ -172,7 +172,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("shape", "batch", "cluster"), SHAPES)
-def test_values(shape: tuple[int, ...], batch: int, cluster: int, kernels: Kernels) -> None:
+def test_an_epoch_matches_float64(shape: tuple[int, ...], batch: int, cluster: int, kernels: Kernels) -> None:
     check(kernels, a_problem(*shape, steps_before=3), batch, cluster=cluster)
 
 
@@ -187,7 +187,7 @@ def test_values(shape: tuple[int, ...], batch: int, cluster: int, kernels: Kerne
     ],
 )
 @pytest.mark.parametrize("device_steps", [False, True])
-def test_options(options: dict[str, Any], device_steps: bool, kernels: Kernels) -> None:
+def test_every_option_matches_float64(options: dict[str, Any], device_steps: bool, kernels: Kernels) -> None:
     problem = a_problem(**options)
     steps = check(kernels, problem, 8, device_steps=device_steps)[2]
     assert steps == [problem.steps_before + (5 if device_steps else 0)] * 4
@@ -222,7 +222,7 @@ def test_the_same_bits_in_every_run(cluster: int, kernels: Kernels, request: pyt
         assert torch.equal(one, other)
 
 
-def test_ignored_labels(kernels: Kernels) -> None:
+def test_ignored_labels_have_no_gradient(kernels: Kernels) -> None:
     problem = a_problem()
     problem.labels[::3] = 2
     problem.labels[problem.order[32:]] = 2  # the whole last batch
@@ -295,7 +295,7 @@ def test_what_does_not_fit(kernels: Kernels) -> None:
     assert "do not fit on the chip" in why(784, 128, 10, 64, cluster=4)
 
 
-def test_bad_tensors(kernels: Kernels) -> None:
+def test_bad_tensors_are_refused(kernels: Kernels) -> None:
     problem = a_problem()
     with pytest.raises(RuntimeError, match="images has dtype float32, expected uint8"):
         run(kernels, problem._replace(images=problem.images.float()), 8)

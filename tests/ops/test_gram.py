@@ -24,7 +24,7 @@ def test_matches_float64(shape: tuple[int, ...], dtype: torch.dtype, every_devic
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_layout(dtype: torch.dtype, every_device: torch.device) -> None:
+def test_every_layout_matches_float64(dtype: torch.dtype, every_device: torch.device) -> None:
     gradients = layouts(21, 21, dtype, every_device)
     for name, f in layouts(21, 70, dtype, every_device).items():
         for other, dg in gradients.items():
@@ -42,7 +42,7 @@ def test_every_layout(dtype: torch.dtype, every_device: torch.device) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 5, 7), (3, 4, 2, 6), (1, 50, 3), (0, 3, 4), (2, 3, 0), (2, 0, 4)])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_batches(shape: tuple[int, ...], normalize: bool, every_device: torch.device) -> None:
+def test_batches_match_float64(shape: tuple[int, ...], normalize: bool, every_device: torch.device) -> None:
     f = torch.randn(shape, device=every_device)
     if len(shape) == 4:
         f = f.contiguous(memory_format=torch.channels_last)
@@ -61,7 +61,7 @@ def test_no_positions_gives_zeros(every_device: torch.device) -> None:
 
 @pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (2, 3, 2, 2), (0, 3, 4), (3, 0)])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_gradcheck(shape: tuple[int, ...], normalize: bool, device: torch.device) -> None:
+def test_gradients_pass_gradcheck(shape: tuple[int, ...], normalize: bool, device: torch.device) -> None:
     if normalize and 0 in shape[1:]:
         pytest.skip("0 / 0")
     f = torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True)

@@ -35,7 +35,9 @@ def test_matches_float64(shape: tuple[int, int, int], dtype: torch.dtype, every_
 # The aligned one is copied in packs by CUDA's kernels; the large one takes several tiles.
 @pytest.mark.parametrize("shape", [(19, 53, 37), (40, 48, 72), (70, 30, 200)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_layout(shape: tuple[int, int, int], dtype: torch.dtype, every_device: torch.device) -> None:
+def test_every_layout_matches_float64(
+    shape: tuple[int, int, int], dtype: torch.dtype, every_device: torch.device
+) -> None:
     m, n, k = shape
     bias = make((2 * n,), dtype, every_device)[::2]
     inputs, weights, outputs = (layouts(*sizes, dtype, every_device) for sizes in ((m, k), (n, k), (m, n)))
@@ -53,7 +55,9 @@ def test_every_layout(shape: tuple[int, int, int], dtype: torch.dtype, every_dev
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (4,), (0, 4), (2, 0, 4), (2, 1, 2, 4)])
-def test_gradcheck(shape: tuple[int, ...], activation: str | None, device: torch.device) -> None:
+def test_gradients_pass_gradcheck(
+    shape: tuple[int, ...], activation: str | None, device: torch.device
+) -> None:
     leaves = [
         torch.randn(s, dtype=torch.float64, device=device, requires_grad=True) for s in (shape, (6, 4), (6,))
     ]
@@ -197,7 +201,7 @@ def test_a_penalty_on_the_gradient(activation: str, device: torch.device) -> Non
     torch.testing.assert_close(grads[0], grads[1])
 
 
-def test_runs_natively(device: torch.device) -> None:
+def test_it_runs_natively(device: torch.device) -> None:
     if _dispatch.cpu is None:
         pytest.skip("no native module")
     seen = fastnn.explain(lambda: FF.linear(*layer(device)).sum().backward())
@@ -205,7 +209,7 @@ def test_runs_natively(device: torch.device) -> None:
 
 
 class TestErrors:
-    def test_activation(self) -> None:
+    def test_a_bad_activation_is_refused(self) -> None:
         with pytest.raises(
             ValueError, match=r"linear: activation must be None, 'relu', .* or 'silu', got 'tanhh'"
         ):
@@ -218,21 +222,21 @@ class TestErrors:
         with pytest.raises(RuntimeError, match=r"linear: input has K=5, weight expects 784"):
             FF.linear(torch.randn(2, 2, 5, device=device), w)
 
-    def test_bias(self, device: torch.device) -> None:
+    def test_a_bad_bias_is_refused(self, device: torch.device) -> None:
         x, w = layer(device)
         with pytest.raises(RuntimeError, match=r"linear: bias has shape \(5,\), expected \(7,\)"):
             FF.linear(x, w, torch.randn(5, device=device))
 
-    def test_mixed_dtypes(self, device: torch.device) -> None:
+    def test_mixed_dtypes_are_refused(self, device: torch.device) -> None:
         x, w = layer(device)
         with pytest.raises(RuntimeError, match="dtype"):
             FF.linear(x, w.double())
 
-    def test_scalar_input(self, device: torch.device) -> None:
+    def test_a_scalar_input_is_refused(self, device: torch.device) -> None:
         with pytest.raises(RuntimeError):
             FF.linear(torch.tensor(1.0, device=device), layer(device)[1])
 
-    def test_not_a_tensor(self, device: torch.device) -> None:
+    def test_what_is_no_tensor_is_refused(self, device: torch.device) -> None:
         with pytest.raises(TypeError):
             FF.linear([1.0], layer(device)[1])  # type: ignore[arg-type]
 

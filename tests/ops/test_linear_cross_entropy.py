@@ -67,7 +67,9 @@ def test_an_empty_batch_is_torchs(reduction: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_ignored_chunks(every_device: torch.device, dtype: torch.dtype, reduction: str) -> None:
+def test_chunks_of_ignored_rows_add_nothing(
+    every_device: torch.device, dtype: torch.dtype, reduction: str
+) -> None:
     tensors = example(4 * CHUNK, CLASSES, dtype, device=every_device)
     for ignored in (slice(0, CHUNK), slice(CHUNK, 3 * CHUNK), slice(3 * CHUNK, None), slice(None)):
         target = tensors["target"].clone()
@@ -94,7 +96,7 @@ def test_chunk_rows_keep_to_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("which", ["input", "linear_weight"])
-def test_every_layout(every_device: torch.device, which: str) -> None:
+def test_every_layout_matches_float64(every_device: torch.device, which: str) -> None:
     rows = 2 * CHUNK + 3
     for layout in layouts(
         rows if which == "input" else CLASSES, FEATURES, torch.float32, every_device
@@ -111,7 +113,9 @@ def test_strided_bias_target_and_class_weight(every_device: torch.device) -> Non
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3, 4)])
-def test_batch_shapes(batch: tuple[int, ...], reduction: str, device: torch.device) -> None:
+def test_every_batch_shape_matches_float64(
+    batch: tuple[int, ...], reduction: str, device: torch.device
+) -> None:
     x = torch.randn(*batch, FEATURES, device=device, requires_grad=True)
     w, t = torch.randn(CLASSES, FEATURES, device=device), torch.randint(CLASSES, batch, device=device)
     loss = FF.linear_cross_entropy(x, w, t, reduction=reduction)
@@ -237,7 +241,7 @@ def test_torchs_own_function_takes_the_same_call() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_errors(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_of_torchs_types(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dispatch, "check_at_once", True)
     tensors = example(5, CLASSES, torch.float32, device=device)
     x, w, t = tensors["input"], tensors["linear_weight"], tensors["target"]

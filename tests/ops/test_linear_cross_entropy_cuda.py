@@ -123,7 +123,7 @@ def test_chunks_are_whole_tiles() -> None:
     assert [whole_tiles(rows) for rows in (64, 127, 128, 196, 393)] == [64, 127, 128, 128, 384]
 
 
-def test_bad_calls(emulated: Emulation) -> None:
+def test_bad_calls_are_refused(emulated: Emulation) -> None:
     kernels = emulated.cuda
     dy, x, dw = torch.randn(4, 5), torch.randn(4, 3), torch.zeros(5, 3)
     with pytest.raises(RuntimeError, match="linear: grad_weight"):

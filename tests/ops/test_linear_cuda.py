@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compile
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1500, 1403, 300), (2048, 1024, 256), (64, 128, 50_000), (9000, 40, 64)])
-def test_large_shapes(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_large_shapes_match_float64(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     check(*problem(shape, dtype, "cuda"), "relu")
     check(*problem(shape, dtype, "cuda"))
 
@@ -120,7 +120,7 @@ def test_torch_product_for_large_ones(
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_the_choice(tf32: bool) -> None:
+def test_each_size_takes_its_product(tf32: bool) -> None:
     choose, limits = _cuda_limits.choose, _cuda_limits
     with tf32_allowed(tf32):
         assert choose(torch.float32, 64, 128, 784) == (False, limits.PLAIN)
@@ -133,7 +133,7 @@ def test_the_choice(tf32: bool) -> None:
 
 
 @pytest.mark.cuda
-def test_capture() -> None:
+def test_a_cuda_graph_gives_the_same() -> None:
     *tensors, dy = problem((64, 128, 784), torch.float32, "cuda")
     leaves = [t.requires_grad_() for t in tensors if t is not None]
 
@@ -144,7 +144,7 @@ def test_capture() -> None:
     assert_capturable(run)
 
 
-def test_bad_calls(emulated: Emulation) -> None:
+def test_bad_calls_are_refused(emulated: Emulation) -> None:
     x, w, y = torch.randn(4, 300), torch.randn(5, 300), torch.empty(4, 5)
     kernels = emulated.cuda
     needed = kernels.linear_forward(x, w, None, None, y, None, 0, None)

@@ -124,7 +124,7 @@ def test_matches_float64(
             assert_near(leaf.grad, grad)
 
 
-def test_layouts(every_device: torch.device) -> None:
+def test_every_layout_matches_float64(every_device: torch.device) -> None:
     layers = make([21, 30, 9], ["relu", None], torch.float32, every_device)
     for x in layouts(13, 21, torch.float32, every_device).values():
         for dy in layouts(13, 9, torch.float32, every_device).values():
@@ -148,7 +148,7 @@ def test_layouts(every_device: torch.device) -> None:
     ],
     ids=str,
 )
-def test_gradcheck(
+def test_gradients_pass_gradcheck(
     shape: tuple[int, ...], activations: tuple[str | None, str | None], device: torch.device
 ) -> None:
     layers = make([4, 5, 3], activations, torch.float64, device)
@@ -302,15 +302,15 @@ INPUT = r"(mlp: input of layer {}|linear: input) has K={}, weight expects {}"
 
 
 class TestErrors:
-    def test_activation(self, device: torch.device) -> None:
+    def test_a_bad_activation_is_refused(self, device: torch.device) -> None:
         with pytest.raises(ValueError, match=r"mlp: activation must be None, .* or 'silu', got 'elu'"):
             mlp(tensor(2, 4, device=device), make([4, 3], ["elu"], torch.float32, device))
 
-    def test_input(self, device: torch.device) -> None:
+    def test_a_bad_input_is_refused(self, device: torch.device) -> None:
         with pytest.raises(RuntimeError, match=INPUT.format(0, 7, 4)):
             mlp(tensor(2, 7, device=device), make([4, 5, 3], ["relu", None], torch.float32, device))
 
-    def test_no_layers(self, device: torch.device) -> None:
+    def test_no_layers_are_refused(self, device: torch.device) -> None:
         with pytest.raises(ValueError, match="expected at least one layer, got none"):
             mlp(tensor(2, 4, device=device), [])
 
@@ -319,7 +319,7 @@ class TestErrors:
         with pytest.raises(RuntimeError, match=INPUT.format(1, 5, 4)):
             mlp(tensor(2, 4, device=device), [first, first])
 
-    def test_bias(self, device: torch.device) -> None:
+    def test_a_bad_bias_is_refused(self, device: torch.device) -> None:
         layers = make([4, 5, 3], ["relu", None], torch.float32, device)
         with pytest.raises(RuntimeError, match=r"(mlp|linear): bias has shape \(4,\), expected \(3,\)"):
             mlp(tensor(2, 4, device=device), [layers[0], layers[1]._replace(bias=tensor(4, device=device))])

@@ -211,7 +211,7 @@ def test_the_same_everywhere(op: Callable[[random.Random], Call], seed: int) -> 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2), (3,), (0, 3), (0, 3, 2), (4, 3, 0)])
 @pytest.mark.parametrize("way", ["disabled", "autocast", "compile", "vmap", "second derivative", "func"])
 @pytest.mark.filterwarnings("ignore")
-def test_uint8_indices(shape: tuple[int, ...], way: str) -> None:
+def test_uint8_indices_work_wherever_it_runs(shape: tuple[int, ...], way: str) -> None:
     """As int64 ones, also where torch's own function knows them for some shapes only."""
     x = torch.randn(shape, dtype=torch.float64)
     of_indices = shape[:1] + shape[2:] if len(shape) > 1 else ()
@@ -266,7 +266,7 @@ def empties() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", empties())
-def test_empty_views(name: str, device: torch.device) -> None:
+def test_empty_views_work_wherever_it_runs(name: str, device: torch.device) -> None:
     x = empties()[name].to(device)
     w, b = torch.randn(3, 4, device=device), torch.randn(3, device=device)
     ops: list[tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = [

@@ -187,7 +187,7 @@ def test_double_backward(critic: Critic) -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing(critic: Critic, reentrant: bool) -> None:
+def test_checkpointing_gives_the_same_gradients(critic: Critic, reentrant: bool) -> None:
     def loss() -> Tensor:
         value = checkpoint(critic.value, critic.action(), use_reentrant=reentrant)
         assert isinstance(value, Tensor)

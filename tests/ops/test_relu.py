@@ -63,7 +63,7 @@ def test_values_and_gradient(n: int, dtype: torch.dtype, every_device: torch.dev
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_special_values(dtype: torch.dtype, every_device: torch.device) -> None:
+def test_nan_infinity_and_zero_are_torchs(dtype: torch.dtype, every_device: torch.device) -> None:
     info = torch.finfo(dtype)
     values = [0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), float("nan"), info.max, info.min, info.tiny]
     values += [-info.tiny, info.smallest_normal / 2, -info.smallest_normal / 2]
@@ -118,7 +118,7 @@ def test_layouts_equal_torch(layout: str, grad_layout: str, device: torch.device
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_inplace(layout: str, grad: bool, device: torch.device) -> None:
+def test_in_place_it_writes_its_input(layout: str, grad: bool, device: torch.device) -> None:
     source = made(layout, device)
     base = source.clone().requires_grad_() if grad else source
     x = base * 1 if grad else base
@@ -193,12 +193,12 @@ def _away_from_zero(device: torch.device, *shape: int) -> Tensor:
     return (x + x.sign() * 0.1).requires_grad_()
 
 
-def test_gradcheck(device: torch.device) -> None:
+def test_gradients_pass_gradcheck(device: torch.device) -> None:
     assert torch.autograd.gradcheck(relu, _away_from_zero(device, 4, 5), check_batched_grad=True)
     assert torch.autograd.gradcheck(lambda x: relu(x * 1, inplace=True), _away_from_zero(device, 3, 3))
 
 
-def test_gradgradcheck(device: torch.device) -> None:
+def test_second_derivatives_pass_gradgradcheck(device: torch.device) -> None:
     assert torch.autograd.gradgradcheck(
         lambda x: relu(x) * x, _away_from_zero(device, 4, 5), check_batched_grad=True
     )

@@ -65,7 +65,7 @@ def tolerances(dtype: torch.dtype) -> dict[str, float]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", OPS)
-def test_functions(name: str, dtype: torch.dtype) -> None:
+def test_functions_pass_torchs_samples(name: str, dtype: torch.dtype) -> None:
     ours = getattr(FF, name)
     for op in list_of("op_db", "common_methods_invocations"):
         if op.name != f"nn.functional.{name}" or dtype not in op.supported_backward_dtypes("cpu"):
@@ -99,7 +99,7 @@ def test_mistakes_in_functions(name: str) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODULES)
-def test_modules(name: str, dtype: torch.dtype, training: bool) -> None:
+def test_modules_pass_torchs_samples(name: str, dtype: torch.dtype, training: bool) -> None:
     theirs_class = getattr(torch.nn, name)
     (info,) = [info for info in list_of("module_db", "common_modules") if info.module_cls is theirs_class]
     ours = getattr(fastnn.nn, name)

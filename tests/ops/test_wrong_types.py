@@ -110,19 +110,19 @@ class TestNumbersAtTheBinding:
         )
         return loss, dw
 
-    def test_chunk_rows(self, number: int) -> None:
+    def test_chunk_rows_are_taken_if_positive(self, number: int) -> None:
         if number > 0:
             torch.testing.assert_close(self.run(chunk_rows=number), self.run())
         else:
             with pytest.raises(RuntimeError, match="linear_cross_entropy: chunk_rows must be positive, got"):
                 self.run(chunk_rows=number)
 
-    def test_ignore_index(self, number: int) -> None:
+    def test_ignore_index_may_be_any_number(self, number: int) -> None:
         loss, _ = self.run(ignore_index=number)
         expected = F.cross_entropy(torch.zeros(4, 5), TARGET, ignore_index=number)
         torch.testing.assert_close(loss, expected)
 
-    def test_reduction(self, number: int) -> None:
+    def test_another_reduction_is_refused(self, number: int) -> None:
         number = max(-(2**31), min(number or 3, 2**31 - 1))
         with pytest.raises(
             ValueError, match=f"linear_cross_entropy: reduction must be 0, 1 or 2, got {number}"

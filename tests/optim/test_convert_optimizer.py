@@ -97,7 +97,7 @@ def through_torch_save(optimizer: Optimizer) -> Optimizer:
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o)), through_torch_save]
 )
-def test_copies(name: str, copied: Callable[[Optimizer], Optimizer]) -> None:
+def test_copies_stay_converted(name: str, copied: Callable[[Optimizer], Optimizer]) -> None:
     mine, theirs = fastnn.convert(made(name)), made(name)
     for optimizer in (mine, theirs):
         step(optimizer, 0)
@@ -167,7 +167,7 @@ def test_hooks_and_closures() -> None:
 @kinds
 @pytest.mark.parametrize("first", ["scheduler", "convert"])
 @pytest.mark.parametrize("reverted", [False, True])
-def test_schedulers(name: str, first: str, reverted: bool) -> None:
+def test_schedulers_go_on(name: str, first: str, reverted: bool) -> None:
     mine, theirs = made(name), made(name)
     if first == "convert":
         fastnn.convert(mine)
@@ -236,7 +236,7 @@ def test_left_alone_and_explained(case: str) -> None:
     assert seen.conversions == (("", kind.__name__, None, reason),)
 
 
-def test_the_table() -> None:
+def test_each_kind_becomes_what_the_table_says() -> None:
     lines = str(fastnn.explain(fastnn.convert, made("AdamW"))).splitlines()
     assert lines[1].split() == ["(root)", "AdamW", "fastnn.optim.AdamW"]
 

@@ -278,7 +278,7 @@ def test_an_lr_that_kernels_cannot_read_is_left_to_torch(emulated_cuda: Emulatio
 @pytest.mark.cuda
 @with_and_without_masters
 @pytest.mark.parametrize("name", CAPTURABLE)
-def test_capture(name: str, dtype: torch.dtype, extra: Options) -> None:
+def test_a_cuda_graph_gives_the_same(name: str, dtype: torch.dtype, extra: Options) -> None:
     params = parameters([300, 5], dtype, "cuda")
     others = twins(params)
     case, options = CASES[name], {**CASES[name].options, **extra, "lr": 0.01, **CAPTURABLE[name]}

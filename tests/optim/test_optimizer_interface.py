@@ -74,7 +74,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("schedule", SCHEDULERS)
 @pytest.mark.parametrize("tensor_lr", [False, True])
 @every_case
-def test_schedulers(case: Case, schedule: str, tensor_lr: bool) -> None:
+def test_schedulers_set_the_rate(case: Case, schedule: str, tensor_lr: bool) -> None:
     if "momentum" in schedule and case.ours is optim.Adagrad:
         pytest.skip("has no momentum")
     models = network(), network()

@@ -41,7 +41,7 @@ def trained(kind: Any, options: dict[str, Any], dtype: torch.dtype, sparse: bool
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", KINDS)
-def test_samples(name: str, dtype: torch.dtype) -> None:
+def test_optimizers_pass_torchs_samples(name: str, dtype: torch.dtype) -> None:
     info = info_of(name)
     flags = [flag for flag in info.supported_impls if flag != "fused" or "cpu" in info.supports_fused_on]
     impls: list[dict[str, Any]] = [{}, *({flag: True} for flag in flags)]
@@ -80,7 +80,7 @@ def test_sparse_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", KINDS)
-def test_mistakes(name: str, dtype: torch.dtype) -> None:
+def test_mistakes_raise_what_torch_raises(name: str, dtype: torch.dtype) -> None:
     kind = KINDS[name].ours
     for error in info_of(name).optim_error_inputs_func("cpu", dtype):
         sample = error.optimizer_error_input

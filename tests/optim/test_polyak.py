@@ -167,7 +167,7 @@ def test_nets_generators_and_a_tensor() -> None:
     assert not target.weight.any()
 
 
-def test_nothing_to_do() -> None:
+def test_nothing_to_do_is_no_error() -> None:
     assert reasons(lambda: polyak_([], [], 0.5)) == []
 
 
@@ -330,7 +330,7 @@ def test_errors_come_before_anything_is_written(case: str, enabled: bool) -> Non
 @pytest.mark.cuda
 @every_dtype
 @pytest.mark.parametrize("tau", TAUS)
-def test_on_a_gpu(dtype: torch.dtype, tau: float) -> None:
+def test_a_gpu_gives_what_torch_gives(dtype: torch.dtype, tau: float) -> None:
     targets, sources = ([t.cuda() for t in randoms(SIZES, dtype)] for _ in range(2))
     before = copy.deepcopy(targets)
     by_torch(targets, sources, tau, "no kernels for device cuda")

@@ -74,7 +74,7 @@ def test_a_step_replaced_before_an_optimizer_is_made(
     assert torch.equal(param, torch.ones(3))
 
 
-def test_a_mock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mocked_step_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer, param = made(fastnn.optim.RMSprop)
     monkeypatch.setattr(torch.optim.RMSprop, "step", mock.MagicMock())
     optimizer.step()
@@ -82,7 +82,7 @@ def test_a_mock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(param, torch.ones(3))
 
 
-def test_zero_grad(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_zero_grad_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer, param = made(fastnn.optim.Adam)
     calls: list[Any] = []
     with monkeypatch.context() as patch:

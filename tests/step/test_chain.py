@@ -51,7 +51,7 @@ def names(chain: LinearChain) -> list[str | None]:
 
 
 @pytest.mark.parametrize("convert", [False, True])
-def test_a_nested_model(convert: bool) -> None:
+def test_a_nested_model_is_a_chain(convert: bool) -> None:
     model = nested()
     linears = [module for module in model.modules() if isinstance(module, T.Linear)]
     x = torch.randn(3, 2, 3)
@@ -87,7 +87,7 @@ def test_a_nested_model(convert: bool) -> None:
         (fastnn.convert(T.Sequential(T.Linear(3, 2), T.Tanh())), ["tanh"]),
     ],
 )
-def test_chains(model: T.Module, want: list[str | None]) -> None:
+def test_these_models_are_chains(model: T.Module, want: list[str | None]) -> None:
     assert names(linear_chain(model)) == want
 
 
@@ -157,7 +157,7 @@ class Written(T.Module):
         (T.Sequential(T.Linear(3, 3), T.Softmax(1)), r"1 \(Softmax\) is not a layer of a chain"),
     ],
 )
-def test_reasons(model: T.Module, reason: str) -> None:
+def test_what_is_no_chain_says_why(model: T.Module, reason: str) -> None:
     assert re.search(reason, found := why_not(model)), found
 
 
@@ -190,7 +190,7 @@ def test_what_is_watched_is_no_chain(change: str) -> None:
     assert "has a hook, a replaced forward or a compiled one" in why_not(model)
 
 
-def test_global_hooks() -> None:
+def test_global_hooks_make_it_no_chain() -> None:
     model = nested()
     unchanged = holds(linear_chain(model))
     handle = register_module_forward_pre_hook(hook)

@@ -29,7 +29,7 @@ def data(n: int = 23) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 40])
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("floating", [False, True])
-def test_same_as_a_loop(batch_size: int, native: bool, floating: bool) -> None:
+def test_an_epoch_equals_a_loop_of_steps(batch_size: int, native: bool, floating: bool) -> None:
     images, labels = data()
     if floating:
         images = images.float() / 100
@@ -92,7 +92,7 @@ def test_a_batch_size_beyond_all_integers() -> None:
         ({"images": torch.zeros(0, 12), "labels": torch.zeros(0).long()}, ValueError, "no images"),
     ],
 )
-def test_bad_arguments(change: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_bad_arguments_are_refused(change: dict[str, Any], error: type[Exception], words: str) -> None:
     images, labels = data()
     arguments = {"images": images, "labels": labels, "batch_size": 4, **change}
     with pytest.raises(error, match=words):

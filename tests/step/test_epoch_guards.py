@@ -99,7 +99,7 @@ def a_long_epoch() -> tuple[fastnn.TrainStep, Tensor, Tensor, Tensor]:
     return a_step(), images, labels, torch.randint(23, (60000,))
 
 
-def test_interrupted(alarm: Callable[[Callable[[], None]], None]) -> None:
+def test_an_interrupt_ends_it_between_steps(alarm: Callable[[Callable[[], None]], None]) -> None:
     """Autograd knows of what the step has written, and the optimizer's rate is its own."""
     step, images, labels, order = a_long_epoch()
     step(images, labels)
@@ -170,7 +170,7 @@ def test_a_step_within_a_native_call() -> None:
     assert all(p.isfinite().all() for p in step.model.parameters())
 
 
-def test_disabled() -> None:
+def test_disabled_it_is_a_loop() -> None:
     images, labels = data()
     with fastnn.disabled():
         seen = fastnn.explain(a_step().epoch, images, labels, 12)
@@ -258,7 +258,7 @@ def test_rates_are_given_back_after_an_error() -> None:
         ([0.1, None, 0.1], TypeError, "lr must hold a number for each step, got list"),
     ],
 )
-def test_bad_rates(lr: Any, error: type[Exception], words: str) -> None:
+def test_bad_rates_are_refused(lr: Any, error: type[Exception], words: str) -> None:
     step = a_step()
     twin = copy.deepcopy(step)
     with pytest.raises(error, match=words):

@@ -69,7 +69,7 @@ def test_cross_entropy_options(loss: nn.Module, labels: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss(name: str, reduction: str, dtype: torch.dtype) -> None:
+def test_every_loss_equals_a_loop_of_steps(name: str, reduction: str, dtype: torch.dtype) -> None:
     case = LOSSES[name]
     step = a_step(loss=case.make(5, reduction=reduction).to(dtype), dtype=dtype)
     images, _ = data()
@@ -166,7 +166,7 @@ def test_parameters_that_are_not_as_far(optimizer: str) -> None:
         (fastnn.optim.Adagrad, {"lr_decay": 0.1}, {"weight_decay": 0.1}),
     ],
 )
-def test_groups(optimizer: Any, one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_groups_keep_their_options(optimizer: Any, one: dict[str, Any], other: dict[str, Any]) -> None:
     images, labels = data()
     model = chain([12, 8, 5], dtype=torch.float32)
     groups = [{"params": layer.parameters(), **more} for layer, more in ((model[0], one), (model[2], other))]
@@ -211,7 +211,7 @@ def test_same_for_every_number_of_threads() -> None:
             assert torch.equal(a, b)
 
 
-def test_rates_of_numpy() -> None:
+def test_rates_may_be_numpys() -> None:
     step = a_step()
     twin = copy.deepcopy(step)
     images, labels = data()

@@ -91,7 +91,7 @@ def test_nll_of_a_log_softmax_in_the_forward(output: Callable[[Tensor], Tensor])
     )
 
 
-def test_images() -> None:
+def test_images_train_as_in_torch() -> None:
     model = WithNorms()
     twin = copy.deepcopy(model)
     theirs = OPTIMIZERS["sgd"](twin.parameters())

@@ -94,7 +94,7 @@ def step_of(model: nn.Module, **options: Any) -> fastnn.TrainStep:
 @pytest.mark.parametrize("options", [{}, {"max_norm": 0.05, "keep_grad": True}], ids=["plain", "clip-grad"])
 @pytest.mark.parametrize("make", [OPTIMIZERS["adam-l2"], OPTIMIZERS["sgd-momentum"]], ids=["adam", "sgd"])
 @pytest.mark.parametrize("kind", [Critic, ActFirst, Keywords, Concatenate, ByLayers])
-def test_a_native_step(kind: type[Critic], make: Optimizer, options: dict[str, Any]) -> None:
+def test_several_inputs_train_natively(kind: type[Critic], make: Optimizer, options: dict[str, Any]) -> None:
     compare(kind(), nn.MSELoss(), make, [batch_of(m) for m in (7, 33)], TOLERANCE, recorded=True, **options)
 
 

@@ -52,7 +52,7 @@ def test_every_optimizer(make: Optimizer, options: dict[str, Any], graphs: Graph
     ],
     ids=["smoothed", "weighted", "z-loss", "torch function", "fastnn function"],
 )
-def test_every_loss(loss: Any, graphs: Graphs) -> None:
+def test_every_loss_trains_as_in_torch(loss: Any, graphs: Graphs) -> None:
     pair = Pair(graphs, loss=loss)
     pair.capture(classes(13))
     pair.replay(classes(13))
@@ -71,7 +71,7 @@ def squared(m: int) -> Batch:
     ],
     ids=["MLP", "Sequential"],
 )
-def test_every_model(model: Callable[[], nn.Module], loss: Any, graphs: Graphs) -> None:
+def test_every_model_trains_as_in_torch(model: Callable[[], nn.Module], loss: Any, graphs: Graphs) -> None:
     pair = Pair(graphs, model(), loss)
     pair.capture(squared(9))
     for _ in range(2):
@@ -88,7 +88,7 @@ def test_losses_that_are_not_captured(name: str, graphs: Graphs) -> None:
     assert graphs.captures == 0
 
 
-def test_images(graphs: Graphs) -> None:
+def test_images_train_as_in_torch(graphs: Graphs) -> None:
     model = nn.Sequential(nn.Flatten(), *chain([20, 8, 5]))
     pair = Pair(graphs, model)
     step = fastnn.TrainStep(pair.model, F.cross_entropy, pair.optimizer, mean=0.3, std=0.5)

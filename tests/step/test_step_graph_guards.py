@@ -370,7 +370,7 @@ def test_a_graph_of_the_users_is_left_alone(graphs: Graphs, monkeypatch: pytest.
     assert pair.take(classes(7)) == "a CUDA graph is being captured already"
 
 
-def test_another_stream(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_another_stream_it_is_captured_again(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(graphs)
     pair.capture(classes(7))
     monkeypatch.setattr(cuda_graph, "current_stream", lambda _: "another stream")
@@ -483,7 +483,7 @@ def test_a_step_that_nothing_else_holds_is_freed_at_once(graphs: Graphs) -> None
         gc.enable()
 
 
-def test_switched_off(graphs: Graphs) -> None:
+def test_switched_off_nothing_is_captured(graphs: Graphs) -> None:
     pair = Pair(graphs)
     pair.capture(classes(7))
     with fastnn.disabled():

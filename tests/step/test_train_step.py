@@ -60,7 +60,7 @@ def test_every_activation(isa: str, activation: str, last: bool) -> None:
     "sizes", [[1, 1], [3, 2], [15, 16, 17], [31, 33, 7, 9], [130, 65, 47, 10], [784, 28, 10]], ids=str
 )
 @pytest.mark.parametrize("batch", [1, 2, 33])
-def test_odd_sizes(isa: str, sizes: list[int], batch: int, bias: bool) -> None:
+def test_odd_sizes_train_as_in_torch(isa: str, sizes: list[int], batch: int, bias: bool) -> None:
     batches = [
         (torch.randn(batch, sizes[0], dtype=torch.float64), classes_of(batch, sizes[-1])) for _ in range(3)
     ]
@@ -101,7 +101,7 @@ def test_versions_of_what_is_written(make: Optimizer) -> None:
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.MSELoss(reduction="sum"), F.mse_loss])
-def test_squared_error(isa: str, loss: Any) -> None:
+def test_squared_error_trains_as_in_torch(isa: str, loss: Any) -> None:
     batches = [
         (torch.randn(300, 4, dtype=torch.float64), torch.randn(300, 19, dtype=torch.float64))
         for _ in range(3)
@@ -117,7 +117,7 @@ def _slow(parameters: Any) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss(isa: str, name: str, reduction: str, dtype: torch.dtype) -> None:
+def test_every_loss_trains_as_in_torch(isa: str, name: str, reduction: str, dtype: torch.dtype) -> None:
     """Float32 steps round differently; what one step is off by, the next ones start from."""
     case = LOSSES[name]
     for n in (1, 5, 19):
@@ -164,7 +164,7 @@ SPECIAL = (float("nan"), float("inf"), -float("inf"), 0.0, 0.25, 1.0, -1.0, 200.
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_special_values(isa: str, name: str, dtype: torch.dtype) -> None:
+def test_nan_and_infinity_pass_as_in_torch(isa: str, name: str, dtype: torch.dtype) -> None:
     """Each output, which is the bias, with each target: NaN, infinity, and where the two are the same."""
     n = 37
     loss, model = ELEMENTWISE[name].make(n).to(dtype), nn.Linear(1, n, dtype=dtype)
@@ -224,7 +224,9 @@ def test_everything_is_read_at_each_call() -> None:
         (fastnn.optim.Adagrad, {"lr_decay": 0.2}, {"weight_decay": 0.1}),
     ],
 )
-def test_several_groups(optimizer: Any, one: dict[str, Any], common: dict[str, Any]) -> None:
+def test_several_groups_keep_their_options(
+    optimizer: Any, one: dict[str, Any], common: dict[str, Any]
+) -> None:
     def make(parameters: Any) -> torch.optim.Optimizer:
         first, *rest = parameters
         result: torch.optim.Optimizer = optimizer(
@@ -237,7 +239,7 @@ def test_several_groups(optimizer: Any, one: dict[str, Any], common: dict[str, A
 
 
 @pytest.mark.parametrize("images", [torch.uint8, torch.float64])
-def test_images(isa: str, images: torch.dtype) -> None:
+def test_images_train_as_in_torch(isa: str, images: torch.dtype) -> None:
     model = nn.Sequential(nn.Flatten(), *chain([6 * 7, 9, 4]))
     twin = copy.deepcopy(model)
     make = OPTIMIZERS["sgd"]

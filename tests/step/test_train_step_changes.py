@@ -96,7 +96,7 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("make", ["adam-l2", "sgd-momentum", "rmsprop-momentum", "adagrad-decay"])
-def test_schedules(schedule: str, make: str) -> None:
+def test_schedules_set_the_rate(schedule: str, make: str) -> None:
     if (schedule, make) == ("cyclic", "adagrad-decay"):
         pytest.skip("it wants a momentum to cycle")
     Pair(OPTIMIZERS[make]).train(scheduled(SCHEDULES[schedule]))
@@ -183,7 +183,7 @@ CHANGES = (_load, _multiply, _lerp, _new_data, _clear, _count, _options, _activa
         *("rmsprop", "rmsprop-momentum", "rmsprop-all", "adagrad-decay", "adagrad-start"),
     ],
 )
-def test_changes(change: Change, make: str) -> None:
+def test_changes_between_steps_are_noticed(change: Change, make: str) -> None:
     Pair(OPTIMIZERS[make]).train(change)
 
 

@@ -473,7 +473,7 @@ LBFGS = torch.optim.LBFGS([nn.Parameter(torch.zeros(1))])
         ({"mean": None}, TypeError, "mean must be a number, got NoneType"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
     model = chain([6, 5])
     good = {"model": model, "loss": nn.MSELoss(), "optimizer": OPTIMIZERS["sgd"](model.parameters())}
     with pytest.raises(error, match=text):

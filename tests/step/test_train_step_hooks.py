@@ -92,7 +92,7 @@ def batch() -> tuple[Tensor, Tensor]:
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("kind", HOOKS)
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_a_hook_is_run(kind: str, steps: int, step: Any) -> None:
+def test_a_hook_makes_the_step_eager(kind: str, steps: int, step: Any) -> None:
     for _ in range(steps):
         native(step, *batch())
     calls: list[int] = []

@@ -35,7 +35,7 @@ def test_the_rate_follows_the_schedule_unless_given() -> None:
         ({"train_samples": 0}, "train_samples: expected at least 1; came 0"),
     ],
 )
-def test_refusals(settings: dict, message: str) -> None:
+def test_bad_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**settings)
 

@@ -97,7 +97,7 @@ def test_a_step_is_that_of_float64(make_run, native: bool) -> None:
 
 
 @BOTH
-def test_it_learns(make_run, native: bool) -> None:
+def test_it_learns_the_digits(make_run, native: bool) -> None:
     run = finish(make_run(native=native, epochs=5, hidden=(32,), train_samples=None))
     assert [epoch.epoch for epoch in run.history] == [1, 2, 3, 4, 5]
     assert run.history[-1].test_accuracy > 0.85

@@ -14,7 +14,7 @@ def rates(schedule: str, steps: int = STEPS) -> list[float]:
     return [lr_at(schedule, step, steps, HIGHEST) for step in range(steps)]
 
 
-def test_constant() -> None:
+def test_a_constant_rate_stays() -> None:
     assert set(rates("constant")) == {HIGHEST}
 
 

@@ -42,7 +42,7 @@ def saved(page: Page, file: Path) -> bytes:
     return page.until(lambda: file.read_bytes() if file.exists() else b"")
 
 
-def test_learns_a_line(page: Page) -> None:
+def test_it_learns_a_line(page: Page) -> None:
     assert page["line-y"].text == "?"
     page["line-train"].click()
     page.until(lambda: page["line-train"].text == "Train again")
@@ -334,7 +334,7 @@ def test_a_screen_reader_is_told_of_another_digit_alone(page: Page) -> None:
     assert said[-1] == "It is a 0."
 
 
-def test_a_finger_draws(page: Page) -> None:
+def test_a_finger_draws_a_digit(page: Page) -> None:
     page.script("document.getElementById('pad').scrollIntoView({block: 'center'})")
     box = page.script(
         "const b = document.getElementById('pad').getBoundingClientRect(); return [b.x, b.y, b.width]"

@@ -25,7 +25,7 @@ def linear(node: Node, x: Tensor, w: Tensor, b: Tensor | None, relu: bool = Fals
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_linear(shape: tuple[int, int, int], node: Node) -> None:
+def test_linear_matches_float64(shape: tuple[int, int, int], node: Node) -> None:
     for bias, relu in ((False, False), (True, True)):
         x, w, b, _ = problem(shape, F32, bias=bias)
         y = linear(node, x, w, b, relu)
@@ -68,7 +68,7 @@ def check_cross_entropy(node: Node, x: Tensor, t: Tensor) -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 7, 10, 15, 16, 17, 31, 33, 65, 100, 257, 1000, 4099])
-def test_cross_entropy(classes: int, node: Node) -> None:
+def test_cross_entropy_matches_float64(classes: int, node: Node) -> None:
     rows = 70 if classes < 500 else 5
     x, t = torch.randn(rows, classes) * 3, torch.randint(classes, (rows,))
     check_cross_entropy(node, x, t)
@@ -108,7 +108,7 @@ SIZES = [0, 1, 3, 4, 5, 127, 1024, 1027, 5000]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_adam(size: int, decoupled: bool, node: Node) -> None:
+def test_adam_matches_float64(size: int, decoupled: bool, node: Node) -> None:
     options: dict[str, Any] = {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-3}
     exact = torch.nn.Parameter(torch.randn(size).double())
     cls = torch.optim.AdamW if decoupled else torch.optim.Adam
@@ -132,7 +132,7 @@ def test_adam(size: int, decoupled: bool, node: Node) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "dampening": 0.3}], ids=str
 )
-def test_sgd(size: int, options: dict[str, Any], node: Node) -> None:
+def test_sgd_matches_float64(size: int, options: dict[str, Any], node: Node) -> None:
     exact = torch.nn.Parameter(torch.randn(size).double())
     optimizer = torch.optim.SGD([exact], lr=0.1, weight_decay=0.1, **options)
     p, buffer = exact.detach().float(), torch.full((size,), math.nan) if options else None
@@ -180,7 +180,7 @@ def test_memory_that_ends_is_an_error(node: Node) -> None:
         node("mlp", [100_000, 100_000], {}, [])
     assert node("memoryBytes") == before
     node("repeat", 3000, "mlp", [100_000, 100_000], {}, [])  # the stack of 1 MB too is given back
-    test_linear((9, 49, 33), node)
+    test_linear_matches_float64((9, 49, 33), node)
 
 
 def test_a_browser_without_simd_is_told(node: Node) -> None:

@@ -40,7 +40,7 @@ def compiled(function: Callable[..., Any], graphs: Graphs, **options: Any) -> An
 
 
 @line("torch.compile, fullgraph, of model and loss")
-def test_compiled_model(cell: Cell) -> None:
+def test_a_compiled_model_trains_the_same(cell: Cell) -> None:
     """One graph for batches of any size; what is trained is what torch trains."""
     pair, graphs = Pair(cell.column), Graphs()
     mine = pair.mine
@@ -95,7 +95,7 @@ def test_compiled_optimizer(cell: Cell, name: str) -> None:
 
 
 @line("torch.export")
-def test_export(cell: Cell) -> None:
+def test_an_exported_model_computes_the_same(cell: Cell) -> None:
     theirs = network()
     mine = fastnn.convert(network())
     mine.load_state_dict(theirs.state_dict())
@@ -134,7 +134,7 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 @line("torch.func: grad, jvp, vjp, vmap, hessian")
-def test_transforms(cell: Cell, name: str) -> None:
+def test_transforms_give_what_torch_gives(cell: Cell, name: str) -> None:
     x, y = batch()
     weight, bias = torch.randn(OUT, x.shape[1], dtype=x.dtype), torch.randn(OUT, dtype=x.dtype)
     transform = TRANSFORMS[name]

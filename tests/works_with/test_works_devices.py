@@ -17,7 +17,7 @@ pytestmark = EAGER
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @line("set_default_device")
-def test_default_device(cell: Cell, device: str) -> None:
+def test_a_default_device_is_obeyed(cell: Cell, device: str) -> None:
     """What is on the CPU is trained there, wherever new tensors are made."""
     pair = Pair(cell.column)
     pair.steps()
@@ -37,7 +37,7 @@ def test_default_device(cell: Cell, device: str) -> None:
 
 
 @line("models made on the meta device")
-def test_meta_device(cell: Cell) -> None:
+def test_models_are_made_on_the_meta_device(cell: Cell) -> None:
     weights = network().state_dict()
 
     def model() -> torch.nn.Module:
@@ -72,7 +72,7 @@ def _lazy() -> torch.nn.Module:
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 @line("LazyLinear")
-def test_lazy_linear(cell: Cell) -> None:
+def test_a_lazy_linear_gets_its_size(cell: Cell) -> None:
     """The first forward makes it a Linear, after which it is converted."""
     weights = network().state_dict()
 

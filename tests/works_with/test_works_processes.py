@@ -86,7 +86,7 @@ def test_data_loader_workers(cell: Cell) -> None:
 
 
 @line("several Python threads")
-def test_threads(cell: Cell) -> None:
+def test_threads_train_side_by_side(cell: Cell) -> None:
     """Each trains a model of its own, and ends where it would have ended alone."""
     batches = [batch() for _ in range(30)]
 

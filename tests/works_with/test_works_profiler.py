@@ -27,7 +27,7 @@ def labels(run: Callable[[], Any]) -> set[str]:
 
 
 @line("profiler")
-def test_profiler(cell: Cell) -> None:
+def test_the_profiler_shows_names_of_ops(cell: Cell) -> None:
     """A step under the profiler does what it does without, where it does it without, and shows what."""
     pair = Pair(cell.column)
     pair.steps()

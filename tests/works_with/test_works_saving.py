@@ -34,7 +34,7 @@ def through_torch_save(x: Any) -> Any:
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_torch_save])
 @line("pickle and deepcopy")
-def test_copies(cell: Cell, copied: Copier) -> None:
+def test_copies_train_the_same(cell: Cell, copied: Copier) -> None:
     """A copy that is made amid a training goes on as the original does."""
     pair = Pair(cell.column)
     pair.steps(2)
@@ -62,7 +62,7 @@ def resume(pair: Pair, load: Callable[[Any], None]) -> Training:
 
 @pytest.mark.parametrize("writer", ["mine", "theirs"])
 @line("torch.save, and torch.load with weights_only")
-def test_torch_save(cell: Cell, writer: str, tmp_path: Path) -> None:
+def test_torch_save_keeps_all(cell: Cell, writer: str, tmp_path: Path) -> None:
     """A checkpoint of either is resumed by the other."""
     pair = Pair(cell.column)
     pair.steps()
@@ -83,7 +83,7 @@ def test_torch_save(cell: Cell, writer: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("writer", ["mine", "theirs"])
 @line("safetensors")
-def test_safetensors(cell: Cell, writer: str, tmp_path: Path) -> None:
+def test_safetensors_keep_all(cell: Cell, writer: str, tmp_path: Path) -> None:
     """Weights that one has written are read by the other, amid a training too."""
     safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
     pair = Pair(cell.column, optimizer="SGD")

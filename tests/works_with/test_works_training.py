@@ -58,7 +58,7 @@ def test_autocast_around_a_step(cell: Cell) -> None:
 
 
 @line("GradScaler")
-def test_grad_scaler(cell: Cell) -> None:
+def test_a_grad_scaler_trains_the_same(cell: Cell) -> None:
     scalers: dict[int, Any] = {}
 
     def step(model: Any, loss_function: Any, optimizer: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Checkpointed(torch.nn.Module):
 
 
 @line("activation checkpointing")
-def test_checkpointing(cell: Cell) -> None:
+def test_checkpointing_trains_the_same(cell: Cell) -> None:
     pair = Pair(cell.column, Checkpointed)
     pair.steps()
     pair.check(cell)
@@ -234,7 +234,7 @@ def test_tied_parameters(cell: Cell) -> None:
 
 
 @line("freezing and unfreezing amid a training")
-def test_freezing(cell: Cell) -> None:
+def test_frozen_parameters_stay(cell: Cell) -> None:
     pair = Pair(cell.column)
     pair.steps()
     for trainable in (False, True):
@@ -248,7 +248,7 @@ def test_freezing(cell: Cell) -> None:
 # Each forward makes the pruned weight anew as an attribute, which a replay does not.
 @pytest.mark.filterwarnings("ignore:fastnn.capture. .*changes weight as it runs")
 @line("pruning")
-def test_pruning(cell: Cell) -> None:
+def test_pruned_weights_stay_pruned(cell: Cell) -> None:
     pair = Pair(cell.column)
     pair.steps(2)
     # The optimizer keeps the parameter, which is called weight_orig from here on.
@@ -262,7 +262,7 @@ def test_pruning(cell: Cell) -> None:
 
 
 @line("inference_mode")
-def test_inference_mode(cell: Cell) -> None:
+def test_inference_mode_computes_the_same(cell: Cell) -> None:
     pair = Pair(cell.column)
     x, y = batch()
     model = pair.mine.model
@@ -294,7 +294,7 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch's own, of SequentialLR
 @pytest.mark.parametrize("name", SCHEDULES)
 @line("learning rate schedulers")
-def test_schedulers(cell: Cell, name: str) -> None:
+def test_schedulers_train_the_same(cell: Cell, name: str) -> None:
     pair = Pair(cell.column)
     schedulers = [SCHEDULES[name](training.optimizer) for training in (pair.mine, pair.theirs)]
     for _ in range(8):
