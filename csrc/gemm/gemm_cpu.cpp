@@ -23,7 +23,7 @@ void gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>
     if (region == Region::full && swapped_form_pays(m, n, k, a, b))
       return swapped_gemm(m, n, k, a, b, epilogue);
   }
-  TileGemm<T>(m, n, k, a, b, region, epilogue).run();
+  TileGemm<T>(m, n, k, a, b, region, epilogue, n < kFewColumns).run();
 }
 
 template void gemm(int64_t, int64_t, int64_t, const Operand<float>&, const Operand<float>&,

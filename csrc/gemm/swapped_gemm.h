@@ -24,7 +24,7 @@ template <class T>
 bool swapped_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b) {
   const int64_t padded = ceil_div(m, kLanes<T>) * kLanes<T>;
   return a.column_stride == 1 && b.row_stride == 1 && m * worthwhile_threads(m * n * k) < n &&
-         m <= kSwappedRows && 3 * padded <= 4 * m && k >= kSwappedDepth;
+         m <= kSwappedRows && 3 * padded <= 4 * m && k >= kSwappedDepth && n >= kFewColumns;
 }
 
 // epilogue as in gemm.h. For types that are their own Acc.
@@ -41,7 +41,8 @@ void swapped_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Op
     const int64_t values = (across * kL - 1) * m + down * kL;
     T* const sums = static_cast<T*>(shared_scratch(Scratch::transposed, static_cast<size_t>(values * kSize)));
     const StoreSums<T> store{sums, m};
-    TileGemm<T>(width, m, k, b.at(0, left).transposed(), a.transposed(), Region::full, epilogue_of<T>(store))
+    TileGemm<T>(width, m, k, b.at(0, left).transposed(), a.transposed(), Region::full, epilogue_of<T>(store),
+                false)
         .run();
     parallel_for(down * across, ceil_div(kPackGrain, kL * kL), [&](int64_t begin, int64_t end) {
       int64_t i = begin / across * kL, j = begin % across * kL;

@@ -36,10 +36,12 @@ class TileGemm {
   static constexpr int64_t kL = kLanes<A>;
 
  public:
-  // epilogue and region as in gemm.h.
+  // epilogue and region as in gemm.h. few_columns: for chain_length, of the product that is asked for, which
+  // this may be the transpose of.
   TileGemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, Region region,
-           const Epilogue<T>& epilogue)
+           const Epilogue<T>& epilogue, bool few_columns)
       : n_(n),
+        few_columns_(few_columns),
         a_(a),
         b_(b),
         region_(region),
@@ -95,7 +97,7 @@ class TileGemm {
       for (pass_ = 0; pass_ < g_.passes_.count; ++pass_) {
         k_ = g_.passes_.begin(pass_);
         depth_ = g_.passes_.begin(pass_ + 1) - k_;
-        chain_ = chain_length(depth_);
+        chain_ = chain_length(depth_, g_.few_columns_);
         place_a();
         const int64_t fitting = kBlockBytes / (depth_ * kTileColumns<A> * kSize + 1);
         const int64_t count = needed_panels();
@@ -234,6 +236,7 @@ class TileGemm {
   };
 
   const int64_t n_;
+  const bool few_columns_;
   const Operand<T> a_, b_;
   const Region region_;
   const Epilogue<T> epilogue_;
