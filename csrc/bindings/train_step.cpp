@@ -110,7 +110,7 @@ class ChainStep {
   void read_parameters() {
     static PyObject* const weight_key = interned("weight");
     static PyObject* const bias_key = interned("bias");
-    refuse_if(layers_.empty(), "the garbage collector has been here");
+    refuse_if(layers_.empty(), "the garbage collector has cleared the step");
     parameters_.clear();
     for (const Layer& layer : layers_)
       for (PyObject* key : {weight_key, bias_key}) {

@@ -142,7 +142,7 @@ class Watch {
   static bool is_value(PyObject* found, PyObject* expected) {
     if (found == expected) return true;
     if (!found || !expected || Py_TYPE(found) != Py_TYPE(expected)) return false;
-    if (PyFloat_CheckExact(found)) {  // the sign of 0 tells, and NaN is itself
+    if (PyFloat_CheckExact(found)) {  // signed zeros differ, and NaN equals itself
       const double a = PyFloat_AS_DOUBLE(found), b = PyFloat_AS_DOUBLE(expected);
       return std::memcmp(&a, &b, sizeof a) == 0;
     }

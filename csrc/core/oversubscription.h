@@ -1,4 +1,4 @@
-// Threads that wait for each other in vain, because other processes take the processors they need.
+// Threads that spin, waiting for each other, while other processes hold the processors that they need.
 #pragma once
 
 #include <cstdint>

@@ -88,7 +88,7 @@ class Names:
         self.unchanged = watch.unchanged
 
     def add_to(self, watch: Any) -> None:
-        """Have a `Watch` look at the names that are listed now."""
+        """Register the names that are listed now with a `Watch`."""
         for entry in self._names:
             _add(watch, *entry)
 

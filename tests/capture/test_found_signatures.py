@@ -119,7 +119,7 @@ def test_parameters_that_are_others_at_every_call() -> None:
     double = fastnn.capture(lambda p: (p * 2).detach())
     for _ in range(8):
         double(torch.ones(3, requires_grad=True))
-    with pytest.warns(fastnn.EagerStepWarning, match="another tensor at every call"):
+    with pytest.warns(fastnn.EagerStepWarning, match="a different tensor in every call"):
         double(torch.ones(3, requires_grad=True))
     kept = torch.ones(3, requires_grad=True)
     for _ in range(5):  # one that comes again is recorded all the same

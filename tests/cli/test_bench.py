@@ -293,4 +293,4 @@ def test_torch_against_torch_is_not_measured(capsys: pytest.CaptureFixture[str])
 def test_counts_are_whole_and_positive(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("--rounds", value)
-    assert f"--rounds: expected a whole number of at least 1; came '{value}'" in capsys.readouterr().err
+    assert f"--rounds: expected a whole number of at least 1, got '{value}'" in capsys.readouterr().err

@@ -57,15 +57,15 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     flipped = bytearray(gzip.compress(bytes(1000) + good))
     flipped[20] ^= 0xFF
     return {
-        "empty": (b"", "not an IDX file.*came an empty file"),
-        "html": (b"<!DOCTYPE html><html>", r"not an IDX file: expected .* 00 00.*came 3c 21 44 4f"),
-        "png": (b"\x89PNG\r\n\x1a\n", "not an IDX file.*came 89 50 4e 47"),
+        "empty": (b"", "not an IDX file.*got an empty file"),
+        "html": (b"<!DOCTYPE html><html>", r"not an IDX file: expected .* 00 00.*got 3c 21 44 4f"),
+        "png": (b"\x89PNG\r\n\x1a\n", "not an IDX file.*got 89 50 4e 47"),
         "unknown type code": (
             b"\0\0\x07\1" + good[4:],
-            "not an IDX file.*type code of 08, 09.*came 00 00 07 01",
+            "not an IDX file.*type code of 08, 09.*got 00 00 07 01",
         ),
         "header cut": (good[:9], "truncated: expected 3 dimension sizes"),
-        "body cut": (good[:-1], "truncated: 2 x 3 x 4 uint8 need 24 bytes; came 23"),
+        "body cut": (good[:-1], "truncated: 2 x 3 x 4 uint8 need 24 bytes, got 23"),
         "bytes left over": (good + b"x", "2 x 3 x 4 uint8 need 24 bytes; more follow"),
         "gzip cut": (packed[:-12], "truncated"),
         "gzip without trailer": (packed[:-8], "truncated: the gzip stream ends"),
@@ -78,7 +78,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         ),
         "other content": (
             good[:-1] + b"\0",
-            "its md5, uncompressed, should be [0-9a-f]{32}; came [0-9a-f]{32}",
+            "its md5, uncompressed, should be [0-9a-f]{32}, got [0-9a-f]{32}",
         ),
         "huge header": (
             b"\0\0\x08\3" + b"\xff" * 12,

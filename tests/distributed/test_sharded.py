@@ -141,7 +141,7 @@ def test_masters_of_shards(processes: Processes, name: str) -> None:
 def stepped(rank: int) -> tuple[float, str]:
     made = sharded()
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="TrainStep averages no gradients")
+        warnings.filterwarnings("error", message="TrainStep does not average gradients")
         warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)
         optimizer = fastnn.optim.Adam(made.parameters(), lr=0.01)
         step = fastnn.TrainStep(made, nn.CrossEntropyLoss(), optimizer)

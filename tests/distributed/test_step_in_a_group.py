@@ -148,14 +148,14 @@ def test_a_step_that_stays_local_warns_once(processes: Processes, make: Any) -> 
         assert seen["difference"] > 1e-3
         texts = [text for text in seen["warnings"] if "runs eagerly" not in text]
         assert [text.partition(":")[0] for text in texts] == [
-            "TrainStep averages no gradients over the 2 processes"
+            "TrainStep does not average gradients over the 2 processes"
         ]
 
 
 def silenced(rank: int) -> list[str]:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        warnings.filterwarnings("ignore", message="TrainStep averages no gradients")
+        warnings.filterwarnings("ignore", message="TrainStep does not average gradients")
         local_step()
     return [str(warning.message) for warning in seen]
 

@@ -95,7 +95,7 @@ def test_a_killed_process_ends_the_other(tmp_path: Path, pair: list[subprocess.P
     pair[1].send_signal(signal.SIGKILL)
     _, err = pair[0].communicate(timeout=PATIENCE)
     assert pair[0].returncode == 1
-    assert "fastnn train: error: process 0 of 2 has lost the others; one has ended" in err
+    assert "fastnn train: error: process 0 of 2 lost its connection to the others: one has ended" in err
     assert "Traceback" not in err
     step = Checkpoint.load(path).step
     assert step > 0
@@ -109,10 +109,10 @@ def test_a_killed_process_ends_the_other(tmp_path: Path, pair: list[subprocess.P
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected a whole number, as torchrun sets it; came 'two'"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected a whole number, as torchrun sets it, got 'two'"),
         (
             {"WORLD_SIZE": "2", "RANK": "1"},
-            "the 2 processes do not find each other",
+            "the 2 processes cannot connect to each other",
         ),  # MASTER_ADDR is missing
     ],
 )

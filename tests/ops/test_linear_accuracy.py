@@ -61,8 +61,8 @@ def test_sums_are_short_chains(
 def test_few_columns_are_summed_in_two_chains(n: int, k: int, isa: str) -> None:
     a, b = torch.randn(2000, k), torch.randn(k, n)
     error = forward(a, b).double() - a.double() @ b.double()
-    # Half an eps times the power of two below it, on average a sum is rounded by less: about 0.6 of the square,
-    # and a single chain by 1.1 of it.
+    # Half an eps times the power of two below it: on average a sum is rounded by less, about 0.6 of the
+    # square, and a single chain by 1.1 of it.
     assert error.square().mean() <= 0.85 * expected_rms(k, False, chain=k // 2) ** 2
 
 

@@ -82,7 +82,7 @@ def test_a_batch_size_beyond_all_integers() -> None:
         ({"labels": torch.zeros(22, dtype=torch.int64)}, ValueError, "labels has 22 entries.* 23 images"),
         ({"labels": torch.tensor(1)}, ValueError, "labels has no dimension"),
         ({"labels": torch.zeros(23, device="meta")}, ValueError, "labels is on meta, expected cpu"),
-        ({"permutation": torch.zeros(0).long()}, ValueError, "permutation names no image"),
+        ({"permutation": torch.zeros(0).long()}, ValueError, "permutation is empty"),
         ({"permutation": torch.arange(23).int()}, TypeError, "permutation must be int64, got torch.int32"),
         ({"permutation": torch.zeros(23, 1).long()}, ValueError, "permutation must have one dimension"),
         ({"permutation": torch.arange(23) + 1}, IndexError, "out of range"),

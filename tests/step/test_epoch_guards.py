@@ -81,7 +81,7 @@ class Interrupted(Exception):
 
 @pytest.fixture
 def alarm() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Calls something amid whatever runs after 50 ms of work by this process."""
+    """Calls something during whatever runs after 50 ms of work by this process."""
     before = signal.getsignal(signal.SIGPROF)
 
     def soon(call: Callable[[], None]) -> None:

@@ -84,7 +84,7 @@ def test_somebody_elses_safetensors_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "values", "message"),
     [
-        ({}, {"format": "fastnn.train/99"}, "expected format fastnn.train/2; came fastnn.train/99"),
+        ({}, {"format": "fastnn.train/99"}, "expected format fastnn.train/2, got fastnn.train/99"),
         ({}, {"config": None}, "'config' is missing"),
         ({}, {"config": {"epochs": -1}}, "epochs: expected at least 1"),
         ({}, {"config": {"colour": 1}}, "colour"),
@@ -103,14 +103,14 @@ def test_a_damaged_description_is_refused(saved: Path, tensors: dict, values: di
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"model.0.bias": None}, "model: expected tensors 0.weight, 0.bias, .*; came 0.weight, 2"),
-        ({"model.0.bias": torch.zeros(3)}, r"model: 0.bias: expected torch.float32 \(16,\); came .*\(3,\)"),
-        ({"model.0.bias": torch.zeros(16).double()}, r"0.bias: expected torch.float32 .* came torch.float64"),
+        ({"model.0.bias": None}, "model: expected tensors 0.weight, 0.bias, .*, got 0.weight, 2"),
+        ({"model.0.bias": torch.zeros(3)}, r"model: 0.bias: expected torch.float32 \(16,\), got .*\(3,\)"),
+        ({"model.0.bias": torch.zeros(16).double()}, r"0.bias: expected torch.float32 .* got torch.float64"),
         ({"optimizer.1.exp_avg": torch.zeros(3)}, r"optimizer: exp_avg of parameter 1: expected \(16,\)"),
-        ({"optimizer.1.exp_avg": None}, "optimizer: parameter 1: expected exp_avg, exp_avg_sq, step; came"),
+        ({"optimizer.1.exp_avg": None}, "optimizer: parameter 1: expected exp_avg, exp_avg_sq, step, got"),
         (
             {f"optimizer.3.{name}": None for name in ("step", "exp_avg", "exp_avg_sq")},
-            "optimizer: expected the state of 4 parameters after 5 steps; came that of 3",
+            "optimizer: expected the state of 4 parameters after 5 steps, got that of 3",
         ),
         ({"order": torch.zeros(5, dtype=torch.uint8)}, "the checkpoint is damaged"),
     ],
@@ -147,7 +147,7 @@ def test_more_steps_than_the_run_has_are_refused(make_run) -> None:
     run.advance(100)
     run.test()
     run.advance(100)
-    with pytest.raises(CheckpointError, match="step: expected at most 11; came 22"):
+    with pytest.raises(CheckpointError, match="step: expected at most 11, got 22"):
         make_run(run.checkpoint(), schedule="constant", epochs=1)
 
 

@@ -23,16 +23,16 @@ def test_the_rate_follows_the_schedule_unless_given() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"schedule": "linear"}, "schedule: expected one of constant, cosine, onecycle; came 'linear'"),
-        ({"dtype": "int8"}, "dtype: expected one of float32, .*; came 'int8'"),
-        ({"lr": -1.0}, r"lr: expected a positive number; came -1\.0"),
-        ({"lr": float("nan")}, "lr: expected a positive number; came nan"),
-        ({"epochs": 0}, "epochs: expected at least 1; came 0"),
-        ({"batch_size": -3}, "batch_size: expected at least 1; came -3"),
-        ({"hidden": (8, 0)}, r"hidden: expected widths of at least 1; came \(8, 0\)"),
-        ({"target": 0.0}, r"target: expected an accuracy above 0 and at most 1; came 0\.0"),
-        ({"target": 98}, "target: expected an accuracy above 0 and at most 1; came 98"),
-        ({"train_samples": 0}, "train_samples: expected at least 1; came 0"),
+        ({"schedule": "linear"}, "schedule: expected one of constant, cosine, onecycle, got 'linear'"),
+        ({"dtype": "int8"}, "dtype: expected one of float32, .*, got 'int8'"),
+        ({"lr": -1.0}, r"lr: expected a positive number, got -1\.0"),
+        ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"batch_size": -3}, "batch_size: expected at least 1, got -3"),
+        ({"hidden": (8, 0)}, r"hidden: expected widths of at least 1, got \(8, 0\)"),
+        ({"target": 0.0}, r"target: expected an accuracy above 0 and at most 1, got 0\.0"),
+        ({"target": 98}, "target: expected an accuracy above 0 and at most 1, got 98"),
+        ({"train_samples": 0}, "train_samples: expected at least 1, got 0"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, message: str) -> None:

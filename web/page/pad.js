@@ -66,7 +66,7 @@ export class Pad {
   #extend(point) {
     const stroke = this.#strokes.at(-1);
     if (!stroke)
-      this.#strokes.push([point]); // cleared amid a stroke
+      this.#strokes.push([point]); // cleared during a stroke
     else if (Math.hypot(point[0] - stroke.at(-1)[0], point[1] - stroke.at(-1)[1]) > 0.005) stroke.push(point);
   }
 

@@ -64,7 +64,7 @@ def capture(
     that step others, tensor subclasses, several devices, autograd graphs or tensors that live on elsewhere
     than in what is returned, gradients that are parts of one tensor, collectives, steps of schedulers of
     learning rates, random numbers of Python or numpy, an argument whose memory it also reaches otherwise.
-    ``fastnn.explain(update, *args)`` tells what became of it. While it is recorded nothing of what a call
+    ``fastnn.explain(update, *args)`` reports where each call ran. While it is recorded nothing of what a call
     computes is freed.
 
     On a CUDA device a recording is a CUDA graph of torch's kernels, made in the third call (not compared with

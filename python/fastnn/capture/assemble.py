@@ -60,7 +60,9 @@ def assemble(
     tape = recorder.tape
     gradients_before = [grad for _, grad in before.values() if grad is not None]
     if recorder.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
-        raise Unsupported("an argument shares its memory with a tensor that it reaches otherwise too")
+        raise Unsupported(
+            "an argument shares memory with a tensor that the function reaches otherwise too"
+        )
     fresh = set(map(id, tape.fresh))
     gradients = _gradients(recorder, before, fresh, keep_grad)
     returned = [recorder.view(t) for t in tensors_in(result)]
@@ -79,7 +81,7 @@ def assemble(
             same_hooks(watch, leaf)
     device = recorder.device
     if any(t.device != device for t in called.tensors):
-        raise Unsupported(f"an argument is not on {device}, where it works")
+        raise Unsupported(f"an argument is not on {device}, as its other tensors are")
     if device is not None and cuda_graph.is_there(device):
         return GraphProgram(called, recorder, gradients, watch)
     programs = []
@@ -175,7 +177,7 @@ def _refuse_survivors(recorder: Recorder, known: list[View]) -> None:
     if survives():
         gc.collect()  # in a cycle, perhaps
         if survives():
-            raise Unsupported("a tensor that it makes is kept elsewhere than in what it returns: return it")
+            raise Unsupported("a tensor that it creates is stored outside its return value: return it")
 
 
 def _maker(result: Any, builder: Builder, recorder: Recorder) -> int | Callable[..., Any]:

@@ -173,7 +173,7 @@ class Captured:
         siblings = sum(other.family == known.family for other in self._known.values())
         if known.family is not None and siblings > _PROGRAMS:
             raise Unsupported(
-                "an argument that requires a gradient is another tensor at every call: give it detached, or "
+                "an argument that requires a gradient is a different tensor in every call: detach it, or "
                 "make it require gradients within"
             )
         return known
@@ -222,7 +222,7 @@ class Captured:
             try:
                 names = Surroundings(self._fn)
             except Exception as error:  # of somebody's class, which has something to say about its attributes
-                recorder.refuse(f"what it reads by name cannot be looked at: {error}")
+                recorder.refuse(f"the names that it reads cannot be inspected: {error}")
         try:
             with _dispatch.disabled(), without_compilation(), recorder:
                 result = self._fn(*args, **kwargs)
@@ -253,7 +253,7 @@ class Captured:
             except Unsupported as reason:
                 known.refused = str(reason)
             if known.replaced == _MOST_REPLACED:
-                known.refused = "what it reads beside its arguments is another in each call"
+                known.refused = "a value that it reads by name differs in every call"
         known.surveyed = True
         if lost:
             self._options["keep_grad"] = True
@@ -271,7 +271,7 @@ class Captured:
                 known.wasted += 1
                 if known.wasted == _MOST_WASTED:
                     known.refused = (
-                        f"more than {_PROGRAMS} kinds of arguments take turns, and {_PROGRAMS} recordings "
+                        f"more than {_PROGRAMS} input signatures alternate, and {_PROGRAMS} recordings "
                         "are kept: pad batches to few sizes"
                     )
 

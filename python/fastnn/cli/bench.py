@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         raise CliError(f"no case contains {args.filter!r}; see --list")
     require("bench", "tabulate", "tqdm", *(["matplotlib"] if args.out else []))
     if (reason := _dispatch.torch_reason()) is not None:
-        raise CliError(f"there is nothing of fastnn to measure: {reason}")
+        raise CliError(f"fastnn has no native kernels to measure: {reason}")
     with _held_to(args.threads or torch.get_num_threads()):
         if args.accuracy:
             return _measure_accuracy(args)

@@ -6,7 +6,7 @@ import importlib.util
 
 
 class CliError(Exception):
-    """Something the user can mend; its message says what. The command ends with exit code 1."""
+    """Something the user can fix; its message says what. The command ends with exit code 1."""
 
 
 class UsageError(CliError):

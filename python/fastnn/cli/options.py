@@ -12,7 +12,7 @@ def positive(text: str) -> int:
         argparse.ArgumentTypeError: `text` is something else.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
@@ -27,5 +27,5 @@ def fraction(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, as 0.98; came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, as 0.98, got {text!r}")
     return number

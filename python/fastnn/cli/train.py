@@ -66,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         type=fraction,
         metavar="PART",
-        help="stop at this test accuracy, as 0.98, and tell the training time till then, in which no test "
-        "counts; tested eight times an epoch; exit code 1 if it is not reached in all epochs",
+        help="stop at this test accuracy, as 0.98, and report the training time up to then, without "
+        "the tests; tested eight times an epoch; exit code 1 if it is not reached in all epochs",
     )
     which = run.add_mutually_exclusive_group()
     which.add_argument(
@@ -293,10 +293,10 @@ def _hidden(text: str) -> tuple[int, ...]:
         widths = tuple(int(width) for width in text.split("-"))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected widths as 128, 256-128 or 784-128-10; came {text!r}"
+            f"expected widths as 128, 256-128 or 784-128-10, got {text!r}"
         ) from None
     if min(widths) < 1:
-        raise argparse.ArgumentTypeError(f"expected widths of at least 1; came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected widths of at least 1, got {text!r}")
     if len(widths) > 1 and widths[-1] == 10:
         # Nobody ends 784 hidden units in 10 before the 10 classes: this is the chain written out in full.
         if widths[0] == 784:
@@ -312,7 +312,7 @@ def _hidden(text: str) -> tuple[int, ...]:
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1; came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^63 - 1, got {text!r}")
     return int(text)
 
 
@@ -322,5 +322,5 @@ def _rate(text: str) -> float:
     except ValueError:
         rate = 0.0
     if not 0 < rate < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a positive number; came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return rate

@@ -62,8 +62,8 @@ def _parse(path: Path, file: BinaryIO, shape: tuple[int, ...] | None, md5: str |
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _ELEMENT_TYPES:
         raise DataError(
             f"{path}: not an IDX file: expected it to start with 00 00, a type code of "
-            f"{', '.join(f'{code:02x}' for code in _ELEMENT_TYPES)} and the number of dimensions; "
-            f"came {magic.hex(' ') or 'an empty file'}"
+            f"{', '.join(f'{code:02x}' for code in _ELEMENT_TYPES)} and the number of dimensions, "
+            f"got {magic.hex(' ') or 'an empty file'}"
         )
     dimensions = magic[3]
     sizes = file.read(4 * dimensions)
@@ -77,7 +77,7 @@ def _parse(path: Path, file: BinaryIO, shape: tuple[int, ...] | None, md5: str |
     body = _read(file, expected)
     if len(body) < expected:
         raise DataError(
-            f"{path}: truncated: {_by(found)} {dtype.name} need {expected} bytes; came {len(body)}"
+            f"{path}: truncated: {_by(found)} {dtype.name} need {expected} bytes, got {len(body)}"
         )
     if file.read(1):
         raise DataError(f"{path}: {_by(found)} {dtype.name} need {expected} bytes; more follow them")
@@ -86,8 +86,8 @@ def _parse(path: Path, file: BinaryIO, shape: tuple[int, ...] | None, md5: str |
         digest.update(body)
         if digest.hexdigest() != md5:
             raise DataError(
-                f"{path}: well-formed, but not the expected file: its md5, uncompressed, should be {md5}; "
-                f"came {digest.hexdigest()}"
+                f"{path}: well-formed, but not the expected file: its md5, uncompressed, should be {md5}, "
+                f"got {digest.hexdigest()}"
             )
     return np.frombuffer(body, dtype=dtype).reshape(found).astype(dtype.newbyteorder("="), copy=False)
 

@@ -35,7 +35,7 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         self._options: list[tuple[torch.nn.Module, str, Any]] = []
 
     def watch(self, watch: Any) -> None:
-        """Have a `Watch` look at whether the model still is this chain, and nobody watches its modules."""
+        """Register with a `Watch` that the model is this chain, and that nobody watches its modules."""
         for module in self._watched:
             watch_module(watch, module)
             watch.content(module.__dict__[MODULES])

@@ -168,7 +168,7 @@ def _check(images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor 
             f"TrainStep.epoch: permutation must have one dimension, got shape {tuple(permutation.shape)}"
         )
     if len(permutation) == 0:
-        raise ValueError("TrainStep.epoch: permutation names no image")
+        raise ValueError("TrainStep.epoch: permutation is empty")
 
 
 def _rates(lr: Sequence[float] | Tensor, steps: int) -> Tensor:

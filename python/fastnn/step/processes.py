@@ -21,10 +21,10 @@ def warn_where_local(model: torch.nn.Module) -> None:
     processes = dist.get_world_size()
     if processes > 1 and not _reaches_others(model):
         warnings.warn(
-            f"TrainStep averages no gradients over the {processes} processes: each trains its own model. If "
-            "they are to train one, give it the model wrapped in DistributedDataParallel (its steps run "
+            f"TrainStep does not average gradients over the {processes} processes: each trains its own "
+            "model. If they are to train one, give it the model wrapped in DistributedDataParallel (its steps run "
             "eagerly). To silence this: "
-            'warnings.filterwarnings("ignore", message="TrainStep averages no gradients")',
+            'warnings.filterwarnings("ignore", message="TrainStep does not average gradients")',
             stacklevel=levels_out(),
         )
 

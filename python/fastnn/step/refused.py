@@ -12,7 +12,7 @@ class WarmUp(str):
 
 
 class Refused:
-    """Why a step is not native, and for how many calls that is believed before it is looked at again.
+    """Why a step is not native, and for how many calls that holds before it is looked at again.
 
     Looking takes longer than a small step; the pause doubles each time in a row, from 0 up to
     `_LONGEST_PAUSE`, so that it costs next to nothing in a model that never fits.

@@ -91,7 +91,7 @@ class Checkpoint:
         try:
             values = {name: json.loads(value) for name, value in metadata.items()}
             if values["format"] != _FORMAT:
-                raise CheckpointError(f"{path}: expected format {_FORMAT}; came {values['format']}")
+                raise CheckpointError(f"{path}: expected format {_FORMAT}, got {values['format']}")
             return _assemble(values, tensors)
         except KeyError as error:
             raise CheckpointError(
@@ -126,20 +126,20 @@ class Checkpoint:
         if states.keys() != (set(range(len(parameters))) if self.step else set()):
             raise CheckpointError(
                 f"optimizer: expected the state of {len(parameters) if self.step else 0} parameters after "
-                f"{self.step} steps; came that of {len(states)}"
+                f"{self.step} steps, got that of {len(states)}"
             )
         for index, state in states.items():
             if state.keys() != _ADAM_STATE:
                 raise CheckpointError(
-                    f"optimizer: parameter {index}: expected {', '.join(sorted(_ADAM_STATE))}; "
-                    f"came {', '.join(sorted(state))}"
+                    f"optimizer: parameter {index}: expected {', '.join(sorted(_ADAM_STATE))}, "
+                    f"got {', '.join(sorted(state))}"
                 )
             for name, value in state.items():
                 expected = torch.Size() if name == "step" else parameters[index].shape
                 if value.shape != expected:
                     raise CheckpointError(
-                        f"optimizer: {name} of parameter {index}: expected {tuple(expected)}; "
-                        f"came {tuple(value.shape)}"
+                        f"optimizer: {name} of parameter {index}: expected {tuple(expected)}, "
+                        f"got {tuple(value.shape)}"
                     )
         try:
             model.load_state_dict(self.model)
@@ -151,13 +151,13 @@ class Checkpoint:
 def _check_model(saved: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     if saved.keys() != expected.keys():
         raise CheckpointError(
-            f"model: expected tensors {', '.join(expected)}; came {', '.join(saved) or 'none'}"
+            f"model: expected tensors {', '.join(expected)}, got {', '.join(saved) or 'none'}"
         )
     for name, tensor in expected.items():
         if saved[name].shape != tensor.shape or saved[name].dtype != tensor.dtype:
             raise CheckpointError(
-                f"model: {name}: expected {tensor.dtype} {tuple(tensor.shape)}; "
-                f"came {saved[name].dtype} {tuple(saved[name].shape)}"
+                f"model: {name}: expected {tensor.dtype} {tuple(tensor.shape)}, "
+                f"got {saved[name].dtype} {tuple(saved[name].shape)}"
             )
 
 
@@ -176,7 +176,7 @@ def _assemble(values: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     ]
     step, losses = int(values["step"]), tensors[_LOSSES]
     if losses.shape != (step,):
-        raise ValueError(f"expected the losses of {step} steps; came {tuple(losses.shape)}")
+        raise ValueError(f"expected the losses of {step} steps, got {tuple(losses.shape)}")
     return Checkpoint(
         config=TrainConfig(**values["config"]),
         dataset=values["dataset"],

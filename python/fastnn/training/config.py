@@ -44,22 +44,22 @@ class TrainConfig:
         """Fill in the schedule's learning rate, and refuse what cannot be trained with."""
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}; came {self.schedule!r}")
+            raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; came {self.dtype!r}")
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.lr == 0:
             object.__setattr__(self, "lr", DEFAULT_LR[self.schedule])
         if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr: expected a positive number; came {self.lr}")
+            raise ValueError(f"lr: expected a positive number, got {self.lr}")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1; came {getattr(self, name)}")
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden: expected widths of at least 1; came {self.hidden}")
+            raise ValueError(f"hidden: expected widths of at least 1, got {self.hidden}")
         if self.train_samples is not None and self.train_samples < 1:
-            raise ValueError(f"train_samples: expected at least 1; came {self.train_samples}")
+            raise ValueError(f"train_samples: expected at least 1, got {self.train_samples}")
         if self.target is not None and not 0 < self.target <= 1:
-            raise ValueError(f"target: expected an accuracy above 0 and at most 1; came {self.target}")
+            raise ValueError(f"target: expected an accuracy above 0 and at most 1, got {self.target}")
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values; `TrainConfig(**values)` restores them."""

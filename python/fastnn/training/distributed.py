@@ -24,7 +24,7 @@ _PATIENCE = timedelta(minutes=10)
 
 
 class RanksError(RuntimeError):
-    """The processes of a run do not find each other, or one of them has gone."""
+    """The processes of a run cannot connect to each other, or one of them has ended."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Ranks:
         except RuntimeError as error:
             what = str(error).partition(". ")[0]  # what follows is advice, of several lines
             raise RanksError(
-                f"process {self.rank} of {self.size} has lost the others; one has ended, or the network "
-                f"failed: {what}"
+                f"process {self.rank} of {self.size} lost its connection to the others: one has ended, or the "
+                f"network failed: {what}"
             ) from None
 
 
@@ -95,7 +95,7 @@ def local_rank() -> int:
 def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, str(default))
     if not text.isdecimal():
-        raise RanksError(f"{variable}: expected a whole number, as torchrun sets it; came {text!r}")
+        raise RanksError(f"{variable}: expected a whole number, as torchrun sets it, got {text!r}")
     return int(text)
 
 
@@ -107,7 +107,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     processes on this machine share the threads that torch would have one use.
 
     Raises:
-        RanksError: they do not find each other, or a variable is no number.
+        RanksError: they cannot connect to each other, or a variable is no number.
     """
     size = _number("WORLD_SIZE", 1)
     if "RANK" not in os.environ or size == 1:
@@ -120,7 +120,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise RanksError(f"the {size} processes do not find each other: {error}") from None
+        raise RanksError(f"the {size} processes cannot connect to each other: {error}") from None
     yield Ranks(dist.get_rank(), size)
     # Not after an error: NCCL would wait for processes that are gone.
     dist.destroy_process_group()

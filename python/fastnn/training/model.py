@@ -92,7 +92,7 @@ def rehearse(parts: Parts, stepping: Callable[[Parts], Steps], batches: Batches)
     """Take two of the steps that `stepping` makes on a copy of `parts`, and tell which backend ran them.
 
     What is paid once (threads, lazily made handles) is then paid before the clock starts; the weights and the
-    optimizer's state stay untouched. Only the second step is told of: in the first, the optimizer makes its
+    optimizer's state stay untouched. Only the second step is reported: in the first, the optimizer makes its
     state.
 
     Returns:

@@ -235,7 +235,7 @@ class Run:
     def _restore(self, saved: Checkpoint) -> None:
         saved.check_against(self.config, self.data.name)
         if not 0 <= saved.step <= self.steps:
-            raise CheckpointError(f"step: expected at most {self.steps}; came {saved.step}")
+            raise CheckpointError(f"step: expected at most {self.steps}, got {saved.step}")
         saved.restore(self.parts.model, self.parts.optimizer)
         try:
             self.batches.restore(saved.order)
