@@ -60,9 +60,7 @@ def assemble(
     tape = recorder.tape
     gradients_before = [grad for _, grad in before.values() if grad is not None]
     if recorder.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
-        raise Unsupported(
-            "an argument shares memory with a tensor that the function reaches otherwise too"
-        )
+        raise Unsupported("an argument shares memory with a tensor that the function reaches otherwise too")
     fresh = set(map(id, tape.fresh))
     gradients = _gradients(recorder, before, fresh, keep_grad)
     returned = [recorder.view(t) for t in tensors_in(result)]

@@ -18,8 +18,8 @@ class Batches:
     """Batches of images as they are held, in an order drawn anew for each epoch from a seeded generator.
 
     They are given as row indices of the images, to be gathered where they are needed. Rows of bytes are a
-    quarter of the traffic of float32 ones; who trains on bytes normalises them on the way. The last batch of an
-    epoch may be smaller.
+    quarter of the traffic of float32 ones; who trains on bytes normalises them on the way. The last batch
+    of an epoch may be smaller.
 
     Args:
         images: (N, pixels), on the device of the training.

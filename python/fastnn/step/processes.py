@@ -22,8 +22,8 @@ def warn_where_local(model: torch.nn.Module) -> None:
     if processes > 1 and not _reaches_others(model):
         warnings.warn(
             f"TrainStep does not average gradients over the {processes} processes: each trains its own "
-            "model. If they are to train one, give it the model wrapped in DistributedDataParallel (its steps run "
-            "eagerly). To silence this: "
+            "model. If they are to train one, give it the model wrapped in DistributedDataParallel (its "
+            "steps run eagerly). To silence this: "
             'warnings.filterwarnings("ignore", message="TrainStep does not average gradients")',
             stacklevel=levels_out(),
         )

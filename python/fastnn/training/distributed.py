@@ -78,8 +78,8 @@ class Ranks:
         except RuntimeError as error:
             what = str(error).partition(". ")[0]  # what follows is advice, of several lines
             raise RanksError(
-                f"process {self.rank} of {self.size} lost its connection to the others: one has ended, or the "
-                f"network failed: {what}"
+                f"process {self.rank} of {self.size} lost its connection to the others: one has ended, or "
+                f"the network failed: {what}"
             ) from None
 
 
