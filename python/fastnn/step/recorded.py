@@ -18,7 +18,7 @@ from fastnn.capture.signature import signature
 from fastnn.capture.watch import present_obstacle
 from fastnn.step.eager import EagerStep
 from fastnn.step.parameters import clears_by_itself
-from fastnn.step.refused import Refused, WarmUp
+from fastnn.step.refused import WarmUp
 from fastnn.step.spec import StepSpec
 from fastnn.step.watch import watch_step
 
@@ -58,22 +58,18 @@ class RecordedStep:
         self._watch: Any = None
         self._in_a_row = 0
         self._at_once = 1  # steps of an epoch
-        self._refused: Refused | None = None
 
     def take(self, inputs: tuple[Any, ...], target: Any) -> Taken | str:
         """Take the step; or say why not, with everything left as it is."""
-        if self._refused is not None and not self._spec.native and self._refused.is_believed():
-            return self._refused.reason
         try:
             update = self._ready()
             update.check(inputs, target)
         except Unsupported as refusal:
-            self._refused = Refused(str(refusal), self._refused)
-            return self._refused.reason
+            return str(refusal)
         self._eager.clear()
         taken = update.take(inputs, target)
         if taken.reason is None:
-            self._refused, self._in_a_row = None, 0
+            self._in_a_row = 0
         return taken
 
     def take_many(
@@ -124,11 +120,6 @@ class RecordedStep:
     def programs(self) -> tuple[Any, ...]:
         """What has been recorded, and holds."""
         return () if self._update is None else self._update.programs
-
-    def look_again(self) -> None:
-        """Do not believe what stood in the way the last time."""
-        if self._refused is not None:
-            self._refused.left = 0
 
     def _ready(self) -> _Update:
         reason = present_obstacle()
