@@ -1,69 +1,167 @@
 #!/usr/bin/env bash
-# Builds fastnn on a machine with a GPU, tests it there and measures it: gpu_check.sh [build|test|sanitize|probe|bench]...
-# Without arguments all of them, each within its share of eight minutes. Needs no network; torch with CUDA, CMake, ninja,
-# pybind11, scikit-build-core and pytest must be installed. MNIST is taken from $FASTNN_DATA_DIR, where there is one.
-# Writes to $OUT, by default build/gpu.
+# Builds fastnn on a machine with a GPU, tests it there and measures it: gpu_check.sh --help
 set -uo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-out=${OUT:-build/gpu}
-mkdir -p "$out"
+
+usage() {
+  cat <<'END'
+usage: benchmarks/gpu_check.sh [STAGE]...
+
+Without stages all but the last two, in this order. Needs no network; torch with CUDA, CMake, ninja, pybind11 and
+pytest must be installed, and nvcc and compute-sanitizer found on the PATH or in /usr/local/cuda/bin.
+
+END
+  stages | while read -r name limit _ what; do printf '  %-10s at most %3d s  %s\n' "$name" "$limit" "$what"; done
+  cat <<'END'
+
+Where a command may take ten minutes, these fit into one each:
+  build selftest probe sweep test
+  build memcheck racecheck, with the modules brought along
+  build initcheck synccheck, with the modules brought along
+  build bench
+
+What comes back, never more than eight files in $OUT (default: build/gpu/out):
+  _cpu.*.so, _cuda.*.so, modules.sha256   the modules; put into python/fastnn they are not built again, as long as
+                                          modules.sha256 has the sums of these very modules, csrc/ and CMake's files
+  summary.txt                             what is shown
+  logs.tar.gz                             all that was said, each test file's output, the probe's figures
+  sweep.json, bench.json                  what was measured
+
+Variables: PYTHON (python3); OUT; LIMIT, the seconds for all stages together: the last is cut short, and those that
+nothing is left for are named; JOBS, test files at a time (8); FILE_SECONDS, what one may take (120); TESTS (tests) and
+PYTEST_OPTIONS (-m cuda), the tests of `test`; FASTNN_DATA_DIR, a folder with MNIST's four files (shared/data/mnist in
+or beside the checkout).
+END
+}
+
+# Name, seconds at most, lines shown, what it does.
+stages() {
+  cat <<'END'
+build      180   8 compiles the modules, or takes those that were brought along
+selftest    60  30 fastnn selftest: whether the kernels compute what they should
+probe       30  30 times barriers of a cluster and reads between its blocks (benchmarks/cluster_probe.cu)
+sweep       90  40 times fastnn's products beside cuBLAS, for the limits in python/fastnn/ops/_cuda_limits.py
+test       220  90 the tests that need a GPU, each file in a process of its own
+memcheck   240  40 benchmarks/gpu_sanitize.txt under compute-sanitizer: addresses
+racecheck  240  40 the same: races in shared memory
+bench      300 120 times all ops beside torch's, MNIST to 98% included
+initcheck  240  40 as memcheck: memory that is read before it is written
+synccheck  240  40 as memcheck: barriers that not all threads reach
+END
+}
+
+export python=${PYTHON:-python3} out=${OUT:-build/gpu/out} work=build/gpu
 export FASTNN_MIRRORS=${FASTNN_MIRRORS-} PATH=$PATH:/usr/local/cuda/bin
 export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-failed=()
+for folder in shared/data/mnist ../shared/data/mnist; do
+  [ -n "${FASTNN_DATA_DIR-}" ] || [ ! -d "$folder" ] || export FASTNN_DATA_DIR=$PWD/$folder
+done
 
-# stage <name> <lines> <seconds> <command...>: runs it with a limit, keeps its output, shows the last lines, notes a
-# failure.
+# The sums of what the modules are made from, and their own.
+sums() {
+  local suffix
+  suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+  { find csrc cmake CMakeLists.txt -type f; ls python/fastnn/_{cpu,cuda}"$suffix" 2>/dev/null; } |
+    LC_ALL=C sort | tr '\n' '\0' | xargs -0 sha256sum
+}
+
+do_build() {
+  if [ "$(sums)" = "$(cat python/fastnn/modules.sha256 2>/dev/null)" ]; then
+    echo "python/fastnn has modules that were built from these sources"
+  else
+    cmake -S . -B build/gpu-build -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTNN_CUDA=ON \
+      -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$(command -v "$python")" &&
+      cmake --build build/gpu-build --target _cpu _cuda && cmake --install build/gpu-build --prefix python &&
+      sums >python/fastnn/modules.sha256 || return 1
+  fi
+  cp $(sed -n 's/^[0-9a-f]*  \(python.*\)/\1/p' python/fastnn/modules.sha256) python/fastnn/modules.sha256 "$out" &&
+    "$python" -c '
+import torch
+assert torch.cuda.is_available(), "torch finds no GPU"
+print(torch.__version__, torch.cuda.get_device_name())
+import fastnn
+from fastnn import _cuda
+print(fastnn.info())
+why = _cuda.why_unusable(0)
+assert not why, why'
+}
+
+do_selftest() { "$python" -m fastnn selftest --device cuda:0; }
+
+do_probe() {
+  nvcc -arch=sm_90 -std=c++17 -O3 -I csrc benchmarks/cluster_probe.cu -o "$work/cluster_probe" && "$work/cluster_probe"
+}
+
+# Each stage that uses the kernels through Python: whether or not `selftest` found them good.
+unproven() { env FASTNN_CUDA_UNPROVEN=1 "$@"; }
+
+do_sweep() { unproven "$python" -m benchmarks.gpu sweep --seconds $((limit - 30)) --output "$out/sweep.json"; }
+
+do_bench() { unproven "$python" -m benchmarks.gpu bench --seconds $((limit - 60)) --output "$out/bench.json"; }
+
+# tests <name> <argument of benchmarks.gpu_tests>...
+tests() {
+  local name=$1
+  shift
+  unproven "$python" -m benchmarks.gpu_tests --logs "$work/$name" --jobs "${JOBS:-8}" --seconds $((limit - 10)) "$@"
+}
+
+# Word splitting is wanted: TESTS may name several.
+do_test() { tests test --pytest="${PYTEST_OPTIONS:--m cuda}" --file-seconds "${FILE_SECONDS:-120}" ${TESTS:-tests}; }
+
+# sanitize <options of pytest> <tool> [<option of compute-sanitizer>]...: one tool over the selected tests.
+sanitize() {
+  local options=$1 tool=$2 chosen
+  shift
+  command -v compute-sanitizer || { echo "compute-sanitizer is not installed"; return 1; }
+  mapfile -t chosen <benchmarks/gpu_sanitize.txt
+  tests "$tool" --pytest="--all ${PYTEST_OPTIONS:--m cuda} $options" --file-seconds "$limit" \
+    --under "compute-sanitizer --tool $* --error-exitcode 86 --target-processes all" "${chosen[@]}"
+}
+
+# These two see memory by allocations: each tensor gets one of its own, with which nothing can be captured.
+# Errors that the API returns are for the tests to judge.
+do_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize "-k 'not step_graph'" memcheck --report-api-errors no; }
+do_initcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize "-k 'not step_graph'" initcheck; }
+do_racecheck() { sanitize "" racecheck; }
+do_synccheck() { sanitize "" synccheck; }
+export -f sums unproven tests sanitize $(compgen -A function do_)
+
+# stage <name> <seconds> <lines>: runs it with a limit, keeps its output, shows the last lines, notes a failure.
 stage() {
-  local name=$1 lines=$2 limit=$3 start=$SECONDS
-  shift 3
+  local name=$1 lines=$3 start=$SECONDS
+  export limit=$2
   echo "== $name"
-  timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$out/$name.log" | tail -n "$lines"
+  timeout --kill-after=5 "$limit" bash -c "do_$name" 2>&1 | tee "$work/$name.log" | tail -n "$lines"
   local status=${PIPESTATUS[0]}
   [ "$status" -eq 0 ] || failed+=("$name (exit $status)")
   echo "-- $name: $((SECONDS - start)) s"
+  # After each: what has been done outlives what ends this script.
+  tar -czf "$out/logs.tar.gz" --exclude=./out --exclude=./cluster_probe -C "$work" .
 }
 
-build() {
-  "$python" -c 'import torch; assert torch.cuda.is_available(), "torch finds no GPU"; print(torch.__version__, torch.cuda.get_device_name())' &&
-    cmake -S . -B build/gpu-build -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTNN_CUDA=ON \
-      -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$(command -v "$python")" &&
-    cmake --build build/gpu-build && cmake --install build/gpu-build --prefix python &&
-    "$python" -c 'import fastnn; from fastnn import _backend
-print(fastnn.info()); why = _backend._device_reason(0); assert why is None, why'
-}
-
-# memcheck sees what is beyond an allocation: each tensor gets one of its own, with which nothing can be captured.
-# Errors that the API returns are for the tests to judge.
-sanitize() {
-  local tests
-  command -v compute-sanitizer || { echo "compute-sanitizer is not installed"; return 1; }
-  mapfile -t tests <benchmarks/gpu_sanitize.txt
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1 \
-    --target-processes all "$python" -m pytest --all -q -x -m cuda -k "not step_graph" "${tests[@]}" &&
-    compute-sanitizer --tool racecheck --error-exitcode 1 --target-processes all \
-      "$python" -m pytest --all -q -x -m cuda "${tests[@]}"
-}
-
-probe() {
-  nvcc -arch=sm_90 -std=c++17 -O3 -I csrc benchmarks/cluster_probe.cu -o "$out/cluster_probe" &&
-    "$out/cluster_probe" >"$out/cluster_probe.txt" && tail -n 1 "$out/cluster_probe.txt" >"$out/cluster_probe.json" &&
-    head -n -1 "$out/cluster_probe.txt"
-}
-
-for name in "${@:-build test sanitize probe bench}"; do
-  for one in $name; do
-    case $one in
-      build) export -f build; export python; stage build 15 180 bash -c build ;;
-      test) stage test 15 130 "$python" -m pytest -q -m cuda --maxfail=20 tests ;;
-      sanitize) export -f sanitize; export python; stage sanitize 15 60 bash -c sanitize ;;
-      probe) export -f probe; export out; stage probe 15 20 bash -c probe ;;
-      bench) stage bench 200 90 "$python" -m benchmarks.gpu --seconds 70 --output "$out/gpu.json" ;;
-      *) echo "unknown stage $one: expected build, test, sanitize, probe or bench" >&2; exit 2 ;;
-    esac
+run() {
+  local name limit lines left failed=()
+  for name in "$@"; do
+    read -r limit lines < <(stages | awk -v name="$name" '$1 == name { print $2, $3 }')
+    left=$((${LIMIT:-86400} - SECONDS))
+    if [ "$left" -lt 45 ]; then
+      failed+=("$name (no time left)")
+    else
+      stage "$name" $((limit < left ? limit : left)) "$lines"
+    fi
   done
+  [ ${#failed[@]} -eq 0 ] || { printf 'failed: %s\n' "${failed[@]}"; return 1; }
+}
+
+known=" $(stages | awk '{ printf "%s ", $1 }')"
+for name in "$@"; do
+  case $name in
+    -h | --help) usage; exit ;;
+    *) [[ $known == *" $name "* ]] || { echo "unknown stage $name: expected one of$known" >&2; exit 2; } ;;
+  esac
 done
-if [ ${#failed[@]} -gt 0 ]; then
-  printf 'failed: %s\n' "${failed[@]}"
-  exit 1
-fi
+[ $# -gt 0 ] || set -- $(stages | awk '{ print $1 }' | head -n -2)
+mkdir -p "$out" "$work"
+run "$@" | tee "$out/summary.txt"
+exit "${PIPESTATUS[0]}"
