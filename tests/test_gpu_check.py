@@ -281,6 +281,11 @@ def test_what_ends_a_test_file_ends_no_other(tree: Tree) -> None:
     assert tree.come_back() == {"summary.txt", "logs.tar.gz"}
 
 
+def test_nothing_but_skipped_tests_is_a_failure(tree: Tree) -> None:
+    tree.write("tests/test_one.py", "import pytest\ndef test_skipped(): pytest.skip('no GPU')\n")
+    assert "1 files: 1 skipped in" in tree.run("test", status=1, PYTEST_OPTIONS="--all")
+
+
 HANGS = """
 import time
 def test_before(): pass

@@ -1,7 +1,7 @@
 """Which kernels compute a matrix product on CUDA: fastnn's own or torch's, and in which arithmetic.
 
-All numbers here are derived from data sheets. None has been measured on a device: `benchmarks/gpu.py` has
-the sweep that measures them.
+All numbers here are derived from data sheets. None has been measured on a device: `benchmarks/gpu_sweep.py`
+is there to measure them.
 """
 
 from __future__ import annotations
