@@ -87,5 +87,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to note."""
+    """Begin to note. Warnings are no errors; those that the project's settings ignore stay ignored."""
+    ignored = [line for line in config.getini("filterwarnings") if line != "error"]
+    for line in ("default", *ignored):
+        config.addinivalue_line("filterwarnings", line)
     config.pluginmanager.register(_Lines(config.getoption("--lines")))

@@ -30,6 +30,7 @@ _FINDING = re.compile(r"========= (?!COMPUTE-SANITIZER|.*SUMMARY: 0 )\S.*")
 SHOWN = 12  # lines of a sanitizer's for a file
 MESSAGE_LINES = 4  # of a failure
 ALSO = 3  # tests that failed likewise
+WARNING = 300  # characters of one
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Runner:
     def _start(
         self, log: IO[bytes], lines: Path, arguments: Iterable[str], under: Sequence[str] = ()
     ) -> subprocess.Popen[bytes]:
-        pytest = [sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml", "-W", "default", "--tb=short"]
+        pytest = [sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml", "--tb=short"]
         plugins = ["-p", "no:cacheprovider", "-p", "benchmarks.gpu_test_lines", "--lines", str(lines)]
         # Of the plugins that are installed, the tests need none, and each may have an opinion.
         environment = {**os.environ, "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -226,7 +227,8 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
     first = dict(reversed(found))
     counts = Counter(text for text, _ in found).most_common()
     return [
-        f"warning {count}x: {text.strip()} (first in {first[text] or 'collection'})" for text, count in counts
+        f"warning {count}x: {text.strip()[:WARNING]} (first in {first[text] or 'collection'})"
+        for text, count in counts
     ]
 
 

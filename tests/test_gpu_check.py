@@ -231,6 +231,7 @@ import warnings
 import pytest
 @pytest.mark.parametrize("i", range(3))
 def test_warns(i): warnings.warn("a GPU brings this up")
+def test_is_ignored(): warnings.warn("TrainStep runs eagerly: as pyproject.toml says")
 """,
     "fails": """
 import pytest
@@ -262,7 +263,7 @@ def test_what_ends_a_test_file_ends_no_other(tree: Tree) -> None:
     #                 passed, failed, skipped, died, not run
     assert {name: list(map(int, counts.split())) for counts, name in table.items()} == {
         "dies": [2, 0, 0, 1, 0],
-        "warns": [3, 0, 0, 0, 0],
+        "warns": [4, 0, 0, 0, 0],
         "fails": [0, 3, 1, 0, 0],
         "loses_the_device": [1, 1, 0, 1, 0],
         "does_not_import": [0, 1, 0, 0, 0],
@@ -274,7 +275,7 @@ def test_what_ends_a_test_file_ends_no_other(tree: Tree) -> None:
         "failed 3x: tests/test_fails.py::test_fails[0]\n    AssertionError: first line\n      second line",
         "failed 1x: tests/test_loses_the_device.py::test_loses\n    an illegal memory access was encountered",
         "No module named 'a_module_that_is_not_there'",
-        "5 files: 6 passed, 5 failed, 1 skipped, 2 died, 3 warnings in",
+        "5 files: 7 passed, 5 failed, 1 skipped, 2 died, 3 warnings in",
         "failed: test (exit 1)",
     ):
         assert line in said
