@@ -116,7 +116,7 @@ sanitize() {
   command -v compute-sanitizer || { echo "compute-sanitizer is not installed"; return 1; }
   mapfile -t chosen <benchmarks/gpu_sanitize.txt
   tests "$tool" --pytest="--all ${PYTEST_OPTIONS:--m cuda} $options" --file-seconds "$limit" \
-    --under "compute-sanitizer --tool $* --error-exitcode 86 --target-processes all" "${chosen[@]}"
+    --sanitizer="--tool $*" "${chosen[@]}"
 }
 
 # These two see memory by allocations: each tensor gets one of its own, with which nothing can be captured.

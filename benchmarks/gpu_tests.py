@@ -25,7 +25,8 @@ from typing import IO
 from .gpu_test_lines import DEVICE_LOST
 
 ROOT = Path(__file__).resolve().parents[1]
-# A sanitizer's own lines, without those that say that there is nothing.
+FOUND = 86  # exit status of the sanitizer where it found something
+# Its own lines, without those that say that there is nothing.
 _FINDING = re.compile(r"========= (?!COMPUTE-SANITIZER|.*SUMMARY: 0 )\S.*")
 SHOWN = 12  # lines of a sanitizer's for a file
 MESSAGE_LINES = 4  # of a failure
@@ -104,17 +105,20 @@ class Runner:
     Args:
         logs: the folder for each file's output and lines.
         options: of pytest.
-        under: a command that runs another, such as a sanitizer.
+        sanitizer: options of compute-sanitizer; without any, pytest runs by itself.
         file_seconds: what a file may take.
         end: when all must be over, by `time.monotonic`.
     """
 
     def __init__(
-        self, logs: Path, options: Sequence[str], under: Sequence[str], file_seconds: float, end: float
+        self, logs: Path, options: Sequence[str], sanitizer: Sequence[str], file_seconds: float, end: float
     ) -> None:
         self.logs = logs
         self._options = list(options)
-        self._under = list(under)
+        self._under: list[str] = []
+        if sanitizer:
+            own = ["--error-exitcode", str(FOUND), "--target-processes", "all"]
+            self._under = ["compute-sanitizer", *sanitizer, *own]
         self._file_seconds = file_seconds
         self._end = end
 
@@ -177,6 +181,7 @@ class Runner:
             return run
         end = min(began + self._file_seconds, self._end)
         lines, log = self._paths(file)
+        found = False
         with log.open("ab") as output:
             while True:
                 begun = run.report.begun
@@ -186,6 +191,8 @@ class Runner:
                 where = report.last if within else "outside its tests"
                 if status is None:
                     run.died.append(f"no end after {time.monotonic() - began:.0f} s: {where}")
+                elif status == FOUND:
+                    found = True
                 elif status not in (0, 1, 5) and not (status == 2 and report.failed and not report.begun):
                     # Not pytest's own status after its last test, nor after a file that it could not import.
                     run.died.append(f"{_how(status)}: {where}")
@@ -193,7 +200,7 @@ class Runner:
                     break
         run.seconds = time.monotonic() - began
         if self._under:
-            run.findings = _FINDING.findall(log.read_text(errors="replace"))
+            run.findings = _FINDING.findall(log.read_text(errors="replace")) or ["see its log"] * found
         return run
 
 
@@ -261,15 +268,15 @@ def main() -> int:
     parser.add_argument("tests", nargs="+", help="folders, files or ids")
     parser.add_argument("--logs", type=Path, required=True, help="folder for the output of each file")
     parser.add_argument("--pytest", default="-m cuda", help="options of pytest (default: %(default)s)")
-    parser.add_argument("--under", default="", help="a command that runs pytest, such as a sanitizer")
+    parser.add_argument("--sanitizer", default="", help="run under compute-sanitizer, with these options")
     parser.add_argument("--jobs", type=int, default=8, help="files at a time (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=600.0, help="for all files (default: %(default)s)")
     parser.add_argument("--file-seconds", type=float, default=120.0, help="for one (default: %(default)s)")
     given = parser.parse_args()
     began = time.monotonic()
     given.logs.mkdir(parents=True, exist_ok=True)
-    options, under = shlex.split(given.pytest), shlex.split(given.under)
-    runner = Runner(given.logs.resolve(), options, under, given.file_seconds, began + given.seconds)
+    options, sanitizer = shlex.split(given.pytest), shlex.split(given.sanitizer)
+    runner = Runner(given.logs.resolve(), options, sanitizer, given.file_seconds, began + given.seconds)
     with ThreadPoolExecutor(given.jobs) as pool:
         runs = list(pool.map(lambda job: runner.run(*job), runner.collect(given.tests)))
     print("\n".join(summary(runs, time.monotonic() - began)))
