@@ -69,7 +69,7 @@ class Report:
         if case.flops and case.dtype.itemsize == 2:
             notes.append("of the float32 peak: 16-bit values are summed in float32")
         notes += [f"{name} kept {busy:.2f} threads busy" for name, busy in self.overworked(result).items()]
-        notes += [f"torch ran it in our place: {reason}" for reason in result.fallbacks]
+        notes += [f"torch ran it instead: {reason}" for reason in result.fallbacks]
         return notes
 
 

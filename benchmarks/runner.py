@@ -68,7 +68,7 @@ class Samples:
 class Result:
     """What one case gave. `speedups` has, by peer, quartiles of the peer's time over ours in the same round.
 
-    `refused` says why nothing was timed; `fallbacks` lists ops that torch ran in our place.
+    `refused` says why nothing was timed; `fallbacks` lists the ops that torch ran instead.
     """
 
     case: Case
