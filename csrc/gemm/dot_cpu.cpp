@@ -1,5 +1,7 @@
 #include "gemm/dot.h"
 
+#include <type_traits>
+
 #include "core/transpose.h"
 
 namespace fastnn::FASTNN_ISA {
@@ -56,6 +58,12 @@ void dot_kernel(int64_t depth, const A* a, int64_t a_row, const A* b, int64_t b_
     }
 }
 
+// Sixteen rows are more streams than are fetched from L2 ahead: each row asks for its values so many vectors
+// before they are needed, where it is as long as this. 1 x 256 x 256 took 2.35 us without and 2.05 with it, 1
+// x 784 x 128 3.5 and 2.9 (Zen 5); at 64 it took 5% longer, and so it did with the eight rows of AVX2.
+constexpr int64_t kVectorsAhead = 3;
+constexpr int64_t kAskedDepth = 128;
+
 // The sums over one pass of `rows` rows, or of kLanes where kFull. Rows that are missing are the last one
 // again.
 template <bool kFull, class A>
@@ -63,7 +71,7 @@ FASTNN_INLINE Vec<A> dots_of_pass(int rows, int64_t depth, const A* a, int64_t a
   constexpr int kL = kLanes<A>, kHalf = kL / 2;
   Vec<A> sums[kL] = {};
   const int64_t half = kFull || rows > kHalf ? kHalf : rows - 1;
-  const auto step = [&](int64_t p, auto&& load_at) __attribute__((always_inline)) {
+  const auto step = [&](int64_t p, auto asks, auto&& load_at) __attribute__((always_inline)) {
     Vec<A> factor = load_at(x + p);
     keep_in_register(factor);
     // Two chains of addresses: one would be as long as the sums, and all at once do not fit the registers.
@@ -73,6 +81,10 @@ FASTNN_INLINE Vec<A> dots_of_pass(int rows, int64_t depth, const A* a, int64_t a
     for (int r = 0; r < kHalf; ++r) {
       sums[r] += load_at(low) * factor;
       sums[r + kHalf] += load_at(high) * factor;
+      if constexpr (decltype(asks)::value) {
+        __builtin_prefetch(low + kVectorsAhead * kL);
+        __builtin_prefetch(high + kVectorsAhead * kL);
+      }
       low += kFull || r + 1 < rows ? a_row : 0;
       high += kFull || r + kHalf + 1 < rows ? a_row : 0;
       forget_origin(low);
@@ -80,9 +92,12 @@ FASTNN_INLINE Vec<A> dots_of_pass(int rows, int64_t depth, const A* a, int64_t a
     }
   };
   int64_t p = 0;
-  for (; p + kL <= depth; p += kL) step(p, [](const A* from) { return load(from); });
+  const auto whole = [](const A* from) { return load(from); };
+  if (kL >= 16 && depth >= kAskedDepth)
+    for (; p + kL <= depth; p += kL) step(p, std::true_type{}, whole);
+  for (; p + kL <= depth; p += kL) step(p, std::false_type{}, whole);
   if (const int rest = static_cast<int>(depth - p))
-    step(p, [rest](const A* from) { return load_partial(from, rest); });
+    step(p, std::false_type{}, [rest](const A* from) { return load_partial(from, rest); });
   return lane_sums<A>(sums);
 }
 
