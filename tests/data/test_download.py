@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from fastnn._cache import cache_dir
 from fastnn.data import DataError, load
 from fastnn.data.download import download
-from fastnn.data.mnist import MnistUnavailableError, cache_dir, load_mnist
+from fastnn.data.mnist import MnistUnavailableError, load_mnist
 
 
 class Server:

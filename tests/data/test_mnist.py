@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastnn._cache import cache_dir
 from fastnn.data import DataError, load
 from fastnn.data.digits import load_digits
-from fastnn.data.mnist import MNIST_FILES, MnistUnavailableError, cache_dir, load_mnist
+from fastnn.data.mnist import MNIST_FILES, MnistUnavailableError, load_mnist
 
 REAL = os.environ.get("FASTNN_DATA_DIR", "")
 

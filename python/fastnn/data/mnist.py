@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastnn._cache import cache_dir
 from fastnn.data.dataset import DataError, Dataset
 from fastnn.data.download import download
 from fastnn.data.idx import read_idx
@@ -45,22 +46,6 @@ class MnistUnavailableError(DataError):
     """No directory that was searched holds MNIST, and no mirror gave it."""
 
 
-def cache_dir() -> Path:
-    """``$FASTNN_CACHE_DIR``, else ``$XDG_CACHE_HOME/fastnn``, else ``~/.cache/fastnn``.
-
-    Raises:
-        MnistUnavailableError: the user has no home directory.
-    """
-    if own := os.environ.get("FASTNN_CACHE_DIR"):
-        return Path(own)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastnn"
-    except RuntimeError:
-        raise MnistUnavailableError(
-            "there is no home directory to keep it in, and FASTNN_CACHE_DIR is not set"
-        ) from None
-
-
 def mirrors() -> Sequence[str]:
     """The mirrors in use: ``$FASTNN_MIRRORS`` where it is set (empty: none), else the built-in ones."""
     own = os.environ.get("FASTNN_MIRRORS")
@@ -90,7 +75,10 @@ def load_mnist(
         if not lacking:
             return _from_directory(Path(environment), files)
         notify(f"FASTNN_DATA_DIR={environment} lacks {', '.join(lacking)}: looking elsewhere for MNIST")
-    cache = cache_dir() / "mnist"
+    try:
+        cache = cache_dir() / "mnist"
+    except RuntimeError as error:
+        raise MnistUnavailableError(str(error)) from None
     if not _lacking(cache, files):
         try:
             return _from_directory(cache, files)
