@@ -107,3 +107,10 @@ def test_a_launch_that_a_gpu_refuses_is_refused(checks: Any, shape: tuple[int, .
 def test_parameters_must_fit(checks: Any) -> None:
     with pytest.raises(RuntimeError, match="4097 bytes of parameters"):
         checks.large_parameters()
+
+
+def test_a_device_that_does_not_tell_its_limits_is_unusable(emulated: Emulation) -> None:
+    """Found when the device is first asked about, not by every op."""
+    assert emulated.cuda.why_unusable(0) == ""
+    for _ in range(2):
+        assert emulated.cuda.why_unusable(4) == "fastnn: CUDA error: no answer (emulated)"

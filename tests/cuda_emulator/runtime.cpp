@@ -14,9 +14,12 @@ std::string last_words;
 
 // Like an H100, with so few multiprocessors that loops over a grid go round in small tests; with so little
 // shared memory that short rows exceed it; the same without clusters; the same with them, but with kernels
-// that were compiled for a device without.
-constexpr cuda_emulator::Device kDevices[] = {
-    {16, 9, 227 * 1024, 90}, {4, 9, 16 * 1024, 90}, {4, 8, 16 * 1024, 80}, {4, 9, 16 * 1024, 80}};
+// that were compiled for a device without; and one that does not tell its limits.
+constexpr cuda_emulator::Device kDevices[] = {{16, 9, 227 * 1024, 90},
+                                              {4, 9, 16 * 1024, 90},
+                                              {4, 8, 16 * 1024, 80},
+                                              {4, 9, 16 * 1024, 80},
+                                              {0, 0, 0, 90}};
 constexpr int kDeviceCount = sizeof(kDevices) / sizeof(kDevices[0]);
 int current_device = 0, holder_of_tensors = 0;
 
@@ -55,6 +58,7 @@ cudaError_t cudaSetDevice(int device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (!kDevices[device].multiprocessors) return cuda_emulator::set_error(cudaErrorInvalidValue, "no answer");
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       return *value = kDevices[device].multiprocessors, cudaSuccess;
