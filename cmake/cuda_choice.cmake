@@ -4,7 +4,7 @@
 #   fastnn_nvcc          the compiler, and fastnn_nvcc_version
 #   fastnn_archs         architectures in CMake's notation
 # Also runs as a script: cmake -DFASTNN_CUDA=AUTO -P cmake/cuda_choice.cmake
-set(fastnn_least_nvcc 11.8)  # the first that knows 90
+set(fastnn_least_nvcc 12.0)  # of older ones 11.8 knows 90 too; no build with it was ever tried
 set(fastnn_default_archs 80-real 90)  # 90 without -real: machine code, and PTX for what comes later
 
 # Compute capabilities of the GPUs present, without the dot; `why` there is none of use.

@@ -77,12 +77,12 @@ def machine(tmp_path: Path) -> Machine:
         ("[N/A]\\n", "12.4", "", "not built, nvidia-smi finds no GPU"),
         ("7.5\\n", "12.4", "", "not built, the GPU is of compute capability 7.5, and the kernels need 8.0"),
         ("9.0\\n", None, "", "not built, there is no nvcc"),
-        ("9.0\\n", "11.7", "", "not built, nvcc is 11.7, and the kernels need 11.8"),
+        ("9.0\\n", "11.8", "", "not built, nvcc is 11.8, and the kernels need 12.0"),
         ("9.0\\n", "nothing", "", "nvcc does not tell its version"),
         ("12.0\\n", "12.4", "", "not built, nvcc 12.4 does not know the GPU's compute capability 120"),
         ("9.0\\n", "12.4", "80;130-real", "not built, nvcc 12.4 does not know FASTNN_CUDA_ARCHS=130-real"),
         ("9.0\\n", "12.4", "", "built by nvcc 12.4 for 90-real"),
-        ("9.0\\n", "11.8", "", "built by nvcc 11.8 for 90-real"),
+        ("9.0\\n", "12.0", "", "built by nvcc 12.0 for 90-real"),
         ("8.6\\n7.5\\n8.6\\n12.0\\n8.0\\n", "12.4", "", "built by nvcc 12.4 for 86-real;80-real"),
         ("9.0\\n", "12.4", "80-real;90a;native", "built by nvcc 12.4 for 80-real;90a;native"),
     ],
@@ -120,7 +120,7 @@ def test_asked_for_it_is_built_anywhere(machine: Machine, gpus: str | None, arch
     ("nvcc", "archs", "said"),
     [
         (None, "", "there is no nvcc on the PATH nor in CUDACXX"),
-        ("11.7", "", "nvcc is 11.7"),
+        ("11.8", "", "nvcc is 11.8"),
         ("12.4", "120", "does not know FASTNN_CUDA_ARCHS=120"),
     ],
 )
