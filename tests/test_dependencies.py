@@ -17,8 +17,8 @@ SOURCES = Path(__file__).parents[1] / "csrc"
 
 # Each may import what stands above it, and itself.
 PYTHON = [
-    ("_version", "_losses", "_torch_internals"),
-    ("_replaced", "_labels"),
+    ("_version", "_losses", "_torch_internals", "_cache"),
+    ("_replaced", "_labels", "_proof"),
     ("_dispatch",),
     ("ops",),
     ("functional",),
@@ -27,6 +27,7 @@ PYTHON = [
     ("capture",),
     ("step",),
     ("training", "data"),
+    ("selftest",),
     ("cli", "__main__"),
     ("benchmarks",),  # where it is installed
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,18 +55,18 @@ class Explanation:
         tables = []
         if self.conversions:
             made = [(c.name or "(root)", c.kind, c.became or "-", c.note) for c in self.conversions]
-            tables.append(_table([("name", "class", "became", "why not, or what fuses"), *made]))
+            tables.append(table([("name", "class", "became", "why not, or what fuses"), *made]))
         if self.decisions:
             counted = [
                 (op, str(calls), "native" if reason is None else "torch", reason or "")
                 for (op, reason), calls in Counter(self.decisions).items()
             ]
-            tables.append(_table([("op", "calls", "ran on", "why not natively"), *counted], right=1))
+            tables.append(table([("op", "calls", "ran on", "why not natively"), *counted], right=1))
         tables.extend(str(program) for program in self.programs)
         return "\n\n".join(tables) or "no fastnn op ran"
 
 
-def _table(rows: list[tuple[str, ...]], right: int | None = None) -> str:
+def table(rows: Sequence[tuple[str, ...]], right: int | None = None) -> str:
     """Lines of the rows in columns; the one with the number `right` is flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

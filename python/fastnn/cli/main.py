@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fastnn._version import __version__
 from fastnn.cli.errors import CliError, UsageError
 
-_COMMANDS = ("train", "bench", "demo", "info")
+_COMMANDS = ("train", "bench", "demo", "selftest", "info")
 """Each is a module of this package with HELP, add_arguments(parser) and run(args) -> exit code."""
 
 

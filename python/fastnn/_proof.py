@@ -1,0 +1,185 @@
+"""Whether the CUDA kernels have passed their self-test on a device, as `fastnn selftest` keeps it.
+
+A result is of one device, driver and build: after any of them has changed there is none. It is a file of the
+user's cache directory; one that is broken, or of something else, is as none.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastnn._cache import cache_dir
+from fastnn._version import __version__
+
+# Compute capabilities, such as "9.0", on which the kernels run without a self-test of the user's own: those
+# of which docs/gpu-status.md tells a result with all tests passed. None yet.
+VERIFIED_CAPABILITIES: frozenset[str] = frozenset()
+
+_FORMAT = 1  # of the files
+PASSED, FAILED, LEFT_OUT = "passed", "failed", "left out"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a result is of."""
+
+    name: str
+    uuid: str
+    capability: str
+    driver: str
+    build: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test.
+
+    Attributes:
+        op: whose kernels, as `_dispatch.torch_reason` is given it.
+        what: the dtype, or what is special.
+        outcome: PASSED, FAILED or LEFT_OUT.
+        why: where it was not passed.
+    """
+
+    op: str
+    what: str
+    outcome: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a self-test has found, and when (UTC)."""
+
+    subject: Subject
+    when: str
+    rows: tuple[Row, ...]
+
+    def as_json(self) -> str:
+        """The text of its file."""
+        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1)
+
+    def failures(self) -> tuple[str, ...]:
+        """The ops of which a test failed."""
+        return tuple(dict.fromkeys(row.op for row in self.rows if row.outcome == FAILED))
+
+    def why_off(self, op: str) -> str | None:
+        """Why the kernels of an op must not run, or None."""
+        rows = [row for row in self.rows if row.op == op]
+        for row in rows:
+            if row.outcome == FAILED:
+                return f"the self-test of {op} ({row.what}) failed on {self.subject.name}: {row.why}"
+        if any(row.outcome == PASSED for row in rows):
+            return None
+        why = f": {rows[0].why}" if rows else ""
+        return f"the self-test on {self.subject.name} left out {op}{why}"
+
+
+@functools.cache
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def build_of(module: Any) -> str:
+    """Which build of fastnn a compiled module belongs to: another file is another one."""
+    return f"{__version__} {_digest(module.__file__)}"
+
+
+def _driver(module: Any) -> str:
+    """Its own version, where Linux tells it, and the CUDA version that it supports."""
+    number = module.driver_version()
+    supports = f"CUDA {number // 1000}.{number % 1000 // 10}"
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return supports
+    version = re.search(r"\d+\.\d+(\.\d+)*", text)
+    return f"{version[0]}, {supports}" if version else supports
+
+
+def subject_of(module: Any, index: int) -> Subject:
+    """A device with its driver and a build of the CUDA module."""
+    device = torch.cuda.get_device_properties(index)
+    capability = f"{device.major}.{device.minor}"
+    return Subject(device.name, str(device.uuid), capability, _driver(module), build_of(module))
+
+
+def _directory() -> Path:
+    return cache_dir() / "selftest"
+
+
+def path_of(subject: Subject) -> Path:
+    """Where its result is kept.
+
+    Raises:
+        RuntimeError: there is no cache directory.
+    """
+    name = hashlib.sha256(json.dumps(astuple(subject)).encode()).hexdigest()[:24]
+    return _directory() / f"{name}.json"
+
+
+def _read(path: Path) -> Result | None:
+    """The result in a file; None where there is none that is whole."""
+    try:
+        found = json.loads(path.read_bytes())
+        if found["format"] != _FORMAT:
+            return None
+        result = Result(
+            Subject(**found["subject"]), found["when"], tuple(Row(**row) for row in found["rows"])
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    texts = (*astuple(result.subject), result.when, *(text for row in result.rows for text in astuple(row)))
+    outcomes = {row.outcome for row in result.rows}
+    if not all(type(text) is str for text in texts) or not outcomes <= {PASSED, FAILED, LEFT_OUT}:
+        return None
+    return result
+
+
+def kept(subject: Subject) -> Result | None:
+    """Its result, where there is one."""
+    try:
+        result = _read(path_of(subject))
+    except RuntimeError:
+        return None
+    return result if result is not None and result.subject == subject else None
+
+
+def all_kept() -> list[Result]:
+    """The results of all devices, drivers and builds, the newest first."""
+    try:
+        files = sorted(_directory().glob("*.json"))
+    except (RuntimeError, OSError):
+        return []
+    results = [result for path in files if (result := _read(path)) is not None]
+    return sorted(results, key=lambda result: result.when, reverse=True)
+
+
+class Proof:
+    """What is known of one device."""
+
+    def __init__(self, subject: Subject, index: int) -> None:
+        self._result = kept(subject)
+        self._name = subject.name
+        self._verified = subject.capability in VERIFIED_CAPABILITIES
+        option = f" --device cuda:{index}" if index else ""
+        self._command = f"`fastnn selftest{option}`"
+
+    def why_not(self, op: str) -> str | None:
+        """Why the kernels of an op must not run there, or None."""
+        if self._result is not None:
+            why = self._result.why_off(op)
+            return why and f"{why} (to test it again: {self._command})"
+        if self._verified:
+            return None
+        return (
+            f"fastnn's CUDA kernels have not passed their self-test on this {self._name}: run {self._command}"
+        )

@@ -1,0 +1,124 @@
+"""What the tests of a self-test have in common: memory that shows what is unwritten, and comparisons."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnn import _dispatch
+from fastnn._dispatch import Decision
+
+# Rounding errors that are allowed, in units of the dtype's eps and of the largest value expected. Sums of a
+# thousand products in float32 are off by about 3; TF32 would be off by some 300. What has 16 bits is summed
+# in float32 and rounded once, by half a unit.
+_UNITS = {torch.float32: 32, torch.float64: 32, torch.bfloat16: 1, torch.float16: 1}
+
+
+class Fault(Exception):
+    """What a test has found."""
+
+
+class LeftOut(Exception):
+    """Why a test does not apply to a device."""
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Have torch fill the memory of new tensors, also of results and workspaces, with NaN and large integers:
+    what a kernel does not write, or reads before it does, shows."""
+    settings: Any = torch.utils.deterministic
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    only_warns, fills = (
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        settings.fill_uninitialized_memory,
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms, warn_only=only_warns)
+        settings.fill_uninitialized_memory = fills
+
+
+@contextlib.contextmanager
+def natively(*ops: str) -> Iterator[None]:
+    """All that is asked inside runs on native kernels, and each of `ops` is."""
+    seen: list[Decision] = []
+    with _dispatch.recording(seen.append):
+        yield
+    for op, reason in seen:
+        if reason is not None:
+            raise Fault(f"{op} ran on torch: {reason}")
+    if missing := set(ops) - {op for op, _ in seen}:
+        raise Fault(f"{', '.join(sorted(missing))} did not run")
+
+
+def compare(
+    name: str,
+    actual: Tensor | None,
+    expected: Tensor,
+    units: float = 1.0,
+    rounded: torch.dtype | None = None,
+) -> None:
+    """Raise `Fault` unless `actual` is `expected`, which is float64 on the CPU, but for rounding errors.
+
+    Args:
+        name: of the tensor in the message.
+        actual: on any device.
+        expected: of the same shape.
+        units: multiplies what is allowed, where values are rounded more than once.
+        rounded: the dtype of what `actual` was computed from, where that is not its own.
+    """
+    if actual is None:
+        raise Fault(f"{name} is missing")
+    if actual.shape != expected.shape:
+        raise Fault(f"{name} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
+    found = actual.detach().cpu().double()
+    unlike = (found.isfinite() != expected.isfinite()) | (found.isnan() != expected.isnan())
+    if unlike.any():
+        raise Fault(
+            f"{name}: {int(unlike.sum())} of {unlike.numel()} values are not finite or have not been written"
+        )
+    finite = expected.isfinite()
+    if not finite.any():
+        return
+    largest = expected[finite].abs().max()
+    error = (found[finite] - expected[finite]).abs().max()
+    dtype = rounded or actual.dtype
+    allowed = units * _UNITS[dtype] * torch.finfo(dtype).eps * largest
+    if error > allowed:
+        raise Fault(
+            f"{name} is off by {error:.1e} where the largest value is {largest:.1e}, allowed {allowed:.1e}"
+        )
+
+
+def at_the_same_time(device: torch.device, works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What the functions return, each run on a stream of its own, on the CPU in a thread of its own."""
+    if device.type == "cuda":
+        streams = [torch.cuda.Stream(device) for _ in works]
+        results = []
+        for stream, work in zip(streams, works, strict=True):
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                results.append(work())
+        torch.cuda.synchronize(device)
+        return results
+    made: dict[int, Any] = {}
+
+    def run(number: int) -> None:
+        made[number] = works[number]()
+
+    threads = [Thread(target=run, args=(number,)) for number in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(made) < len(works):
+        raise Fault("one of two calls at the same time raised an error")
+    return [made[number] for number in range(len(works))]

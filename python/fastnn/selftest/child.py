@@ -1,0 +1,101 @@
+"""The process in which the tests of a self-test run; what it finds it writes line by line, as JSON.
+
+What it writes is read by `parent.py`: first "subject" (None for the CPU) or "unusable", then for each test
+"begin" with its number, op and name, and "outcome" with the reason. "lost" says that the device takes no more
+work from this process, and "done" that nothing is left.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from fastnn import _dispatch, _proof
+from fastnn._proof import FAILED, LEFT_OUT, PASSED, Subject
+from fastnn.selftest.cases import Case, cases_for
+from fastnn.selftest.checks import Fault, LeftOut, poisoned
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+def _open(device: torch.device) -> tuple[Subject | None, str | None]:
+    """The device as results are kept of it, or why nothing can be tested there."""
+    if device.type != "cuda":
+        return None, _dispatch.cpu_missing
+    module, why = _dispatch.load_cuda()
+    if why is None and not torch.cuda.is_available():
+        why = "torch finds no GPU"
+    index = device.index or 0
+    why = why or module.why_unusable(index) or None
+    if why is not None:
+        return None, why
+    torch.cuda.set_device(index)
+    return _proof.subject_of(module, index), None
+
+
+@poisoned()
+def run(device: torch.device, cases: Sequence[Case], first: int, tell: Tell) -> None:
+    """Run the tests from number `first` on."""
+    subject, why = _open(device)
+    if why is not None:
+        tell({"unusable": why})
+        return
+    tell({"subject": subject and asdict(subject)})
+    for number, case in enumerate(cases[first:], first):
+        tell({"begin": number, "op": case.op, "what": case.what})
+        outcome, why = try_case(case, device)
+        tell({"outcome": outcome, "why": why})
+        if outcome == FAILED and _is_lost(device):
+            tell({"lost": number})
+            return
+    tell({"done": True})
+
+
+def try_case(case: Case, device: torch.device) -> tuple[str, str]:
+    """The outcome of a test, and why it was not passed."""
+    torch.manual_seed(0)
+    try:
+        case.run(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what a kernel does wrong may be said later
+    except LeftOut as reason:
+        return LEFT_OUT, str(reason)
+    except Fault as fault:
+        return FAILED, str(fault)
+    except Exception as error:
+        return FAILED, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return PASSED, ""
+
+
+def _is_lost(device: torch.device) -> bool:
+    """Whether an error, such as an illegal address, has ended all work of this process on a device."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+        return bool(torch.ones(1, device=device).item() != 1)
+    except RuntimeError:
+        return True
+
+
+def main(arguments: Sequence[str], cases: Sequence[Case] | None = None) -> int:
+    """Run the tests on the device that is named first, from the number on that is named second."""
+    warnings.simplefilter("ignore")  # poisoned memory makes torch warn of what is of no concern here
+    lines, sys.stdout = sys.stdout, sys.stderr
+
+    def tell(what: dict[str, Any]) -> None:
+        print(json.dumps(what), file=lines, flush=True)
+
+    device = torch.device(arguments[0])
+    run(device, cases_for(device) if cases is None else cases, int(arguments[1]), tell)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

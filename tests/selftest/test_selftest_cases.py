@@ -1,0 +1,187 @@
+"""The tests of `fastnn selftest`: right kernels pass them, emulated ones too, and wrong ones do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from cuda_emulation import Emulation
+from fastnn import _dispatch
+from fastnn._proof import FAILED, LEFT_OUT, PASSED
+from fastnn.selftest import ops
+from fastnn.selftest.cases import Case, cases_for, large_cases, small_cases
+from fastnn.selftest.checks import Fault, LeftOut, compare, poisoned
+from fastnn.selftest.child import try_case
+from fastnn.selftest.ops import TWO_AT_ONCE
+from fastnn.step import epoch
+from step_graphs import Graphs
+
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
+
+CPU = torch.device("cpu")
+OPS = [case for case in small_cases(False) if not case.op.startswith("train_")]
+OPS += [case for case in large_cases() if case.what == "two at the same time"]
+STEPS = [case for case in small_cases(False) if case.op == "train_step"]
+(EPOCH,) = (case for case in small_cases(False) if case.op == "train_epoch")
+
+
+def tried(case: Case) -> tuple[str, str]:
+    with poisoned():
+        return try_case(case, CPU)
+
+
+@pytest.mark.parametrize("case", OPS, ids=lambda case: f"{case.op}, {case.what}")
+def test_emulated_kernels_pass(case: Case, emulated_cuda: Emulation) -> None:
+    emulated_cuda.checks.set_order("reverse", 0)
+    assert tried(case) == (PASSED, "")
+
+
+@pytest.mark.parametrize("graphs", ["recorded"], indirect=True)
+@pytest.mark.parametrize("case", STEPS, ids=lambda case: case.what)
+def test_a_recorded_step_passes(case: Case, graphs: Graphs) -> None:
+    assert tried(case) == (PASSED, "")
+    assert graphs.captures == 1
+
+
+@pytest.fixture
+def emulated_epoch(emulated_cuda: Emulation, monkeypatch: pytest.MonkeyPatch) -> Emulation:
+    monkeypatch.setattr(epoch, "_has_kernels", lambda _: True)
+    return emulated_cuda
+
+
+def test_the_emulated_epoch_passes(emulated_epoch: Emulation) -> None:
+    launches = emulated_epoch.checks.launches()
+    assert tried(EPOCH) == (PASSED, "")
+    assert emulated_epoch.checks.launches() > launches
+    emulated_epoch.checks.put_tensors_on(2)
+    try:
+        outcome, why = tried(EPOCH)
+    finally:
+        emulated_epoch.checks.put_tensors_on(0)
+    assert outcome == LEFT_OUT
+    assert "9.0" in why
+
+
+class Broken:
+    """The kernels of a module, of which some do something else."""
+
+    def __init__(self, kernels: Any, **others: Callable[..., Any]) -> None:
+        self._kernels, self._others = kernels, others
+
+    def __getattr__(self, name: str) -> Any:
+        return self._others.get(name) or getattr(self._kernels, name)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self._kernels
+
+    __hash__ = None
+
+
+def find(op: str, what: str) -> Case:
+    return next(case for case in cases_for(CPU) if (case.op, case.what) == (op, what))
+
+
+def test_what_is_not_written_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "native", lambda _: Broken(_dispatch.cpu, relu_forward=lambda x, y: None))
+    outcome, why = tried(find("relu", "float32"))
+    assert outcome == FAILED
+    assert why == "y: 4099 of 4099 values are not finite or have not been written"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("op", "kernel", "wrong", "said"),
+    [
+        ("relu", "relu_backward", lambda dy, y, dx: dx.copy_(dy), "dX"),
+        ("linear", "linear_backward", lambda *a: (_dispatch.cpu.linear_backward(*a), a[-1].mul_(1.1)), "db"),
+        ("gram_matrix", "gram_forward", lambda f, s, g: torch.bmm(f, f.mT, out=g), "y of"),
+        ("clip_grad_norm", "clip_grad_norm", lambda grads, *_: grads[0].new_ones(()), "norm"),
+        ("cross_entropy", "cross_entropy_scale_gradient", lambda *_: None, "dX of"),
+    ],
+)
+def test_what_is_wrong_is_found(
+    op: str, kernel: str, wrong: Callable[..., Any], said: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dispatch, "native", lambda _: Broken(_dispatch.cpu, **{kernel: wrong}))
+    outcome, why = tried(find(op, dtype))
+    assert outcome == FAILED
+    assert said in why
+
+
+def test_an_update_that_is_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def not_the_last(*arguments: Any) -> Any:
+        calls.append(1)
+        before = [p.detach().clone() for p in arguments[0]["params"]]
+        written = _dispatch.cpu.sgd_step(*arguments)
+        if len(calls) == 3:
+            for p, old in zip(arguments[0]["params"], before, strict=True):
+                p.detach().copy_(old)
+        return written
+
+    monkeypatch.setattr(_dispatch, "native", lambda _: Broken(_dispatch.cpu, sgd_step=not_the_last))
+    outcome, why = tried(find("sgd", "bfloat16"))
+    assert outcome == FAILED
+    assert "parameters is off" in why
+
+
+def test_torchs_kernels_pass_no_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "_disabled_depth", 1)
+    for op in ("relu", "linear", "adam", "train_epoch"):
+        case = find(op, "float32")
+        assert tried(case)[0] == FAILED, op
+        assert "fastnn is disabled" in tried(case)[1]
+
+
+@pytest.mark.parametrize("op", TWO_AT_ONCE)
+def test_memory_that_two_calls_share_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As scratch memory that is one for all streams: what the second call leaves is the first one's too."""
+    at_once = ops.at_the_same_time
+    monkeypatch.setattr(ops, "at_the_same_time", lambda device, works: [at_once(device, works)[1]] * 2)
+    assert tried(find(op, "two at the same time")) == (
+        FAILED,
+        "two calls at the same time differ from one after the other",
+    )
+
+
+@pytest.mark.parametrize("op", ["cross_entropy", "linear_cross_entropy"])
+def test_an_index_that_is_not_raised_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = find(op, "index out of range")
+    assert tried(case) == (PASSED, "")
+    monkeypatch.setattr(ops.functional, op, lambda *_: torch.tensor(1.0))
+    outcome, why = tried(Case(op, "", case.run))
+    assert outcome == FAILED
+    assert "did not raise" in why
+
+
+def test_comparisons() -> None:
+    good = torch.tensor([1.0, float("inf"), float("nan"), -8.0])
+    compare("x", good, good.double())
+    compare("x", good * (1 + 1e-6), good.double())
+    wrong = [good[:2], good * 1.001, good.nan_to_num(), torch.full((4,), float("nan")), None]
+    for actual in wrong:
+        with pytest.raises(Fault, match=r"^x:? "):
+            compare("x", actual, good.double())
+
+
+def test_outcomes() -> None:
+    def leave_out(device: torch.device) -> None:
+        raise LeftOut("not here")
+
+    def err(device: torch.device) -> None:
+        raise RuntimeError("first line\nsecond")
+
+    assert try_case(Case("a", "b", leave_out), CPU) == (LEFT_OUT, "not here")
+    assert try_case(Case("a", "b", err), CPU) == (FAILED, "RuntimeError: first line")
+
+
+def test_memory_is_poisoned_inside_only() -> None:
+    with poisoned():
+        assert torch.empty(5).isnan().all()
+        assert (torch.empty(3, dtype=torch.uint8) == 255).all()
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,133 @@
+"""The process of a self-test may crash, hang or lose its device: one test has failed then, others go on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastnn import _dispatch
+from fastnn._proof import FAILED, PASSED, Row, Subject
+from fastnn.selftest import child, parent
+from fastnn.selftest.cases import Case
+
+pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
+
+Command = Callable[[str], list[str]]
+
+# A child whose tests are those of a list of names.
+CHILD = """
+import ctypes, os, signal, sys, time
+import torch
+from fastnn.selftest import child
+from fastnn.selftest.cases import Case
+
+def good(device): pass
+def bad(device): raise ValueError("it is bad\\nmore of it")
+def crash(device): os.kill(os.getpid(), signal.SIGSEGV)
+def leave(device): sys.stderr.write("first line\\nlast words\\n"); sys.stderr.flush(); os._exit(7)
+def hang(device): time.sleep(600)
+def lose(device):
+    child._is_lost = lambda device: True
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def dirty(device):
+    print("printed on the way")
+    os.write(1, b"not JSON\\n3\\n")
+
+def environment(device):
+    wanted = {"FASTNN_CUDA_UNPROVEN": "1", "FASTNN_ALWAYS_NATIVE": "1", "FASTNN_DISABLE": ""}
+    assert all(os.environ[k] == v for k, v in wanted.items())
+    assert torch.empty(2).isnan().all()
+
+cases = [Case(name, "", globals()[name]) for name in NAMES]
+sys.exit(child.main(sys.argv[1:], cases))
+"""
+
+
+@pytest.fixture
+def tests_named(tmp_path: Path) -> Command:
+    def make(names: str) -> list[str]:
+        script = tmp_path / "child.py"
+        script.write_text(f"NAMES = {names.split()!r}\n{CHILD}")
+        return [sys.executable, str(script)]
+
+    return make
+
+
+def rows(command: list[str], **options: float) -> dict[str, tuple[str, str]]:
+    told: list[Row] = []
+    found = parent.run("cpu", told.append, command, **options)
+    assert found.subject is None
+    assert tuple(told) == found.rows
+    return {row.op: (row.outcome, row.why) for row in found.rows}
+
+
+def test_tests_that_end(tests_named: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTNN_DISABLE", "1")  # of the user, and not of the self-test
+    assert rows(tests_named("good bad dirty environment")) == {
+        "good": (PASSED, ""),
+        "bad": (FAILED, "ValueError: it is bad"),
+        "dirty": (PASSED, ""),
+        "environment": (PASSED, ""),
+    }
+
+
+def test_a_crash_fails_one_test_and_the_others_go_on(tests_named: Command) -> None:
+    assert rows(tests_named("good crash environment leave lose dirty")) == {
+        "good": (PASSED, ""),
+        "crash": (FAILED, "the process was ended by SIGSEGV"),
+        "environment": (PASSED, ""),
+        "leave": (FAILED, "the process ended with exit code 7: last words"),
+        "lose": (FAILED, "RuntimeError: CUDA error: an illegal memory access was encountered"),
+        "dirty": (PASSED, ""),
+    }
+
+
+def test_a_test_that_hangs_is_ended(tests_named: Command) -> None:
+    assert rows(tests_named("hang good"), answers_within=4.0) == {
+        "hang": (FAILED, "it has not ended within 4 seconds"),
+        "good": (PASSED, ""),
+    }
+
+
+def test_a_process_that_does_not_start() -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such library')"]
+    with pytest.raises(parent.Unusable, match="exit code 1: no such library"):
+        parent.run("cpu", command=command)
+
+
+def test_a_device_that_is_not_there() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(parent.Unusable, match=r"not built|no GPU|CUDA error"):
+        parent.run("cuda:0")
+
+
+def test_the_subject_is_told() -> None:
+    fields = {name: name.upper() for name in ("name", "uuid", "capability", "driver", "build")}
+    lines = [{"subject": fields}, {"begin": 0, "op": "relu", "what": "float32"}]
+    lines += [{"outcome": PASSED, "why": ""}, {"done": True}]
+    program = f"import json\nfor line in {lines!r}: print(json.dumps(line), flush=True)"
+    found = parent.run("cuda:0", command=[sys.executable, "-c", program])
+    assert found.subject == Subject("NAME", "UUID", "CAPABILITY", "DRIVER", "BUILD")
+    assert found.rows == (Row("relu", "float32", PASSED, ""),)
+
+
+def test_an_ending_between_tests_is_no_endless_loop() -> None:
+    program = 'print("""{"subject": null}""", flush=True)'
+    with pytest.raises(parent.Unusable, match="ended between tests: the process ended with exit code 0"):
+        parent.run("cpu", command=[sys.executable, "-c", program])
+
+
+def test_nothing_is_lost_on_the_cpu() -> None:
+    said: list[dict[str, object]] = []
+
+    def fail(device: torch.device) -> None:
+        raise RuntimeError("bad")
+
+    child.run(torch.device("cpu"), [Case("a", "", fail), Case("b", "", lambda _: None)], 0, said.append)
+    assert [line.get("outcome") for line in said if "outcome" in line] == [FAILED, PASSED]
+    assert said[-1] == {"done": True}
