@@ -9,6 +9,8 @@ from importlib.util import find_spec
 
 # Before fastnn is imported, which reads it: most tests are of kernels, on tensors that are small.
 os.environ.setdefault("FASTNN_ALWAYS_NATIVE", "1")
+# The tests of a GPU come before its self-test, and find out more.
+os.environ.setdefault("FASTNN_CUDA_UNPROVEN", "1")
 # Before torch is: a process of tests for each core has none to spare. Tests of threads ask for theirs, which
 # do not spin while they wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -85,10 +85,11 @@ class OnCuda:
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_dispatch, "_PLAIN_TYPES", _dispatch._PLAIN_TYPES | {OnCuda})
     monkeypatch.setattr(_torch_internals, "has_storage", lambda t: True)
-    monkeypatch.setattr(_dispatch, "_device_reason", lambda index: None if index == 0 else "no such device")
+    reasons = {(0, "relu"): None, (0, "linear"): "linear has failed", (1, "relu"): "no such device"}
+    monkeypatch.setattr(_dispatch, "_kernels_reason", lambda index, op: reasons[index, op])
 
 
-def reason(*tensors: Any, cuda: bool = True) -> str | None:
+def reason(*tensors: Any, cuda: str | None = "relu") -> str | None:
     return _dispatch.torch_reason(*tensors, cuda=cuda)
 
 
@@ -98,7 +99,8 @@ def test_cuda_tensors_are_decided_by_their_device() -> None:
     assert reason(OnCuda()) is None
     assert reason(OnCuda(), None, OnCuda()) is None
     assert reason(OnCuda(1)) == "no such device"
-    assert reason(OnCuda(), cuda=False) == "no kernels for device cuda"
+    assert reason(OnCuda(), cuda="linear") == "linear has failed"
+    assert reason(OnCuda(), cuda=None) == "no kernels for device cuda"
     for mixed in ((OnCuda(), OnCuda(1)), (OnCuda(), torch.randn(1))):
         assert reason(*mixed) == "devices are mixed"
     assert reason(torch.randn(1), OnCuda()) == "no kernels for device cuda"

@@ -4,7 +4,8 @@ A native kernel runs when fastnn is enabled, every tensor is a plain strided ten
 CPU (or all are on one CUDA device, where the op has kernels for that), and no transform is active that must
 see torch's own ops. Otherwise the op's torch twin runs.
 
-The CUDA module is imported with the first CUDA tensor, and whether it can run there is asked once a device.
+The CUDA module is imported with the first CUDA tensor, and whether it can run there is asked once a device:
+its kernels must have passed their self-test there (`_proof`), unless FASTNN_CUDA_UNPROVEN is set.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastnn import _replaced
+from fastnn import _proof, _replaced
 from fastnn import _torch_internals as _internals
 from fastnn._labels import LabelledModule
 from fastnn._torch_internals import FORWARD_LEVEL
@@ -128,6 +129,18 @@ def _device_reason(index: int) -> str | None:
     return module.why_unusable(index) or None
 
 
+@functools.cache
+def _proof_on(index: int) -> _proof.Proof:
+    """What is known of a device; `cuda` is there."""
+    return _proof.Proof(_proof.subject_of(cuda, index), index)
+
+
+@functools.cache
+def _kernels_reason(index: int, op: str) -> str | None:
+    """Why the CUDA kernels of an op may not run on a device, or None."""
+    return _device_reason(index) or (None if cuda_unproven else _proof_on(index).why_not(op))
+
+
 _is_compiling = torch.compiler.is_compiling
 _forward_ad = vars(torch.autograd.forward_ad)
 
@@ -186,6 +199,8 @@ _disabled_lock = threading.Lock()
 check_at_once = _switched_on("FASTNN_CHECK")
 # Whether ops run natively however small they are (`ops/sizes.py`).
 always_native = _switched_on("FASTNN_ALWAYS_NATIVE")
+# Whether CUDA kernels run where they have not passed their self-test: in the self-test, and in tests.
+cuda_unproven = _switched_on("FASTNN_CUDA_UNPROVEN")
 _log_decisions = _switched_on("FASTNN_LOG")
 _logged: set[Decision] = set()
 _recorders: list[Callable[[Any], None]] = []
@@ -274,22 +289,22 @@ def _transform_reason() -> str | None:
     return _replaced.replaced_function()
 
 
-def _cuda_reason(tensors: tuple[Tensor | None, ...]) -> str | None:
-    """What speaks against CUDA kernels, beside what speaks against any."""
+def _cuda_reason(op: str, tensors: tuple[Tensor | None, ...]) -> str | None:
+    """What speaks against an op's CUDA kernels, beside what speaks against any."""
     if _internals.any_autocast() and torch.is_autocast_enabled("cuda"):
         return "autocast is active"
     devices = {t.device for t in tensors if t is not None}
     if len(devices) > 1:
         return "devices are mixed"
-    return _device_reason(devices.pop().index)
+    return _kernels_reason(devices.pop().index, op)
 
 
-def torch_reason(*tensors: Tensor | None, cuda: bool = False) -> str | None:
+def torch_reason(*tensors: Tensor | None, cuda: str | None = None) -> str | None:
     """Why torch must run an op on these tensors, or None where a native kernel may.
 
     Args:
         tensors: what the op is called with; all but the first may be None.
-        cuda: whether the op has CUDA kernels.
+        cuda: the CUDA kernels of the op, by their name in the self-test; None where it has none.
     """
     if _disabled_depth:
         return "fastnn is disabled"
@@ -300,7 +315,7 @@ def torch_reason(*tensors: Tensor | None, cuda: bool = False) -> str | None:
     reason = _transform_reason()
     if reason is not None:
         return reason
-    on_cuda = cuda and bool(tensors) and getattr(tensors[0], "is_cuda", False)
+    on_cuda = cuda is not None and bool(tensors) and getattr(tensors[0], "is_cuda", False)
     dtype = None
     for t in tensors:
         if t is None:
@@ -314,10 +329,10 @@ def torch_reason(*tensors: Tensor | None, cuda: bool = False) -> str | None:
             dtype = t.dtype
         elif t.dtype is not dtype:
             return f"tensors of {dtype} and {t.dtype} are mixed"
-    return _cuda_reason(tensors) if on_cuda else None
+    return _cuda_reason(cuda, tensors) if cuda is not None and on_cuda else None
 
 
-def use_native_backward(op: str, *tensors: Tensor | None, cuda: bool = False) -> bool:
+def use_native_backward(op: str, *tensors: Tensor | None, cuda: str | None = None) -> bool:
     """Whether the native kernel of a backward may run; logs and records the decision.
 
     Where the backward is itself differentiated, torch's ops keep that exact.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastnn import _dispatch
+from fastnn import _dispatch, _proof
 from fastnn._version import __version__
 
 
@@ -27,6 +27,8 @@ class Info:
         isa: instruction set in use; None without a CPU module.
         best_isa: the best instruction set that this build and this machine share; None without a CPU module.
         cuda: what the CUDA module is built for and what the driver supports, or why there is none.
+        cuda_proven: on which devices the CUDA kernels have passed `fastnn selftest`, and when; None without
+            a CUDA module.
         threads: how many threads one op may use.
     """
 
@@ -40,6 +42,7 @@ class Info:
     isa: str | None
     best_isa: str | None
     cuda: str
+    cuda_proven: str | None
     threads: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,6 +62,8 @@ class Info:
             rows["instruction set"] = f"{self.isa}{forced}"
             rows["compiler"] = str(self.compiler)
         rows["CUDA"] = self.cuda
+        if self.cuda_proven is not None:
+            rows["CUDA proven"] = self.cuda_proven
         rows["threads"] = str(self.threads)
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
@@ -83,6 +88,24 @@ def _cuda_text() -> str:
     return ", ".join(parts)
 
 
+def _proven_text() -> str | None:
+    """Where this build has proven itself; makes no CUDA context, so any device and driver may be meant."""
+    module, missing = _dispatch.load_cuda()
+    if missing is not None:
+        return None
+    if _dispatch.cuda_unproven:
+        return "not asked, FASTNN_CUDA_UNPROVEN is set"
+    build = _proof.build_of(module)
+    parts = [f"compute capability {capability}" for capability in sorted(_proof.VERIFIED_CAPABILITIES)]
+    for result in _proof.all_kept():
+        if result.subject.build == build:
+            failed = result.failures()
+            but = f" but {', '.join(failed)}" if failed else ""
+            where = f"{result.subject.name} {result.subject.uuid}, driver {result.subject.driver}"
+            parts.append(f"on {where}{but}, {result.when} UTC")
+    return "; ".join(parts) or "nowhere, CUDA tensors run on torch's kernels: run `fastnn selftest`"
+
+
 def info() -> Info:
     """Describe this installation: versions, instruction set, CUDA module or why there is none, threads."""
     cpu, reason = _dispatch.cpu, _dispatch.torch_reason()
@@ -97,5 +120,6 @@ def info() -> Info:
         isa=None if cpu is None else cpu.isa,
         best_isa=None if cpu is None else cpu.best_isa,
         cuda=_cuda_text(),
+        cuda_proven=_proven_text(),
         threads=torch.get_num_threads() if cpu is None else cpu.max_threads(),
     )

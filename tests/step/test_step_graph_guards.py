@@ -491,3 +491,21 @@ def test_switched_off_nothing_is_captured(graphs: Graphs) -> None:
     with torch.no_grad():
         x, y = (t.to(graphs.device) for t in classes(7))
         assert not pair.step(x, y).requires_grad
+
+
+@pytest.mark.parametrize("kernels", ["train_step", "adam"])
+def test_no_capture_with_kernels_that_have_not_passed_their_self_test(
+    kernels: str, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _dispatch.torch_reason
+
+    def torch_reason(*tensors: Any, cuda: str | None = None) -> str | None:
+        return "its self-test failed" if cuda == kernels else asked(*tensors, cuda=cuda)
+
+    monkeypatch.setattr(_dispatch, "torch_reason", torch_reason)
+    pair = Pair(graphs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fastnn.EagerStepWarning)
+        for _ in range(CAPTURE_AFTER + 2):
+            assert pair.take(classes(7)) == "its self-test failed"
+    assert graphs.captures == 0

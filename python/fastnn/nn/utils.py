@@ -78,7 +78,9 @@ def _clip_natively(
         return "there is no gradient"
     first = grads[0]
     # The native call itself checks what it is given, on the CPU all of it.
-    reason = _dispatch.torch_reason() if first.is_cpu else _dispatch.torch_reason(first, cuda=True)
+    reason = (
+        _dispatch.torch_reason() if first.is_cpu else _dispatch.torch_reason(first, cuda="clip_grad_norm")
+    )
     if reason is not None:
         return reason
     kernels = _dispatch.native(first)

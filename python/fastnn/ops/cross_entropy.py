@@ -108,7 +108,7 @@ class CrossEntropyFunction(NativeFunction):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        native = _dispatch.use_native_backward("cross_entropy_backward", grad_output, cuda=True)
+        native = _dispatch.use_native_backward("cross_entropy_backward", grad_output, cuda="cross_entropy")
         gradient, ctx.gradient = ctx.gradient, None
         if torch.is_grad_enabled():
             return _torch_gradient(ctx, grad_output), None, None, None
@@ -180,9 +180,9 @@ def cross_entropy_reason(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
-    cuda: bool = False,
+    cuda: str | None = None,
 ) -> str | None:
-    """Why torch must compute this loss, or None where the native kernel may (`cuda`: it has CUDA kernels)."""
+    """Why torch must compute this loss, or None where the native kernel may (`cuda` as in `torch_reason`)."""
     if not isinstance(target, Tensor):
         return f"{type(target).__name__} is not a tensor"
     probabilities = target.is_floating_point()
@@ -281,7 +281,9 @@ def cross_entropy(
         _dispatch.decide("cross_entropy", SMALL)
         return F.cross_entropy(input, _torchs_target(target), ignore_index=ignore_index, reduction=reduction)
     options = (ignore_index, reduction, label_smoothing, z_loss)
-    reason = cross_entropy_reason(input, target, weight, ignore_index, reduction, label_smoothing, cuda=True)
+    reason = cross_entropy_reason(
+        input, target, weight, ignore_index, reduction, label_smoothing, cuda="cross_entropy"
+    )
     if not _dispatch.decide("cross_entropy", reason):
         return _twin(input, target, weight, options)
     try:

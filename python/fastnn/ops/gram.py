@@ -67,7 +67,7 @@ class GramFunction(NativeFunction):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:  # noqa: D102
         (features,) = ctx.saved_tensors
         scale = _scale(features, ctx.normalize)
-        if not _dispatch.use_native_backward("gram_backward", grad_output, features, cuda=True):
+        if not _dispatch.use_native_backward("gram_backward", grad_output, features, cuda="gram_matrix"):
             return ((grad_output + grad_output.mT) @ features) * scale, None
         grad_input = torch.empty_like(features, memory_format=torch.contiguous_format)
         kernels = _dispatch.native(features)
@@ -101,7 +101,7 @@ def gram_matrix(input: Tensor, normalize: bool = False) -> Tensor:
         RuntimeError: an input of another number of dimensions.
     """
     features = _features("gram_matrix", input)
-    reason = SMALL if is_small_gram(features) else _dispatch.torch_reason(features, cuda=True)
+    reason = SMALL if is_small_gram(features) else _dispatch.torch_reason(features, cuda="gram_matrix")
     if not _dispatch.decide("gram_matrix", reason):
         # Scaled before the product: a float16 sum could overflow where its mean does not.
         scale = _scale(features, normalize)

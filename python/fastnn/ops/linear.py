@@ -121,7 +121,7 @@ class LinearFunction(NativeFunction):
         if grad_output is None:
             return None, None, None, None
         out_features = grad_output.shape[-1]
-        if not _dispatch.use_native_backward("linear_backward", grad_output, saved, cuda=True):
+        if not _dispatch.use_native_backward("linear_backward", grad_output, saved, cuda="linear"):
             grad = torch_activation_gradient(grad_output, saved, activation).reshape(batch, out_features)
             grad_input = (grad @ weight).view(ctx.input_shape) if wants_input else None
             grad_weight = grad.t() @ input.reshape(batch, in_features) if wants_weight else None
@@ -247,7 +247,9 @@ def linear(
     if is_small_linear(input, weight, activation):
         reason: str | None = SMALL
     else:
-        reason = _dispatch.torch_reason(input, weight, bias, cuda=True) or shape_reason(input, weight, bias)
+        reason = _dispatch.torch_reason(input, weight, bias, cuda="linear") or shape_reason(
+            input, weight, bias
+        )
     if not _dispatch.decide("linear", reason):
         return torch_activation(F.linear(input, weight, bias), activation)
     try:

@@ -94,7 +94,9 @@ class LinearCrossEntropyFunction(NativeFunction):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        native = _dispatch.use_native_backward("linear_cross_entropy_backward", grad_output, cuda=True)
+        native = _dispatch.use_native_backward(
+            "linear_cross_entropy_backward", grad_output, cuda="linear_cross_entropy"
+        )
         gradients, ctx.gradients = ctx.gradients, None
         rowwise = ctx.options["reduction"] == "none"
         if torch.is_grad_enabled() or (rowwise and not native):
@@ -277,7 +279,7 @@ def _torch_reason(
         return "class probabilities"
     if linear_weight.numel() == 0:
         return f"linear_weight of shape {tuple(linear_weight.shape)}"
-    reason = _dispatch.torch_reason(input, linear_weight, linear_bias, weight, cuda=True)
+    reason = _dispatch.torch_reason(input, linear_weight, linear_bias, weight, cuda="linear_cross_entropy")
     if reason is not None:
         return reason
     tensors = (input, linear_weight, linear_bias, target, weight)
@@ -290,7 +292,7 @@ def _torch_reason(
         options["ignore_index"],
         options["reduction"],
         options["label_smoothing"],
-        cuda=True,
+        cuda="linear_cross_entropy",
     )
 
 

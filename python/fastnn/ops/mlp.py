@@ -148,7 +148,7 @@ class MlpFunction(NativeFunction):
             values[0] = _as_matrix(values[0], rows, input_shape[-1])
             values[2 * depth] = _as_matrix(values[2 * depth], rows, out_features)
             grad_output = grad_output.reshape(rows, out_features)
-        if _dispatch.use_native_backward("mlp_backward", grad_output, *values, cuda=True):
+        if _dispatch.use_native_backward("mlp_backward", grad_output, *values, cuda="linear"):
             wants_input, _, *wants = needed_gradients(ctx)
             new = grad_output.new_empty  # takes half as long for numbers as for a Size
             grad_input = new(grad_output.shape[0], input_shape[-1]) if wants_input else None
@@ -313,7 +313,7 @@ def mlp_chain(
         for weight, bias, activation in zip(weights, biases, activations, strict=True):
             input = torch_activation(F.linear(input, weight, bias), activation)
         return input
-    reason = _dispatch.torch_reason(input, *weights, *biases, cuda=True)
+    reason = _dispatch.torch_reason(input, *weights, *biases, cuda="linear")
     if reason is None:
         for weight, bias in zip(weights, biases, strict=True):
             reason = reason or shape_reason(input, weight, bias)

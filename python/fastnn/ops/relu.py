@@ -62,7 +62,7 @@ class ReluFunction(NativeFunction):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None]:  # noqa: D102
         (output,) = ctx.saved_tensors
-        if not _dispatch.use_native_backward("relu_backward", grad_output, output, cuda=True):
+        if not _dispatch.use_native_backward("relu_backward", grad_output, output, cuda="relu"):
             return torch.ops.aten.threshold_backward(grad_output, output, 0), None
         # Both in the order of the output's memory, which the gradient then has too.
         output = _dense(output)
@@ -99,7 +99,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         return F.relu(input, inplace)
     if inplace:
         return _relu_inplace(input)
-    if not _dispatch.decide("relu", _dispatch.torch_reason(input, cuda=True)):
+    if not _dispatch.decide("relu", _dispatch.torch_reason(input, cuda="relu")):
         return F.relu(input)
     if input.requires_grad and torch.is_grad_enabled():
         output: Tensor = ReluFunction.apply(input, False)
@@ -109,7 +109,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
 def _relu_inplace(input: Tensor) -> Tensor:
     grad_enabled = torch.is_grad_enabled()
-    reason = _dispatch.torch_reason(input, cuda=True)
+    reason = _dispatch.torch_reason(input, cuda="relu")
     if reason is None and grad_enabled and (is_view(input) or (input.requires_grad and input.is_leaf)):
         reason = "torch guards in-place writes to leaves and views"
     elif reason is None and input.is_inference() and not torch.is_inference_mode_enabled():

@@ -87,7 +87,7 @@ class NativeOptimizer(Float32State):
         params = group["params"]
         kernels = _dispatch.cpu
         if params:
-            reason = None if params[0].is_cpu else _dispatch.torch_reason(params[0], cuda=True)
+            reason = None if params[0].is_cpu else _dispatch.torch_reason(params[0], cuda=self._op)
             if reason is not None:
                 return reason
             kernels = _dispatch.native(params[0])

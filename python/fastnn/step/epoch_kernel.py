@@ -155,7 +155,7 @@ def _check_step(plan: StepPlan) -> LossOptions:
 
 
 def _check_data(plan: StepPlan, params: list[Tensor], images: Tensor, labels: Tensor) -> None:
-    reason = _dispatch.torch_reason(*params, cuda=True)
+    reason = _dispatch.torch_reason(*params, cuda="train_epoch")
     if reason is not None:
         raise Unsupported(reason)
     for p in params:

@@ -152,7 +152,9 @@ def _reason(plan: StepPlan, input: Any, target: Any) -> str | None:
     params = [p for table in plan.tables for name in _NAMES if (p := table.get(name)) is not None]
     if not params:
         return "the model has no parameters"
-    reason = _dispatch.torch_reason(params[0], cuda=True)
+    reason = _dispatch.torch_reason(params[0], cuda="train_step")
+    # The graph has the kernels of the update, whatever the optimizer itself would run.
+    reason = reason or _dispatch.torch_reason(params[0], cuda=update_name(plan.update))
     if reason is not None:
         return reason
     device = params[0].device
