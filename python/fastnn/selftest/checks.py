@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -109,16 +109,5 @@ def at_the_same_time(device: torch.device, works: Sequence[Callable[[], Any]]) -
                 results.append(work())
         torch.cuda.synchronize(device)
         return results
-    made: dict[int, Any] = {}
-
-    def run(number: int) -> None:
-        made[number] = works[number]()
-
-    threads = [Thread(target=run, args=(number,)) for number in range(len(works))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if len(made) < len(works):
-        raise Fault("one of two calls at the same time raised an error")
-    return [made[number] for number in range(len(works))]
+    with ThreadPoolExecutor(len(works)) as threads:
+        return list(threads.map(lambda work: work(), works))
