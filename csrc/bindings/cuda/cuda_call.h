@@ -8,8 +8,9 @@
 //                                all of it on the CPU
 //   csrc/bindings/<op>_args.h    the checks of its arguments, shared with the binding of the CPU
 //   csrc/bindings/cuda/<op>.cpp  checks, CudaCall, launcher; its register_<op> in cuda_module.cpp
-//   python/fastnn/ops/<op>.py    `cuda="<op>"` where it asks _dispatch, _dispatch.native(tensor) where it calls
-//   python/fastnn/selftest/      its tests under that name: it runs on a GPU only where they have passed
+//   python/fastnn/ops/<op>.py    `cuda="<op>"` where it asks _dispatch, _dispatch.native(tensor) where it
+//                                calls
+//   python/fastnn/selftest/      its tests under that name: on a GPU it runs only where they have passed
 // Arithmetic that both devices have goes into a header of FASTNN_HOST_DEVICE functions, which the tests of
 // the CPU then cover. Scratch memory is a tensor that Python made: torch's allocator knows the stream it is
 // used on.
