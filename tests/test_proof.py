@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import fastnn
-from fastnn import _dispatch, _proof
+from fastnn import _dispatch, _proof, _torch_internals
 from fastnn._proof import FAILED, LEFT_OUT, PASSED, Result, Row, Subject
 from fastnn.selftest.cases import cases_for
 from fastnn.selftest.parent import keep
@@ -205,6 +205,29 @@ def test_the_gate(module: Module) -> None:
     assert "have not passed their self-test on this NVIDIA X0: run `fastnn selftest`" in str(reason("relu"))
     assert reason("relu", 1) is None
     assert "the self-test of linear (bfloat16) failed on NVIDIA X1" in str(reason("linear", 1))
+
+
+class OnCuda:
+    """As much of a CUDA tensor as the decision looks at."""
+
+    is_cuda, is_cpu, is_nested, dtype, layout = True, False, False, torch.float32, torch.strided
+    device = torch.device("cuda", 1)
+
+    def is_neg(self) -> bool:
+        return False
+
+
+def test_the_reason_is_that_of_the_op(
+    module: Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_dispatch, "_PLAIN_TYPES", _dispatch._PLAIN_TYPES | {OnCuda})
+    monkeypatch.setattr(_torch_internals, "has_storage", lambda t: True)
+    monkeypatch.setattr(_dispatch, "_log_decisions", True)
+    seen: list[_dispatch.Decision] = []
+    with _dispatch.recording(seen.append), pytest.raises(TypeError):  # torch takes no such tensor
+        fastnn.functional.relu(OnCuda())  # type: ignore[arg-type]
+    assert seen == [_dispatch.Decision("relu", UNTESTED[:-1] + " --device cuda:1`")]
+    assert UNTESTED[:-1] in caplog.text
 
 
 def test_a_device_is_asked_about_once(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
