@@ -61,5 +61,9 @@ target_compile_definitions(
 # The static runtime: a second one in the process would have to be found, and to be torch's version.
 set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
+if(NOT APPLE)  # as for _cpu
+  target_link_options(_cuda PRIVATE LINKER:--version-script=${exports})
+  set_target_properties(_cuda PROPERTIES LINK_DEPENDS ${exports})
+endif()
 
 install(TARGETS _cuda DESTINATION fastnn)
