@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -33,6 +36,50 @@ def test_keep_grad_leaves_gradients_in_place() -> None:
         "a gradient that somebody holds is not written again"
     )
     assert len(twins.programs) == 1
+
+
+class _SharedEncoder:
+    """Two functions with an optimizer each; the second adds to the gradients that the first has left."""
+
+    def __init__(self, wrap: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+        torch.manual_seed(0)
+        self.encoder, value, policy = nn.Linear(4, 3), nn.Linear(3, 1), nn.Linear(3, 2)
+        of_value = torch.optim.SGD([*self.encoder.parameters(), *value.parameters()], 0.1)
+        of_policy = torch.optim.SGD([*self.encoder.parameters(), *policy.parameters()], 0.1)
+
+        def critic() -> None:
+            of_value.zero_grad()
+            value(self.encoder(torch.ones(5, 4))).square().mean().backward()
+            of_value.step()
+
+        def actor() -> None:
+            policy.zero_grad()
+            policy(self.encoder(torch.ones(5, 4))).abs().mean().backward()
+            of_policy.step()
+
+        self.critic, self.actor = wrap(critic), wrap(actor)
+
+
+def test_another_function_steps_on_what_is_left() -> None:
+    ours, theirs = _SharedEncoder(functools.partial(fastnn.capture, native=True)), _SharedEncoder(lambda f: f)
+    for _ in range(6):
+        for pair in (ours, theirs):
+            pair.critic()
+            pair.actor()
+        same(list(ours.encoder.parameters()), list(theirs.encoder.parameters()))
+
+
+def test_another_function_that_comes_late_is_told_of() -> None:
+    pair = _SharedEncoder(fastnn.capture)
+    for _ in range(5):
+        pair.critic()
+    assert pair.encoder.weight.grad is None
+    told = "critic.* eagerly: .*actor.* takes a step with gradients"
+    with pytest.warns(fastnn.EagerStepWarning, match=told):
+        pair.actor()
+    for _ in range(3):
+        pair.critic()
+        assert pair.encoder.weight.grad is not None
 
 
 def _backward(model: nn.Module, optimizer: Any) -> Any:

@@ -89,7 +89,7 @@ def test_what_is_kept_outside_is_refused() -> None:
 
     captured = fastnn.capture(keep)
     captured(torch.randn(3))
-    with pytest.warns(fastnn.EagerStepWarning, match="kept elsewhere"):
+    with pytest.warns(fastnn.EagerStepWarning, match="stored outside its return value"):
         captured(torch.randn(3))
     for _ in range(3):
         x = torch.randn(3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from enum import Enum
 from typing import Any
 
@@ -20,7 +20,7 @@ from fastnn.capture.graph_program import GraphProgram
 from fastnn.capture.ir import View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Builder, Gradients, Program
-from fastnn.capture.recorder import Recorder, Step, Tape, parameters_of, replace, tensors_in
+from fastnn.capture.recorder import Recorder, Tape, replace, tensors_in
 from fastnn.capture.signature import Signature
 from fastnn.capture.surroundings import Surroundings
 from fastnn.capture.watch import same_global_hooks, same_hooks, watch_parts
@@ -39,7 +39,7 @@ def assemble(
     names: Surroundings | None,
     result: Any,
     *,
-    keep_grad: bool,
+    kept: Set[int],
     check: bool,
 ) -> Program | GraphProgram:
     """The program that replays what was recorded.
@@ -51,7 +51,7 @@ def assemble(
         around: what the function can reach beside its arguments.
         names: what it finds by name, None where that need not be watched.
         result: what it returned.
-        keep_grad: see `fastnn.capture`.
+        kept: ids of parameters whose gradients are kept in any case.
         check: see `fastnn.capture`.
 
     Raises:
@@ -62,7 +62,7 @@ def assemble(
     if recorder.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
         raise Unsupported("an argument shares memory with a tensor that the function reaches otherwise too")
     fresh = set(map(id, tape.fresh))
-    gradients = _gradients(recorder, before, fresh, keep_grad)
+    gradients = _gradients(recorder, before, fresh, kept)
     returned = [recorder.view(t) for t in tensors_in(result)]
     for t in tensors_in(result):
         if t.grad_fn is not None or (t.requires_grad and id(recorder.view(t).storage) in fresh):
@@ -120,7 +120,7 @@ def _watch(tape: Tape, around: list[Any]) -> Any:
 
 
 def _gradients(
-    recorder: Recorder, before: dict[int, tuple[Tensor, Tensor | None]], fresh: set[int], keep_grad: bool
+    recorder: Recorder, before: dict[int, tuple[Tensor, Tensor | None]], fresh: set[int], kept: Set[int]
 ) -> Gradients:
     """What became of the gradients, which says what is to become of them.
 
@@ -128,12 +128,7 @@ def _gradients(
     what the call before has left: nobody but the function was to read them.
     """
     found = Gradients()
-    stepped = {
-        id(param)
-        for entry in recorder.tape.entries
-        if isinstance(entry, Step)
-        for param in parameters_of(entry.optimizer)
-    }
+    stepped = recorder.tape.stepped()
     for key, leaf in recorder.leaves.items():
         old, new = before.get(key, (leaf, None))[1], leaf.grad
         old_storage = None if old is None else recorder.storage_of(old)
@@ -154,7 +149,7 @@ def _gradients(
             raise Unsupported("a gradient is memory that was there before")
         if new.requires_grad:
             raise Unsupported("a gradient has an autograd graph that outlives the call")
-        if keep_grad or old is None or key not in stepped:
+        if key in kept or old is None or key not in stepped:
             found.kept.append((leaf, view))
         else:
             found.cleared.append(leaf)

@@ -10,7 +10,7 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Set
 from types import MethodType
 from typing import Any
 
@@ -45,6 +45,12 @@ _LOST = (
     "it may read gradients that replays have not kept, and has found zeros: keep_grad=True keeps them, as is "
     "done from now on"
 )
+_LOST_BY = (
+    "{} takes a step with gradients that replays have not kept, and has found zeros: keep_grad=True keeps "
+    "them, as is done from now on"
+)
+# Functions in which optimizers take steps: what one leaves in gradients, another may take a step with.
+_training: weakref.WeakValueDictionary[int, Captured] = weakref.WeakValueDictionary()
 
 
 class Known:
@@ -60,6 +66,7 @@ class Known:
         self.drew = False  # random numbers that torch does not know
         # Parameters whose .grad the function may set: what it does with it shows in a later call.
         self.leaves: dict[int, Tensor] = {}
+        self.stepped: set[int] = set()  # the ids of those that its optimizers update
 
 
 class Captured:
@@ -227,14 +234,19 @@ class Captured:
             with _dispatch.disabled(), without_compilation(), recorder:
                 result = self._fn(*args, **kwargs)
         finally:
-            lost = any(
-                recorder.has_met(grad) or (recorder.refused is not None and leaf.grad is grad)
-                for leaf, grad in planted
-            )
-            for leaf, grad in planted:
+            stepped = recorder.tape.stepped()
+            losing = {
+                owner
+                for leaf, grad, owner in planted
+                if (owner is self or id(leaf) in stepped)
+                and (recorder.has_met(grad) or (recorder.refused is not None and leaf.grad is grad))
+            }
+            for leaf, grad, _ in planted:
                 if leaf.grad is grad and version_of(grad) == 0:  # else the function has added its own to it
                     leaf.grad = None
-        known.leaves = recorder.leaves
+        known.leaves, known.stepped = recorder.leaves, stepped
+        if stepped:
+            _training[id(self)] = self
         news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
         if recorder.refused is not None:
             known.refused = recorder.refused
@@ -244,10 +256,10 @@ class Captured:
                 known.replaced += 1
             try:
                 if self._looked_around(names, known):
-                    keep_grad, check = self._options["keep_grad"], self._options["check"]
-                    around = reached(self._fn)
+                    kept = recorder.leaves.keys() if self._options["keep_grad"] else self._stepped_elsewhere()
+                    around, check = reached(self._fn), self._options["check"]
                     program = assemble(
-                        called, recorder, before, around, names, result, keep_grad=keep_grad, check=check
+                        called, recorder, before, around, names, result, kept=kept, check=check
                     )
                     self._add(program)
             except Unsupported as reason:
@@ -255,10 +267,10 @@ class Captured:
             if known.replaced == _MOST_REPLACED:
                 known.refused = "a value that it reads by name differs in every call"
         known.surveyed = True
-        if lost:
-            self._options["keep_grad"] = True
-            self._programs = [program for program in self._programs if not program.dropped]
-            self._tell(_LOST)
+        for owner in losing:
+            owner._options["keep_grad"] = True
+            owner._programs = [program for program in owner._programs if not program.dropped]
+            owner._tell(_LOST if owner is self else _LOST_BY.format(self._name()))
         if known.refused is not None:
             self._tell(known.refused)
         return result
@@ -296,16 +308,29 @@ class Captured:
         known.drew = generator is not None  # or another thread did: it is recorded once more
         return not known.drew
 
+    def _stepped_elsewhere(self) -> Set[int]:
+        """The ids of parameters with whose gradients another captured function takes a step."""
+        known = (each for other in self._others_training() for each in [*other._known.values()])
+        return set().union(*(each.stepped for each in known))
+
+    def _others_training(self) -> list[Captured]:
+        found = (reference() for reference in _training.valuerefs())  # a copy: threads may add to it
+        return [other for other in found if other is not None and other is not self]
+
     def _gradients_before(
         self, known: Known
-    ) -> tuple[dict[int, tuple[Tensor, Tensor | None]], list[tuple[Tensor, Tensor]]]:
-        """The gradients that a call finds; where programs have not kept one, it shall find one to drop."""
-        dropped = {id(param): param for program in self._programs for param in program.dropped}
+    ) -> tuple[dict[int, tuple[Tensor, Tensor | None]], list[tuple[Tensor, Tensor, Captured]]]:
+        """The gradients that a call finds; where programs have not kept one, it shall find one to drop.
+
+        So it shall where those of another function have not kept what it takes a step with; to others it may
+        add without harm.
+        """
         planted = []
-        for leaf in dropped.values():
-            if leaf.grad is None:
-                leaf.grad = torch.zeros_like(leaf)
-                planted.append((leaf, leaf.grad))
+        for owner in [self, *self._others_training()]:
+            for leaf in [param for program in owner._programs for param in program.dropped]:
+                if leaf.grad is None and (owner is self or not known.surveyed or id(leaf) in known.stepped):
+                    leaf.grad = torch.zeros_like(leaf)
+                    planted.append((leaf, leaf.grad, owner))
         return {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}, planted
 
 

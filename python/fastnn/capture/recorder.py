@@ -113,6 +113,11 @@ class Tape:
         self.fresh: list[Storage] = []
         self.modules: list[torch.nn.Module] = []
 
+    def stepped(self) -> set[int]:
+        """The ids of the parameters that optimizers update."""
+        steps = (entry for entry in self.entries if isinstance(entry, Step))
+        return {id(param) for step in steps for param in parameters_of(step.optimizer)}
+
 
 def tensors_in(x: Any) -> Iterator[Tensor]:
     """The tensors in nested tuples, lists and dicts."""
