@@ -176,11 +176,12 @@ Times run(const Probe& probe, unsigned cluster, float* sink) {
     return {};
   }
   Times* times = nullptr;
-  check(cudaMallocManaged(&times, sizeof(Times)), probe.name);
-  *times = {};
+  check(cudaMalloc(&times, sizeof(Times)), probe.name);
+  check(cudaMemset(times, 0, sizeof(Times)), probe.name);
   check(cudaLaunchKernelEx(&config, probe.kernel, times, sink, static_cast<int>(cluster)), probe.name);
-  check(cudaDeviceSynchronize(), probe.name);
-  const Times found = *times;
+  Times found = {};
+  check(cudaMemcpy(&found, times, sizeof(Times), cudaMemcpyDeviceToHost),
+        probe.name);  // waits for the kernel
   check(cudaFree(times), probe.name);
   return found;
 }
@@ -199,8 +200,8 @@ int main() {
     return 0;
   }
   float* sink = nullptr;
-  check(cudaMallocManaged(&sink, sizeof(float)), "sink");
-  *sink = 0;
+  check(cudaMalloc(&sink, sizeof(float)), "sink");
+  check(cudaMemset(sink, 0, sizeof(float)), "sink");
   std::string json;
   for (const unsigned cluster : {2u, 4u, 8u, 16u}) {
     std::printf("cluster of %2u:", cluster);
@@ -222,7 +223,9 @@ int main() {
     std::printf("\n");
     json += "}";
   }
-  if (*sink != 0) {
+  float wrong = 0;
+  check(cudaMemcpy(&wrong, sink, sizeof(float), cudaMemcpyDeviceToHost), "sink");
+  if (wrong != 0) {
     std::fprintf(stderr, "a sum over the blocks of a cluster is wrong\n");
     return 1;
   }

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "core/cuda/launch.cuh"
 #include "core/cuda/ptx.cuh"
@@ -81,6 +82,13 @@ struct Large {
 __global__ void take(Large) {}
 __global__ void nothing() {}
 
+// Waits of the host since this was asked last, and in how many of them it held the GIL.
+int waits = 0, waits_with_gil = 0;
+void note_wait() {
+  ++waits;
+  waits_with_gil += PyGILState_Check();
+}
+
 float* at(uintptr_t address) { return reinterpret_cast<float*>(address); }
 
 }  // namespace
@@ -99,6 +107,9 @@ PYBIND11_MODULE(emulator_checks, m) {
     const auto [clusters, blocks, threads, shared_bytes] = cuda_emulator::last_launch();
     return py::make_tuple(clusters, blocks, threads, shared_bytes);
   });
+  cuda_emulator::on_wait(note_wait);
+  m.def("take_waits",
+        [] { return py::make_tuple(std::exchange(waits, 0), std::exchange(waits_with_gil, 0)); });
   m.def("put_tensors_on", &cuda_emulator::put_tensors_on);
   m.def("reverse_block", [](uintptr_t values, uintptr_t out, unsigned n, bool wait) {
     launch("check", reverse_block, 1, n, n * sizeof(float), nullptr, at(values), at(out), wait);

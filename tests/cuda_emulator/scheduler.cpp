@@ -73,7 +73,8 @@ Order order = Order::forward;
 unsigned seed = 0;
 long launch_count = 0;
 LaunchShape last = {};
-std::map<const void*, std::map<cudaFuncAttribute, int>> attributes;
+// Of a kernel on a device.
+std::map<std::pair<const void*, const Device*>, std::map<cudaFuncAttribute, int>> attributes;
 
 std::mutex one_launch;
 std::vector<std::unique_ptr<Fiber>> all_fibers;
@@ -256,7 +257,7 @@ void check_guards(size_t shared_bytes) {
 }
 
 int attribute_of(const void* kernel, cudaFuncAttribute attribute, int otherwise) {
-  const auto found = attributes.find(kernel);
+  const auto found = attributes.find({kernel, &device()});
   if (found == attributes.end() || found->second.count(attribute) == 0) return otherwise;
   return found->second.at(attribute);
 }
@@ -413,7 +414,7 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize &&
       (value < 0 || value > device().shared_bytes))
     return set_error(cudaErrorInvalidValue, "invalid argument");
-  attributes[kernel][attribute] = value;
+  attributes[{kernel, &device()}][attribute] = value;
   return cudaSuccess;
 }
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from captured import assert_capturable
+from cuda_emulation import Emulation
 from fastnn import _dispatch, functional
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
@@ -34,3 +35,31 @@ def test_capture_and_streams() -> None:
         return [loss.detach(), *torch.autograd.grad(loss, x)]
 
     assert_capturable(run)
+
+
+def test_nobody_waits_for_the_device_with_the_gil(emulated: Emulation) -> None:
+    """What the stream waits for may need another thread of Python."""
+    kernels, good = emulated.cuda, torch.tensor([0, 3, 2, 1])
+    scratch = torch.empty(kernels.cross_entropy_scratch, dtype=torch.float64)
+    x, loss = torch.randn(4, 10), torch.empty(())
+    options = (-100, 1, 0.0, 0.0, scratch)
+    emulated.checks.take_waits()
+    kernels.cross_entropy_forward(x, good, None, loss, None, *options, True)
+    kernels.cross_entropy_chunk(x, 0, good, None, loss, None, *options, True)
+    kernels.raise_bad_index(x)
+    assert emulated.checks.take_waits() == (3, 0)
+
+
+def test_only_the_first_chunk_waits_for_the_device(emulated: Emulation) -> None:
+    kernels, bad = emulated.cuda, torch.tensor([0, 1, 2, 10])
+    scratch = torch.empty(kernels.cross_entropy_scratch, dtype=torch.float64)
+    x, loss, options = torch.randn(2, 10), torch.empty(()), (-100, 1, 0.0, 0.0, scratch)
+    emulated.checks.take_waits()
+    with pytest.raises(IndexError, match=r"Target 10 is out of bounds\."):
+        kernels.cross_entropy_chunk(x, 0, bad, None, loss, None, *options, True)
+    kernels.cross_entropy_chunk(x, 2, bad, None, loss, None, *options, True)
+    assert emulated.checks.take_waits() == (1, 0)
+    kernels.cross_entropy_chunk(x, 0, bad, None, loss, None, *options, False)
+    assert emulated.checks.take_waits() == (0, 0)
+    with pytest.raises(IndexError, match=r"Target 10 is out of bounds\."):
+        kernels.raise_bad_index(x)

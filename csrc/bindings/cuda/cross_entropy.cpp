@@ -83,9 +83,7 @@ void chunk(const TensorView& x, int64_t begin, const TensorView& target,
   const bool first = begin == 0;
   if (first) raise_bad_index();
   cross_entropy_chunk(args, batch, first, memory, call.stream());
-  if (!first || !check_at_once || is_captured(call.stream())) return;
-  check_cuda(cudaStreamSynchronize(call.stream()), kOp);
-  raise_bad_index();
+  if (first && check_at_once) raise_bad_index_of(call.stream());
 }
 
 void scale_gradient(const TensorView& gradient, const TensorView& dy, const TensorView& scratch) {
@@ -112,7 +110,13 @@ void raise_bad_index() {
 
 void raise_bad_index_of(cudaStream_t stream) {
   if (is_captured(stream)) return;
-  check_cuda(cudaStreamSynchronize(stream), cross_entropy_args::kOp);
+  cudaError_t status;
+  {
+    // Other threads of Python go on meanwhile; one of them may have to launch what the stream waits for.
+    const pybind11::gil_scoped_release released;
+    status = cudaStreamSynchronize(stream);
+  }
+  check_cuda(status, cross_entropy_args::kOp);
   raise_bad_index();
 }
 

@@ -1,6 +1,7 @@
 // Launches, checked, and their sizes.
 #pragma once
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -41,7 +42,7 @@ inline cudaLaunchAttribute cluster_of(unsigned blocks) {
 
 // kernel<<<blocks, threads, shared_bytes, stream>>>(args...), the blocks in clusters of `cluster`; throws
 // where it cannot be launched. `op` is named in the error. More than 48 KB of shared memory need
-// cudaFuncAttributeMaxDynamicSharedMemorySize.
+// allow_shared_memory.
 template <class... Params>
 void launch_clusters(const char* op, void (*kernel)(Params...), unsigned cluster, dim3 blocks, dim3 threads,
                      size_t shared_bytes, cudaStream_t stream,
@@ -55,6 +56,20 @@ void launch_clusters(const char* op, void (*kernel)(Params...), unsigned cluster
   config.attrs = &attribute;
   config.numAttrs = cluster > 1 ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, args...), op);
+}
+
+// Lets the blocks of a kernel, which has no static shared memory, have as much as a block may ask for of the
+// current device. Asked of the driver once for each device, of which there are at most 64 (device_limits).
+template <auto kKernel>
+void allow_shared_memory(const char* op) {
+  static std::atomic<uint64_t> allowed{0};
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), op);
+  const int bytes = device_limits().shared_bytes;
+  const uint64_t bit = uint64_t{1} << device;
+  if (allowed.load(std::memory_order_relaxed) & bit) return;
+  check_cuda(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), op);
+  allowed.fetch_or(bit, std::memory_order_relaxed);
 }
 
 // How many such clusters the device runs at once.

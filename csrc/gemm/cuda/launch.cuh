@@ -1,8 +1,6 @@
 // From a product and its plan to launches: what the files with the kernels of one dtype share.
 #pragma once
 
-#include <atomic>
-
 #include "gemm/cuda/epilogue.cuh"
 #include "gemm/cuda/plan.h"
 
@@ -33,18 +31,6 @@ __global__ void __launch_bounds__(kFinishThreads) sum_splits(const __grid_consta
   } else if (p.row_sums && at - values < p.m) {
     finish_row_sum<T>(p, at - values, sum(task.partial_row_sums, at - values, p.m));
   }
-}
-
-// Allows a kernel its shared memory, once for each device.
-template <auto kKernel>
-void allow_shared_memory(const char* op, int bytes) {
-  static std::atomic<uint64_t> allowed{0};
-  int device = 0;
-  check_cuda(cudaGetDevice(&device), op);
-  const uint64_t bit = uint64_t{1} << (device % 64);
-  if (allowed.load(std::memory_order_relaxed) & bit) return;
-  check_cuda(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), op);
-  allowed.fetch_or(bit, std::memory_order_relaxed);
 }
 
 template <class T>
@@ -86,7 +72,7 @@ void launch_product(const char* op, Task task, const Plan& plan, int threads, in
   if (tiles > 0) {
     grid_blocks(tiles, op);
     task.tiles = static_cast<int>(tiles / p.batches);
-    allow_shared_memory<kKernel>(op, bytes);
+    allow_shared_memory<kKernel>(op);
     launch(op, kKernel, grid_blocks(tiles * task.splits, op), static_cast<unsigned>(threads),
            static_cast<size_t>(bytes), stream, task);
   }

@@ -48,13 +48,6 @@ inline RowLayout lay_out_rows(int64_t rows, int64_t packs, bool keep, int64_t ro
   return {cluster, threads, static_cast<int>(kept)};
 }
 
-template <class... Params>
-void allow_shared(void (*kernel)(Params...), const char* op) {
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device_limits().shared_bytes),
-      op);
-}
-
 template <class T, bool kDense>
 void launch_many(const char* op, const Rows<T>& p, cudaStream_t stream) {
   constexpr size_t kHead = sizeof(RowShared<kDense>);
@@ -68,11 +61,11 @@ void launch_many(const char* op, const Rows<T>& p, cudaStream_t stream) {
                           : int64_t{device_limits().multiprocessors} * kClusterBlocks / layout.cluster;
   const auto teams = static_cast<unsigned>(min(rows, min(teams_at_most, int64_t{kCrossEntropyBlocks})));
   if (layout.cluster == 1) {
-    allow_shared(many_classes<T, kDense>, op);
+    allow_shared_memory<many_classes<T, kDense>>(op);
     launch(op, many_classes<T, kDense>, teams, layout.threads, shared_bytes, stream, p, layout.kept);
   } else {
     const auto cluster = static_cast<unsigned>(layout.cluster);
-    allow_shared(cluster_classes<T, kDense>, op);
+    allow_shared_memory<cluster_classes<T, kDense>>(op);
     launch_clusters(op, cluster_classes<T, kDense>, cluster, teams * cluster, layout.threads, shared_bytes,
                     stream, p, layout.kept, layout.cluster);
   }

@@ -112,16 +112,15 @@ __global__ void __launch_bounds__(kEpochThreads, 1) train_steps(const __grid_con
 #endif
 }
 
-void allow(const EpochLayout& layout) {
-  check_cuda(cudaFuncSetAttribute(train_steps, cudaFuncAttributeMaxDynamicSharedMemorySize, layout.total),
-             kOp);
+void allow_large_clusters() {
+  allow_shared_memory<train_steps>(kOp);
   check_cuda(cudaFuncSetAttribute(train_steps, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), kOp);
 }
 
 // Whether the device has room for all blocks of such a cluster at once.
 bool can_run(const EpochLayout& layout) {
   if (layout.total > device_limits().shared_bytes) return false;
-  allow(layout);
+  allow_large_clusters();
   return most_clusters(train_steps, static_cast<unsigned>(layout.cluster), kEpochThreads,
                        static_cast<size_t>(layout.total)) > 0;
 }
@@ -171,7 +170,7 @@ void train_epoch(const EpochArgs& args, int cluster, void* scratch, cudaStream_t
   const int64_t most = int64_t{device_limits().multiprocessors} * 4;
   launch(kOp, prepare_epoch, static_cast<unsigned>(blocks < most ? blocks : most), kPrepareThreads, 0, stream,
          p, bad_index());
-  allow(p.layout);
+  allow_large_clusters();
   launch_clusters(kOp, train_steps, static_cast<unsigned>(p.layout.cluster),
                   static_cast<unsigned>(p.layout.cluster), kEpochThreads, static_cast<size_t>(p.layout.total),
                   stream, p);

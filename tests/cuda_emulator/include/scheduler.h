@@ -33,6 +33,9 @@ LaunchShape last_launch();
 void put_tensors_on(int device);
 int device_of_tensors();
 
+// Is called wherever the host waits for a stream.
+void on_wait(void (*call)());
+
 // That the kernels have been compiled for on the current device, as cudaFuncAttributes has it.
 int ptx_version();
 
