@@ -130,6 +130,8 @@ class OptimizerGroup {
   int64_t elements() const { return elements_; }
   int device() const { return device_; }  // of the parameters; of CUDA, or TensorView::kNoCudaDevice
   const DeviceScalars& scalars() const { return scalars_; }
+  // Whether a step, the learning rate or other options are known there alone.
+  bool asks_device() const { return device_steps_ || scalars_.lr || scalars_.numbers; }
   const pybind11::list& written() const { return written_; }
 
  private:

@@ -98,6 +98,31 @@ def test_steps_counted_on_the_device(
         run.check()
 
 
+@pytest.mark.parametrize("name", COUNTING)
+def test_steps_of_many_tensors_counted_on_the_device(name: str, cuda_device: torch.device) -> None:
+    """More than one launch counts, of two types, of which some are empty and some lag a step."""
+    sizes = [i % 3 for i in range(520)]
+    params = parameters(sizes, torch.float32, cuda_device) + parameters(sizes, torch.float64, cuda_device)
+    run = Beside(CASES[name], params, {}, native=COUNTING[name])
+    for step in range(3):
+        set_gradients(params, run.others)
+        for i in range(0, len(params), 7) if step == 1 else ():
+            params[i].grad = run.others[i].grad = None
+        run.step()
+    run.check()
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_one_launch_counts_and_one_updates(name: str, emulated_cuda: Emulation) -> None:
+    params = parameters([50, 3, 0, 1000, 7], torch.float32)
+    mine = CASES[name].ours(params, **CASES[name].options, **COUNTING[name])
+    for _ in range(2):
+        set_gradients(params)
+        before = emulated_cuda.checks.launches()
+        step_natively(mine)
+        assert emulated_cuda.checks.launches() - before == 2
+
+
 def snapshot(optimizer: Any, param: Any) -> dict[str, Tensor]:
     now = {"param": param, "grad": param.grad, **optimizer.state.get(param, {})}
     return {key: value.detach().clone() for key, value in now.items()}

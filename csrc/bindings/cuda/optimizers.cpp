@@ -11,28 +11,54 @@
 
 namespace fastnn {
 
+namespace {
+
+// What an update of `count` tensors takes of the device: torch's memory, which goes back in the order of the
+// stream. `written` has a tensor there.
+class DeviceMemory {
+ public:
+  DeviceMemory(const pybind11::list& written, int64_t count) {
+    if (count == 0) return;
+    static PyObject* const uint8 = torch_attribute("torch", "uint8");
+    tensor_ = pybind11::object(written[0].attr("new_empty"))(
+        count * cuda::kCommonBytes, pybind11::arg("dtype") = pybind11::handle(uint8));
+    data_ = read_plain(tensor_.ptr()).data;
+  }
+  void* data() const { return data_; }
+
+ private:
+  pybind11::object tensor_;
+  void* data_ = nullptr;
+};
+
+}  // namespace
+
 void AdagradStep::update(AdagradTensor* tensors, int64_t count) {
   if (count == 0) return;
   const CudaCall call(device());
-  cuda::adagrad_update(tensors, count, options_, scalars(), call.stream());
+  const DeviceMemory memory(written(), asks_device() ? count : 0);
+  cuda::adagrad_update(tensors, count, options_, scalars(), memory.data(), call.stream());
 }
 
 void AdamStep::update(AdamTensor* tensors, int64_t count) {
   if (count == 0) return;
   const CudaCall call(device());
-  cuda::adam_update(tensors, count, options_, scalars(), call.stream());
+  const DeviceMemory memory(written(), asks_device() ? count : 0);
+  cuda::adam_update(tensors, count, options_, scalars(), memory.data(), call.stream());
 }
 
 void RmspropStep::update(RmspropTensor* tensors, int64_t count) {
   if (count == 0) return;
   const CudaCall call(device());
-  cuda::rmsprop_update(tensors, count, options_, scalars(), call.stream());
+  const DeviceMemory memory(written(), asks_device() ? count : 0);
+  cuda::rmsprop_update(tensors, count, options_, scalars(), memory.data(), call.stream());
 }
 
 void SgdStep::update(SgdTensor* tensors, int64_t count) {
   if (count == 0) return;
   const CudaCall call(device());
-  cuda::sgd_update(tensors, count, options_, scalars(), call.stream());
+  const DeviceMemory memory(written(), asks_device() ? count : 0);
+  cuda::sgd_update(tensors, count, options_, scalars(), memory.data(), call.stream());
 }
 
 namespace cuda {

@@ -11,19 +11,19 @@ constexpr const char* kOp = "adagrad";
 template <class S>
 struct AdagradRule {
   static constexpr int kStates = 1;
-  struct Common {
+  struct Given {
     AdagradOptions options;
     double step;  // where it is the host's
   };
-  using Constants = AdagradConstants<S>;
+  using Common = AdagradConstants<S>;
 
-  __device__ __forceinline__ static Constants constants(const Common& common, const DeviceScalars& scalars,
-                                                        const float* step) {
-    AdagradOptions options = common.options;
+  FASTNN_HOST_DEVICE static Common common(const Given& given, const DeviceScalars& scalars,
+                                          const float* step) {
+    AdagradOptions options = given.options;
     options.lr = read_lr(scalars, options.lr);
-    return adagrad_constants<S>(options, step ? double{*step} : common.step);
+    return adagrad_constants<S>(options, step ? double{*step} : given.step);
   }
-  __device__ __forceinline__ static void update(S& p, S g, S* state, const Constants& c) {
+  __device__ __forceinline__ static void update(S& p, S g, S* state, const Common& c) {
     fastnn::cuda::adagrad_update(p, g, state[0], c);
   }
 };
@@ -31,13 +31,13 @@ struct AdagradRule {
 }  // namespace
 
 void adagrad_update(const AdagradTensor* tensors, int64_t count, const AdagradOptions& options,
-                    const DeviceScalars& scalars, cudaStream_t stream) {
-  launch_steps<AdagradRule<float>>(kOp, tensors, count, scalars, stream);
+                    const DeviceScalars& scalars, void* memory, cudaStream_t stream) {
+  char* left = static_cast<char*>(memory);
   const auto alike = [](const AdagradTensor& a, const AdagradTensor& b) { return a.step == b.step; };
   for_each_alike(tensors, count, alike, [&](const auto& set, const AdagradTensor& t) {
     dispatch_floating(t.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
-      launch_update<T, AdagradRule<Acc<T>>>(kOp, set, {options, t.step}, scalars, stream);
+      launch_update<T, AdagradRule<Acc<T>>>(kOp, set, {options, t.step}, scalars, left, stream);
     });
   });
 }

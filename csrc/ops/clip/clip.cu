@@ -87,7 +87,7 @@ void clip(const OptimizerTensor* tensors, int64_t count, const ClipOptions& opti
       using T = typename decltype(tag)::type;
       Clipping::Common common = {options, norm, scratch, 0};
       const auto for_each = [&](int64_t wanted, const auto& start) {
-        for_each_launch<T, T, Clipping>(kOp, set, wanted, common, {}, start);
+        for_each_launch<T, T, Clipping>(kOp, set, wanted, common, nullptr, {}, start);
       };
       int64_t sums = 0;
       for_each(wanted_sums(), [&](ClipLaunch& clipping, unsigned blocks) {

@@ -1,10 +1,10 @@
 // Runs an update rule over the elements of many tensors, as many a launch as its parameters hold
 // (UpdateLaunch, some 55 to 80): what all optimizers share on CUDA.
 //
-// A rule has kStates tensors of state, a type Common of numbers that come with the launch, a type Constants
-// and
-//   constants(common, scalars, step)   Constants of one tensor; `step` is where the device counts it, or null
-//   update(p, g, state, constants)     one element, in the arithmetic's type
+// A rule has kStates tensors of state, a type Common of what the elements of one tensor have in common, a
+// type Given of what that is computed from, and
+//   common(given, scalars, step)   Common of one tensor; `step` is where the device counts it, or null
+//   update(p, g, state, common)    one element, in the arithmetic's type
 #pragma once
 
 #include <vector>
@@ -12,8 +12,10 @@
 #include "core/cuda/launch.cuh"
 #include "core/cuda/pack.cuh"
 #include "core/dtype_dispatch.h"
+#include "core/host_device.h"
 #include "ops/optim/master.h"
 #include "ops/optim/multi_tensor.h"
+#include "ops/optim/optimizers_cuda.h"
 
 namespace fastnn::cuda {
 
@@ -32,7 +34,7 @@ struct LaunchTensor {
   void* grad;
   void* state[kArrays > 0 ? kArrays : 1];
   int64_t numel;
-  const float* step;
+  const void* common;  // the rule's, of this tensor, in device memory; or null: that of the launch
   unsigned first_block;
   int shift;  // elements between the last 16-byte boundary and all its tensors; kScattered where they differ
 };
@@ -53,7 +55,7 @@ struct UpdateLaunch {
   Tensor tensors[kMost];
 };
 
-__device__ __forceinline__ double read_lr(const DeviceScalars& scalars, double otherwise) {
+FASTNN_HOST_DEVICE double read_lr(const DeviceScalars& scalars, double otherwise) {
   if (!scalars.lr) return otherwise;
   return scalars.lr_is_double ? *static_cast<const double*>(scalars.lr)
                               : double{*static_cast<const float*>(scalars.lr)};
@@ -124,10 +126,8 @@ __global__ void __launch_bounds__(kUpdateThreads)
   if (scalars.found_inf && *scalars.found_inf != 0) return;
 
   const auto& t = tensor_of_block(launch);
-  __shared__ typename Rule::Constants shared;
-  if (threadIdx.x == 0) shared = Rule::constants(launch.common, scalars, t.step);
-  __syncthreads();
-  const typename Rule::Constants constants = shared;
+  using Common = typename Rule::Common;
+  const Common common = t.common ? *static_cast<const Common*>(t.common) : launch.common;
   const S grad_scale = scalars.grad_scale ? static_cast<S>(*scalars.grad_scale) : S(1);
 
   T* const param = static_cast<T*>(t.param);
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
       S states[kMaxStates];
 #pragma unroll
       for (int k = 0; k < kMaxStates; ++k) states[k] = state[k][e];
-      Rule::update(p[e], g[e], states, constants);
+      Rule::update(p[e], g[e], states, common);
 #pragma unroll
       for (int k = 0; k < kStates; ++k) state[k][e] = states[k];
     }
@@ -170,30 +170,41 @@ __global__ void __launch_bounds__(kUpdateThreads)
   });
 }
 
-struct StepLaunch {
-  static constexpr int kMost = static_cast<int>(kParameterBytes / sizeof(float*)) - 2;
-  const float* found_inf;
+template <class Rule>
+struct PrepareLaunch {
+  static constexpr int kMost = static_cast<int>(
+      (kParameterBytes - sizeof(typename Rule::Given) - sizeof(DeviceScalars) - 24) / sizeof(float*));
+  typename Rule::Given given;
+  DeviceScalars scalars;
+  typename Rule::Common* common;
   int count;
   float* steps[kMost];
 };
 
-// A template, so that files which count no steps have none of it.
+// Counts the steps of tensors, and computes what their updates need of them: once, because the powers of Adam
+// in float64 take longer than a block of the update has to do otherwise.
 template <class Rule>
-__global__ void __launch_bounds__(kUpdateThreads) count_steps(const __grid_constant__ StepLaunch launch) {
-  if (launch.found_inf && *launch.found_inf != 0) return;
-  for (int i = threadIdx.x; i < launch.count; i += kUpdateThreads) *launch.steps[i] += 1;
+__global__ void __launch_bounds__(kUpdateThreads)
+    prepare_tensors(const __grid_constant__ PrepareLaunch<Rule> launch) {
+  if (launch.scalars.found_inf && *launch.scalars.found_inf != 0) return;
+  for (int i = threadIdx.x; i < launch.count; i += kUpdateThreads) {
+    float* const step = launch.steps[i];
+    if (step) *step += 1;
+    launch.common[i] = Rule::common(launch.given, launch.scalars, step);
+  }
 }
 
-template <class Rule, class Tensor>
-void launch_steps(const char* op, const Tensor* tensors, int64_t count, const DeviceScalars& scalars,
-                  cudaStream_t stream) {
-  StepLaunch steps = {};
-  steps.found_inf = scalars.found_inf;
-  for (int64_t i = 0; i < count; ++i) {
-    if (tensors[i].device_step) steps.steps[steps.count++] = tensors[i].device_step;
-    if (steps.count == 0 || (steps.count < StepLaunch::kMost && i + 1 < count)) continue;
-    launch(op, count_steps<Rule>, 1, kUpdateThreads, 0, stream, steps);
-    steps.count = 0;
+template <class Rule>
+void launch_prepare(const char* op, const std::vector<const OptimizerTensor*>& tensors,
+                    const typename Rule::Given& given, const DeviceScalars& scalars,
+                    typename Rule::Common* common, cudaStream_t stream) {
+  using Launch = PrepareLaunch<Rule>;
+  static_assert(sizeof(Launch) <= kParameterBytes);
+  for (size_t next = 0; next < tensors.size();) {
+    Launch prepare = {given, scalars, common + next, 0, {}};
+    for (; next < tensors.size() && prepare.count < Launch::kMost; ++next)
+      prepare.steps[prepare.count++] = tensors[next]->device_step;
+    launch(op, prepare_tensors<Rule>, 1, kUpdateThreads, 0, stream, prepare);
   }
 }
 
@@ -209,10 +220,11 @@ int shift_of(const OptimizerTensor& t) {
 
 // Calls start(launch, blocks) for tensors of one dtype, with state stored as State, that have `common` in
 // common, as seldom as their addresses fit the parameters of a kernel; `wanted` is how many blocks a launch
-// should have.
+// should have. Where each tensor has its own, `own` is where in device memory.
 template <class T, class State, class Rule, class Start>
 void for_each_launch(const char* op, const std::vector<const OptimizerTensor*>& tensors, int64_t wanted,
-                     const typename Rule::Common& common, const DeviceScalars& scalars, const Start& start) {
+                     const typename Rule::Common& common, const typename Rule::Common* own,
+                     const DeviceScalars& scalars, const Start& start) {
   using Launch = UpdateLaunch<Rule, may_have_master<T, State>>;
   static_assert(sizeof(Launch) <= kParameterBytes);
   constexpr int64_t kPass = kUpdateThreads * kPackSize<T>;
@@ -223,16 +235,18 @@ void for_each_launch(const char* op, const std::vector<const OptimizerTensor*>& 
     int64_t elements = 0;
     for (; next < tensors.size() && update.count < Launch::kMost; ++next) {
       const OptimizerTensor& t = *tensors[next];
+      if (t.numel == 0) continue;
       auto& to = update.tensors[update.count++];
       to.param = t.param;
       to.grad = const_cast<void*>(t.grad);  // written under grad_scale, as the caller has declared
       for (int k = 0; k < Rule::kStates; ++k) to.state[k] = t.state[k];
       if constexpr (may_have_master<T, State>) to.state[Rule::kStates] = t.master;
       to.numel = t.numel;
-      to.step = t.device_step;
+      to.common = own ? own + next : nullptr;
       to.shift = shift_of<T, State, Rule::kStates>(t);
       elements += t.numel;
     }
+    if (update.count == 0) return;
     update.chunk = ceil_div(ceil_div(elements, wanted), kPass) * kPass;
     int64_t blocks = 0;
     for (int i = 0; i < update.count; ++i) {
@@ -246,26 +260,40 @@ void for_each_launch(const char* op, const std::vector<const OptimizerTensor*>& 
 
 template <class T, class State, class Rule>
 void launch_stored(const char* op, const std::vector<const OptimizerTensor*>& tensors,
-                   const typename Rule::Common& common, const DeviceScalars& scalars, cudaStream_t stream) {
+                   const typename Rule::Common& common, const typename Rule::Common* own,
+                   const DeviceScalars& scalars, cudaStream_t stream) {
   const int64_t wanted = int64_t{device_limits().multiprocessors} * kChunksPerMultiprocessor;
   const auto start = [&](const auto& update, unsigned blocks) {
     launch(op, update_tensors<T, State, Rule>, blocks, kUpdateThreads, 0, stream, update);
   };
-  for_each_launch<T, State, Rule>(op, tensors, wanted, common, scalars, start);
+  for_each_launch<T, State, Rule>(op, tensors, wanted, common, own, scalars, start);
 }
 
-// For tensors that for_each_alike found alike.
+// For tensors that for_each_alike found alike. Of `memory`, kCommonBytes for each tensor, it takes their
+// part; it is null where the host knows everything.
 template <class T, class Rule>
 void launch_update(const char* op, const std::vector<const OptimizerTensor*>& tensors,
-                   const typename Rule::Common& common, const DeviceScalars& scalars, cudaStream_t stream) {
+                   const typename Rule::Given& given, const DeviceScalars& scalars, char*& memory,
+                   cudaStream_t stream) {
+  using Common = typename Rule::Common;
+  static_assert(sizeof(Common) <= kCommonBytes);
+  Common common = {};
+  Common* own = nullptr;
+  if (memory) {
+    own = reinterpret_cast<Common*>(memory);
+    memory += static_cast<int64_t>(tensors.size()) * kCommonBytes;
+    launch_prepare<Rule>(op, tensors, given, scalars, own, stream);
+  } else {
+    common = Rule::common(given, scalars, nullptr);
+  }
   if constexpr (sizeof(T) == 2)
     if (tensors.front()->float_state)
-      return launch_stored<T, float, Rule>(op, tensors, common, scalars, stream);
-  launch_stored<T, T, Rule>(op, tensors, common, scalars, stream);
+      return launch_stored<T, float, Rule>(op, tensors, common, own, scalars, stream);
+  launch_stored<T, T, Rule>(op, tensors, common, own, scalars, stream);
 }
 
 // Calls update(tensors, one of them) for every set of them that has one dtype, of parameter and of state, and
-// is alike otherwise; empty ones are left out.
+// is alike otherwise.
 template <class Tensor, class Alike, class Update>
 void for_each_alike(const Tensor* tensors, int64_t count, const Alike& alike, const Update& update) {
   std::vector<bool> done(static_cast<size_t>(count));
@@ -278,9 +306,9 @@ void for_each_alike(const Tensor* tensors, int64_t count, const Alike& alike, co
       if (done[at] || tensors[j].dtype != tensors[i].dtype) continue;
       if (tensors[j].float_state != tensors[i].float_state || !alike(tensors[i], tensors[j])) continue;
       done[at] = true;
-      if (tensors[j].numel > 0) set.push_back(&tensors[j]);
+      set.push_back(&tensors[j]);
     }
-    if (!set.empty()) update(set, tensors[i]);
+    update(set, tensors[i]);
   }
 }
 

@@ -1,5 +1,8 @@
 // The updates of all optimizers on CUDA: the formulas and rules of their own headers, on the current device,
 // in the order of `stream`. Where a tensor has a device_step, it is counted first.
+//
+// Where the device alone knows a step, a learning rate or other options, `memory` is device memory of
+// kCommonBytes for each tensor, aligned as memory that is allocated; else null.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,13 +14,15 @@
 
 namespace fastnn::cuda {
 
+constexpr int64_t kCommonBytes = 80;
+
 void adagrad_update(const AdagradTensor* tensors, int64_t count, const AdagradOptions& options,
-                    const DeviceScalars& scalars, cudaStream_t stream);
+                    const DeviceScalars& scalars, void* memory, cudaStream_t stream);
 void adam_update(const AdamTensor* tensors, int64_t count, const AdamOptions& options,
-                 const DeviceScalars& scalars, cudaStream_t stream);
+                 const DeviceScalars& scalars, void* memory, cudaStream_t stream);
 void rmsprop_update(const RmspropTensor* tensors, int64_t count, const RmspropOptions& options,
-                    const DeviceScalars& scalars, cudaStream_t stream);
+                    const DeviceScalars& scalars, void* memory, cudaStream_t stream);
 void sgd_update(const SgdTensor* tensors, int64_t count, const SgdOptions& options,
-                const DeviceScalars& scalars, cudaStream_t stream);
+                const DeviceScalars& scalars, void* memory, cudaStream_t stream);
 
 }  // namespace fastnn::cuda

@@ -11,16 +11,15 @@ constexpr const char* kOp = "rmsprop";
 template <class S, bool kMomentum, bool kCentered>
 struct RmspropRule {
   static constexpr int kStates = 1 + kMomentum + kCentered;
-  using Common = RmspropOptions;
-  using Constants = RmspropConstants<S>;
+  using Given = RmspropOptions;
+  using Common = RmspropConstants<S>;
 
-  __device__ __forceinline__ static Constants constants(const Common& common, const DeviceScalars& scalars,
-                                                        const float*) {
-    RmspropOptions options = common;
+  FASTNN_HOST_DEVICE static Common common(const Given& given, const DeviceScalars& scalars, const float*) {
+    RmspropOptions options = given;
     options.lr = read_lr(scalars, options.lr);
     return rmsprop_constants<S>(options);
   }
-  __device__ __forceinline__ static void update(S& p, S g, S* state, const Constants& c) {
+  __device__ __forceinline__ static void update(S& p, S g, S* state, const Common& c) {
     fastnn::cuda::rmsprop_update<kMomentum, kCentered>(p, g, state[0], state[1], state[1 + kMomentum], c);
   }
 };
@@ -28,8 +27,8 @@ struct RmspropRule {
 }  // namespace
 
 void rmsprop_update(const RmspropTensor* tensors, int64_t count, const RmspropOptions& options,
-                    const DeviceScalars& scalars, cudaStream_t stream) {
-  launch_steps<RmspropRule<float, false, false>>(kOp, tensors, count, scalars, stream);
+                    const DeviceScalars& scalars, void* memory, cudaStream_t stream) {
+  char* left = static_cast<char*>(memory);
   const auto alike = [](const RmspropTensor&, const RmspropTensor&) { return true; };
   for_each_alike(tensors, count, alike, [&](const auto& set, const RmspropTensor& t) {
     dispatch_floating(t.dtype, [&](auto tag) {
@@ -37,13 +36,13 @@ void rmsprop_update(const RmspropTensor* tensors, int64_t count, const RmspropOp
       using S = Acc<T>;
       const bool momentum = options.momentum > 0;
       if (momentum && options.centered)
-        launch_update<T, RmspropRule<S, true, true>>(kOp, set, options, scalars, stream);
+        launch_update<T, RmspropRule<S, true, true>>(kOp, set, options, scalars, left, stream);
       else if (momentum)
-        launch_update<T, RmspropRule<S, true, false>>(kOp, set, options, scalars, stream);
+        launch_update<T, RmspropRule<S, true, false>>(kOp, set, options, scalars, left, stream);
       else if (options.centered)
-        launch_update<T, RmspropRule<S, false, true>>(kOp, set, options, scalars, stream);
+        launch_update<T, RmspropRule<S, false, true>>(kOp, set, options, scalars, left, stream);
       else
-        launch_update<T, RmspropRule<S, false, false>>(kOp, set, options, scalars, stream);
+        launch_update<T, RmspropRule<S, false, false>>(kOp, set, options, scalars, left, stream);
     });
   });
 }
