@@ -43,7 +43,7 @@ _KINDS = {
     "reads": re.compile(r"LDS(M|\b|\.)"),
     "copies": re.compile(r"LDGSTS"),
     "integer": re.compile(
-        r"U?(IMAD|IADD|IABS|LEA|SHF|LOP|PLOP|ISETP|VIMNMX|IMNMX|SEL|MOV|PRMT|P2R|R2P|R2UR|S2R|S2UR|LDC|CS2R)"
+        r"[UV]?(IMAD|IADD|IABS|LEA|SHF|LOP|PLOP|ISETP|IMNMX|SEL|MOV|PRMT|P2R|R2P|R2UR|S2R|S2UR|LDC|CS2R)"
     ),
     "floating": re.compile(r"[FD](ADD|MUL|SETP|MNMX|SEL)|MUFU|F2F|I2F|F2I"),
 }

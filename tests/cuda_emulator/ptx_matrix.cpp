@@ -51,7 +51,8 @@ struct Row {
   uint32_t words[4];
 };
 
-Row row_at(const void* p) {
+Row row_at(SharedAddress at) {
+  const void* const p = reinterpret_cast<const void*>(at);
   if (!aligned(p, 16)) cuda_emulator::fail("ldmatrix: an address is not aligned to 16 bytes");
   Row row;
   std::memcpy(&row, p, sizeof(row));
@@ -131,19 +132,25 @@ void wait_copies(int left) {
     for (const Copy& c : own.groups.front()) copy(c);
 }
 
-void load_matrices(uint32_t (&words)[4], const void* row) {
+void load_matrices(uint32_t (&words)[4], SharedAddress row) {
   const auto all = cuda_emulator::exchange("ldmatrix", kAllLanes, row_at(row));
   const int lane = cuda_emulator::lane();
   for (int q = 0; q < 4; ++q) words[q] = all[q * 8 + lane / 4].words[lane % 4];
 }
 
-void load_transposed_matrices(uint32_t (&words)[4], const void* row) {
+void load_transposed_matrices(uint32_t (&words)[4], SharedAddress row) {
   const auto all = cuda_emulator::exchange("ldmatrix.trans", kAllLanes, row_at(row));
   const int lane = cuda_emulator::lane(), g = lane / 4, t = lane % 4;
   const auto element = [&](int q, int r, int column) {
     return all[q * 8 + r].words[column / 2] >> (16 * (column % 2)) & 0xffffu;
   };
   for (int q = 0; q < 4; ++q) words[q] = element(q, 2 * t, g) | element(q, 2 * t + 1, g) << 16;
+}
+
+uint32_t load_word(SharedAddress at) {
+  uint32_t word;
+  std::memcpy(&word, reinterpret_cast<const void*>(at), sizeof(word));
+  return word;
 }
 
 template <>

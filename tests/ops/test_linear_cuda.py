@@ -66,12 +66,23 @@ def test_float32_on_tensor_cores(
     # A factor of tf32 is rounded by up to 2^-11; three products leave 3 * 2^-22 in all, see csrc/gemm/cuda.
     rounding = 2.0**-11 if tensor_cores == "tf32" else 1.5 * 2.0**-22
     x, w, b, dy = problem(shape, torch.float32)
-    for layout in ("contiguous", "transposed", "misaligned"):
+    for layout in ("contiguous", "transposed", "misaligned", "ends amid a pack"):
         strided = [laid_out(t, layout, cuda_device) for t in (x, w, dy)]
         check(*strided[:2], b.to(cuda_device), strided[2], None, rounding)
     check(*problem(shape, torch.float32, cuda_device), "relu", rounding)
     if tensor_cores == "tf32_3x" and shape[2] >= 15:  # and no worse than float32's own sums
         check(*problem(shape, torch.float32, cuda_device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(130, 70, 203), (40, 33, 300), (9, 129, 64)])
+def test_lines_that_end_amid_a_pack(
+    shape: tuple[int, int, int], dtype: torch.dtype, cuda_device: torch.device
+) -> None:
+    """They are aligned, so that whole slices are copied in packs; what is beside them is NaN."""
+    x, w, b, dy = problem(shape, dtype)
+    x, w, dy = (laid_out(t, "ends amid a pack", cuda_device) for t in (x, w, dy))
+    check(x, w, None if b is None else b.to(cuda_device), dy)
 
 
 def test_tf32_is_rounded(tensor_cores: str, cuda_device: torch.device) -> None:

@@ -14,23 +14,36 @@
 
 namespace fastnn::cuda::ptx {
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+using SharedAddress = uint32_t;
+__device__ __forceinline__ SharedAddress shared_address(const void* p) {
+  return static_cast<SharedAddress>(__cvta_generic_to_shared(p));
+}
+
+// x. The compiler does not see how it was computed, and so keeps it: it would rather compute it from the
+// number of the thread again in every round of a loop.
+template <class Int>
+__device__ __forceinline__ Int keep(Int x) {
+  static_assert(sizeof(Int) == 4);
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 // Copies the first `valid` of kBytes and fills the rest with zeros; both addresses are aligned to kBytes, and
 // with valid = 0 nothing is read.
 template <int kBytes>
-__device__ __forceinline__ void copy_async(void* shared, const void* global, int valid) {
+__device__ __forceinline__ void copy_async(SharedAddress shared, const void* global, int valid) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
   if constexpr (kBytes == 16)  // past L1: a block reads each of them once
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-                 "r"(valid)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid)
                  : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global),
-                 "n"(kBytes), "r"(valid)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(global), "n"(kBytes),
+                 "r"(valid)
                  : "memory");
+}
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int valid) {
+  copy_async<kBytes>(shared_address(shared), global, valid);
 }
 
 // Ends a group of this thread's copies.
@@ -44,19 +57,25 @@ __device__ __forceinline__ void wait_copies() {
 
 // Four matrices of 8 rows of 16 bytes; lane l gives the address of row l % 8 of matrix l / 8, and gets word t
 // of row g of matrix q in words[q].
-__device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const void* row) {
+__device__ __forceinline__ void load_matrices(uint32_t (&words)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
 // The same of 16-bit elements, each matrix transposed: words[q] holds rows 2t, 2t + 1 of column g.
-__device__ __forceinline__ void load_transposed_matrices(uint32_t (&words)[4], const void* row) {
+__device__ __forceinline__ void load_transposed_matrices(uint32_t (&words)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
+}
+
+__device__ __forceinline__ uint32_t load_word(SharedAddress at) {
+  uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(at) : "memory");
+  return word;
 }
 
 // T is the element type of a and b; float stands for tf32.

@@ -120,39 +120,97 @@ struct Slice {
                                                       packs);
   }
 
+  // What one thread copies of the slices that are whole along K, where all packs are whole: its pack of some
+  // lines, in slice after slice. Rows that do not exist are left as they are, for nobody reads what they
+  // give; beyond the addresses, which go on by a stride, nothing is computed in the main loop.
+  struct Whole {
+    static constexpr int kPacks = kInner / kPackSize<T>;  // of a line
+    static constexpr int kLines = kThreads / kPacks;      // from one of the thread's lines to the next
+    static constexpr int kCopies = kOuter * kPacks / kThreads;
+    static_assert(kThreads % kPacks == 0 && kOuter % kLines == 0);
+    const T* from;
+    int64_t next_line, next_slice;
+    ptx::SharedAddress to;  // in the first slice that the memory holds
+    int count;              // lines that exist
+
+    __device__ __forceinline__ Whole(const T* memory, const Matrix& matrix, int64_t batch, int64_t i,
+                                     int64_t k, int rows) {
+      const int line = static_cast<int>(threadIdx.x) / kPacks;
+      const int inner = static_cast<int>(threadIdx.x) % kPacks * kPackSize<T>;
+      const int64_t along = kAlongRows ? matrix.column : matrix.row;  // from line to line
+      from = static_cast<const T*>(matrix.data) + batch * matrix.batch + i * matrix.row + k * matrix.column +
+             line * along + inner;
+      next_line = kLines * along;
+      next_slice = kDepth * matrix.column;
+      to = ptx::keep(ptx::shared_address(memory + line * kPitch + inner));
+      count = ptx::keep(kAlongRows ? (inner < rows ? kCopies : 0) : (rows - line + kLines - 1) / kLines);
+    }
+    static __device__ __forceinline__ bool can_copy(int rows, bool packs) {
+      return packs && (!kAlongRows || rows % kPackSize<T> == 0);
+    }
+    // To the slice that begins so many bytes after the first one.
+    __device__ __forceinline__ void copy(int slice) {
+      constexpr int kNextLine = kLines * kPitch * static_cast<int>(sizeof(T));
+#pragma unroll
+      for (int u = 0; u < kCopies; ++u)
+        if (u < count)
+          ptx::copy_async<kPackBytes>(to + slice + u * kNextLine, from + u * next_line, kPackBytes);
+      from += next_slice;
+    }
+  };
+
   static __device__ __forceinline__ T at(const T* slice, int row, int k) {
     return slice[kAlongRows ? k * kPitch + row : row * kPitch + k];
   }
 };
 
-// Runs `step(a, b)` on one pair of slices after the other, while the next kStages - 1 are on their way. The
-// memory holds kStages pairs; after the return it can be used for something else.
+template <class T>
+__device__ __forceinline__ T* slice_at(T* memory, int bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<char*>(memory) + bytes);
+}
+
+// Runs `step(at)` on one pair of slices after the other, while the next kStages - 1 are on their way: `at` is
+// in bytes where the pair begins in the memory, which holds kStages of them, that of A before that of B.
+// After the return the memory can be used for something else.
 template <class T, class A, class B, int kTile, int kDepth, int kStages, class Step>
 __device__ __forceinline__ void for_each_slice(const Task& task, const Place& place, T* memory,
                                                const Step& step) {
-  constexpr int kSize = A::kSize + B::kSize;
+  constexpr int kBytes = (A::kSize + B::kSize) * static_cast<int>(sizeof(T));
   const Product& p = task.product;
   const int rows = extent(p.m - place.i, kTile), columns = extent(p.n - place.j, kTile);
   const int64_t length = place.k_end - place.k;
   const int steps = length > 0 ? static_cast<int>((length + kDepth - 1) / kDepth) : 0;
+  typename A::Whole a(memory, p.a, place.batch, place.i, place.k, rows);
+  typename B::Whole b(memory + A::kSize, p.b, place.batch, place.j, place.k, columns);
+  const bool whole = A::Whole::can_copy(rows, task.a_packs) && B::Whole::can_copy(columns, task.b_packs);
+  const int whole_steps = whole && length > 0 ? static_cast<int>(length / kDepth) : 0;
+  const auto after = [](int at) { return at == (kStages - 1) * kBytes ? 0 : at + kBytes; };
+  int filled = 0;  // where the next slices go to
   const auto load = [&](int s) {
-    if (s < steps) {
-      T* const to = memory + s % kStages * kSize;
+    if (s < whole_steps) {
+      a.copy(filled);
+      b.copy(filled);
+    } else if (s < steps) {
+      T* const to = slice_at(memory, filled);
       const int64_t k = place.k + int64_t{s} * kDepth;
       const int depth = extent(place.k_end - k, kDepth);
       A::load(to, p.a, place.batch, place.i, k, rows, depth, task.a_packs);
       B::load(to + A::kSize, p.b, place.batch, place.j, k, columns, depth, task.b_packs);
     }
+    filled = after(filled);
     ptx::commit_copies();  // an empty group at the end, so that their count stays the same
   };
-#pragma unroll
+#pragma unroll 1
   for (int s = 0; s < kStages - 1; ++s) load(s);
+  int used = 0;
+#pragma unroll 1
   for (int s = 0; s < steps; ++s) {
     ptx::wait_copies<kStages - 2>();
     __syncthreads();  // slice s is there for all, and nobody reads s - 1 any more
     load(s + kStages - 1);
-    const T* const slices = memory + s % kStages * kSize;
-    step(slices, slices + A::kSize);
+    const int at = used;
+    used = after(used);
+    step(at);
   }
   ptx::wait_copies<0>();
   __syncthreads();

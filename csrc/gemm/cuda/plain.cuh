@@ -82,7 +82,9 @@ __global__ void __launch_bounds__(PlainShape<T, kTile>::kThreads, PlainShape<T, 
   T sums[kRows][kColumns] = {};
   RowSum<T, Operand, kTile, Shape::kDepth> row_sum(task, place);
   for_each_slice<T, Operand, Operand, kTile, Shape::kDepth, Memory::kStages>(
-      task, place, memory, [&](const T* a_slice, const T* b_slice) {
+      task, place, memory, [&](int at) {
+        const T* const a_slice = slice_at(memory, at);
+        const T* const b_slice = a_slice + Operand::kSize;
 #pragma unroll
         for (int k = 0; k < Shape::kDepth; ++k) {
           T a[kRows], b[kColumns];

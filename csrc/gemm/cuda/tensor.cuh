@@ -37,43 +37,44 @@ struct TensorMemory {
   static constexpr int kBytes = kOperands > Sums<T, kTile>::kBytes ? kOperands : Sums<T, kTile>::kBytes;
 };
 
-// 16 rows of A from `row` and 32 bytes of K from k on, as multiply_add takes them.
-template <class T, class Operand, bool kAlongRows>
-__device__ __forceinline__ void read_a(const T* slice, int row, int k, uint32_t (&words)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  if constexpr (!kAlongRows) {
-    constexpr int kHalf = kPackSize<T>;
-    ptx::load_matrices(words, slice + (row + lane % 16) * Operand::kPitch + k + lane / 16 * kHalf);
-  } else if constexpr (sizeof(T) == 2) {
-    ptx::load_transposed_matrices(
-        words, slice + (k + lane % 8 + lane / 16 * 8) * Operand::kPitch + row + lane / 8 % 2 * 8);
-  } else {
-    const T* const first = slice + (k + lane % 4) * Operand::kPitch + row + lane / 4;
-#pragma unroll
-    for (int w = 0; w < 4; ++w) words[w] = __float_as_uint(first[w / 2 * 4 * Operand::kPitch + w % 2 * 8]);
-  }
-}
+// How a lane reads 16 rows of a slice and 32 bytes of K as multiply_add takes them: of A four words, of B,
+// whose rows are columns of C, two words for each of two products.
+template <class T, class Operand, bool kAlongRows, bool kIsB>
+struct Fragment {
+  static constexpr bool kScalars = kAlongRows && sizeof(T) == 4;  // ldmatrix transposes 16-bit types only
 
-// 16 columns of C, that is rows of B, as two factors of multiply_add.
-template <class T, class Operand, bool kAlongRows>
-__device__ __forceinline__ void read_b(const T* slice, int row, int k, uint32_t (&left)[2],
-                                       uint32_t (&right)[2]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  uint32_t words[4];
-  if constexpr (!kAlongRows) {
-    constexpr int kHalf = kPackSize<T>;
-    ptx::load_matrices(words,
-                       slice + (row + lane % 8 + lane / 16 * 8) * Operand::kPitch + k + lane / 8 % 2 * kHalf);
-  } else if constexpr (sizeof(T) == 2) {
-    ptx::load_transposed_matrices(
-        words, slice + (k + lane % 8 + lane / 8 % 2 * 8) * Operand::kPitch + row + lane / 16 * 8);
-  } else {
-    const T* const first = slice + (k + lane % 4) * Operand::kPitch + row + lane / 4;
-#pragma unroll
-    for (int w = 0; w < 4; ++w) words[w] = __float_as_uint(first[w % 2 * 4 * Operand::kPitch + w / 2 * 8]);
+  // Where the lane reads what has its first row at `row`, in the first slice that the memory holds.
+  static __device__ __forceinline__ ptx::SharedAddress first(const T* slice, int row) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    // Four matrices of eight lines: the next but one goes along rows for A and along K for B, the next one
+    // the other way; or, where lines are along rows, both the other way round.
+    const bool lines_first = kIsB == kAlongRows;
+    const int next = lane / 8 % 2, next_but_one = lane / 16;
+    const int line = kScalars ? lane % 4 : lane % 8 + 8 * (lines_first ? next : next_but_one);
+    const int inner = kScalars ? lane / 4 : kPackSize<T> * (lines_first ? next_but_one : next);
+    return ptx::keep(ptx::shared_address(slice + line * Operand::kPitch + inner + offset(row, 0)));
   }
-  left[0] = words[0], left[1] = words[1], right[0] = words[2], right[1] = words[3];
-}
+  static __device__ __forceinline__ int offset(int row, int k) {
+    return kAlongRows ? k * Operand::kPitch + row : row * Operand::kPitch + k;
+  }
+  // The same `row` rows and `k` elements further on.
+  static __device__ __forceinline__ void read(ptx::SharedAddress first, int row, int k,
+                                              uint32_t (&words)[4]) {
+    constexpr int kSize = static_cast<int>(sizeof(T));
+    const ptx::SharedAddress at = first + offset(row, k) * kSize;
+    if constexpr (kScalars) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const int low = w % 2, high = w / 2;
+        words[w] = ptx::load_word(at + offset(8 * (kIsB ? high : low), 4 * (kIsB ? low : high)) * kSize);
+      }
+    } else if constexpr (kAlongRows) {
+      ptx::load_transposed_matrices(words, at);
+    } else {
+      ptx::load_matrices(words, at);
+    }
+  }
+};
 
 // Makes tf32 numbers of float32 ones, and of what they leave over where that is wanted.
 template <int kWords>
@@ -125,48 +126,55 @@ __global__ void __launch_bounds__(TensorShape<kTile>::kThreads, kMma == Mma::tf3
   const int top = warp / Shape::kWarpsAcross * Shape::kWarpRows;
   const int left = warp % Shape::kWarpsAcross * Shape::kWarpColumns;
 
+  using ReadA = Fragment<T, A, kAAlongRows, false>;
+  using ReadB = Fragment<T, B, kBAlongRows, true>;
+  const ptx::SharedAddress a_first = ReadA::first(memory, top);
+  const ptx::SharedAddress b_first = ReadB::first(memory + A::kSize, left);
+
   float sums[kRows][kColumns][4] = {};
   RowSum<T, A, kTile, Memory::kDepth> row_sum(task, place);
-  for_each_slice<T, A, B, kTile, Memory::kDepth, Memory::kStages>(
-      task, place, memory, [&](const T* a_slice, const T* b_slice) {
+  for_each_slice<T, A, B, kTile, Memory::kDepth, Memory::kStages>(task, place, memory, [&](int at) {
 #pragma unroll
-        for (int k = 0; k < Memory::kDepth; k += Memory::kDepth / 2) {
-          uint32_t a[kRows][4], b[kColumns][2];
+    for (int k = 0; k < Memory::kDepth; k += Memory::kDepth / 2) {
+      uint32_t a[kRows][4], b[kColumns][2];
 #pragma unroll
-          for (int r = 0; r < kRows; ++r) read_a<T, A, kAAlongRows>(a_slice, top + r * 16, k, a[r]);
+      for (int r = 0; r < kRows; ++r) ReadA::read(a_first + at, r * 16, k, a[r]);
 #pragma unroll
-          for (int c = 0; c < kColumns; c += 2)
-            read_b<T, B, kBAlongRows>(b_slice, left + c * 8, k, b[c], b[c + 1]);
-          if constexpr (kMma == Mma::direct) {
+      for (int c = 0; c < kColumns; c += 2) {
+        uint32_t words[4];
+        ReadB::read(b_first + at, c * 8, k, words);
+        b[c][0] = words[0], b[c][1] = words[1], b[c + 1][0] = words[2], b[c + 1][1] = words[3];
+      }
+      if constexpr (kMma == Mma::direct) {
 #pragma unroll
-            for (int r = 0; r < kRows; ++r)
+        for (int r = 0; r < kRows; ++r)
 #pragma unroll
-              for (int c = 0; c < kColumns; ++c) ptx::multiply_add<T>(sums[r][c], a[r], b[c]);
-          } else {
-            uint32_t a_rest[kRows][4], b_rest[kColumns][2];
+          for (int c = 0; c < kColumns; ++c) ptx::multiply_add<T>(sums[r][c], a[r], b[c]);
+      } else {
+        uint32_t a_rest[kRows][4], b_rest[kColumns][2];
 #pragma unroll
-            for (int r = 0; r < kRows; ++r) split_tf32(a[r], a_rest[r]);
+        for (int r = 0; r < kRows; ++r) split_tf32(a[r], a_rest[r]);
 #pragma unroll
-            for (int c = 0; c < kColumns; ++c) split_tf32(b[c], b_rest[c]);
+        for (int c = 0; c < kColumns; ++c) split_tf32(b[c], b_rest[c]);
 #pragma unroll
-            for (int r = 0; r < kRows; ++r)
+        for (int r = 0; r < kRows; ++r)
 #pragma unroll
-              for (int c = 0; c < kColumns; ++c) {
-                if constexpr (kMma == Mma::tf32) {
-                  ptx::multiply_add<float>(sums[r][c], a[r], b[c]);
-                } else {
-                  float part[4] = {};
-                  ptx::multiply_add<float>(part, a_rest[r], b[c]);
-                  ptx::multiply_add<float>(part, a[r], b_rest[c]);
-                  ptx::multiply_add<float>(part, a[r], b[c]);
+          for (int c = 0; c < kColumns; ++c) {
+            if constexpr (kMma == Mma::tf32) {
+              ptx::multiply_add<float>(sums[r][c], a[r], b[c]);
+            } else {
+              float part[4] = {};
+              ptx::multiply_add<float>(part, a_rest[r], b[c]);
+              ptx::multiply_add<float>(part, a[r], b_rest[c]);
+              ptx::multiply_add<float>(part, a[r], b[c]);
 #pragma unroll
-                  for (int e = 0; e < 4; ++e) sums[r][c][e] += part[e];
-                }
-              }
+              for (int e = 0; e < 4; ++e) sums[r][c][e] += part[e];
+            }
           }
-        }
-        row_sum.add(a_slice);
-      });
+      }
+    }
+    row_sum.add(slice_at(memory, at));
+  });
 
   float* const tile = reinterpret_cast<float*>(memory);
 #pragma unroll
