@@ -1,9 +1,13 @@
 // Matrix products on the tensor cores: bfloat16 and float16, and float32 as tf32 numbers of 11 bits.
 //
-// One float32 as two tf32 numbers, x = big + small with an error of 2^-22 |x|, makes three products of
-// 22 bits of x y: big big + big small + small big, wrong by at most 3 * 2^-22 |x y| (6 eps, in the mean below
-// one). The tensor cores cut off what they add up, so that a long sum drifts; each 8 terms are therefore
-// summed there and added to the rest by ordinary additions.
+// One float32 as two tf32 numbers, big the nearest and small what it leaves over: |small| <= 2^-11 |x|, which
+// is exact in 12 bits, of which the tensor cores read 11. So x = big + small with an error of 2^-23 |x|, and
+// the three products big big + big small + small big lack small small, 2^-22 |x y|, and twice 2^-23 |x y|:
+// at most 2^-21 |x y| (4 eps, in the mean below one). Cutting x off instead of rounding it would be an
+// instruction less; but small would be twice as large and have the sign of x always, and what is left out,
+// four times as large, would add up: sums of positive terms would be 2.5 eps too small.
+// The tensor cores cut off what they add up, so that a long sum drifts; each 8 terms are therefore summed
+// there and added to the rest by ordinary additions.
 #pragma once
 
 #include "gemm/cuda/epilogue.cuh"
@@ -19,6 +23,7 @@ struct TensorShape {
   static constexpr int kWarpRows = kTile / 2, kWarpColumns = 32;
   static constexpr int kWarpsAcross = kTile / kWarpColumns;
   static constexpr int kThreads = 2 * kWarpsAcross * kWarp;
+  static constexpr int kBlocks = 512 / kThreads;  // of a multiprocessor: 128 registers a thread
 };
 
 template <class T, int kTile, bool kAAlongRows, bool kBAlongRows>
@@ -76,14 +81,21 @@ struct Fragment {
   }
 };
 
-// Makes tf32 numbers of float32 ones, and of what they leave over where that is wanted.
 template <int kWords>
-__device__ __forceinline__ void split_tf32(uint32_t (&words)[kWords], uint32_t (&rest)[kWords]) {
+__device__ __forceinline__ void round_words(uint32_t (&words)[kWords]) {
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) words[w] = ptx::round_to_tf32(__uint_as_float(words[w]));
+}
+
+// Makes the nearest tf32 numbers of float32 ones, and of what they leave over: an addition, a mask and a
+// subtraction. A NaN of all ones becomes 0 by that addition, and stays in what is left over.
+template <int kWords>
+__device__ __forceinline__ void split_words(uint32_t (&words)[kWords], uint32_t (&rest)[kWords]) {
 #pragma unroll
   for (int w = 0; w < kWords; ++w) {
     const float x = __uint_as_float(words[w]);
-    words[w] = ptx::round_to_tf32(x);
-    rest[w] = ptx::round_to_tf32(x - __uint_as_float(words[w]));
+    words[w] = (words[w] + 0x1000u) & 0xffffe000u;
+    rest[w] = __float_as_uint(x - __uint_as_float(words[w]));
   }
 }
 
@@ -113,7 +125,8 @@ __device__ __forceinline__ void mend_tile(const Task& task, const Place& place, 
 }
 
 template <class T, int kTile, Mma kMma, bool kAAlongRows, bool kBAlongRows>
-__global__ void __launch_bounds__(TensorShape<kTile>::kThreads, kMma == Mma::tf32_3x ? 1 : 2)
+__global__ void __launch_bounds__(TensorShape<kTile>::kThreads,
+                                  kMma == Mma::tf32_3x ? 1 : TensorShape<kTile>::kBlocks)
     tensor_product(const __grid_constant__ Task task) {
   using Shape = TensorShape<kTile>;
   using Memory = TensorMemory<T, kTile, kAAlongRows, kBAlongRows>;
@@ -150,26 +163,31 @@ __global__ void __launch_bounds__(TensorShape<kTile>::kThreads, kMma == Mma::tf3
         for (int r = 0; r < kRows; ++r)
 #pragma unroll
           for (int c = 0; c < kColumns; ++c) ptx::multiply_add<T>(sums[r][c], a[r], b[c]);
+      } else if constexpr (kMma == Mma::tf32) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) round_words(a[r]);
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) round_words(b[c]);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+#pragma unroll
+          for (int c = 0; c < kColumns; ++c) ptx::multiply_add<float>(sums[r][c], a[r], b[c]);
       } else {
         uint32_t a_rest[kRows][4], b_rest[kColumns][2];
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) split_tf32(a[r], a_rest[r]);
+        for (int r = 0; r < kRows; ++r) split_words(a[r], a_rest[r]);
 #pragma unroll
-        for (int c = 0; c < kColumns; ++c) split_tf32(b[c], b_rest[c]);
+        for (int c = 0; c < kColumns; ++c) split_words(b[c], b_rest[c]);
 #pragma unroll
         for (int r = 0; r < kRows; ++r)
 #pragma unroll
           for (int c = 0; c < kColumns; ++c) {
-            if constexpr (kMma == Mma::tf32) {
-              ptx::multiply_add<float>(sums[r][c], a[r], b[c]);
-            } else {
-              float part[4] = {};
-              ptx::multiply_add<float>(part, a_rest[r], b[c]);
-              ptx::multiply_add<float>(part, a[r], b_rest[c]);
-              ptx::multiply_add<float>(part, a[r], b[c]);
+            float part[4] = {};
+            ptx::multiply_add<float>(part, a_rest[r], b[c]);
+            ptx::multiply_add<float>(part, a[r], b_rest[c]);
+            ptx::multiply_add<float>(part, a[r], b[c]);
 #pragma unroll
-              for (int e = 0; e < 4; ++e) sums[r][c][e] += part[e];
-            }
+            for (int e = 0; e < 4; ++e) sums[r][c][e] += part[e];
           }
       }
     }
