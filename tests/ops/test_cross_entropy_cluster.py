@@ -20,10 +20,10 @@ from fastnn import _dispatch, functional
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
-# The emulated devices (tests/cuda_emulator/runtime.cpp): on all but the first a block keeps 940 packs of 16
+# The emulated devices (tests/cuda_emulator/runtime.cpp): on all but the first a block keeps 974 packs of 16
 # bytes.
 LARGE, SMALL, WITHOUT_CLUSTERS, COMPILED_FOR_ANOTHER = range(4)
-KEPT = 940
+KEPT = 974
 # Packs of a row that a block has alone, and that 2, 4 and 8 share; the last are more than those can keep.
 LENGTHS = [(KEPT, 1), (KEPT + 1, 2), (2 * KEPT, 2), (2 * KEPT + 1, 4), (8 * KEPT, 8), (8 * KEPT + 99, 8)]
 ROWS = 3  # so many that the 4 multiprocessors have no more blocks for a row
@@ -111,6 +111,16 @@ def test_several_rows_of_a_cluster(small: Emulation) -> None:
     torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=0)
     gradients = (torch.autograd.grad(one, t)[0].double() for one, t in ((loss, x), (want, wide)))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
+
+
+def test_small_losses_beside_large_ones(small: Emulation) -> None:
+    """One thread adds up three rows: a loss of 2^25, and two of which none is worth a bit of it in float32."""
+    x = torch.full((12, classes_of(4 * KEPT + 1, torch.float32)), -1e9)
+    x[:, 0], x[:, 1] = 0.0, 1.8
+    x[:4, 0], x[:4, 1] = -(2.0**25), 0.0
+    loss = functional.cross_entropy(x.requires_grad_(), torch.zeros(12).long(), reduction="sum")
+    assert small.checks.last_launch()[:2] == (4, 8)
+    assert loss == 2.0**27 + 16  # 8 x 1.95, in steps of 16
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -17,13 +17,25 @@ __device__ __forceinline__ V reduce_group(V value, const Combine& combine) {
 }
 
 // A value that reduce_group can pass between lanes.
-struct Sum {
-  double value;
-  __device__ __forceinline__ Sum shuffled(int step) const {
+template <class V>
+struct Term {
+  V value;
+  __device__ __forceinline__ Term shuffled(int step) const {
     return {__shfl_xor_sync(0xffffffffu, value, step)};
   }
 };
-__device__ __forceinline__ Sum add(Sum a, Sum b) { return {a.value + b.value}; }
+using Sum = Term<double>;
+
+template <int kGroup, class V>
+__device__ __forceinline__ V sum_group(V value) {
+  return reduce_group<kGroup>(Term<V>{value}, [](Term<V> a, Term<V> b) { return Term<V>{a.value + b.value}; })
+      .value;
+}
+template <int kGroup, class V>
+__device__ __forceinline__ V max_group(V value) {
+  return reduce_group<kGroup>(Term<V>{value}, [](Term<V> a, Term<V> b) { return a.value < b.value ? b : a; })
+      .value;
+}
 
 // Combines the values of all threads of a block; all get the result. `slots` is shared memory of kMaxWarps
 // values that nobody else uses meanwhile; blockDim.x is a multiple of 32.
@@ -40,7 +52,7 @@ __device__ V reduce_block(V value, V* slots, const Combine& combine) {
 }
 
 __device__ __forceinline__ double sum_block(double value, Sum* slots) {
-  return reduce_block(Sum{value}, slots, [](Sum a, Sum b) { return add(a, b); }).value;
+  return reduce_block(Sum{value}, slots, [](Sum a, Sum b) { return Sum{a.value + b.value}; }).value;
 }
 
 // True in the last of `blocks` blocks that call it: it sees what every other one wrote to device memory

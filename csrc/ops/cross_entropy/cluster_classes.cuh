@@ -9,7 +9,7 @@ namespace fastnn::cuda {
 namespace {
 
 // The blocks of a cluster, for rows that all of them go through in the same order.
-template <bool kDense>
+template <class A, bool kDense>
 struct ClusterTeam {
   int blocks, rank;
   unsigned turn = 0;
@@ -18,13 +18,13 @@ struct ClusterTeam {
 
   // All threads of all blocks get the same bits. One barrier is enough: a slot is written again two rows
   // later, after the next row's barrier, which every block enters after it has read this row's slots.
-  __device__ __forceinline__ Moments<double, kDense> combine(const Moments<double, kDense>& of_block) {
-    Moments<double, kDense>* slot = &ptx::dynamic_shared<RowShared<kDense>>()->of_block[turn++ % 2];
+  __device__ __forceinline__ Moments<A, kDense> combine(const Moments<A, kDense>& of_block) {
+    Moments<A, kDense>* slot = &ptx::dynamic_shared<RowShared<A, kDense>>()->of_block[turn++ % 2];
     if (threadIdx.x == 0) *slot = of_block;
     ptx::cluster_sync();
     const int lane = threadIdx.x % kWarp;
     return combine_lanes(lane < blocks ? *ptx::map_shared_rank(slot, static_cast<unsigned>(lane))
-                                       : Moments<double, kDense>::of_nothing());
+                                       : Moments<A, kDense>::of_nothing());
   }
 
   // The shared memory of a block that has ended must not be read: none ends before all have read.
@@ -36,7 +36,7 @@ template <class T, bool kDense>
 __global__ void __launch_bounds__(1024, 1)
     cluster_classes(const __grid_constant__ Rows<T> p, int kept, int cluster) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // the host asks for such a device
-  compute_rows<kDense>(p, kept, ClusterTeam<kDense>(cluster));
+  compute_rows<kDense>(p, kept, ClusterTeam<Acc<T>, kDense>(cluster));
 #endif
 }
 

@@ -10,26 +10,9 @@ namespace {
 
 constexpr int kFewThreads = 256;
 
-template <class A>
-struct Largest {
-  A value;
-  __device__ __forceinline__ Largest shuffled(int step) const {
-    return {__shfl_xor_sync(0xffffffffu, value, step)};
-  }
-};
-
-template <int kGroup, class A>
-__device__ __forceinline__ A group_max(A value) {
-  return reduce_group<kGroup>(
-             Largest<A>{value},
-             [](Largest<A> a, Largest<A> b) { return Largest<A>{a.value < b.value ? b.value : a.value}; })
-      .value;
-}
-
-template <int kGroup>
-__device__ __forceinline__ double group_sum(double value) {
-  return reduce_group<kGroup>(Sum{value}, [](Sum a, Sum b) { return add(a, b); }).value;
-}
+// Classes that a lane adds up at a time: the rounding error of two levels of sums grows with the root of
+// their number.
+constexpr int kSummedAtATime = 64;
 
 // All lanes of a warp go through every statement that passes values between them, rows or no rows.
 template <class T, int kGroup>
@@ -43,7 +26,7 @@ __global__ void __launch_bounds__(kFewThreads, 3) few_classes(const __grid_const
   const int64_t classes = p.args.classes, inner = p.args.inner, rows = p.rows();
   const T* logits = static_cast<const T*>(p.args.logits);
   T* gradient = static_cast<T*>(p.args.gradient);
-  LossSums sums;
+  LossSums<A> sums;
 
   for (int64_t first = int64_t{blockIdx.x} * kRowsPerBlock; first < rows;
        first += int64_t{gridDim.x} * kRowsPerBlock) {
@@ -60,36 +43,41 @@ __global__ void __launch_bounds__(kFewThreads, 3) few_classes(const __grid_const
       const A v = to_acc(x[k * inner]);
       largest = largest < v ? v : largest;
     }
-    largest = group_max<kGroup>(largest);
+    largest = max_group<kGroup>(largest);
 
-    double lane_total = 0, lane_pulls = 0, lane_distance = 0;  // a lane may have thousands of classes
-    for (int64_t k = lane; k < end; k += kGroup) {
-      const A v = to_acc(x[k * inner]);
-      lane_total += exp(v - largest);
-      if (p.dense) {
-        const A q = p.dense_q(offset + k * inner, k);
-        lane_pulls += q;
-        lane_distance += q * (largest - v);
+    A total = 0, pulls = 0, distance = 0;
+    for (int64_t begin = lane; begin < end; begin += int64_t{kGroup} * kSummedAtATime) {
+      const int64_t before = min(begin + int64_t{kGroup} * kSummedAtATime, end);
+      A some_total = 0, some_pulls = 0, some_distance = 0;
+      for (int64_t k = begin; k < before; k += kGroup) {
+        const A v = to_acc(x[k * inner]);
+        some_total += exp(v - largest);
+        if (p.dense) {
+          const A q = p.dense_q(offset + k * inner, k);
+          some_pulls += q;
+          some_distance += q * (largest - v);
+        }
+        if (k == target.index) {
+          pulls += target.weight;
+          distance += target.weight * (largest - v);
+        }
       }
-      if (k == target.index) {
-        lane_pulls += target.weight;
-        lane_distance += target.weight * (largest - v);
-      }
+      total += some_total;
+      pulls += some_pulls;
+      distance += some_distance;
     }
-    const double total = group_sum<kGroup>(lane_total), pulls = group_sum<kGroup>(lane_pulls);
-    const double distance = group_sum<kGroup>(lane_distance);
-    const double log_total = log(total), lse = largest + log_total;
+    total = sum_group<kGroup>(total);
+    pulls = sum_group<kGroup>(pulls);
+    distance = sum_group<kGroup>(distance);
+    const A log_total = log(total), lse = largest + log_total;
     if (present && lane == 0) {
       if (target.ignored)
         finish_row(p, row, 0, 0, sums);
       else
-        finish_row(p, row, target.bad ? NAN : row_loss(pulls, log_total, distance), lse, sums);
+        finish_row(p, row, target.bad ? A(NAN) : row_loss(pulls, log_total, distance), lse, sums);
     }
     if (!gradient || !present) continue;
-    const A factor =
-        target.bad
-            ? A(NAN)
-            : static_cast<A>(softmax_factor<double, double>(pulls, lse, total, gradient_scale, z_scale));
+    const A factor = target.bad ? A(NAN) : softmax_factor<A, A>(pulls, lse, total, gradient_scale, z_scale);
     for (int64_t k = lane; k < classes; k += kGroup) {
       A g = 0;
       if (!target.ignored) {

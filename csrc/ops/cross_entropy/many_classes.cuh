@@ -15,11 +15,11 @@ namespace {
 constexpr int64_t kMostClasses = int64_t{1} << 30;
 
 // In the dynamic shared memory of a block, before the packs that it keeps.
-template <bool kDense>
+template <class A, bool kDense>
 struct alignas(kPackBytes) RowShared {
   Sum sums[kMaxWarps];
-  Moments<double, kDense> of_warps[kMaxWarps];
-  Moments<double, kDense> of_block[2];  // for the other blocks of its cluster, in turns
+  Moments<A, kDense> of_warps[kMaxWarps];
+  Moments<A, kDense> of_block[2];  // for the other blocks of its cluster, in turns
 };
 
 // The blocks that have a row together: this one alone.
@@ -76,7 +76,7 @@ template <bool kDense, class T, class Team>
 __device__ __forceinline__ void compute_rows(const Rows<T>& p, int kept, Team team) {
   using A = Acc<T>;
   constexpr int kSize = kPackSize<T>;
-  auto& shared = *ptx::dynamic_shared<RowShared<kDense>>();
+  auto& shared = *ptx::dynamic_shared<RowShared<A, kDense>>();
   uint4* kept_packs = reinterpret_cast<uint4*>(&shared + 1);
   const CrossEntropyScales scales = read_scales(p, shared.sums);
   const A gradient_scale = static_cast<A>(scales.gradient), z_scale = static_cast<A>(scales.z);
@@ -84,7 +84,7 @@ __device__ __forceinline__ void compute_rows(const Rows<T>& p, int kept, Team te
   const int64_t rows = p.rows();
   const int thread = threadIdx.x, threads = blockDim.x;
   const unsigned first_row = blockIdx.x / team.blocks, step = gridDim.x / team.blocks;
-  LossSums sums;
+  LossSums<A> sums;
 
   for (int64_t row = first_row; row < rows; row += step) {
     const T* x = static_cast<const T*>(p.args.logits) + row * p.args.outer_stride;
@@ -124,22 +124,18 @@ __device__ __forceinline__ void compute_rows(const Rows<T>& p, int kept, Team te
       unpack(loaded, values);
       add<kSize>(p, values, offset + k, k, mine);
     }
-    const Moments<double, kDense> m = team.combine(combine_block(mine, shared.of_warps));
+    const Moments<A, kDense> m = team.combine(combine_block(mine, shared.of_warps));
 
-    const A largest = static_cast<A>(m.largest);
-    const double log_total = log(m.total), lse = m.largest + log_total;
-    const double pulls = m.pulls + target.weight;
-    const double distance = m.distance + (target.index < 0 ? A(0) : target.weight * (largest - at_target));
+    const A log_total = log(m.total), lse = m.largest + log_total;
+    const A pulls = m.pulls + target.weight;
+    const A distance = m.distance + (target.index < 0 ? A(0) : target.weight * (m.largest - at_target));
     if (thread == 0 && team.rank == 0)
-      finish_row(p, row, target.bad ? NAN : row_loss(pulls, log_total, distance), lse, sums);
+      finish_row(p, row, target.bad ? A(NAN) : row_loss(pulls, log_total, distance), lse, sums);
     if (!g) continue;
 
-    const A factor =
-        target.bad
-            ? A(NAN)
-            : static_cast<A>(softmax_factor<double, double>(pulls, lse, m.total, gradient_scale, z_scale));
+    const A factor = target.bad ? A(NAN) : softmax_factor<A, A>(pulls, lse, m.total, gradient_scale, z_scale);
     if (thread < singles) {
-      to_gradient<1, kDense>(p, &single_logit, offset + single, single, largest, factor, gradient_scale,
+      to_gradient<1, kDense>(p, &single_logit, offset + single, single, m.largest, factor, gradient_scale,
                              target);
       g[single] = from_acc<T>(single_logit);
     }
@@ -153,7 +149,7 @@ __device__ __forceinline__ void compute_rows(const Rows<T>& p, int kept, Team te
         loaded = load_pack(x + k);
       A values[kSize];
       unpack(loaded, values);
-      to_gradient<kSize, kDense>(p, values, offset + k, k, largest, factor, gradient_scale, target);
+      to_gradient<kSize, kDense>(p, values, offset + k, k, m.largest, factor, gradient_scale, target);
       const Pack<T> result = pack<T>(values);
       if (packed) {
         store_pack_streaming(g + k, result);

@@ -50,7 +50,7 @@ inline RowLayout lay_out_rows(int64_t rows, int64_t packs, bool keep, int64_t ro
 
 template <class T, bool kDense>
 void launch_many(const char* op, const Rows<T>& p, cudaStream_t stream) {
-  constexpr size_t kHead = sizeof(RowShared<kDense>);
+  constexpr size_t kHead = sizeof(RowShared<Acc<T>, kDense>);
   const int64_t rows = p.args.outer;
   const int64_t room = (device_limits().shared_bytes - static_cast<int64_t>(kHead)) / kPackBytes;
   const RowLayout layout =

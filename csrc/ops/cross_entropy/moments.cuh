@@ -39,38 +39,30 @@ struct Moments {
 
 // Combines those of the 32 lanes of a warp; all lanes get the same bits. The maximum goes first, so that each
 // lane takes one exponential; merging two at a time would take five of them here, and as many as there are
-// warps where a block puts its warps together, one after the other and in float64.
+// warps where a block puts its warps together, one after the other. The sums are taken in pairs: the ten
+// additions of lanes and warps round a sum of float32 by 10 * 2^-24 at most.
 template <class V, bool kDense>
-__device__ __forceinline__ Moments<double, kDense> combine_lanes(Moments<V, kDense> mine) {
-  V largest = mine.largest;
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const V other = __shfl_xor_sync(0xffffffffu, largest, step);
-    largest = largest < other ? other : largest;
-  }
-  mine.raise(largest);
-  const auto sum = [](V value) {
-    return reduce_group<kWarp>(Sum{value}, [](Sum a, Sum b) { return add(a, b); }).value;
-  };
-  Moments<double, kDense> all = {largest, sum(mine.total), 0, 0};
+__device__ __forceinline__ Moments<V, kDense> combine_lanes(Moments<V, kDense> mine) {
+  mine.raise(max_group<kWarp>(mine.largest));
+  mine.total = sum_group<kWarp>(mine.total);
   if constexpr (kDense) {
-    all.pulls = sum(mine.pulls);
-    all.distance = sum(mine.distance);
+    mine.pulls = sum_group<kWarp>(mine.pulls);
+    mine.distance = sum_group<kWarp>(mine.distance);
   }
-  return all;
+  return mine;
 }
 
 // The same for all threads of a block. `slots` is shared memory of kMaxWarps values that nobody else uses
 // meanwhile.
 template <class V, bool kDense>
-__device__ __forceinline__ Moments<double, kDense> combine_block(const Moments<V, kDense>& mine,
-                                                                 Moments<double, kDense>* slots) {
-  const Moments<double, kDense> of_warp = combine_lanes(mine);
+__device__ __forceinline__ Moments<V, kDense> combine_block(const Moments<V, kDense>& mine,
+                                                            Moments<V, kDense>* slots) {
+  const Moments<V, kDense> of_warp = combine_lanes(mine);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
   __syncthreads();  // those of the last row may still be read
   if (lane == 0) slots[warp] = of_warp;
   __syncthreads();
-  return combine_lanes(lane < warps ? slots[lane] : Moments<double, kDense>::of_nothing());
+  return combine_lanes(lane < warps ? slots[lane] : Moments<V, kDense>::of_nothing());
 }
 
 }  // namespace

@@ -69,53 +69,77 @@ __device__ CrossEntropyScales read_scales(const Rows<T>& p, Sum* slots) {
   return scales;
 }
 
+// A sum of many numbers, together with what its roundings left out: in float32 as accurate as in float64, of
+// which most devices have little.
+template <class A>
+struct LongSum {
+  A sum = 0, rest = 0;
+  __device__ __forceinline__ void add(A x) {
+    const A before = sum;
+    sum = before + x;
+    const A added = sum - before;
+    rest += (before - (sum - added)) + (x - added);
+  }
+  __device__ __forceinline__ double value() const {
+    return rest == rest ? double{sum} + double{rest} : double{sum};  // no rest is left of an infinity
+  }
+};
+template <>
+struct LongSum<double> {
+  double sum = 0;
+  __device__ __forceinline__ void add(double x) { sum += x; }
+  __device__ __forceinline__ double value() const { return sum; }
+};
+
 // Sums that the threads of a block keep of their rows' losses.
+template <class A>
 struct LossSums {
-  double loss = 0, square = 0;
+  LongSum<A> loss, square;
 };
 
 template <class T>
-__device__ __forceinline__ void finish_row(const Rows<T>& p, int64_t row, double loss, double lse,
-                                           LossSums& sums) {
+__device__ __forceinline__ void finish_row(const Rows<T>& p, int64_t row, Acc<T> loss, Acc<T> lse,
+                                           LossSums<Acc<T>>& sums) {
+  using A = Acc<T>;
   if (p.args.reduction == Reduction::none) {
-    const double z_loss = p.args.z_loss == 0 ? 0 : p.args.z_loss * lse * lse;
-    static_cast<T*>(p.args.loss)[row] = from_acc<T>(static_cast<Acc<T>>(loss + z_loss));
+    const A z_loss = p.args.z_loss == 0 ? A(0) : static_cast<A>(p.args.z_loss) * lse * lse;
+    static_cast<T*>(p.args.loss)[row] = from_acc<T>(loss + z_loss);
   } else {
-    sums.loss += loss;
-    sums.square += lse * lse;
+    sums.loss.add(loss);
+    sums.square.add(lse * lse);
   }
 }
 
 // Adds up the rows of all blocks, in the order of the blocks, and writes the loss. Called by `blocks` blocks,
 // of which this is the one with the number `block`.
 template <class T>
-__device__ void finish_loss(const Rows<T>& p, LossSums sums, const CrossEntropyScales& scales, Sum* slots,
-                            unsigned block, unsigned blocks) {
+__device__ void finish_loss(const Rows<T>& p, const LossSums<Acc<T>>& sums, const CrossEntropyScales& scales,
+                            Sum* slots, unsigned block, unsigned blocks) {
   if (p.args.reduction == Reduction::none) return;
-  const double loss = sum_block(sums.loss, slots), square = sum_block(sums.square, slots);
+  double loss = sum_block(sums.loss.value(), slots), square = sum_block(sums.square.value(), slots);
   if (threadIdx.x == 0) {
     p.scratch->loss[block] = loss;
     p.scratch->square[block] = square;
   }
   if (!is_last_block(&p.scratch->counter, blocks)) return;
-  LossSums all;
   double weight = 0;
+  loss = square = 0;
   for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x) {
-    all.loss += __ldcg(&p.scratch->loss[i]);  // what other blocks wrote is in the second cache
-    all.square += __ldcg(&p.scratch->square[i]);
+    loss += __ldcg(&p.scratch->loss[i]);  // what other blocks wrote is in the second cache
+    square += __ldcg(&p.scratch->square[i]);
   }
   for (int i = threadIdx.x; i < p.count_blocks; i += blockDim.x) weight += p.scratch->weight[i];
-  all.loss = sum_block(all.loss, slots);
-  all.square = sum_block(all.square, slots);
+  loss = sum_block(loss, slots);
+  square = sum_block(square, slots);
   weight = sum_block(weight, slots);
   if (threadIdx.x != 0) return;
   p.scratch->counter = 0;  // for the next chunk
-  all.loss += p.scratch->loss_so_far;
-  all.square += p.scratch->square_so_far;
-  p.scratch->loss_so_far = all.loss;
-  p.scratch->square_so_far = all.square;
-  double total = p.args.reduction == Reduction::mean ? all.loss / weight : all.loss;
-  if (p.args.z_loss != 0) total += p.args.z_loss * all.square * scales.square;
+  loss += p.scratch->loss_so_far;
+  square += p.scratch->square_so_far;
+  p.scratch->loss_so_far = loss;
+  p.scratch->square_so_far = square;
+  double total = p.args.reduction == Reduction::mean ? loss / weight : loss;
+  if (p.args.z_loss != 0) total += p.args.z_loss * square * scales.square;
   *static_cast<T*>(p.args.loss) = from_acc<T>(static_cast<Acc<T>>(total));
 }
 
