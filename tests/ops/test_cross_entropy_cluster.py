@@ -114,7 +114,7 @@ def test_several_rows_of_a_cluster(small: Emulation) -> None:
 
 
 def test_small_losses_beside_large_ones(small: Emulation) -> None:
-    """One thread adds up three rows: a loss of 2^25, and two of which none is worth a bit of it in float32."""
+    """One thread adds up three rows: a loss of 2^25, and two that are less than its last bit in float32."""
     x = torch.full((12, classes_of(4 * KEPT + 1, torch.float32)), -1e9)
     x[:, 0], x[:, 1] = 0.0, 1.8
     x[:4, 0], x[:4, 1] = -(2.0**25), 0.0

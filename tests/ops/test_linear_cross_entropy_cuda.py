@@ -17,6 +17,7 @@ from cuda_emulation import Emulation
 from fastnn import _dispatch
 from fastnn import functional as FF
 from fastnn.ops import _cuda_limits
+from fastnn.ops import _cuda_linear_cross_entropy as on_cuda
 from fastnn.ops import linear_cross_entropy as module
 from fastnn.ops._cuda_linear_cross_entropy import whole_tiles
 
@@ -54,6 +55,37 @@ def test_torch_product_for_large_ones(
     for bias in (True, False):
         for reduction in ("mean", "none"):
             check(example(3 * CHUNK - 1, CLASSES, dtype, bias, cuda_device), reduction=reduction)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_torch_adds_the_weight_gradient_to_float32(
+    dtype: torch.dtype, emulated_cuda: Emulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for torch's `addmm`, which has `out_dtype` on CUDA alone: this shows what it is called
+    with, not that torch takes it."""
+    monkeypatch.setattr(_cuda_limits, "choose", lambda *_: (True, _cuda_limits.PLAIN))
+    monkeypatch.setattr(on_cuda, "adds_to_float32", lambda device: True)
+    own, added = torch.addmm, []
+
+    def addmm(total: Tensor, a: Tensor, b: Tensor, **options: Any) -> Tensor:
+        if "out_dtype" not in options:
+            return own(total, a, b, **options)
+        assert (total.dtype, a.dtype, b.dtype) == (torch.float32, dtype, dtype)
+        assert options == {"out_dtype": torch.float32, "out": total}
+        added.append(total)
+        return own(total, a.float(), b.float(), out=total)
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    check(example(3 * CHUNK - 1, CLASSES, dtype))
+    assert len(added) % 3 == 0
+    assert added
+
+
+def test_where_torch_adds_to_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, adds in (("2.10.1", False), ("2.11.0a0", False), ("2.11.0+cu130", True), ("2.13.0", True)):
+        monkeypatch.setattr(torch, "__version__", version)
+        assert on_cuda.adds_to_float32(torch.device("cuda", 1)) is adds
+        assert not on_cuda.adds_to_float32(torch.device("cpu"))
 
 
 def test_float32_on_tensor_cores(cuda_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from fastnn.ops import _cuda_limits, _cuda_linear
 
 # Rows of the largest tile of a product (csrc/gemm/cuda/plan.h): a chunk of 171 rows would take as long as one
 # of 256.
 TILE_ROWS = 128
+
+
+# From this version on torch adds a product of 16-bit types to float32, on CUDA alone. `addmm` with `out_dtype`
+# is older, but wanted what it adds to in 16 bits, too (pytorch#167931).
+ADDS_TO_FLOAT32_FROM = "2.11"
 
 
 def whole_tiles(rows: int) -> int:
@@ -79,16 +85,24 @@ def run(
     return [dx, dw, db], scratch
 
 
+def adds_to_float32(device: torch.device) -> bool:
+    """Whether torch's `addmm` adds a product of 16-bit types to float32 there."""
+    return device.type == "cuda" and TorchVersion(torch.__version__) >= ADDS_TO_FLOAT32_FROM
+
+
 def _add_parameter_gradients(
     kernels: Any, gradient: Tensor, x: Tensor, dw: Tensor | None, db: Tensor | None
 ) -> None:
     """Add what a chunk gives to those that are there."""
     if dw is not None:
         torch_product, float32 = _cuda_limits.choose(x.dtype, *gradient.shape, x.shape[1])
-        # Torch's product of 16-bit types would be rounded before it is added.
-        if not torch_product or dw.dtype != x.dtype:
+        # Where torch does not add it to float32, its product of 16-bit types is rounded before it is added.
+        if not torch_product or not (dw.dtype == x.dtype or adds_to_float32(dw.device)):
             _cuda_linear.with_workspace(kernels.linear_add_gradients, x, gradient, x, dw, db, float32)
             return
-        dw.addmm_(gradient.t(), x)
+        if dw.dtype == x.dtype:
+            dw.addmm_(gradient.t(), x)
+        else:
+            torch.addmm(dw, gradient.t(), x, out_dtype=dw.dtype, out=dw)
     if db is not None:
         db.add_(gradient.sum(0, dtype=db.dtype))
