@@ -19,8 +19,8 @@ from fastnn.ops import _cuda_limits, _cuda_linear
 TILE_ROWS = 128
 
 
-# From this version on torch adds a product of 16-bit types to float32, on CUDA alone. `addmm` with `out_dtype`
-# is older, but wanted what it adds to in 16 bits, too (pytorch#167931).
+# From this version on torch adds a product of 16-bit types to float32, on CUDA alone. `addmm` has had
+# `out_dtype` for longer, but wanted what it adds to in 16 bits, too (pytorch#167931).
 ADDS_TO_FLOAT32_FROM = "2.11"
 
 
