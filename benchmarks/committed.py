@@ -8,7 +8,7 @@ from . import summary
 from .summary import Document
 
 MACHINE = "epyc-zen4"
-ERRORS = "avx2"  # the machine of the rounding errors, which depend on nothing but its instruction set
+ERRORS = "epyc-zen3"  # the machine of the rounding errors, which depend on nothing but its instruction set
 # Sizes of the layers, and batch, of the training steps that are shown, the smallest first.
 NETWORKS = ("17-64-64-6, 32", "784-28-10, 64", "784-128-10, 64", "784-512-10, 128", "784-1024-1024-10, 512")
 

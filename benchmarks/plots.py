@@ -65,6 +65,11 @@ def save_all(report: Document, stem: Path) -> list[Path]:
     return paths
 
 
+def to_markdown(plots: Sequence[Path]) -> str:
+    """The plots as pictures of a page that lies beside them."""
+    return "".join(f"\n![{path.stem}]({path.name})\n" for path in plots)
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as SVG, in which text stays text; the same figure gives the same file."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastnn"}):

@@ -161,7 +161,7 @@ def _headlines(reports: Reports) -> str:
                 for side in _HEADLINE_SIDES
             )
             rows.append([said, *times, _ratio(result["speedups"]["torch"]["median"])])
-    return _table(["one thread, float32", *_HEADLINE_SIDES.values(), "over torch"], rows)
+    return _table(["one thread, float32", *_HEADLINE_SIDES.values(), "speed-up over torch"], rows)
 
 
 def _programs(reports: Reports) -> str:
@@ -174,7 +174,7 @@ def _programs(reports: Reports) -> str:
         ]
         for (_, shape, _), result in reports.results("1thread-programs").items()
     ]
-    return _table(["update", *_PROGRAM_SIDES.values(), "over torch"], rows)
+    return _table(["update", *_PROGRAM_SIDES.values(), "speed-up over torch"], rows)
 
 
 def _floors(reports: Reports) -> str:
@@ -241,8 +241,11 @@ def _numerics(reports: Reports) -> str:
     document = reports.document("1thread-numerics", ERRORS)
     if not document:
         return ""
-    isa, torch = document["machine"]["isa"], document["versions"]["torch"].partition("+")[0]
-    return _headed(f"{isa}, torch {torch}:", _table(numerics.HEADERS, numerics.rows(document)))
+    machine, torch = document["machine"], document["versions"]["torch"].partition("+")[0]
+    return _headed(
+        f"{machine['cpu']}, {machine['isa']}, torch {torch}:",
+        _table(numerics.HEADERS, numerics.rows(document)),
+    )
 
 
 def _web(reports: Reports) -> str:

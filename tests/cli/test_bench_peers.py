@@ -196,6 +196,7 @@ def test_the_sweep_has_its_own_report(tmp_path: Path, capsys: pytest.CaptureFixt
     table = capsys.readouterr().out
     assert all(f"step over {what}" in table for what in ("batch", "width", "depth"))
     assert [path.name for path in tmp_path.glob("*.svg")] == ["s-lines.svg"]
+    assert "\n![s-lines](s-lines.svg)\n" in (tmp_path / "s.md").read_text()
 
 
 def test_all_runs_each_report_on_one_thread_and_on_all(
@@ -288,6 +289,7 @@ def test_time_to_accuracy(
     assert "not reached" not in table
     assert "100.00%" in table
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md", "a.svg"]
+    assert "\n![a](a.svg)\n" in (tmp_path / "a.md").read_text()
 
     sides = {name: run.accuracy for name, run in accuracy.race(tiny_mnist("mnist"), 0).items()}
     assert {"fastnn eager", "torch fused"} <= set(sides)

@@ -250,8 +250,10 @@ def _measure_accuracy(args: argparse.Namespace) -> int:
     markdown = accuracy.to_markdown(document)
     print(text if args.json else markdown)
     if args.out is not None:
-        stem = _write_texts(args, text, markdown)
-        accuracy.save(document, stem.with_name(f"{args.name}.svg"))
+        os.makedirs(args.out, exist_ok=True)
+        plot = args.out / f"{args.name}.svg"
+        accuracy.save(document, plot)
+        _write_texts(args, text, markdown + load_benchmarks("plots").to_markdown([plot]))
     return 0
 
 
@@ -261,16 +263,14 @@ def _measure_numerics(args: argparse.Namespace) -> int:
     text, markdown = load_benchmarks("summary").to_text(document), numerics.to_markdown(document)
     print(text if args.json else markdown)
     if args.out is not None:
+        os.makedirs(args.out, exist_ok=True)
         _write_texts(args, text, markdown)
     return 0
 
 
-def _write_texts(args: argparse.Namespace, text: str, markdown: str) -> Path:
-    os.makedirs(args.out, exist_ok=True)
-    stem: Path = args.out / args.name
-    stem.with_name(f"{args.name}.json").write_text(text, encoding="utf-8")
-    stem.with_name(f"{args.name}.md").write_text(markdown, encoding="utf-8")
-    return stem
+def _write_texts(args: argparse.Namespace, text: str, markdown: str) -> None:
+    (args.out / f"{args.name}.json").write_text(text, encoding="utf-8")
+    (args.out / f"{args.name}.md").write_text(markdown, encoding="utf-8")
 
 
 def _write(args: argparse.Namespace, made: Report) -> None:
@@ -280,7 +280,9 @@ def _write(args: argparse.Namespace, made: Report) -> None:
     print(text if args.json else report.to_text(made))
     if args.out is None:
         return
-    stem = _write_texts(args, text, report.to_markdown(made))
-    plots = load_benchmarks("plots").save_all(document, stem)
+    os.makedirs(args.out, exist_ok=True)
+    drawing = load_benchmarks("plots")
+    plots = drawing.save_all(document, args.out / args.name)
+    _write_texts(args, text, report.to_markdown(made) + drawing.to_markdown(plots))
     names = [f"{args.name}.json", f"{args.name}.md", *(path.name for path in plots)]
     print(f"wrote {', '.join(names)} in {args.out}", file=sys.stderr)
