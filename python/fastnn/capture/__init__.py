@@ -40,43 +40,23 @@ def capture(
             ...  # models, losses, backward calls, optimizer steps, soft updates
             return loss.detach()
 
-    Of each signature (shapes, strides and dtypes of the tensors among the arguments, in nested tuples, lists
-    and dicts; parameters among them by identity, other arguments by type and equality; grad mode; default
-    dtype) the first call runs as written, the second is recorded, the third is compared with torch, from the
-    same state and random numbers, and from then on a call is one native call. The eight most recent
-    recordings are kept, and 64 signatures known; a recording takes some tens of milliseconds. Ops without a
-    native instruction are run by torch within it; random numbers come from torch's generator, in torch's
-    order.
+    Of each signature (shapes, strides and dtypes of tensors, all other arguments) the first call runs as
+    written, the second is recorded, the third is compared with torch, from the same state and random numbers,
+    and from then on a call is one native call. Ops without a native instruction are run by torch within it;
+    random numbers come from torch's generator, in torch's order.
 
     Parameters, buffers and optimizers' states are the user's own tensors and valid after each call; options
-    of optimizers are read when the step is taken. Modules are watched for training or evaluation, frozen or
-    replaced parameters, hooks and other memory: those that the function calls, and those in its closure, in
-    globals that it names, in defaults of its arguments, and among the attributes and in the containers of the
-    objects there, such as its ``self``. Not watched are elements of containers, what lies deeper than an
-    attribute of an attribute, and what only methods of other objects read. Optimizers are watched for their
-    parameters. Results are new tensors in each call. Gradients of parameters that the function updates, and
-    drops itself in the next call, are not kept: their ``.grad`` is None after a replay. As soon as a call
-    does not drop them, gradients are kept from then on, with a warning. Others are accumulated and kept as in
-    torch.
+    of optimizers are read when the step is taken. Results are new tensors in each call. ``.grad`` of a
+    parameter that the function updates is None after a replay where the function drops it itself.
 
-    What a recording cannot hold runs as written, and is warned of once (:class:`fastnn.EagerStepWarning`):
-    ``.item()`` and control flow on values, shapes that depend on values, closures of optimizers, optimizers
-    that step others, tensor subclasses, several devices, autograd graphs or tensors that live on elsewhere
-    than in what is returned, gradients that are parts of one tensor, collectives, steps of schedulers of
-    learning rates, random numbers of Python or numpy, an argument whose memory it also reaches otherwise.
-    ``fastnn.explain(update, *args)`` reports where each call ran. While it is recorded nothing of what a call
-    computes is freed.
-
-    On a CUDA device a recording is a CUDA graph of torch's kernels, made in the third call (not compared with
-    anything; never run on hardware so far). Optimizers must be ``capturable``, or SGD; learning rates of Adam
-    and AdamW are read at each call, where another option has changed the function is recorded again.
+    What cannot be recorded, such as ``.item()`` and control flow on values, runs as written, and is warned of
+    once (:class:`fastnn.EagerStepWarning`). ``fastnn.explain(update, *args)`` reports where each call ran. On
+    a CUDA device a recording is a CUDA graph of torch's kernels (never run on hardware so far).
 
     Args:
         fn: a function, method, lambda or module. Without it a decorator is returned.
         native: whether a call that cannot be recorded raises RuntimeError; the one that finds it out has run.
-        check: whether recordings are compared with torch before they are used. For that the recording is
-            replayed seven times, natively and by torch's ops, without hooks of optimizers' steps, what it
-            changed is restored, and then the function runs.
+        check: whether recordings are compared with torch before they are used.
         keep_grad: keep all gradients in ``.grad``.
 
     Returns:
