@@ -244,7 +244,7 @@ ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] 
         IndexError,
         r"^Target 7 is out of bounds\.$",
     ),
-    "int32": ((X, LONG.int()), {}, RuntimeError, "Long or Byte, but got Int"),
+    "int32": ((X, LONG.int()), {}, RuntimeError, "Long or Byte, but got Int|Long but found Int"),
     "batch": (
         (X, LONG[:4]),
         {},

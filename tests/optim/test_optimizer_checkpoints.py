@@ -24,6 +24,7 @@ from optimizer_cases import (
     every_case,
     every_half,
     masters,
+    needs_state_begun_late,
     network,
     parameters,
     set_gradients,
@@ -257,6 +258,7 @@ def test_an_old_pickle_has_no_options() -> None:
 @either
 @every_half
 def test_adagrad_begins_with_what_is_asked_for(dtype: torch.dtype, extra: Options) -> None:
+    needs_state_begun_late(torch.optim.Adagrad)
     params = parameters([3, 4], dtype)
     optimizer = begin(CASES["adagrad"], extra, params[:1])
     optimizer.add_param_group({"params": params[1:]})

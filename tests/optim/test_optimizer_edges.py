@@ -24,6 +24,7 @@ from optimizer_cases import (
     every_kind,
     masters,
     needs_native,
+    needs_state_begun_late,
     parameters,
     set_gradients,
     step_natively,
@@ -140,6 +141,7 @@ def test_each_parameter_has_its_own_step_and_dtype(every_device: torch.device, c
 def test_groups_and_parameters_that_come_later(
     every_device: torch.device, case: Case, dtype: torch.dtype, extra: Options
 ) -> None:
+    needs_state_begun_late(case.torchs)
     params = parameters([5, 6], dtype, every_device)
     run = Beside(case, params[:1], extra, lr=0.1)
     run.train(1)
@@ -196,6 +198,7 @@ def test_options_and_state_that_change_between_steps_are_seen() -> None:
 
 @every_kind
 def test_state_that_is_dropped_begins_anew(kind: Kind) -> None:
+    needs_state_begun_late(kind.torchs)
     p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     for optimizer, parameter in ((kind.ours([p]), p), (kind.torchs([q]), q)):
         for _ in range(2):
