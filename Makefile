@@ -1,6 +1,6 @@
 # make train   train MNIST with fused ops        make test   run the test suite, a process for each core
 # make test-all    the same with all combinations of parameters, and what takes long
-# make lint    ruff, mypy, clang-format           make dev    compile in place, for work on the sources
+# make lint    ruff, mypy, stubtest, clang-format, workflows    make dev    compile in place, for work on the sources
 # make sanitize ARGS=tests/capture    those tests with the extension compiled for AddressSanitizer and UBSan
 # make sanitize-threads    teams of threads under ThreadSanitizer
 # make demo    train in a browser tab             make web    the page alone: static files in web/dist
@@ -37,11 +37,16 @@ docs: $(VENV)/.tools-docs
 demo: web $(VENV)/.installed-train
 	$(VENV)/bin/fastnn demo $(ARGS)
 
+# stubtest: the stub has what the installed module has. Signatures, which pybind11 does not tell stubtest, are compared by
+# tests/test_stubs.py; the classes of pybind11 have a metaclass of its own.
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	@mkdir -p build && printf '%s\n' 'fastnn\._cpu\.[A-Z]\w+' > build/stubtest-allowed
+	$(VENV)/bin/stubtest fastnn._cpu --ignore-missing-stub --allowlist build/stubtest-allowed
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
