@@ -86,7 +86,7 @@ web: $(VENV)/.tools-web
 
 # An extra alone: the package, and torch, are not needed.
 $(VENV)/.tools-%: $(VENV)/bin/python pyproject.toml
-	$(PIP) install --quiet $$(sed -n '/^$* = /{s/.*\[//; s/[],"]/ /g; p}' pyproject.toml)
+	$(PIP) install --quiet $$(sed -n '/^$* = /{s/.*\[//; s/[],"]/ /g; p;}' pyproject.toml)
 	touch $@
 
 $(VENV)/bin/python:
@@ -107,4 +107,4 @@ $(VENV)/.installed-%: $(VENV)/.package
 	touch $@
 
 clean:
-	rm -rf build dist $(VENV)
+	rm -rf build dist $(VENV) web/dist python/fastnn/*.so .hypothesis .pytest_cache .mypy_cache .ruff_cache
