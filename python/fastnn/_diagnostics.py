@@ -99,7 +99,11 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
         Exception: whatever `fn` raises.
     """
     seen: list[Decision | Conversion] = []
-    with _dispatch.recording(seen.append):
+
+    def see(what: Decision | Conversion) -> None:  # torch.compile of torch 2.10 takes no list's own method
+        seen.append(what)
+
+    with _dispatch.recording(see):
         result = fn(*args, **kwargs)
     return Explanation(
         result,
