@@ -219,6 +219,10 @@ def test_an_import_under_another_default_keeps_the_kernels(run: Runner, setting:
     ],
 )
 def test_a_torch_with_other_private_names_still_imports(run: Runner, name: str) -> None:
+    try:
+        eval(name, {"sys": sys, "torch": torch})
+    except AttributeError:
+        pytest.skip("newer than this torch")
     code = f"""
 import sys, torch
 kept = {name}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 import fastnn
+from optimizer_cases import needs_state_begun_late
 from train_steps import (
     LOSSES,
     OPTIMIZERS,
@@ -184,6 +185,8 @@ CHANGES = (_load, _multiply, _lerp, _new_data, _clear, _count, _options, _activa
     ],
 )
 def test_changes_between_steps_are_noticed(change: Change, make: str) -> None:
+    if change in (_clear, _append):
+        needs_state_begun_late(type(OPTIMIZERS[make](nn.Linear(1, 1).parameters())))
     Pair(OPTIMIZERS[make]).train(change)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fastnn
 from fastnn import EagerStepWarning
+from optimizer_cases import needs_state_begun_late
 from train_steps import OPTIMIZERS, TOLERANCE, chain, classes_of, native, reason, recorded
 
 Step = fastnn.TrainStep
@@ -170,6 +171,7 @@ def test_a_refused_epoch_on_a_device_makes_no_state(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("make", ["adam", "sgd-momentum", "rmsprop", "adagrad"])
 def test_gradients_of_what_only_the_optimizer_has(keep_grad: bool, make: str) -> None:
     """They are the user's: the optimizer updates with them, as often as it is called."""
+    needs_state_begun_late(type(OPTIMIZERS[make](nn.Linear(1, 1).parameters())))
     step = _step(make, keep_grad=keep_grad)
     other = nn.Parameter(torch.ones(3, dtype=torch.float64))
     step.optimizer.add_param_group({"params": [other]})
