@@ -1,5 +1,5 @@
 # make train   train MNIST with fused ops        make test   run the test suite, a process for each core
-# make test-all    the same with all combinations of parameters, and what takes long
+# make test-all    the same with all combinations of parameters, and what takes long; ARGS=--rest for these alone
 # make lint    ruff, mypy, stubtest, clang-format, workflows    make dev    compile in place, for work on the sources
 # make sanitize ARGS=tests/capture    those tests with the extension compiled for AddressSanitizer and UBSan
 # make sanitize-threads    teams of threads under ThreadSanitizer

@@ -42,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all", action="store_true", help="all combinations of parameters, and the tests marked long"
     )
+    parser.addoption("--rest", action="store_true", help="what is left out without --all, and nothing else")
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m: what they choose has its own pairs of values
@@ -50,10 +51,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-    if not config.getoption("--all"):
-        chosen = set(thinned([item for item in items if not item.get_closest_marker("long")]))
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = [item for item in items if item in chosen]
+    rest = config.getoption("--rest")
+    if rest or not config.getoption("--all"):
+        few = set(thinned([item for item in items if not item.get_closest_marker("long")]))
+        config.hook.pytest_deselected(items=[item for item in items if (item in few) is rest])
+        items[:] = [item for item in items if (item in few) is not rest]
 
 
 def pytest_collection_finish() -> None:

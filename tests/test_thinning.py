@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import combinations, product
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +47,17 @@ def test_parameters_given_together_are_one() -> None:
     rows = [{"x": i, "y": i, "dtype": d} for i in range(3) for d in range(2)]
     assert covering(varying(rows)) == [0, 1, 2, 3, 4, 5]
     assert covering(varying([{"same": 1}, {"same": 1}])) == [0]
+
+
+@pytest.mark.long
+def test_what_a_default_run_leaves_out_is_the_rest() -> None:
+    def collected(*options: str) -> list[str]:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/ops/test_gram.py", *options]
+        root, environment = Path(__file__).parents[1], {**os.environ, "PYTEST_ADDOPTS": ""}
+        found = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+        return [line for line in found.stdout.splitlines() if "::" in line]
+
+    default, rest = collected(), collected("--rest")
+    assert default
+    assert rest
+    assert sorted(default + rest) == sorted(collected("--all"))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from against_torch import Covered
 from fastnn import _dispatch
+from variants import runnable_isas, selected
 
 pytest.importorskip("expecttest", reason="torch's samples need expecttest")
 with warnings.catch_warnings():
@@ -46,32 +47,33 @@ WIDER = {"native_layer_norm_backward.default": 100.0, "native_batch_norm_backwar
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
 def test_some_samples_give_what_torch_gives(op: OpInfo) -> None:
-    _sweep(op, torch.float32, FEW)
+    _sweep(op, torch.float32, FEW, [_dispatch.cpu.isa])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
-def test_all_samples_give_what_torch_gives(op: OpInfo, dtype: torch.dtype, isa: str) -> None:
-    _sweep(op, dtype, None)
+def test_all_samples_give_what_torch_gives(op: OpInfo, dtype: torch.dtype) -> None:
+    _sweep(op, dtype, None, runnable_isas())
 
 
-def _sweep(op: OpInfo, dtype: torch.dtype, most: int | None) -> None:
+def _sweep(op: OpInfo, dtype: torch.dtype, most: int | None, isas: list[str]) -> None:
+    """The samples take the instruction sets in turn."""
     if dtype not in op.supported_dtypes("cpu"):
         return
     differentiable = op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         samples = op.sample_inputs("cpu", dtype, requires_grad=differentiable)
-        for sample in itertools.islice(samples, most):
+        for sample, isa in zip(itertools.islice(samples, most), itertools.cycle(isas)):
             if not _runs(op, sample):
                 continue
-            with Covered() as mode:
+            with selected(isa), Covered() as mode:
                 torch.manual_seed(0)
                 _run(op, sample)
             _compare(mode, sample)
             if op.inplace_variant is not None and not sample.broadcasts_input:
-                with Covered() as mode, torch.no_grad():
+                with selected(isa), Covered() as mode, torch.no_grad():
                     _run_in_place(op, sample)
                 _compare(mode, sample)
 

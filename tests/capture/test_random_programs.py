@@ -13,8 +13,8 @@ import fastnn
 from random_programs import Program
 from twins import same
 
-# FASTNN_RANDOM_PROGRAMS=5000 for a longer run still.
-_COUNT = int(os.environ.get("FASTNN_RANDOM_PROGRAMS", "60"))
+# FASTNN_RANDOM_PROGRAMS=10000 for a longer run still.
+_COUNT = int(os.environ.get("FASTNN_RANDOM_PROGRAMS", "2000"))
 _SEEDS = [*range(30), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(30, _COUNT))]
 
 
