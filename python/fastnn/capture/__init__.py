@@ -57,7 +57,7 @@ def capture(
         fn: a function, method, lambda or module. Without it a decorator is returned.
         native: whether a call that cannot be recorded raises RuntimeError; the one that finds it out has run.
         check: whether recordings are compared with torch before they are used.
-        keep_grad: keep all gradients in ``.grad``.
+        keep_grad: keep all gradients in ``.grad``, for code outside that reads them or steps with them.
 
     Returns:
         :class:`Captured`, which is called as `fn` is; ``programs`` are its recordings.
