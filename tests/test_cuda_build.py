@@ -36,7 +36,7 @@ class Machine:
 
     def _script(self, name: str, text: str) -> None:
         path = self._programs / name
-        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.write_text(f'#!/bin/sh\n: > "$0.was-run"\n{text}\n')
         path.chmod(0o755)
 
     def give(self, gpus: str | None, nvcc: str | None) -> None:
@@ -50,6 +50,11 @@ class Machine:
             version = f"echo 'Cuda compilation tools, release {nvcc}, V{nvcc}.1'"
             answers = f"--version) {version};; --list-gpu-arch) printf '{listed}';;"
             self._script("nvcc", f'case "$1" in {answers} *) exit 1;; esac')
+
+    @property
+    def was_run(self) -> set[str]:
+        """Which of the two have been run."""
+        return {path.stem for path in self._programs.glob("*.was-run")}
 
     def cmake(self, *arguments: str) -> Done:
         command = [str(_tool("cmake")), *arguments]
@@ -133,11 +138,14 @@ def test_asked_for_it_fails_where_it_cannot_be(
     assert said in " ".join(done.stderr.split())
 
 
-def test_off_asks_nobody(machine: Machine) -> None:
+def test_off_runs_no_detection(machine: Machine) -> None:
     machine.give("9.0\\n", "12.4")
     done = machine.choose("OFF")
     assert done.returncode == 0
     assert done.stdout.strip() == "-- CUDA kernels: not built, FASTNN_CUDA=OFF"
+    assert machine.was_run == set()
+    machine.choose("AUTO")
+    assert machine.was_run == {"nvidia-smi", "nvcc"}
 
 
 def test_another_choice_is_an_error(machine: Machine) -> None:
