@@ -40,7 +40,7 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_swaps_shares_and_undoes() -> None:
+def test_convert_swaps_classes_and_revert_restores_them() -> None:
     model = Net()
     x = torch.randn(4, 6)
     want, before_types, before_repr = model(x), types_of(model), repr(model)

@@ -84,7 +84,7 @@ def test_a_hook_for_all_modules_is_named() -> None:
     assert found[""][-1] == "a hook for all modules is registered"
 
 
-def test_again_and_back_are_told() -> None:
+def test_repeated_convert_and_revert_are_reported() -> None:
     model = fastnn.convert(T.Sequential(T.Linear(3, 3), fastnn.nn.GramMatrix()))
     assert lines(fastnn.convert, model) == {
         "": ["Sequential", None, "it is fastnn's already; nothing in it fuses"],

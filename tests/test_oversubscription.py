@@ -73,7 +73,7 @@ def test_a_wait_within_what_the_work_takes_is_none(aside: Callable, team: bool) 
     assert any(aside(run) for _ in range(500))
 
 
-def test_long_work_says_nothing(aside: Callable) -> None:
+def test_long_work_tells_nothing_of_oversubscription(aside: Callable) -> None:
     assert aside(lambda: (threads_of(LONG, late=200 * MS), threads_of(SHORT))) == (2, 2)
 
 

@@ -139,7 +139,7 @@ def test_streams_and_graphs_come_in_this_order(cuda: FakeCuda) -> None:
 
 
 @pytest.mark.parametrize("fails_at", ["rehearse", "synchronize", "settled", "begin", "body", "end"])
-def test_what_a_failure_leaves(cuda: FakeCuda, fails_at: str) -> None:
+def test_a_failed_capture_restores_what_it_changed(cuda: FakeCuda, fails_at: str) -> None:
     cuda.fails_at = {fails_at}
     with pytest.raises(RuntimeError, match=fails_at):
         capture(cuda)

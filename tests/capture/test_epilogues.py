@@ -177,7 +177,7 @@ def test_not_where_memory_is_wanted_in_between(factors: tuple[View, View]) -> No
     check([product(c, *factors), elementwise(saved, "relu_gradient", c, saved)], 1)
 
 
-def test_only_the_whole_result(factors: tuple[View, View]) -> None:
+def test_an_epilogue_joins_only_if_it_covers_the_whole_result(factors: tuple[View, View]) -> None:
     c, y, half = planned(6, 7), planned(6, 7), planned(3, 7)
     check([product(c, *factors), elementwise(half, "relu", c.with_shape((3, 7), (7, 1)))], 2, half)
     turned = c.with_shape((7, 6), (1, 7))

@@ -77,7 +77,7 @@ def test_over_dimensions(shape: str, dtype: torch.dtype, keepdim: bool, isa: str
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_over_everything(shape: str, dtype: torch.dtype, isa: str) -> None:
+def test_full_reductions_match_torch(shape: str, dtype: torch.dtype, isa: str) -> None:
     x = SHAPES[shape]()[0].to(dtype)
     wide = close(dtype, x.numel())
     check_native(lambda: x.sum(), "sum.default", **wide)

@@ -262,7 +262,7 @@ def test_under_other_modes_it_runs_as_written() -> None:
     assert len(outer.programs) == 1
 
 
-def test_errors_come_out() -> None:
+def test_errors_of_the_function_propagate() -> None:
     model = net()
     step = fastnn.capture(classify(model, torch.optim.Adam(model.parameters())))
     with pytest.raises(RuntimeError, match="shapes"):

@@ -98,7 +98,7 @@ def _real_part(low: Lowering, out: View, x: View) -> None:
     low.elementwise(View(out.storage, 0, (2 * out.numel,), (1,), torch.float32), 0.0)
 
 
-def test_imaginary_parts_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_self_check_compares_imaginary_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, "sgn.default", _real_part)
     turned = fastnn.capture(lambda x: torch.complex(torch.zeros_like(x), x).sgn() * 2)
     _refuses(turned, torch.randn(4))
@@ -112,7 +112,7 @@ def _refuses(captured: Any, *args: Tensor) -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_floor_forgives_nothing(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tolerance_floor_does_not_hide_wrong_values(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither at whole numbers, nor for elements that do not jump themselves."""
 
     def broken(low: Lowering, out: View, x: View) -> None:

@@ -16,7 +16,6 @@ from fastnn.training.loop import Silent, train
 from fastnn.training.run import Run
 from processes import SIZE, Processes
 
-ALONE = Ranks()
 # The last batch of an epoch has one row, of which one process gets none.
 SMALL = {"hidden": (16,), "epochs": 3, "batch_size": 33, "train_samples": 331, "dtype": "float64"}
 STEPS = 3 * 11
@@ -86,7 +85,7 @@ def test_sixteen_bits_train_in_two_processes(processes: Processes, tmp_path: Pat
     torch.testing.assert_close(torch.tensor(two["losses"]), torch.tensor(one["losses"]), rtol=0.1, atol=0.1)
 
 
-def test_what_it_says_of_itself(processes: Processes, tmp_path: Path) -> None:
+def test_the_report_names_the_number_of_processes(processes: Processes, tmp_path: Path) -> None:
     backend = shared(processes, tmp_path / "two", SMALL)["backend"]
     assert "op by op (2 processes sum their gradients)" in backend or backend.startswith("torch")
 

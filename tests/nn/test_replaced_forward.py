@@ -71,7 +71,7 @@ def test_a_replaced_forward_of_torch_is_called(
 
 
 @pytest.mark.parametrize("name", ["__call__", "_call_impl"])
-def test_of_every_module(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_forward_of_every_module_is_called(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, x = chain(T.ReLU), torch.randn(6, 4)
     mine = fastnn.convert(copy.deepcopy(theirs))
     with monkeypatch.context() as patch:

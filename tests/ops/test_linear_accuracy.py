@@ -66,7 +66,7 @@ def test_few_columns_are_summed_in_two_chains(n: int, k: int, isa: str) -> None:
     assert error.square().mean() <= 0.85 * expected_rms(k, False, chain=k // 2) ** 2
 
 
-def test_a_gram_matrix_too(isa: str) -> None:
+def test_a_gram_matrix_sums_in_short_chains(isa: str) -> None:
     f = torch.rand(1, 100, 1024)
     error = FF.gram_matrix(f).double() - torch.bmm(f.double(), f.double().mT)
     assert error.square().mean().sqrt() <= expected_rms(1024, True)

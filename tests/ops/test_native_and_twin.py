@@ -190,7 +190,7 @@ def linear_cross_entropy(rng: random.Random) -> Call:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("op", [relu, gram_matrix, linear, chain, cross_entropy, linear_cross_entropy])
 @pytest.mark.filterwarnings("ignore")
-def test_the_same_everywhere(op: Callable[[random.Random], Call], seed: int) -> None:
+def test_native_and_torch_agree_on_random_calls(op: Callable[[random.Random], Call], seed: int) -> None:
     rng = random.Random(seed)
     torch.manual_seed(seed)
     for case in range(200):

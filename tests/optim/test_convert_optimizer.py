@@ -66,7 +66,7 @@ def assert_same(mine: Optimizer, theirs: Optimizer) -> None:
 
 
 @kinds
-def test_amid_a_training_and_back(name: str) -> None:
+def test_convert_and_revert_in_mid_training_match_torch(name: str) -> None:
     mine, theirs = made(name), made(name)
     identity = (mine, mine.state, mine.param_groups, mine.param_groups[0], mine.defaults)
     for number in range(9):

@@ -90,7 +90,7 @@ def test_float32_state_is_not_in_the_groups(case: Case, dtype: torch.dtype, extr
 
 @pytest.mark.parametrize("swap", [False, True])
 @every_case
-def test_they_pass_both_ways(case: Case, swap: bool) -> None:
+def test_checkpoints_load_in_torch_and_in_fastnn(case: Case, swap: bool) -> None:
     first, second = (case.torchs, case.ours) if swap else (case.ours, case.torchs)
     model, unbroken = network(), network()
     options = {**case.options, "lr": 0.01}

@@ -124,7 +124,7 @@ def test_an_interrupt_ends_it_between_steps(alarm: Callable[[Callable[[], None]]
     assert taken.pop() > 1
 
 
-def test_a_step_amid_an_epoch(alarm: Callable[[Callable[[], None]], None]) -> None:
+def test_a_step_during_an_epoch_is_consistent(alarm: Callable[[Callable[[], None]], None]) -> None:
     step, images, labels, order = a_long_epoch()
     more: list[Tensor] = []
     alarm(lambda: more.append(step(images, labels)))

@@ -218,7 +218,9 @@ def test_a_class_out_of_range_before_the_capture(graphs: Graphs) -> None:
     assert reason(pair.step, x, y) is None
 
 
-def test_at_once_under_the_check(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_index_raises_at_once_under_fastnn_check(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = Pair(graphs, loss=fastnn.nn.CrossEntropyLoss())
     pair.capture(classes(7))
     monkeypatch.setattr(_dispatch, "check_at_once", True)

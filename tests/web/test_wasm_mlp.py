@@ -113,7 +113,7 @@ def test_trains_as_torch_does(sizes: list[int], loss: str, optimizer: str, node:
         assert_as_exact(ours.double(), p.double(), q)
 
 
-def test_rows_that_do_not_count(node: Node) -> None:
+def test_ignored_rows_do_not_change_the_result(node: Node) -> None:
     x, y = batches_for("cross_entropy", [9, 4], [12])[0]
     y[::3] = -100
     loss, weight = node(
