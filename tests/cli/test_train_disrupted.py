@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -12,11 +13,13 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fastnn.cli.main import main
+from fastnn.data import atomic
 from fastnn.data.digits import load_digits
 from fastnn.training.checkpoint import Checkpoint
 from fastnn.training.run import Run
@@ -77,6 +80,44 @@ def test_the_checkpoint_of_a_killed_run_always_loads(start: Callable[..., BasePr
         undisturbed.advance(last.step - undisturbed.step)
     for name, value in undisturbed.parts.model.state_dict().items():
         assert torch.equal(value, last.model[name]), name
+
+
+def fail(code: int) -> Callable[..., None]:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "code"),
+    [
+        (atomic, "open", errno.EROFS),
+        (os, "fsync", errno.ENOSPC),
+        (os, "replace", errno.ENOSPC),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else None,
+)
+def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_last_one_stays(
+    module: Any, name: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk and in a read-only folder below, where those cannot be mounted."""
+    assert main([*COMMAND, "--epochs", "1"]) == 0
+    capsys.readouterr()
+    good, files = SAVED.read_bytes(), sorted(OUT.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, fail(code), raising=False)  # `open` is found in the builtins
+        assert main([*COMMAND, "--resume", str(SAVED), "--epochs", "3"]) == 1
+    said = capsys.readouterr()
+    assert said.err.endswith(
+        f"\nfastnn train: error: cannot write the results: [Errno {code}] {os.strerror(code)}\n"
+    )
+    assert "Traceback" not in said.err
+    assert "2/3" not in said.out
+    assert SAVED.read_bytes() == good
+    assert sorted(OUT.iterdir()) == files
+    assert main([*COMMAND, "--resume", str(SAVED), "--epochs", "3"]) == 0
+    assert Checkpoint.load(SAVED).step > 0
 
 
 def in_a_small_file_system(script: str) -> subprocess.CompletedProcess[str]:
