@@ -89,13 +89,17 @@ def wait_for(path: Path, pair: list[subprocess.Popen[str]]) -> None:
         time.sleep(0.1)
 
 
-def test_a_killed_process_ends_the_other(tmp_path: Path, pair: list[subprocess.Popen[str]]) -> None:
+@pytest.mark.parametrize("killed", [0, 1])  # the first is the one that writes
+def test_a_killed_process_ends_the_other(
+    killed: int, tmp_path: Path, pair: list[subprocess.Popen[str]]
+) -> None:
     path = tmp_path / "out" / "checkpoint.safetensors"
     wait_for(path, pair)
-    pair[1].send_signal(signal.SIGKILL)
-    _, err = pair[0].communicate(timeout=PATIENCE)
-    assert pair[0].returncode == 1
-    assert "fastnn train: error: process 0 of 2 lost its connection to the others: one has ended" in err
+    pair[killed].send_signal(signal.SIGKILL)
+    left = 1 - killed
+    _, err = pair[left].communicate(timeout=PATIENCE)
+    assert pair[left].returncode == 1
+    assert f"fastnn train: error: process {left} of 2 lost its connection to the others: one has ended" in err
     assert "Traceback" not in err
     step = Checkpoint.load(path).step
     assert step > 0
