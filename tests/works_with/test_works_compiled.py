@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,17 +38,19 @@ def _fresh() -> None:
     torch.compiler.reset()
 
 
-def compiled(function: Callable[..., Any], graphs: Graphs, **options: Any) -> Any:
-    return torch.compile(function, **{"fullgraph": True, **options}, backend=graphs)
+def compiled(function: Callable[..., Any], backend: Any, **options: Any) -> Any:
+    return torch.compile(function, **{"fullgraph": True, **options}, backend=backend)
 
 
-@line("torch.compile, fullgraph, of model and loss")
-def test_a_compiled_model_trains_the_same(cell: Cell) -> None:
-    """One graph for batches of any size; what is trained is what torch trains."""
-    pair, graphs = Pair(cell.column), Graphs()
+OF_MODEL_AND_LOSS = "torch.compile, fullgraph, dynamic batch, of model and loss"
+
+
+def train_compiled(cell: Cell, backend: Any, tolerance: float) -> Training:
+    """A training of a compiled model beside torch's, of batches of several sizes."""
+    pair = Pair(cell.column)
     mine = pair.mine
     if cell.column == "modules":
-        forward = compiled(lambda x, y: mine.loss(mine.model(x), y), graphs, dynamic=True)
+        forward = compiled(lambda x, y: mine.loss(mine.model(x), y), backend, dynamic=True)
 
         def step(x: Tensor, y: Tensor) -> Tensor:
             mine.optimizer.zero_grad()
@@ -56,17 +61,37 @@ def test_a_compiled_model_trains_the_same(cell: Cell) -> None:
 
         mine.step = step
     else:
-        mine.model = compiled(mine.model, graphs, dynamic=True)
+        mine.model = compiled(mine.model, backend, dynamic=True)
         mine.renew()
+    close = {"rtol": tolerance, "atol": tolerance}
     for rows in 3 * (12, 5, 7, 30):
         x, y = batch(rows)
-        torch.testing.assert_close(mine.step(x, y), pair.theirs.step(x, y))
+        torch.testing.assert_close(mine.step(x, y), pair.theirs.step(x, y), **close)
     for p, q in zip(mine.model.parameters(), pair.theirs.model.parameters(), strict=True):
-        torch.testing.assert_close(p, q)
+        torch.testing.assert_close(p, q, **close)
+    return mine
+
+
+@line(OF_MODEL_AND_LOSS)
+def test_a_compiled_model_trains_the_same(cell: Cell) -> None:
+    """One graph for batches of any size; what is trained is what torch trains."""
+    graphs = Graphs()
+    mine = train_compiled(cell, graphs, tolerance=1e-7)
     assert graphs.count == 1
     if cell.column == "modules":
         torch.compiler.reset()  # what is compiled already decides no more
     check(cell, mine.step, *batch())
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+@line(OF_MODEL_AND_LOSS)
+def test_a_model_compiled_by_inductor_trains_the_same(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    train_compiled(cell, "inductor", tolerance=1e-7)
+    assert any(tmp_path.rglob("*.cpp"))
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad", "RMSprop"])

@@ -59,6 +59,13 @@ def test_autocast_around_a_step(cell: Cell) -> None:
 
 @line("GradScaler")
 def test_a_grad_scaler_trains_the_same(cell: Cell) -> None:
+    if cell.column == "step":
+        pair, scaler = Pair(cell.column, single), torch.amp.GradScaler("cpu", init_scale=8.0)
+        x, y = batch(dtype=torch.float32)
+        check(cell, lambda x, y: scaler.scale(pair.mine.step(x, y)).backward(), x, y)
+        pair.theirs.step(x, y)
+        pair.compare(**SINGLE)  # the step was taken, without the scale
+        return
     scalers: dict[int, Any] = {}
 
     def step(model: Any, loss_function: Any, optimizer: Any, x: Tensor, y: Tensor) -> Tensor:
