@@ -116,6 +116,8 @@ PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); 
 
 // Without waiting for a device.
 double number(PyObject* object) {
+  // Torch takes one for some of its sums and refuses it for others.
+  if (PyBool_Check(object)) throw NotCovered("an option is a bool, not a number");
   if (!PyFloat_Check(object) && !PyLong_Check(object)) {
     const PyNumberMethods* const methods = Py_TYPE(object)->tp_as_number;
     if (!methods || (!methods->nb_float && !methods->nb_index))

@@ -240,3 +240,23 @@ def test_sgd_makes_no_buffer_for_a_group_that_is_left_to_torch() -> None:
     left = _dispatch.cpu.sgd_step(optimizer.param_groups[0], optimizer.state, lambda *_: None)
     assert isinstance(left, str)
     assert not any(optimizer.state[p] for p in params)
+
+
+@pytest.mark.parametrize("option", ["lr", "weight_decay"])
+@every_kind
+def test_a_bool_as_an_option_does_what_torch_does(kind: Kind, option: str) -> None:
+    """Torch's sums refuse some of them."""
+    found = []
+    for make in (kind.ours, kind.torchs):
+        params = [nn.Parameter(torch.ones(3))]
+        params[0].grad = torch.ones(3)
+        optimizer = make(params, **{"lr": 0.1, option: True})
+        try:
+            optimizer.step()
+            found.append(params[0].detach())
+        except RuntimeError as error:
+            found.append(str(error))
+    if isinstance(found[1], str):
+        assert found[0] == found[1]
+    else:
+        torch.testing.assert_close(*found)
