@@ -28,7 +28,8 @@ from thinning import thinned
 from variants import runnable_isas, selected
 
 # A machine with a GPU may have pytest and little else.
-collect_ignore = [] if find_spec("hypothesis") else ["test_hostile_bindings.py", "test_hostile_calls.py"]
+HOSTILE = ("bindings", "calls", "capture", "classes")
+collect_ignore = [] if find_spec("hypothesis") else [f"test_hostile_{name}.py" for name in HOSTILE]
 
 
 @pytest.fixture(params=runnable_isas())

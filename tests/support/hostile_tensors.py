@@ -63,13 +63,19 @@ class Recipe:
         if self.dtype == torch.bool or not (self.dtype.is_floating_point or self.dtype.is_complex):
             low = 0 if self.values != "special" or self.dtype in (torch.bool, torch.uint8) else -101
             below = 2 if self.dtype == torch.bool else self.below
-            return torch.randint(low, below, self.shape, generator=generator).to(self.dtype)
+            t = torch.randint(low, below, self.shape, generator=generator)
+            if self.values == "outside" and t.numel():
+                value = (-1, below, below + 100, 2**62, -100)[self.seed % 5]
+                t.view(-1)[int(torch.randint(t.numel(), (), generator=generator))] = value
+            return t.to(self.dtype)
         wide = torch.complex128 if self.dtype.is_complex else torch.float64
         t = torch.randn(self.shape, generator=generator, dtype=wide)
         if self.values == "zeros":
             t = torch.zeros_like(t)
         elif self.values == "small":
             t = t * 1e-3
+        elif self.values == "positive":
+            t = t.abs()
         elif self.values == "special" and t.numel():
             for value in (math.nan, math.inf, -math.inf, -0.0):
                 t.view(-1)[int(torch.randint(t.numel(), (), generator=generator))] = value
@@ -105,6 +111,9 @@ def _laid_out(t: Tensor, layout: str) -> Tensor:
         filler = math.nan if t.is_floating_point() else 1
         whole = t.new_full((*t.shape[:-1], t.shape[-1] * step + 1), filler)
         return whole[..., 1::step][..., : t.shape[-1]].copy_(t)
+    if layout == "rows apart":
+        whole = t.new_zeros(*t.shape[:-1], t.shape[-1] + 3)
+        return whole[..., : t.shape[-1]].copy_(t)
     if layout == "expanded":
         return t[:1].expand_as(t)
     assert layout == "overlapping"
@@ -125,10 +134,27 @@ def recipes(shape: tuple[int, ...], dtype: torch.dtype, layouts: tuple[str, ...]
     )
 
 
-def indices(shape: tuple[int, ...], below: int, dtype: torch.dtype = torch.int64) -> Any:
-    """Class indices."""
-    layouts = st.sampled_from(PLAIN_LAYOUTS)
-    return layouts.map(lambda layout: Recipe(shape, dtype, layout, below=max(below, 1)))
+def finite(recipe: Recipe) -> Recipe:
+    """The same without infinities and NaN."""
+    return replace(recipe, values="normal") if recipe.values == "special" else recipe
+
+
+def indices(
+    shape: tuple[int, ...],
+    below: int,
+    dtype: torch.dtype = torch.int64,
+    layouts: tuple[str, ...] = PLAIN_LAYOUTS,
+) -> Any:
+    """Class indices, of which one may be out of range."""
+    return st.builds(
+        Recipe,
+        shape=st.just(shape),
+        dtype=st.just(dtype),
+        layout=st.sampled_from(layouts),
+        values=st.sampled_from(["normal", "normal", "normal", "outside"]),
+        seed=st.integers(0, 99),
+        below=st.just(max(below, 1)),
+    )
 
 
 # Sizes around a vector, none, and one.
