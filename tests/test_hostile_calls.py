@@ -247,7 +247,12 @@ def right_calls(draw: Any) -> Call:
             rows = draw(st.sampled_from([0, 1, m, m + 1]))
             size = draw(st.sampled_from([1, 2, 8, 40]))
             rates = draw(st.sampled_from([None, recipes((-(-rows // size),), torch.float64)]))
-            arguments |= {"images": data, "labels": target, "batch_size": size, "lr": rates and draw(rates)}
+            arguments |= {
+                "images": data,
+                "labels": target,
+                "batch_size": size,
+                "lr": None if rates is None else draw(rates),
+            }
             arguments["permutation"] = draw(indices((rows,), m))
     return Call(op, arguments)
 

@@ -84,7 +84,8 @@ def mlp_backward(
         for i in range(len(weights))
         if dweights[i] is not None or dbiases[i] is not None or (dx is not None and i == 0)
     ]
-    for i in reversed(range(min(wanted, default=len(weights)), len(weights))):
+    lowest = min(wanted, default=len(weights))
+    for i in reversed(range(lowest, len(weights))):
         saved = (preactivations if activations[i] in FROM_PREACTIVATION else outputs)[i]
         # Of the last layer nothing is rounded on the way, of the others what the layer above hands down.
         dz = torch_activation_gradient(dy, saved, activations[i])
@@ -92,7 +93,8 @@ def mlp_backward(
             dz = dz.to(dtype).double()
         of_weights[i] = None if dweights[i] is None else dz.t() @ inputs[i]
         of_biases[i] = None if dbiases[i] is None else dz.sum(0)
-        dy = None if weights[i] is None else dz @ weights[i]
+        if i > lowest or dx is not None:
+            dy = dz @ weights[i]
     return [*[None] * 6, None if dx is None else dy, of_weights, of_biases]
 
 
