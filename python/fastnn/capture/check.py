@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastnn._torch_internals import STEP_HOOKS
+from fastnn.capture.contents import Contents
 from fastnn.capture.ir import Storage
 from fastnn.capture.program import Program
 from fastnn.capture.recorder import as_view, parameters_of, replace, tensors_in
@@ -63,8 +64,13 @@ class State:
         self._values = [_copy(t) for t in self._tensors.values()]
         self._bases = dict(zip(self._tensors, self._values, strict=True))
         self._grads = {key: p.grad for key, p in self._leaves.items()}
-        self._states = [[(p, *_entries(entries)) for p, entries in o.state.items()] for o in self._optimizers]
-        self._groups = [(group, *_entries(group)) for o in self._optimizers for group in o.param_groups]
+        # Some optimizers count in their attributes or among their options, or keep lists.
+        self._contents = Contents([o.__dict__ for o in self._optimizers], self._tensors.values())
+        self._kept = {id(t): (t, _copy(t)) for t in self._contents.tensors}
+        copies = {**self._bases, **{key: copy for key, (_, copy) in self._kept.items()}}
+        self._states = [
+            {(id(p), key): copies.get(id(v)) for p, key, v in _entries(o)} for o in self._optimizers
+        ]
         self._old = set(map(id, grads))
         self._dropped = set(map(id, program.dropped))
         self._generators = [(g, g.get_state()) for g in (torch.default_generator, *program.generators)]
@@ -76,14 +82,9 @@ class State:
         self._bases = dict(zip(self._tensors, self._values, strict=True))
         for key, leaf in self._leaves.items():
             leaf.grad = self._grads[key]
-        for optimizer, states in zip(self._optimizers, self._states, strict=True):
-            known = {id(p) for p, _, _ in states}
-            for p in [p for p in optimizer.state if id(p) not in known]:
-                del optimizer.state[p]
-            for p, entries, copies in states:
-                _put_back(optimizer.state[p], entries, copies)
-        for group in self._groups:  # some optimizers count there
-            _put_back(*group)
+        self._contents.restore()
+        for tensor, value in self._kept.values():
+            _write(tensor, value)
         for generator, state in self._generators:
             generator.set_state(state)
 
@@ -103,14 +104,7 @@ class State:
             if leaf.grad is not None and key not in self._dropped:
                 found.append(Change("gradient", leaf.grad))
         for optimizer, states in zip(self._optimizers, self._states, strict=True):
-            before = {id(p): copies for p, _, copies in states}
-            for p, entries in optimizer.state.items():
-                copies = before.get(id(p), {})
-                found.extend(
-                    Change(str(key), v, copies.get(key))
-                    for key, v in entries.items()
-                    if isinstance(v, Tensor)
-                )
+            found.extend(Change(str(key), v, states.get((id(p), key))) for p, key, v in _entries(optimizer))
         return found
 
 
@@ -138,16 +132,12 @@ def _copy(t: Tensor) -> Tensor:
     return t.detach().clone()
 
 
-def _entries(of: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Tensor]]:
-    """What a dict holds, and what the tensors in it are."""
-    return dict(of), {key: _copy(v) for key, v in of.items() if isinstance(v, Tensor)}
-
-
-def _put_back(into: dict[Any, Any], entries: dict[Any, Any], copies: dict[Any, Tensor]) -> None:
-    into.clear()
-    into.update(entries)
-    for key, copy in copies.items():
-        _write(entries[key], copy)
+def _entries(optimizer: Optimizer) -> Iterator[tuple[Any, Any, Tensor]]:
+    """The tensors in an optimizer's state, each with its parameter and its name."""
+    for p, entries in optimizer.state.items():
+        for key, v in entries.items() if isinstance(entries, dict) else ():
+            if isinstance(v, Tensor):
+                yield p, key, v
 
 
 @contextmanager
@@ -209,17 +199,17 @@ def compare(
     optimizers = [step.optimizer for step in program.steps]
     raised: str | None = None
     try:
-        with _without_hooks(optimizers):
-            for native, seed in _RUNS:
-                called = arguments
-                if seed is not None:
-                    before.nudge(seed)
-                    called = _nudged(arguments, untouched, seed)
+        for native, seed in _RUNS:
+            called = arguments
+            if seed is not None:
+                before.nudge(seed)
+                called = _nudged(arguments, untouched, seed)
+            with _without_hooks(optimizers):
                 outcome = _outcome(program.native if native else program.reference, called, before)
-                before.restore()
-                if outcome is None:
-                    return None
-                runs.append(outcome)
+            before.restore()
+            if outcome is None:
+                return None
+            runs.append(outcome)
     except Exception as error:  # an index out of range, for one: torch says it best
         raised = f"{_FOUND}: the program raises {type(error).__name__}: {error}"
     finally:

@@ -443,6 +443,10 @@ class Recorder(TorchDispatchMode):
         self.paused += 1
 
     def _note_step(self, optimizer: Optimizer) -> None:
+        step = optimizer.__dict__.get("step", type(optimizer).step)
+        if not getattr(getattr(step, "__code__", None), "co_filename", "").startswith(HOMES):
+            # It began before torch told of the step: what it does is recorded, and a replay would repeat it.
+            raise Unsupported(f"somebody has put a function around {type(optimizer).__name__}.step")
         gradients, parameters = [], []
         for group in optimizer.param_groups:
             for param in group["params"]:
