@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from typing import Any
 
@@ -116,3 +117,110 @@ def test_a_schedulers_counter_around_a_step() -> None:
         step(*batch())
         schedule.step()
     assert len(step.programs) == 1
+
+
+def _after(group: dict[str, Any], call: int) -> None:
+    group["lr"] *= 0.9
+
+
+def _counts(group: dict[str, Any], call: int) -> None:
+    group["n"] = group.get("n", 0) + 1
+
+
+def _sets(group: dict[str, Any], call: int) -> None:
+    group["lr"] = (0.1, 0.05)[call % 2]
+
+
+def _sets_in_turn(group: dict[str, Any], call: int) -> None:
+    """Each of them is what is there already when a call is recorded."""
+    group["lr"] = (0.1, 0.05)[call // 3]
+
+
+def _in_a_list(group: dict[str, Any], call: int) -> None:
+    group.setdefault("rates", []).append(call)
+
+
+def _another_group(group: dict[str, Any], call: int) -> None:
+    group["params"] = [*group["params"]]
+
+
+class _Agent:
+    """Changes the options of an optimizer that lies deeper than `reached` looks, or where it does."""
+
+    def __init__(self, change: Any, deep: bool, first: bool) -> None:
+        self.model = net()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.5)
+        self.parts = {"trainer": {"optimizers": [self.optimizer if deep else None]}}
+        self.near = None if deep else self.optimizer
+        self.change, self.first = change, first
+
+    def of(self, update: Any) -> list[Any]:
+        """The losses of calls, and the options after them."""
+        in_turn = self.change is _sets_in_turn
+        self.optimizer = None  # type: ignore[assignment]
+        losses = [update(*batch(), call // 3 % 2 * 3 if in_turn else call % 2) for call in range(12)]
+        (group,) = (self.near or self.parts["trainer"]["optimizers"][0]).param_groups  # type: ignore[union-attr]
+        return [losses, {key: value for key, value in group.items() if key != "params"}]
+
+    def update(self, x: torch.Tensor, y: torch.Tensor, call: int) -> torch.Tensor:
+        own: Any = self.near or self.parts["trainer"]["optimizers"][0]
+        own.zero_grad()
+        loss = torch.nn.functional.cross_entropy(self.model(x), y)
+        loss.backward()
+        if self.first:
+            self.change(own.param_groups[0], call)
+        own.step()
+        if not self.first:
+            self.change(own.param_groups[0], call)
+        return loss.detach()
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("deep", [True, False], ids=["deep", "near"])
+@pytest.mark.parametrize("change", [_after, _counts, _sets, _sets_in_turn, _in_a_list, _another_group])
+def test_options_that_the_function_changes(change: Any, deep: bool, first: bool) -> None:
+    agent = _Agent(change, deep, first)
+    expected = agent.of(agent.update)
+    torch.manual_seed(0)
+    agent = _Agent(change, deep, first)
+    update = fastnn.capture(agent.update)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert agent.of(update) == expected
+    assert any("changes the options of an optimizer, SGD" in str(w.message) for w in told)
+    assert update.programs == ()
+
+
+def test_optimizers_made_in_the_function() -> None:
+    def make(model: torch.nn.Module, _: Any) -> Any:
+        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return classify(model, torch.optim.SGD(model.parameters(), lr=0.1))(x, y)
+
+        return step
+
+    twins = Twins(make, net(), torch.optim.SGD)
+    for call in range(6):
+        if call == 2:
+            with pytest.warns(fastnn.EagerStepWarning, match="another optimizer in every call"):
+                twins.call(*batch())
+        else:
+            twins.call(*batch())
+    assert twins.programs == ()
+
+
+def test_an_optimizer_instead_of_another() -> None:
+    class Agent:
+        def __init__(self) -> None:
+            self.model = net()
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+
+        def update(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return classify(self.model, self.optimizer)(x, y)
+
+    agent = Agent()
+    step = fastnn.capture(agent.update, native=True)
+    for lr in (0.1, 0.2, 0.3):
+        agent.optimizer = torch.optim.SGD(agent.model.parameters(), lr=lr)
+        for _ in range(5):
+            step(*batch())
+        assert step.programs[0].native.runs > 0

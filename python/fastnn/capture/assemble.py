@@ -58,6 +58,8 @@ def assemble(
         Unsupported: a replay would leave out something.
     """
     tape = recorder.tape
+    if (reason := recorder.options.changed()) is not None:
+        raise Unsupported(reason)
     gradients_before = [grad for _, grad in before.values() if grad is not None]
     if recorder.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
         raise Unsupported("an argument shares memory with a tensor that the function reaches otherwise too")

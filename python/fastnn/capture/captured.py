@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
@@ -67,6 +68,8 @@ class Known:
         # Parameters whose .grad the function may set: what it does with it shows in a later call.
         self.leaves: dict[int, Tensor] = {}
         self.stepped: set[int] = set()  # the ids of those that its optimizers update
+        self.optimizers: dict[int, Optimizer] = {}  # that took steps
+        self.others = False  # whether the last call's were not those of the call before
 
 
 class Captured:
@@ -223,7 +226,8 @@ class Captured:
 
     def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, planted = self._gradients_before(known)
-        recorder = Recorder(called.tensors)
+        nearby = (other for other in reached(self._fn) if isinstance(other, Optimizer))
+        recorder = Recorder(called.tensors, [*known.optimizers.values(), *nearby])
         names = None
         if self._by_name and known.surveyed:
             try:
@@ -248,9 +252,12 @@ class Captured:
         if stepped:
             _training[id(self)] = self
         news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
+        others = known.surveyed and not recorder.optimizers.keys() <= known.optimizers.keys()
         if recorder.refused is not None:
             known.refused = recorder.refused
-        elif known.surveyed and not news and not _dispatch.is_disabled():  # else another thread records
+        elif others and known.others:
+            known.refused = "it uses another optimizer in every call: make it once, outside"
+        elif known.surveyed and not (news or others) and not _dispatch.is_disabled():  # by another thread
             previous = next((program for program in self._programs if program.key == called.key), None)
             if previous is not None and previous.native.runs < _WORTH:
                 known.replaced += 1
@@ -266,7 +273,7 @@ class Captured:
                 known.refused = str(reason)
             if known.replaced == _MOST_REPLACED:
                 known.refused = "a value that it reads by name differs in every call"
-        known.surveyed = True
+        known.surveyed, known.others, known.optimizers = True, others, recorder.optimizers
         for owner in losing:
             owner._options["keep_grad"] = True
             owner._programs = [program for program in owner._programs if not program.dropped]

@@ -33,6 +33,7 @@ from fastnn._torch_internals import (
     within_backward,
 )
 from fastnn.capture.ir import Storage, View
+from fastnn.capture.options import Options
 from fastnn.capture.schedules import SchedulerHook
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -222,12 +223,14 @@ class Recorder(TorchDispatchMode):
     What a recording cannot hold ends it; ``refused`` says why, and the function runs on.
     """
 
-    def __init__(self, inputs: list[Tensor]) -> None:
-        """`inputs` are the tensors among the arguments."""
+    def __init__(self, inputs: list[Tensor], optimizers: Iterable[Optimizer] = ()) -> None:
+        """`inputs` are the tensors among the arguments; `optimizers` those that the function may use."""
         super().__init__()
         self.refused: str | None = None
         self.device: torch.device | None = None  # of all tensors, known when the first is met
         self.tape = Tape()
+        self.options = Options(optimizers)
+        self.optimizers: dict[int, Optimizer] = {}  # that took steps, by id
         self.leaves: dict[int, Tensor] = {}  # that require gradients, by id
         self.ran_backward = False  # in which hooks of leaves are called
         # By address. Torch's storages are kept, so that no address is used again; tensors are not, because
@@ -430,7 +433,10 @@ class Recorder(TorchDispatchMode):
             if args[1:] or kwargs:
                 self.refuse(f"{type(optimizer).__name__}.step is given a closure")
                 return
+            self.optimizers[id(optimizer)] = optimizer
             try:
+                if (reason := self.options.changed()) is not None:
+                    raise Unsupported(reason)
                 self._note_step(optimizer)
             except Unsupported as reason:
                 self.refuse(str(reason))
@@ -460,6 +466,7 @@ class Recorder(TorchDispatchMode):
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if threading.get_ident() == self._thread and self.paused:
             self.paused -= 1
+            self.options.note(optimizer)
 
     def _module_called(self, module: torch.nn.Module, args: Any) -> None:
         if not self._here():
@@ -471,6 +478,8 @@ class Recorder(TorchDispatchMode):
     def _scheduler_stepped(self, scheduler: LRScheduler) -> None:
         if self._here():
             self.refuse(f"it calls {type(scheduler).__name__}.step(), which a replay would not do")
+        elif threading.get_ident() != self._thread and hasattr(scheduler, "optimizer"):
+            self.options.note(scheduler.optimizer)  # it is not the function that has changed them
 
     def survivors(self) -> list[tuple[Storage, Tensor]]:
         """What the function made and somebody still holds, once the function has returned."""
