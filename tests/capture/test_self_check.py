@@ -191,3 +191,39 @@ def test_a_program_that_raises_while_it_is_compared(monkeypatch: pytest.MonkeyPa
         else:
             twins.call(*batch())
     assert twins.programs == ()
+
+
+def _forks(x: Tensor, own: torch.Generator) -> Tensor:
+    with torch.random.fork_rng():
+        return x + torch.randn(3)
+
+
+def _seeds(x: Tensor, own: torch.Generator) -> Tensor:
+    torch.manual_seed(4)
+    return x + torch.randn(3)
+
+
+def _seeds_its_own(x: Tensor, own: torch.Generator) -> Tensor:
+    own.manual_seed(4)
+    return x + torch.randn(3, generator=own)
+
+
+@pytest.mark.parametrize("draws", [_forks, _seeds, _seeds_its_own])
+def test_states_of_random_numbers_that_are_set(draws: Any) -> None:
+    numbers = []
+    for captured in (False, True):
+        torch.manual_seed(1)
+        own = torch.Generator().manual_seed(1)
+        step = fastnn.capture(lambda x, own=own: draws(x, own)) if captured else draws
+        drawn = []
+        for i in range(6):
+            args = (torch.randn(3),) if captured else (torch.randn(3), own)
+            if captured and i == 2:
+                with pytest.warns(
+                    fastnn.EagerStepWarning, match=r"torch\.manual_seed or torch\.random\.fork"
+                ):
+                    drawn.append(step(*args))
+            else:
+                drawn.append(step(*args))
+        numbers.append(torch.stack(drawn))
+    assert torch.equal(*numbers)
