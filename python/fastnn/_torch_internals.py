@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 # Without these, and the imports above, fastnn does not import: they are private by their place alone.
 OpOverload = torch._ops.OpOverload
+TensorBase = torch._C.TensorBase  # has the methods that are written in C++
 legacy_reduction = _reduction.legacy_get_string  # what size_average and reduce meant
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from types import FrameType
+from types import CellType, FrameType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +24,10 @@ from torch.optim.optimizer import (
 from torch.overrides import TorchFunctionMode
 
 from fastnn._dispatch import Unsupported
-from fastnn._replaced import HOMES
+from fastnn._replaced import HOMES, is_own
 from fastnn._torch_internals import (
     OpOverload,
+    TensorBase,
     TorchDispatchMode,
     arguments_of,
     is_composite,
@@ -199,6 +200,28 @@ _VALIDATING = {
 }
 
 
+def _wrapped_by(func: FunctionType, caller: FrameType) -> Any:
+    """What torch has begun to run, where somebody has put a function around it: torch tells a mode what its
+    name stands for, and that, called again, would do twice what it does beside."""
+    if caller.f_code.co_filename != torch.overrides.__file__:  # a method in C++, which has no frame
+        names = [name for name, value in vars(Tensor).items() if value is func]
+        return getattr(TensorBase, names[0], func) if names else func
+    running = caller.f_back
+    if running is None or running.f_code is func.__code__:  # a function of another library, for modes to see
+        return func
+    code, given = running.f_code, running.f_locals
+    positional, parameters = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
+    original = FunctionType(
+        code,
+        running.f_globals,
+        code.co_name,
+        tuple(given[name] for name in code.co_varnames[:positional]),  # torch does not tell all of them
+        tuple(CellType(given[name]) for name in code.co_freevars),
+    )
+    original.__kwdefaults__ = {name: given[name] for name in code.co_varnames[positional:parameters]}
+    return original
+
+
 class _Unseen(TorchFunctionMode):
     """Beside a recorder, what goes past torch's ops ends the recording."""
 
@@ -207,6 +230,8 @@ class _Unseen(TorchFunctionMode):
         self._recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, FunctionType) and not is_own(func):
+            func = _wrapped_by(func, sys._getframe(1))
         if func in _UNSEEN and not self._recorder.paused:
             self._recorder.refuse(f"values go past torch's ops: .{_UNSEEN[func]}")
         if func == _GRADIENT and not self._recorder.paused:
