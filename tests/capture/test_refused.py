@@ -37,6 +37,16 @@ def _graph(x: torch.Tensor) -> Any:
     return _weight * x
 
 
+def _leaf(x: torch.Tensor) -> Any:
+    x = x.detach().requires_grad_()
+    x.square().sum().backward()
+    return x, x.grad
+
+
+def _another_leaf(x: torch.Tensor) -> Any:
+    return x * 2, _weight.detach().requires_grad_()
+
+
 def _sparse(x: torch.Tensor) -> Any:
     return torch.sparse.mm(x.outer(x).to_sparse(), x[:, None])
 
@@ -61,6 +71,8 @@ _weight = torch.ones(4, requires_grad=True)
         (_mask, "mask"),
         (_nonzero, "depends on values"),
         (_graph, r"return loss\.detach\(\)"),
+        (_leaf, "requires a gradient"),
+        (_another_leaf, "requires a gradient"),
         (_sparse, "layout"),
         (_resized, "memory"),
     ],

@@ -159,3 +159,34 @@ def test_number_of_threads() -> None:
         weights.append([p.detach().clone() for p in model.parameters()])
     torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("inner", [True, False])
+@pytest.mark.parametrize("outer", [True, False])
+def test_inference_mode_within(inner: bool, outer: bool) -> None:
+    model = net()
+
+    def run(x: torch.Tensor) -> list[torch.Tensor]:
+        with torch.inference_mode(inner), torch.no_grad():
+            y = model(x)
+            return [y, y[1:], torch.complex(y, y), y.argmax(-1), y[:0], x[0], x]
+
+    act = fastnn.capture(run, native=True)
+    for _ in range(6):
+        x = torch.randn(4, 8)
+        with torch.inference_mode(outer):
+            got, expected = act(x), run(x)
+        same(got, expected)
+        assert [t.is_inference() for t in got] == [t.is_inference() for t in expected]
+    assert act.programs[0].native.runs > 2
+
+
+@torch.inference_mode()
+def _double(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def test_inference_mode_as_a_decorator() -> None:
+    act = fastnn.capture(_double, native=True)
+    for _ in range(5):
+        assert act(torch.ones(3)).is_inference()

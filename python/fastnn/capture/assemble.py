@@ -18,7 +18,7 @@ from fastnn._torch_internals import BUFFERS, MODULE_HOOKS, MODULES, PARAMETERS
 from fastnn.capture import cuda_graph
 from fastnn.capture.graph_program import GraphProgram
 from fastnn.capture.ir import View
-from fastnn.capture.islands import view_of
+from fastnn.capture.islands import in_bytes, view_of
 from fastnn.capture.program import Builder, Gradients, Program
 from fastnn.capture.recorder import Recorder, Tape, replace, tensors_in
 from fastnn.capture.signature import Signature
@@ -66,9 +66,12 @@ def assemble(
     fresh = set(map(id, tape.fresh))
     gradients = _gradients(recorder, before, fresh, kept)
     returned = [recorder.view(t) for t in tensors_in(result)]
+    given = set(map(id, called.tensors))
     for t in tensors_in(result):
-        if t.grad_fn is not None or (t.requires_grad and id(recorder.view(t).storage) in fresh):
+        if t.grad_fn is not None:
             raise Unsupported("it returns a tensor with an autograd graph: return loss.detach()")
+        if t.requires_grad and id(t) not in given and recorder.view(t).storage.tensor is not t:
+            raise Unsupported("it returns a tensor that it made and that requires a gradient: detach it")
     for part in _leaves_of(result):
         if not isinstance(part, _RETURNED):
             raise Unsupported(f"it returns a {type(part).__name__}")
@@ -83,6 +86,9 @@ def assemble(
     if any(t.device != device for t in called.tensors):
         raise Unsupported(f"an argument is not on {device}, as its other tensors are")
     if device is not None and cuda_graph.is_there(device):
+        made = [t for t, view in zip(tensors_in(result), returned, strict=True) if view in results]
+        if any(map(_in_another_mode, made)):
+            raise Unsupported("it enters or leaves inference mode: do that outside, around the call")
         return GraphProgram(called, recorder, gradients, watch)
     programs = []
     for natively in (True, False) if check else (True,):
@@ -175,11 +181,16 @@ def _refuse_survivors(recorder: Recorder, known: list[View]) -> None:
             raise Unsupported("a tensor that it creates is stored outside its return value: return it")
 
 
+def _in_another_mode(t: Tensor) -> bool:
+    """Whether it was made with inference mode on and the call is not in it, or the other way round."""
+    return t.is_inference() is not torch.is_inference_mode_enabled()
+
+
 def _maker(result: Any, builder: Builder, recorder: Recorder) -> int | Callable[..., Any]:
     """What makes the function's result from the arguments' tensors and the outputs."""
     if isinstance(result, Tensor):
         view = recorder.view(result)
-        if view.storage in builder.outputs and builder.is_whole(view):
+        if view.storage in builder.outputs and builder.is_whole(view) and not _in_another_mode(result):
             return builder.outputs.index(view.storage)
     makers = {id(t): _tensor_maker(t, builder, recorder) for t in tensors_in(result)}
 
@@ -203,6 +214,9 @@ def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
     view = recorder.view(t)
     if view.storage in builder.outputs:
         number = builder.outputs.index(view.storage)
+        if _in_another_mode(t):
+            alias = torch.inference_mode(t.is_inference())(in_bytes)
+            return _Maker(lambda inputs, outputs: alias(outputs[number], view, 0))
         if builder.is_whole(view):
             return _Maker(lambda inputs, outputs: outputs[number])
         return _Maker(lambda inputs, outputs: view_of(outputs[number], view))
@@ -210,10 +224,8 @@ def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
         if given is t:
             return _Maker(functools.partial(_argument, index))
     if view.numel == 0:
-        make = functools.partial(
-            torch.empty_strided, view.shape, view.strides, dtype=view.dtype, device="cpu"
-        )
-        return _Maker(lambda inputs, outputs: make())
+        empty = torch.inference_mode(t.is_inference())(torch.empty_strided)
+        return _Maker(lambda inputs, outputs: empty(view.shape, view.strides, dtype=view.dtype, device="cpu"))
     if id(view.storage) in builder.inputs:
         return _Maker(builder.place(view).tensor)
     return _Maker((lambda inputs, outputs: t) if view.storage.tensor is t else builder.place(view).tensor)
