@@ -236,6 +236,11 @@ def within_backward() -> bool:
     return _current_backward is None or _current_backward() != -1
 
 
+def base_of(tensor: Tensor) -> Tensor | None:
+    """What a tensor is a view of, which lives as long as it does; None where it is no view."""
+    return tensor._base
+
+
 def clear_workspaces() -> None:
     """Have cuBLAS forget the memory that it has for streams; without it, it stays."""
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)

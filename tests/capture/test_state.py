@@ -6,6 +6,7 @@ import copy
 import gc
 import itertools
 import resource
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -95,6 +96,31 @@ def test_what_is_kept_outside_is_refused() -> None:
         x = torch.randn(3)
         captured(x)
         same(kept["last"], x * 2)
+
+
+@pytest.mark.parametrize("logged", [lambda y: y.detach(), lambda y: y[:2], lambda y: y])
+def test_what_is_returned_is_not_kept_outside_too(logged: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    log: list[torch.Tensor] = []
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        log.append(logged(y))
+        return y.detach()
+
+    captured = fastnn.capture(step)
+    captured(torch.randn(3))
+    with pytest.warns(fastnn.EagerStepWarning, match="stored outside its return value"):
+        captured(torch.randn(3))
+    for _ in range(3):
+        captured(torch.randn(3))
+    assert len(log) == 5
+
+
+def test_a_view_is_returned_of_what_nobody_else_holds() -> None:
+    halves = fastnn.capture(lambda x: (x * 2).unbind(), native=True)
+    for _ in range(5):
+        x = torch.randn(2, 3)
+        same(list(halves(x)), [2 * x[0], 2 * x[1]])
 
 
 def test_what_hangs_in_a_cycle_is_not_kept() -> None:

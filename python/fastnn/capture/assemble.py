@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
-from fastnn._torch_internals import BUFFERS, MODULE_HOOKS, MODULES, PARAMETERS
+from fastnn._torch_internals import BUFFERS, MODULE_HOOKS, MODULES, PARAMETERS, base_of
 from fastnn.capture import cuda_graph
 from fastnn.capture.graph_program import GraphProgram
-from fastnn.capture.ir import View
 from fastnn.capture.islands import in_bytes, view_of
 from fastnn.capture.program import Builder, Gradients, Program
 from fastnn.capture.recorder import Recorder, Tape, replace, tensors_in
@@ -76,7 +75,7 @@ def assemble(
         if not isinstance(part, _RETURNED):
             raise Unsupported(f"it returns a {type(part).__name__}")
     results = [view for view in returned if id(view.storage) in fresh]
-    _refuse_survivors(recorder, [*results, *(view for _, view in gradients.kept)])
+    _refuse_survivors(recorder, result)
     watch = _watch(tape, around)
     if names is not None:  # else `watch_step` looks at all of this
         names.watch(watch)
@@ -165,15 +164,14 @@ def _gradients(
     return found
 
 
-def _refuse_survivors(recorder: Recorder, known: list[View]) -> None:
+def _refuse_survivors(recorder: Recorder, result: Any) -> None:
     """What the function made may live on in what it returns and in gradients, but nowhere else."""
-    expected = {id(view.storage) for view in known}
-    for leaf in recorder.leaves.values():
-        if leaf.grad is not None and (storage := recorder.storage_of(leaf.grad)) is not None:
-            expected.add(id(storage))
+    grads = (leaf.grad for leaf in recorder.leaves.values())
+    known = [t for t in (*tensors_in(result), *grads) if t is not None]
+    expected = {id(t) for t in known} | {id(base_of(t)) for t in known}
 
     def survives() -> bool:
-        return any(id(storage) not in expected for storage, _ in recorder.survivors())
+        return any(id(tensor) not in expected for tensor in recorder.survivors())
 
     if survives():
         gc.collect()  # in a cycle, perhaps

@@ -506,15 +506,15 @@ class Recorder(TorchDispatchMode):
         elif threading.get_ident() != self._thread and hasattr(scheduler, "optimizer"):
             self.options.note(scheduler.optimizer)  # it is not the function that has changed them
 
-    def survivors(self) -> list[tuple[Storage, Tensor]]:
+    def survivors(self) -> list[Tensor]:
         """What the function made and somebody still holds, once the function has returned."""
         fresh = set(map(id, self.tape.fresh))
-        found = []
-        for storage, reference in self._made:
-            tensor = reference()
-            if tensor is not None and id(storage) in fresh and storage.bytes:
-                found.append((storage, tensor))
-        return found
+        made = ((storage, reference()) for storage, reference in self._made)
+        return [
+            tensor
+            for storage, tensor in made
+            if tensor is not None and id(storage) in fresh and storage.bytes
+        ]
 
 
 def _place() -> str:
