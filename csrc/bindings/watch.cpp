@@ -39,6 +39,12 @@ class Watch {
   }
   // The list holds the same objects.
   void elements(py::list list) { lists_.emplace_back(list, py::tuple(list)); }
+  // list[index] is value.
+  void element(py::list list, Py_ssize_t index, py::object value) {
+    elements_.push_back({std::move(list), index, std::move(value)});
+  }
+  // The list or dict has so many entries.
+  void size(py::object container, Py_ssize_t size) { sizes_.emplace_back(std::move(container), size); }
   // type.name is value, looked up along the bases.
   void class_item(const py::type& type, py::object name, py::object value) {
     for (Class& watched : classes_)
@@ -71,6 +77,11 @@ class Watch {
       if (!same(content)) return false;
     for (const auto& [list, elements] : lists_)
       if (!same(list, elements)) return false;
+    for (const auto& [container, size] : sizes_)
+      if (length(container.ptr()) != size) return false;
+    for (const auto& [list, index, value] : elements_)
+      if (index >= PyList_GET_SIZE(list.ptr()) || !is_value(PyList_GET_ITEM(list.ptr(), index), value.ptr()))
+        return false;
     for (const Class& watched : classes_)
       if (!same(watched)) return false;
     for (const Item& item : attributes_)
@@ -98,6 +109,11 @@ class Watch {
       Py_VISIT(list.ptr());
       Py_VISIT(elements.ptr());
     }
+    for (const Element& element : elements_) {
+      Py_VISIT(element.list.ptr());
+      Py_VISIT(element.value.ptr());
+    }
+    for (const auto& [container, size] : sizes_) Py_VISIT(container.ptr());
     for (const Class& watched : classes_) {
       Py_VISIT(watched.type.ptr());
       for (const auto& [name, value] : watched.attributes) {
@@ -121,6 +137,11 @@ class Watch {
  private:
   struct Item {
     py::object holder, key, value;
+  };
+  struct Element {
+    py::list list;
+    Py_ssize_t index;
+    py::object value;
   };
   struct Content {
     py::dict container;
@@ -180,6 +201,10 @@ class Watch {
     return true;
   }
 
+  static Py_ssize_t length(PyObject* container) {
+    return PyDict_Check(container) ? PyDict_GET_SIZE(container) : PyList_GET_SIZE(container);
+  }
+
   static bool is_attribute(const py::object& object, const py::object& name, const py::object& value) {
     const auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name.ptr()));
     if (!found) PyErr_Clear();  // it is gone
@@ -201,6 +226,8 @@ class Watch {
   std::vector<Class> classes_;
   std::vector<Content> contents_;
   std::vector<std::pair<py::list, py::tuple>> lists_;
+  std::vector<Element> elements_;
+  std::vector<std::pair<py::object, Py_ssize_t>> sizes_;
   std::vector<std::pair<py::object, py::object>> types_;
   std::vector<Leaf> leaves_;
 };
@@ -215,6 +242,8 @@ void register_watch(py::module_& m) {
       .def("attribute", &Watch::attribute)
       .def("content", &Watch::content)
       .def("elements", &Watch::elements)
+      .def("element", &Watch::element)
+      .def("size", &Watch::size)
       .def("class_item", &Watch::class_item)
       .def("class_absent", &Watch::class_absent)
       .def("type", &Watch::type)

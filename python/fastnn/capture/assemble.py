@@ -78,7 +78,7 @@ def assemble(
     _refuse_survivors(recorder, result)
     watch = _watch(tape, around)
     if names is not None:  # else `watch_step` looks at all of this
-        names.watch(watch)
+        names.watch(watch, [*recorder.leaves, *(id(storage.tensor) for storage in tape.externals)])
         for leaf in recorder.leaves.values() if recorder.ran_backward else ():
             same_hooks(watch, leaf)
     device = recorder.device

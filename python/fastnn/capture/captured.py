@@ -15,7 +15,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastnn import _dispatch
@@ -28,7 +28,7 @@ from fastnn.capture.check import compare
 from fastnn.capture.graph_program import GraphProgram
 from fastnn.capture.program import Program
 from fastnn.capture.reach import reached
-from fastnn.capture.recorder import Recorder
+from fastnn.capture.recorder import Recorder, Step, Tape
 from fastnn.capture.signature import Signature, signature
 from fastnn.capture.surroundings import Surroundings
 from fastnn.capture.watch import watched_backward
@@ -50,6 +50,7 @@ _LOST_BY = (
     "{} takes a step with gradients that replays have not kept, and has found zeros: keep_grad=True keeps "
     "them, as is done from now on"
 )
+_UNSEEN = "the names that it reads cannot be inspected"
 # Functions in which optimizers take steps: what one leaves in gradients, another may take a step with.
 _training: weakref.WeakValueDictionary[int, Captured] = weakref.WeakValueDictionary()
 
@@ -70,6 +71,8 @@ class Known:
         self.stepped: set[int] = set()  # the ids of those that its optimizers update
         self.optimizers: dict[int, Optimizer] = {}  # that took steps
         self.others = False  # whether the last call's were not those of the call before
+        # Modules and optimizers that the function called, by their ids: the next recording watches them.
+        self.called: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 class Captured:
@@ -231,9 +234,9 @@ class Captured:
         names = None
         if self._by_name and known.surveyed:
             try:
-                names = Surroundings(self._fn)
+                names = Surroundings(self._fn, called.others, list(known.called.values()))
             except Exception as error:  # of somebody's class, which has something to say about its attributes
-                recorder.refuse(f"the names that it reads cannot be inspected: {error}")
+                recorder.refuse(f"{_UNSEEN}: {error}")
         try:
             with _dispatch.disabled(), without_compilation(), recorder:
                 result = self._fn(*args, **kwargs)
@@ -251,6 +254,8 @@ class Captured:
         known.leaves, known.stepped = recorder.leaves, stepped
         if stepped:
             _training[id(self)] = self
+        ran = _called(recorder.tape)
+        new, known.called = ran.keys() - known.called.keys(), weakref.WeakValueDictionary(ran)
         news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
         others = known.surveyed and not recorder.optimizers.keys() <= known.optimizers.keys()
         if recorder.refused is not None:
@@ -262,9 +267,9 @@ class Captured:
             if previous is not None and previous.native.runs < _WORTH:
                 known.replaced += 1
             try:
-                if self._looked_around(names, known):
+                if self._looked_around(names, known, [ran[key] for key in new]):
                     kept = recorder.leaves.keys() if self._options["keep_grad"] else self._stepped_elsewhere()
-                    around, check = reached(self._fn), self._options["check"]
+                    around, check = reached(self._fn, called.others), self._options["check"]
                     program = assemble(
                         called, recorder, before, around, names, result, kept=kept, check=check
                     )
@@ -294,8 +299,9 @@ class Captured:
                         "are kept: pad batches to few sizes"
                     )
 
-    def _looked_around(self, names: Surroundings | None, known: Known) -> bool:
-        """See what the call that was recorded has done beside its tensors; whether it can be replayed."""
+    def _looked_around(self, names: Surroundings | None, known: Known, new: list[Any]) -> bool:
+        """See what the call that was recorded has done beside its tensors, and what it has called that is
+        new; whether it can be replayed."""
         if names is None:
             return True
         generator = names.drawn()
@@ -312,6 +318,10 @@ class Captured:
                 "not: do that outside, and give it what it depends on as an argument.",
                 stacklevel=levels_out(),
             )
+        try:
+            names.add(new)
+        except Exception as error:
+            raise Unsupported(f"{_UNSEEN}: {error}") from None
         known.drew = generator is not None  # or another thread did: it is recorded once more
         return not known.drew
 
@@ -368,6 +378,13 @@ class _Method(Captured):
         if args[0] is not self._instance():  # a copy of a bound method is bound to a copy
             return self._home.__get__(args[0])(*args[1:], **kwargs)
         return super().__call__(*args[1:], **kwargs)
+
+
+def _called(tape: Tape) -> dict[int, nn.Module | Optimizer]:
+    """Modules and optimizers that did something in a recording, by their ids."""
+    called: list[nn.Module | Optimizer] = [*tape.modules]
+    called += [entry.optimizer for entry in tape.entries if isinstance(entry, Step)]
+    return {id(each): each for each in called}
 
 
 def _again(fn: Callable[..., Any], options: dict[str, bool]) -> Captured:

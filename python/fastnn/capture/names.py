@@ -21,6 +21,7 @@ from fastnn.capture.reach import global_names, wrapped
 _LIBRARIES = {"torch", "fastnn", "numpy", *sys.stdlib_module_names}
 # Python's own classes whose objects are made to hold the attributes of others' code.
 _NAMESPACES = (SimpleNamespace, Namespace)
+_LONGEST = 64  # entries of a container that is looked into
 _OF_WHAT_IS_THERE = {"LOAD_ATTR", "LOAD_METHOD"}
 _OF_A_BASE = {"LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"}
 _BY_TEXT = {
@@ -41,6 +42,13 @@ def is_plain(value: Any) -> bool:
     return isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, (*others, ModuleType))
 
 
+def entries(container: Any) -> dict[Any, Any]:
+    """What a list, tuple or dict holds, by index or key; nothing of a long one, which is data."""
+    if len(container) > _LONGEST:
+        return {}
+    return dict(dict.items(container) if isinstance(container, dict) else enumerate(container))
+
+
 def has_attributes(value: Any) -> bool:
     """Whether it is plain, and its attributes are not a library's business."""
     return is_plain(value) and (isinstance(value, _NAMESPACES) or not is_library(type(value).__module__))
@@ -55,7 +63,7 @@ class Code:
         direct: those among them that it reads of something else than an attribute: of what a variable holds,
             for one. ``self.optimizer.step`` says nothing of a ``self.step``.
         modules: those that are called, by their ids, and their parts.
-        objects: others that it finds under the names of variables.
+        objects: others that it finds under the names of variables, or in containers there.
         of_modules: ids of those among them that are attributes of modules of Python.
         libraries: names of the modules of Python among them.
     """
@@ -92,7 +100,12 @@ class Code:
             self.found(value())
         elif isinstance(wrapped(value), FunctionType):
             self._read(wrapped(value), None)
-        elif is_plain(value) or isinstance(value, (dict, list)):
+        elif isinstance(value, (dict, list, tuple)):
+            if id(value) not in self.objects:
+                self.objects[id(value)] = value
+                for part in entries(value).values():
+                    self.found(part)
+        elif is_plain(value):
             self.objects[id(value)] = value
             self._read(getattr_static(type(value), "__call__", None), type(value))
 

@@ -1,4 +1,4 @@
-"""What a function can reach beside its arguments."""
+"""What a function can reach beside the tensors among its arguments."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def reached(fn: Any) -> list[Any]:
+def reached(fn: Any, others: list[Any]) -> list[Any]:
     """Objects in the closure of a function, in the globals that its code names, in the defaults of its
-    arguments, and the object of a method, each with its attributes or elements, and elements of attributes.
+    arguments, the object of a method, and `others`, which it is given: each with its attributes or elements,
+    and elements of attributes.
 
     Functions in a closure are gone through alike, those among the globals are not.
     """
     found: dict[int, Any] = {}
-    waiting = [fn]
+    waiting = [fn, *others]
     while waiting:
         for value in _beside(waiting.pop()):
             if id(value) in found:

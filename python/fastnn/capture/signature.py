@@ -32,12 +32,14 @@ class Signature(NamedTuple):
         family: the same but for which parameters are among the arguments; None where none is.
         spec: the same as csrc/bindings/arguments.h takes it, where all tensors are on the CPU.
         tensors: those among the arguments, in order.
+        others: what else is in the arguments, in their tuples, lists and dicts too.
     """
 
     key: Hashable
     family: Hashable
     spec: tuple[Any, ...]
     tensors: list[Tensor]
+    others: list[Any]
 
     @property
     def takes(self) -> str:
@@ -49,8 +51,9 @@ class Signature(NamedTuple):
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     """The signature of a call; raises `Unsupported` for what no program takes."""
     tensors: list[Tensor] = []
+    others: list[Any] = []
     try:
-        spec = _spec((args, kwargs), tensors)
+        spec = _spec((args, kwargs), tensors, others)
     except RecursionError:
         raise Unsupported("an argument contains itself, or is nested too deeply") from None
     modes = (
@@ -61,7 +64,7 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     )
     key = _key(spec)
     family = _family(key)
-    return Signature((key, modes), None if family == key else family, spec, tensors)
+    return Signature((key, modes), None if family == key else family, spec, tensors, others)
 
 
 def strides_that_matter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
@@ -69,15 +72,17 @@ def strides_that_matter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tup
     return tuple(0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
 
 
-def _spec(x: Any, tensors: list[Tensor]) -> tuple[Any, ...]:
+def _spec(x: Any, tensors: list[Tensor], others: list[Any]) -> tuple[Any, ...]:
     if isinstance(x, Tensor):
         if x.requires_grad and x.is_leaf:
             return ("same", x)  # a parameter: the program is made for this one
         return _tensor_spec(x, tensors)
     if isinstance(x, (tuple, list)):
-        return ("sequence", type(x), tuple(_spec(part, tensors) for part in x))
+        return ("sequence", type(x), tuple(_spec(part, tensors, others) for part in x))
     if type(x) is dict:
-        return ("dict", tuple(map(_value_spec, x)), tuple(_spec(part, tensors) for part in x.values()))
+        parts = tuple(_spec(part, tensors, others) for part in x.values())
+        return ("dict", tuple(map(_value_spec, x)), parts)
+    others.append(x)
     return _value_spec(x)
 
 

@@ -1,16 +1,24 @@
-"""What a function finds by name: models, optimizers, tensors and numbers beside its arguments."""
+"""What a function finds by name: models, optimizers, tensors and numbers beside the tensors it is given."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from enum import Enum
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fastnn import _replaced
-from fastnn.capture.names import Code, forward_of, has_attributes, is_library, names_in_class
+from fastnn._torch_internals import MODULE_CALL
+from fastnn.capture.names import Code, entries, forward_of, has_attributes, is_library, names_in_class
 from fastnn.capture.reach import reached
 
 # Where numbers are drawn that torch does not know, by the module that code names.
@@ -18,87 +26,199 @@ _GENERATORS: dict[str, tuple[str, Callable[[], Any]]] = {
     "random": ("Python's random", random.getstate),
     "numpy": ("numpy.random", lambda: np.random.get_state(legacy=False)),
 }
+# And the objects that draw them. A SystemRandom has no state: it is always taken to have drawn.
+_never_the_same = itertools.count()
+_DRAWING: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    random.SystemRandom: ("a random.SystemRandom", lambda generator: next(_never_the_same)),
+    random.Random: ("a random.Random", lambda generator: generator.getstate()),
+    np.random.Generator: ("a numpy.random.Generator", lambda generator: generator.bit_generator.state),
+    np.random.RandomState: (
+        "a numpy.random.RandomState",
+        lambda generator: generator.get_state(legacy=False),
+    ),
+}
+# Entries of containers that are watched, beside objects with attributes; others are data, which come and go.
+_SETTINGS = (
+    *(int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device, Enum, type),
+    *(nn.Module, Optimizer, FunctionType, BuiltinFunctionType, MethodType, partial, list, dict),
+)
+_DEEPEST = 4  # attributes of attributes, and entries of entries
 
 
 class Surroundings:
     """Variables and attributes that a function's code reads, and what they are before it runs.
 
-    It is what they are bound to that counts: containers are not looked into, since buffers and logs fill.
+    Entries of lists and dicts among them are looked at alike, if they are few: models, optimizers, functions,
+    numbers and text, and tensors that the function reads. Containers that the function itself makes longer
+    or shorter are left alone, for they are logs and buffers.
     """
 
-    def __init__(self, fn: Any) -> None:
-        self._noted: list[tuple[str, tuple[Any, ...]]] = []
-        code = Code(self)
-        code.found(fn)
+    def __init__(self, fn: Any, given: list[Any], called: Iterable[nn.Module | Optimizer]) -> None:
+        """`given` is what the arguments hold beside tensors; `called` was called in an earlier call."""
+        self._noted: dict[tuple[str, int, Any], tuple[Any, Any, Any]] = {}  # holder, name and value
+        self._containers: dict[int, tuple[Any, int, bool]] = {}  # and sizes, and whether these are watched
+        self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
+        self._code = code = Code(self)
+        for root in (fn, *given):
+            code.found(root)
         code.follow_methods()
-        nearby = {id(m): m for root in reached(fn) if isinstance(root, nn.Module) for m in root.modules()}
-        for module in (code.modules | nearby).values():
-            kind = type(module)
-            own = names_in_class(kind) if _replaced.is_own(forward_of(kind)) else frozenset()
-            self._note_attributes(module, code.names | own)
-            if "forward" not in module.__dict__:
-                self._noted.append(("absent", (module.__dict__, "forward")))
-        for other in code.objects.values():
-            if has_attributes(other):
-                self._note_attributes(other, code.read_of(other))
-                for name in code.read_of(other) & other.__dict__.keys():
-                    if has_attributes(other.__dict__[name]):
-                        self._note_attributes(other.__dict__[name], code.names)
-        self._draws = [
-            (name, state, state())
-            for module, (name, state) in _GENERATORS.items()
-            if module in code.libraries
-        ]
+        named = {name: kept for name, kept in _GENERATORS.items() if name in code.libraries}
+        # The first that has drawn is told: not the object that the module hides.
+        self._draws = {
+            id(state): (name, state, repr(state())) for name, state in named.values()
+        } | self._draws
+        around = reached(fn, given)
+        for other in around:
+            for part in (other, *getattr(other, "__dict__", {}).values()):
+                self._note_generator(part)
+        nearby = {id(m): m for root in around if isinstance(root, nn.Module) for m in root.modules()}
+        self._note_all(code, (code.modules | nearby).values())
+        self.add([*called, *(other for other in around if isinstance(other, Optimizer))])
+
+    def add(self, called: Iterable[nn.Module | Optimizer]) -> None:
+        """Look at these too, which the function calls, and at what their code reads."""
+        code = Code(self)  # of its own: names that a model's code reads say nothing of other objects
+        for each in called:
+            if isinstance(each, Optimizer):
+                self._note_attributes(each, {"step", "zero_grad"})
+            else:
+                code.found(each)
+        code.follow_methods()
+        self._note_all(code, code.modules.values())
 
     def item(self, holder: dict[str, Any], name: str, value: Any) -> None:
         """As a Watch's: a global variable."""
-        self._noted.append(("item", (holder, name, value)))
+        self._note("item", holder, name, value)
 
     def attribute(self, holder: Any, name: str, value: Any) -> None:
         """As a Watch's: a variable of an enclosing function."""
-        self._noted.append(("attribute", (holder, name, value)))
+        self._note("attribute", holder, name, value)
 
     def class_item(self, kind: type, name: str, value: Any) -> None:
         """As a Watch's: what an object has from its class."""
-        self._noted.append(("class_item", (kind, name, value)))
+        self._note("class_item", kind, name, value)
 
-    def _note_attributes(self, of: Any, names: set[str] | frozenset[str]) -> None:
-        for name in names & of.__dict__.keys():
-            self.item(of.__dict__, name, of.__dict__[name])
-        of_class: set[str] = set().union(
-            *(vars(base) for base in type(of).__mro__ if not is_library(base.__module__))
-        )
-        for name in (names & of_class) - of.__dict__.keys():  # it may have its own some day
-            self._noted.append(("absent", (of.__dict__, name)))
+    def _note(self, method: str, holder: Any, name: Any, value: Any) -> None:
+        self._noted.setdefault((method, id(holder), name), (holder, name, value))
+        self._note_generator(value)
+
+    def _note_generator(self, value: Any) -> None:
+        """A generator of random numbers, or a method of one."""
+        if isinstance(value, (BuiltinFunctionType, MethodType)):
+            value = value.__self__
+        for kind, (name, state) in _DRAWING.items():
+            if isinstance(value, kind) and id(value) not in self._draws:
+                look = partial(state, value)
+                self._draws[id(value)] = (name, look, repr(look()))
+
+    def _note_all(self, code: Code, modules: Iterable[nn.Module]) -> None:
+        """What code reads of modules and of objects that it finds, and of what they hold."""
+        found: list[Any] = []
+        for module in modules:
+            kind = type(module)
+            own = names_in_class(kind) if _replaced.is_own(forward_of(kind)) else frozenset()
+            found += self._note_attributes(module, code.names | own)
+            if "forward" not in module.__dict__:
+                self._note("absent", module.__dict__, "forward", None)
+        for other in code.objects.values():
+            found += self._note_parts(other, code.read_of(other))
+        seen: set[int] = set()
+        for _ in range(_DEEPEST):
+            new = {id(part): part for part in found if id(part) not in seen}
+            seen |= new.keys()
+            found = [part for each in new.values() for part in self._note_parts(each, code.names)]
+
+    def _note_parts(self, of: Any, names: set[str]) -> Iterable[Any]:
+        if isinstance(of, (list, dict, tuple)):
+            return self._note_entries(of)
+        return self._note_attributes(of, names) if has_attributes(of) else ()
+
+    def _note_entries(self, container: Any) -> Iterable[Any]:
+        parts = entries(container)
+        # Options of an optimizer are read at each step.
+        if not isinstance(container, tuple) and len(parts) == _size(container) and "params" not in parts:
+            for key, value in parts.items():
+                if _is_setting(value) or isinstance(value, Tensor):
+                    self._note("entry", container, key, value)
+            self._containers[id(container)] = (container, len(parts), all(map(_is_setting, parts.values())))
+        return parts.values()
+
+    def _note_attributes(self, of: Any, names: set[str]) -> Iterable[Any]:
+        values = [(name, of.__dict__[name]) for name in names & of.__dict__.keys()]
+        for name, value in values:
+            self.item(of.__dict__, name, value)
+        for name in (names & _names_of(_bases(of, libraries=False))) - of.__dict__.keys():
+            self._note("absent", of.__dict__, name, None)  # it may have its own some day
+        called = {"forward", *MODULE_CALL} if isinstance(of, nn.Module) else set()
+        bases = _bases(of, libraries=isinstance(of, (nn.Module, Optimizer)))
+        for name in (names | called) & _names_of(bases):
+            for base in bases:
+                with contextlib.suppress(Exception):  # the base has none, or objects to being asked
+                    if getattr(base, name) is getattr(base, name):  # no class method
+                        self.class_item(base, name, getattr(base, name))
+        return [value for _, value in values]
 
     def drawn(self) -> str | None:
         """Where the function has drawn numbers that a replay would not draw, or None."""
-        for name, state, before in self._draws:
-            if repr(state()) != repr(before):
+        for name, state, before in self._draws.values():
+            if repr(state()) != before:
                 return name
         return None
 
     def changed(self) -> list[str]:
         """Which names are bound to something else now; they are not watched then."""
-        kept, names = [], []
-        for method, (holder, name, *value) in self._noted:
-            if method == "item":
-                same = name in holder and _is_same(holder[name], value[0])
+        names = []
+        for key, (container, size, _) in list(self._containers.items()):
+            if _size(container) != size:
+                del self._containers[key]
+        for (method, key, name), (holder, _, value) in list(self._noted.items()):
+            if method == "entry" and key not in self._containers:
+                same = None
+            elif method in ("item", "entry"):
+                found = entries(holder) if isinstance(holder, list) else holder
+                same = name in found and _is_same(found[name], value)
             elif method == "absent":
                 same = name not in holder
             else:
-                same = _is_same(getattr(holder, name, None), value[0])
-            if same:
-                kept.append((method, (holder, name, *value)))
-            else:
-                names.append("a variable" if name == "cell_contents" else name)
-        self._noted = kept
+                same = _is_same(getattr(holder, name, None), value)
+            if not same:
+                del self._noted[method, key, name]
+            if same is False:
+                shown = f"entry {name!r}" if method == "entry" else name
+                names.append("a variable" if name == "cell_contents" else shown)
         return names
 
-    def watch(self, watch: Any) -> None:
-        """Add them to a Watch."""
-        for method, arguments in self._noted:
-            getattr(watch, method)(*arguments)
+    def watch(self, watch: Any, read: Iterable[int]) -> None:
+        """Add them to a Watch; of tensors in containers only those that the function reads, by their ids."""
+        tensors = set(read)
+        for (method, _, _), (holder, name, value) in self._noted.items():
+            if method == "absent":
+                watch.absent(holder, name)
+            elif method != "entry":
+                getattr(watch, method)(holder, name, value)
+            elif not isinstance(value, Tensor) or id(value) in tensors:
+                (watch.item if isinstance(holder, dict) else watch.element)(holder, name, value)
+        for container, size, is_watched in self._containers.values():
+            if is_watched:
+                watch.size(container, size)
+
+
+def _size(container: Any) -> int:
+    return dict.__len__(container) if isinstance(container, dict) else len(container)
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_setting, value))
+    return isinstance(value, _SETTINGS) or has_attributes(value)
+
+
+def _bases(of: Any, *, libraries: bool) -> list[type]:
+    return [b for b in type(of).__mro__ if b is not object and (libraries or not is_library(b.__module__))]
+
+
+def _names_of(bases: list[type]) -> set[str]:
+    return set().union(*map(vars, bases))
 
 
 def _is_same(value: Any, other: Any) -> bool:
