@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import count
 from typing import Any
 
 import pytest
@@ -306,7 +308,7 @@ def test_a_capture_that_fails_leaves_all_as_it_was(where: Where) -> None:
 
 
 def test_an_exception_within_a_capture_leaves_gradients_as_they_were(where: Where) -> None:
-    fails = []  # to raise
+    fails: deque[Exception] = deque()  # to raise: not watched, as a list would be
 
     def failing(net: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         add = accumulate(net, optimizer)
@@ -403,12 +405,11 @@ def test_views_of_arguments_with_gaps(where: Where) -> None:
 
 
 def test_what_it_changes_at_the_third_call(where: Where) -> None:
-    runs, scale = [0], 1.0
+    runs, scale = count(1), 1.0
 
     def fn(x: Tensor) -> Tensor:
         nonlocal scale
-        runs[0] += 1
-        if runs[0] == 3:
+        if next(runs) == 3:
             scale = 2.0
         return x * scale
 

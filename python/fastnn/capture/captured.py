@@ -267,13 +267,15 @@ class Captured:
             if previous is not None and previous.native.runs < _WORTH:
                 known.replaced += 1
             try:
-                if self._looked_around(names, known, [ran[key] for key in new]):
+                changed = self._looked_around(names, known, [ran[key] for key in new])
+                if changed is not None:
                     kept = recorder.leaves.keys() if self._options["keep_grad"] else self._stepped_elsewhere()
                     around, check = reached(self._fn, called.others), self._options["check"]
                     program = assemble(
                         called, recorder, before, around, names, result, kept=kept, check=check
                     )
                     self._add(program)
+                    self._tell_changes(changed)
             except Unsupported as reason:
                 known.refused = str(reason)
             if known.replaced == _MOST_REPLACED:
@@ -299,31 +301,34 @@ class Captured:
                         "are kept: pad batches to few sizes"
                     )
 
-    def _looked_around(self, names: Surroundings | None, known: Known, new: list[Any]) -> bool:
-        """See what the call that was recorded has done beside its tensors, and what it has called that is
-        new; whether it can be replayed."""
+    def _looked_around(self, names: Surroundings | None, known: Known, new: list[Any]) -> list[str] | None:
+        """The names of what the call that was recorded has rebound, `new` is what it has called that earlier
+        calls have not; None where it is to be recorded once more."""
         if names is None:
-            return True
+            return []
         generator = names.drawn()
         if generator is not None and known.drew:
             raise Unsupported(
                 f"it draws from {generator}, which a replay would not: draw outside and give it the numbers, "
                 "or draw by torch"
             )
-        changed = sorted({*names.changed()} - self._told)
-        self._told.update(changed)
-        if changed:
-            warnings.warn(
-                f"fastnn.capture: {self._name()} changes {', '.join(changed)} as it runs, which replays do "
-                "not: do that outside, and give it what it depends on as an argument.",
-                stacklevel=levels_out(),
-            )
+        changed = names.changed()
         try:
             names.add(new)
         except Exception as error:
             raise Unsupported(f"{_UNSEEN}: {error}") from None
         known.drew = generator is not None  # or another thread did: it is recorded once more
-        return not known.drew
+        return None if known.drew else changed
+
+    def _tell_changes(self, names: list[str]) -> None:
+        untold = sorted({*names} - self._told)
+        self._told.update(untold)
+        if untold:
+            warnings.warn(
+                f"fastnn.capture: {self._name()} changes {', '.join(untold)} as it runs, which replays do "
+                "not: do that outside, and give it what it depends on as an argument.",
+                stacklevel=levels_out(),
+            )
 
     def _stepped_elsewhere(self) -> Set[int]:
         """The ids of parameters with whose gradients another captured function takes a step."""

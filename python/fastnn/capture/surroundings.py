@@ -58,7 +58,7 @@ class Surroundings:
         self._noted: dict[tuple[str, int, Any], tuple[Any, Any, Any]] = {}  # holder, name and value
         self._containers: dict[int, tuple[Any, int, bool]] = {}  # and sizes, and whether these are watched
         self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
-        self._code = code = Code(self)
+        code = Code(self)
         for root in (fn, *given):
             code.found(root)
         code.follow_methods()
