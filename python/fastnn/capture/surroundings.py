@@ -58,6 +58,7 @@ class Surroundings:
         self._noted: dict[tuple[str, int, Any], tuple[Any, Any, Any]] = {}  # holder, name and value
         self._containers: dict[int, tuple[Any, int, bool]] = {}  # and sizes, and whether these are watched
         self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
+        self._classes: set[tuple[type, frozenset[str]]] = set()  # what is noted already
         code = Code(self)
         for root in (fn, *given):
             code.found(root)
@@ -149,6 +150,13 @@ class Surroundings:
             self.item(of.__dict__, name, value)
         for name in (names & _names_of(_bases(of, libraries=False))) - of.__dict__.keys():
             self._note("absent", of.__dict__, name, None)  # it may have its own some day
+        self._note_class(of, frozenset(names))
+        return [value for _, value in values]
+
+    def _note_class(self, of: Any, names: frozenset[str]) -> None:
+        if (type(of), names) in self._classes:  # as for most modules of a model
+            return
+        self._classes.add((type(of), names))
         called = {"forward", *MODULE_CALL} if isinstance(of, nn.Module) else set()
         bases = _bases(of, libraries=isinstance(of, (nn.Module, Optimizer)))
         for name in (names | called) & _names_of(bases):
@@ -156,7 +164,6 @@ class Surroundings:
                 with contextlib.suppress(Exception):  # the base has none, or objects to being asked
                     if getattr(base, name) is getattr(base, name):  # no class method
                         self.class_item(base, name, getattr(base, name))
-        return [value for _, value in values]
 
     def drawn(self) -> str | None:
         """Where the function has drawn numbers that a replay would not draw, or None."""
