@@ -49,6 +49,10 @@ _ROUNDING = {
 _TYPICAL = 0.9
 _OF_NO_OPTIMIZER = ("result", "gradient")
 _GENERATOR = "generator"
+_SETS_STATES = (
+    "random numbers go on elsewhere than after a replay, as they do where it sets their state by "
+    "torch.manual_seed or torch.random.fork_rng: do that outside"
+)
 _FOUND = "the self-check found a difference"
 
 
@@ -98,15 +102,15 @@ class State:
 
     def changes(self) -> list[Change]:
         """What has been changed, and by how much, in one order."""
-        found = [Change(_GENERATOR, generator.get_state()) for generator, _ in self._generators]
-        found.extend(
+        found = [
             Change("memory", t, self._bases[key]) for key, t in self._tensors.items() if key not in self._old
-        )
+        ]
         for key, leaf in self._leaves.items():
             if leaf.grad is not None and key not in self._dropped:
                 found.append(Change("gradient", leaf.grad))
         for optimizer, states in zip(self._optimizers, self._states, strict=True):
             found.extend(Change(str(key), v, states.get((id(p), key))) for p, key, v in _entries(optimizer))
+        found.extend(Change(_GENERATOR, generator.get_state()) for generator, _ in self._generators)
         return found
 
 
@@ -225,10 +229,11 @@ def compare(
     if difference is None:
         program.checked, program.reference = True, None
         return result, None
-    difference += (
-        "; it may read what another call finds changed, such as a counter or numpy's random numbers: "
-        "give that as an argument"
-    )
+    if difference != _SETS_STATES:
+        difference += (
+            "; it may read what another call finds changed, such as a counter or numpy's random numbers: "
+            "give that as an argument"
+        )
     if hooked:
         difference += "; hooks of the optimizer's step, which are not called to compare, may be why"
     return result, f"{_FOUND}: {difference}"
@@ -257,10 +262,7 @@ def _difference(runs: list[list[Change]], expected: list[Change]) -> str | None:
             return f"result {i} differs from run to run"
         wrong = _too_far(e, changes, largest[e.kind])
         if wrong and e.kind == _GENERATOR:
-            return (
-                "random numbers go on elsewhere than after a replay, as they do where it sets their state by "
-                "torch.manual_seed or torch.random.fork_rng: do that outside"
-            )
+            return _SETS_STATES
         if wrong:
             return f"{a.kind} {i} of shape {a.shape} differs from torch's by {wrong:.3g}"
     return None
