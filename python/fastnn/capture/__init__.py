@@ -30,8 +30,9 @@ def capture(
 
     Python runs at the recording only: prints, counters, hooks and whatever else the function does beside its
     tensors do not happen in a replay. Which models, optimizers, tensors and numbers its code finds by name,
-    in variables and attributes, is watched: bound to something else, they lead to a new recording. What the
-    function itself rebinds is not, and warned of (UserWarning), as in ``self.n += 1``: do that outside.
+    in variables, attributes and small lists and dicts, is watched: bound to something else, they lead to a
+    new recording. What the function itself rebinds is not, and warned of (UserWarning), as in
+    ``self.n += 1``: do that outside.
 
     ::
 
