@@ -229,7 +229,7 @@ class Captured:
 
     def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, planted = self._gradients_before(known)
-        nearby = (other for other in reached(self._fn) if isinstance(other, Optimizer))
+        nearby = (other for other in reached(self._fn, called.others) if isinstance(other, Optimizer))
         recorder = Recorder(called.tensors, [*known.optimizers.values(), *nearby])
         names = None
         if self._by_name and known.surveyed:

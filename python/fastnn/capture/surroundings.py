@@ -53,12 +53,16 @@ class Surroundings:
     or shorter are left alone, for they are logs and buffers.
     """
 
-    def __init__(self, fn: Any, given: list[Any], called: Iterable[nn.Module | Optimizer]) -> None:
+    def __init__(self, fn: Any, given: list[Any], called: list[nn.Module | Optimizer]) -> None:
         """`given` is what the arguments hold beside tensors; `called` was called in an earlier call."""
         self._noted: dict[tuple[str, int, Any], tuple[Any, Any, Any]] = {}  # holder, name and value
         self._containers: dict[int, tuple[Any, int, bool]] = {}  # and sizes, and whether these are watched
         self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
         self._classes: set[tuple[type, frozenset[str]]] = set()  # what is noted already
+        around = reached(fn, given)
+        optimizers = [other for other in (*called, *around) if isinstance(other, Optimizer)]
+        # What an optimizer draws in its step, it draws in replays too.
+        self._not_ours = {id(part) for optimizer in optimizers for part in vars(optimizer).values()}
         code = Code(self)
         for root in (fn, *given):
             code.found(root)
@@ -68,13 +72,12 @@ class Surroundings:
         self._draws = {
             id(state): (name, state, repr(state())) for name, state in named.values()
         } | self._draws
-        around = reached(fn, given)
         for other in around:
             for part in (other, *getattr(other, "__dict__", {}).values()):
                 self._note_generator(part)
         nearby = {id(m): m for root in around if isinstance(root, nn.Module) for m in root.modules()}
         self._note_all(code, (code.modules | nearby).values())
-        self.add([*called, *(other for other in around if isinstance(other, Optimizer))])
+        self.add([*called, *optimizers])
 
     def add(self, called: Iterable[nn.Module | Optimizer]) -> None:
         """Look at these too, which the function calls, and at what their code reads."""
@@ -108,7 +111,7 @@ class Surroundings:
         if isinstance(value, (BuiltinFunctionType, MethodType)):
             value = value.__self__
         for kind, (name, state) in _DRAWING.items():
-            if isinstance(value, kind) and id(value) not in self._draws:
+            if isinstance(value, kind) and id(value) not in self._draws.keys() | self._not_ours:
                 look = partial(state, value)
                 self._draws[id(value)] = (name, look, repr(look()))
 
