@@ -97,7 +97,7 @@ unproven() { env FASTNN_CUDA_UNPROVEN=1 "$@"; }
 
 do_sweep() { unproven "$python" -m benchmarks.gpu sweep --seconds $((limit - 30)) --output "$out/sweep.json"; }
 
-do_bench() { unproven "$python" -m benchmarks.gpu bench --seconds $((limit - 60)) --output "$out/bench.json"; }
+do_bench() { unproven "$python" -m benchmarks.gpu bench --seconds $((limit > 70 ? limit - 60 : 10)) --output "$out/bench.json"; }
 
 # tests <name> <argument of benchmarks.gpu_tests>...
 tests() {

@@ -68,7 +68,6 @@ class Known:
         self.drew = False  # random numbers that torch does not know
         # Parameters whose .grad the function may set: what it does with it shows in a later call.
         self.leaves: dict[int, Tensor] = {}
-        self.stepped: set[int] = set()  # the ids of those that its optimizers update
         self.optimizers: dict[int, Optimizer] = {}  # that took steps
         self.others = False  # whether the last call's were not those of the call before
         # Modules and optimizers that the function called, by their ids: the next recording watches them.
@@ -89,6 +88,8 @@ class Captured:
         self._known: OrderedDict[Hashable, Known] = OrderedDict()
         self._told: set[str] = set()
         self._lock = threading.Lock()
+        # The ids of parameters that its optimizers update; other threads read it.
+        self._stepped: frozenset[int] = frozenset()
 
     @property
     def programs(self) -> tuple[Program | GraphProgram, ...]:
@@ -251,8 +252,9 @@ class Captured:
             for leaf, grad, _ in planted:
                 if leaf.grad is grad and version_of(grad) == 0:  # else the function has added its own to it
                     leaf.grad = None
-        known.leaves, known.stepped = recorder.leaves, stepped
+        known.leaves = recorder.leaves
         if stepped:
+            self._stepped |= stepped
             _training[id(self)] = self
         ran = _called(recorder.tape)
         new, known.called = ran.keys() - known.called.keys(), weakref.WeakValueDictionary(ran)
@@ -332,8 +334,7 @@ class Captured:
 
     def _stepped_elsewhere(self) -> Set[int]:
         """The ids of parameters with whose gradients another captured function takes a step."""
-        known = (each for other in self._others_training() for each in [*other._known.values()])
-        return set().union(*(each.stepped for each in known))
+        return frozenset().union(*(other._stepped for other in self._others_training()))
 
     def _others_training(self) -> list[Captured]:
         found = (reference() for reference in _training.valuerefs())  # a copy: threads may add to it
@@ -350,7 +351,7 @@ class Captured:
         planted = []
         for owner in [self, *self._others_training()]:
             for leaf in [param for program in owner._programs for param in program.dropped]:
-                if leaf.grad is None and (owner is self or not known.surveyed or id(leaf) in known.stepped):
+                if leaf.grad is None and (owner is self or not known.surveyed or id(leaf) in self._stepped):
                     leaf.grad = torch.zeros_like(leaf)
                     planted.append((leaf, leaf.grad, owner))
         return {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}, planted

@@ -31,13 +31,13 @@ class Case(NamedTuple):
 _HALF = (torch.bfloat16, torch.float16)
 _DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, *_HALF)}
 _ODD = ((37, 70, 45), (1, 1, 1), (128, 64, 96))
-# Sizes from which other kernels compute a product (`ops/_cuda_limits.py`): fastnn's on the tensor cores, and
-# torch's with a pass of fastnn's.
+# Sizes at which other kernels compute a product (`ops/_cuda_limits.py`, `csrc/gemm/cuda/plan.h`): fastnn's on
+# the tensor cores, in tiles of each size, with K in parts and whole, and torch's with a pass of fastnn's.
 _LARGE = {
-    torch.float32: ((512, 512, 512),),
+    torch.float32: ((512, 512, 512), (640, 640, 80), (1408, 1280, 96)),
     torch.float64: ((256, 256, 256),),
-    torch.bfloat16: ((256, 192, 512), (1024, 1024, 1024)),
-    torch.float16: ((256, 192, 512), (1024, 1024, 1024)),
+    torch.bfloat16: ((256, 192, 512), (1408, 1280, 96), (1024, 1024, 1024)),
+    torch.float16: ((256, 192, 512), (1408, 1280, 96), (1024, 1024, 1024)),
 }
 
 
