@@ -32,6 +32,13 @@ FOREVER = ["--epochs", "1000000"]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="makes its processes with fork")
 
 
+def run(environment: dict[str, str], arguments: list[str]) -> None:
+    """As the command; a process that other tests have begun with another environment forks it."""
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.exit(main(arguments))
+
+
 @pytest.fixture
 def start() -> Callable[..., BaseProcess]:
     """Starts ``fastnn train`` in a process of its own, a fork of one that has imported what takes time."""
@@ -39,7 +46,7 @@ def start() -> Callable[..., BaseProcess]:
     context.set_forkserver_preload(["fastnn.cli.main", "fastnn.training.run", "sklearn.datasets"])
 
     def start(*options: str) -> BaseProcess:
-        process = context.Process(target=main, args=([*COMMAND, *options],))
+        process = context.Process(target=run, args=(dict(os.environ), [*COMMAND, *options]))
         process.start()
         return process
 
