@@ -69,6 +69,25 @@ def test_another_function_steps_on_what_is_left() -> None:
         same(list(ours.encoder.parameters()), list(theirs.encoder.parameters()))
 
 
+def test_another_function_that_cannot_be_recorded_steps_on_what_is_left() -> None:
+    def reading(f: Callable[..., None]) -> Callable[..., None]:
+        def reads() -> None:
+            torch.ones(1).item()
+            f()
+
+        return fastnn.capture(reads if f.__name__ == "actor" else f)
+
+    ours, theirs = _SharedEncoder(reading), _SharedEncoder(lambda f: f)
+    with pytest.warns(fastnn.EagerStepWarning, match="a value is read"):
+        ours.actor()
+    theirs.actor()
+    for _ in range(6):
+        for pair in (ours, theirs):
+            pair.critic()
+            pair.actor()
+        same(list(ours.encoder.parameters()), list(theirs.encoder.parameters()))
+
+
 def test_another_function_that_comes_late_is_told_of() -> None:
     pair = _SharedEncoder(fastnn.capture)
     for _ in range(5):

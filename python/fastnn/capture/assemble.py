@@ -135,7 +135,7 @@ def _gradients(
     what the call before has left: nobody but the function was to read them.
     """
     found = Gradients()
-    stepped = recorder.tape.stepped()
+    stepped = recorder.stepped
     for key, leaf in recorder.leaves.items():
         old, new = before.get(key, (leaf, None))[1], leaf.grad
         old_storage = None if old is None else recorder.storage_of(old)

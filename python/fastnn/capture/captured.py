@@ -242,7 +242,7 @@ class Captured:
             with _dispatch.disabled(), without_compilation(), recorder:
                 result = self._fn(*args, **kwargs)
         finally:
-            stepped = recorder.tape.stepped()
+            stepped = recorder.stepped
             losing = {
                 owner
                 for leaf, grad, owner in planted
@@ -264,7 +264,8 @@ class Captured:
             known.refused = recorder.refused
         elif others and known.others:
             known.refused = "it uses another optimizer in every call: make it once, outside"
-        elif known.surveyed and not (news or others) and not _dispatch.is_disabled():  # by another thread
+        elif known.surveyed and not (news or others) and not _dispatch.is_disabled():
+            # (Where it is disabled, another thread records.)
             previous = next((program for program in self._programs if program.key == called.key), None)
             if previous is not None and previous.native.runs < _WORTH:
                 known.replaced += 1

@@ -115,11 +115,6 @@ class Tape:
         self.fresh: list[Storage] = []
         self.modules: list[torch.nn.Module] = []
 
-    def stepped(self) -> set[int]:
-        """The ids of the parameters that optimizers update."""
-        steps = (entry for entry in self.entries if isinstance(entry, Step))
-        return {id(param) for step in steps for param in parameters_of(step.optimizer)}
-
 
 def tensors_in(x: Any) -> Iterator[Tensor]:
     """The tensors in nested tuples, lists and dicts."""
@@ -256,6 +251,7 @@ class Recorder(TorchDispatchMode):
         self.tape = Tape()
         self.options = Options(optimizers)
         self.optimizers: dict[int, Optimizer] = {}  # that took steps, by id
+        self.stepped: set[int] = set()  # the ids of their parameters, and of steps after a refusal
         self.leaves: dict[int, Tensor] = {}  # that require gradients, by id
         self.ran_backward = False  # in which hooks of leaves are called
         # By address. Torch's storages are kept, so that no address is used again; tensors are not, because
@@ -452,7 +448,10 @@ class Recorder(TorchDispatchMode):
         return threading.get_ident() == self._thread and self.refused is None
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._here():
+        if threading.get_ident() != self._thread:
+            return
+        self.stepped.update(map(id, parameters_of(optimizer)))
+        if self.refused is not None:
             return
         if self.paused == 0:
             if args[1:] or kwargs:
