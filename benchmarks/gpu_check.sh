@@ -29,8 +29,7 @@ What comes back, never more than eight files in $OUT (default: build/gpu/out):
 
 Variables: PYTHON (python3); OUT; LIMIT, the seconds for all stages together: the last is cut short, and those that
 nothing is left for are named; JOBS, test files at a time (8); FILE_SECONDS, what one may take (120); TESTS (tests) and
-PYTEST_OPTIONS (-m cuda), the tests of `test`; FASTNN_DATA_DIR, a folder with MNIST's four files (shared/data/mnist in
-or beside the checkout).
+PYTEST_OPTIONS (-m cuda), the tests of `test`; FASTNN_DATA_DIR, a folder with MNIST's four files.
 END
 }
 
@@ -53,9 +52,6 @@ END
 export python=${PYTHON:-python3} out=${OUT:-build/gpu/out} work=build/gpu
 export FASTNN_MIRRORS=${FASTNN_MIRRORS-} PATH=$PATH:/usr/local/cuda/bin
 export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-for folder in shared/data/mnist ../shared/data/mnist; do
-  [ -n "${FASTNN_DATA_DIR-}" ] || [ ! -d "$folder" ] || export FASTNN_DATA_DIR=$PWD/$folder
-done
 
 # The sums of what the modules are made from, and their own.
 sums() {

@@ -25,7 +25,6 @@ case "$*" in
   *EXT_SUFFIX*) echo {SUFFIX} ;;
   "-m benchmarks.gpu_tests "*) exec {sys.executable} "$@" ;;
   "-m benchmarks.gpu "*)
-    echo "MNIST: $FASTNN_DATA_DIR"
     while [ $# -gt 1 ]; do shift; done
     echo "{{}}" >"$1" ;;
 esac
@@ -212,17 +211,6 @@ def test_modules_are_compiled_again_only_where_something_has_changed(tree: Tree)
     (package / brought[0]).unlink()
     tree.run("build")
     assert tree.calls("cmake --build")
-
-
-def test_mnist_is_taken_from_where_it_is(tmp_path: Path) -> None:
-    tree = Tree(tmp_path / "checkout")
-    for parent in (tmp_path, tree.root):
-        folder = parent / "shared" / "data" / "mnist"
-        folder.mkdir(parents=True)
-        said = re.search("^MNIST: (.*)", tree.run("bench", FASTNN_DATA_DIR=""), re.MULTILINE)
-        assert said is not None
-        assert Path(said[1]).resolve() == folder
-    assert "MNIST: /elsewhere" in tree.run("bench", FASTNN_DATA_DIR="/elsewhere")
 
 
 def test_a_stage_that_fails_ends_no_other(tree: Tree) -> None:
