@@ -122,4 +122,4 @@ def test_the_names_of_devices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         with pytest.raises(SystemExit) as exit:
             main(["selftest", "--device", wrong])
         assert exit.value.code == 2
-    assert "expected cpu, cuda or cuda:<number>; came 'gpu'" in capsys.readouterr().err
+    assert "expected cpu, cuda or cuda:<number>, got 'gpu'" in capsys.readouterr().err

@@ -19,7 +19,7 @@ HELP = "test every kernel on a device; CUDA kernels are used where it has passed
 
 def _device(text: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:<number>; came {text!r}")
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:<number>, got {text!r}")
     return "cuda:0" if text == "cuda" else text
 
 
