@@ -29,7 +29,10 @@ void store_activated(const void* self, int64_t i, int64_t j, int64_t rows, int64
   for (int64_t left = 0; left < columns; left += kPiece) {
     const int64_t width = min(kPiece, columns - left), count = rows * ceil_div(width, kLanes<A>) * kLanes<A>;
     each_vector<A>(rows, width, [&](int64_t r, int64_t c, int64_t at, int lanes) {
-      store(z + at, steps.before(i + r, j + left + c, load(values + r * stride + left + c), lanes));
+      // Beyond the columns lies anything, subnormal numbers among it, each a trap into microcode at every
+      // step of an activation: 0 instead.
+      const Vec<A> sums = load_lanes(values + r * stride + left + c, lanes);
+      store(z + at, steps.before(i + r, j + left + c, sums, lanes));
       if constexpr (Steps::kGradient) store(saved + at, steps.saved.values(i + r, j + left + c, lanes));
     });
     if constexpr (Steps::kGradient)
