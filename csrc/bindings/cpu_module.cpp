@@ -11,6 +11,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("isa") = isa_name(selected_isa());
   m.attr("best_isa") = m.attr("isa");
   m.attr("compiler") = FASTNN_COMPILER;
+  m.attr("is_intel") = is_intel();
   m.def("max_threads", &max_threads);
   // FASTNN_CPU_ISA is obeyed through this, and tests run every variant in one process with it. It must not be
   // called while a kernel runs.

@@ -60,9 +60,16 @@ CpuIsa best_supported_isa() {
   return bf16 ? CpuIsa::avx512_bf16 : CpuIsa::avx512;
 }
 
+bool is_intel() {
+  uint32_t most, b, c, d;
+  return __get_cpuid(0, &most, &b, &c, &d) && b == signature_INTEL_ebx && c == signature_INTEL_ecx &&
+         d == signature_INTEL_edx;
+}
+
 #else
 
 CpuIsa best_supported_isa() { return CpuIsa::baseline; }
+bool is_intel() { return false; }
 
 #endif
 

@@ -9,6 +9,7 @@ from torch import Tensor
 isa: str
 best_isa: str
 compiler: str
+is_intel: bool  # who made the processor
 testing: ModuleType  # what only tests use
 
 def max_threads() -> int: ...

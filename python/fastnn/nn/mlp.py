@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import index
-from typing import Any, NamedTuple, SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
 import torch
 from torch import Tensor
@@ -35,17 +35,11 @@ def why_nothing_fuses() -> str | None:
     return _never_fuses if _never_fuses is not None or _unchanged() else _replaced.replaced_class()
 
 
-class _Chain(NamedTuple):
-    """Linear layers that run as one op, and where the modules after them begin."""
-
-    weights: list[Tensor]
-    biases: list[Tensor | None]
-    activations: list[str | None]
-    end: int
-
-
-def _chain(layers: list[torch.nn.Module], start: int) -> _Chain:
-    """The linear layers from `start` on that run as one op."""
+def _chain(
+    layers: list[torch.nn.Module], start: int
+) -> tuple[list[Tensor], list[Tensor | None], list[str | None], int]:
+    """Weights, biases and activations of the linear layers from `start` on that run as one op, and where the
+    modules after them begin."""
     weights, biases, activations = [], [], []
     i = start
     while i < len(layers):
@@ -63,7 +57,7 @@ def _chain(layers: list[torch.nn.Module], start: int) -> _Chain:
         weights.append(weight)
         biases.append(bias)
         activations.append(activation)
-    return _Chain(weights, biases, activations, i)
+    return weights, biases, activations, i
 
 
 def fused_runs(layers: list[torch.nn.Module]) -> list[range]:
@@ -72,7 +66,7 @@ def fused_runs(layers: list[torch.nn.Module]) -> list[range]:
         return []
     runs, i = [], 0
     while i < len(layers):
-        end = max(_chain(layers, i).end, i + 1)
+        end = max(_chain(layers, i)[-1], i + 1)
         if end - i > 1:
             runs.append(range(i, end))
         i = end

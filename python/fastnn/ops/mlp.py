@@ -26,7 +26,7 @@ from fastnn.ops.linear import (
     torch_activation,
     torch_activation_gradient,
 )
-from fastnn.ops.sizes import SMALL, are_few_rows
+from fastnn.ops.sizes import SMALL, is_small_chain
 
 
 class Layer(NamedTuple):
@@ -308,7 +308,7 @@ def mlp_chain(
     for activation in activations:
         if activation not in ACTIVATIONS:
             check_activation("mlp", activation)
-    if are_few_rows(input, weights):
+    if is_small_chain(input, weights, activations):
         _dispatch.decide("mlp", SMALL)
         for weight, bias, activation in zip(weights, biases, activations, strict=True):
             input = torch_activation(F.linear(input, weight, bias), activation)

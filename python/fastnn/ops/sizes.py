@@ -3,11 +3,12 @@
 Checks, and a node of the autograd graph that is written in Python, take a few microseconds more than torch's
 own op, and for some shapes MKL is ahead besides. Below these limits the public functions call torch's op, so
 that no layer becomes slower by being fastnn's. A chain of layers has one node instead of several and wins at
-any size in a loop of its own; between other ops, where its longer path through Python is cold, it needs rows.
-With fewer it runs in torch's ops, but without the calls of its modules.
+any size in a loop of its own; between other ops, where its longer path through Python is cold, it needs rows,
+and work where gradients are wanted. With less it runs in torch's ops, but without the calls of its modules.
 
-Measured on one thread of a Zen 4 (``benchmarks/NOTES.md`` has the table). FASTNN_ALWAYS_NATIVE=1 in the
-environment lifts all limits. What cannot be asked for its size here is asked by `_dispatch.torch_reason`.
+Measured on one thread of a Zen 4 and an Emerald Rapids (``benchmarks/NOTES.md`` has the tables); on Intel's
+processors MKL, torch's products, is as fast as ours. FASTNN_ALWAYS_NATIVE=1 in the environment lifts all
+limits. What cannot be asked for its size here is asked by `_dispatch.torch_reason`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fastnn import _dispatch
 from fastnn._torch_internals import PYTHON_NODE
 from fastnn._torch_internals import jit_state as _jit_state
 
+_SLOW_IN_TORCH = {"gelu", "gelu_tanh", "silu"}
 SMALL = "it is too little work to repay a native call"
 
 # Under these sizes may be symbols or tensors, which must not be compared.
@@ -29,15 +31,24 @@ _kernels_always = _dispatch.always_native or _dispatch.cpu is None
 
 # M N K of a single layer up to which torch computes it, by activation: the last is that of all others, which
 # torch computes slowly.
-_LINEAR = {None: 1 << 21, "relu": 1 << 21}, 1 << 15
-_LINEAR_WITH_GRADIENTS = {None: 1 << 20, "relu": 1 << 16}, 1 << 13
+Limits = tuple[dict[str | None, int], int]
+_fast_mkl = torch.backends.mkl.is_available() and _dispatch.cpu is not None and _dispatch.cpu.is_intel
+if _fast_mkl:
+    _LINEAR: Limits = dict.fromkeys((None, "relu", "tanh", "sigmoid"), 1 << 21), 1 << 15
+    _LINEAR_WITH_GRADIENTS: Limits = dict.fromkeys((None, "relu", "tanh", "sigmoid"), 1 << 25), 1 << 13
+else:
+    _LINEAR = {None: 1 << 21, "relu": 1 << 21}, 1 << 15
+    _LINEAR_WITH_GRADIENTS = {None: 1 << 20, "relu": 1 << 16}, 1 << 13
+_TINY_LINEAR = min(limits[None] for limits, _ in (_LINEAR, _LINEAR_WITH_GRADIENTS))
 _LINEAR_DEEP = 1 << 16  # without gradients, from _DEEP inputs on
 _DEEP = 512
 _LINEAR_16_BIT = 1 << 15  # in bfloat16 and float16, whose products torch computes slowly
 
-# Of a chain: rows, and M N K of its largest layer.
+# Of a chain: rows, and M N K of its largest layer; this alone where gradients are wanted.
 _FEW_ROWS = 32
 _FEW_ROWS_WORK = 1 << 20
+_CHAIN_WITH_GRADIENTS = 1 << 25 if _fast_mkl else 1 << 20
+_SLOW_CHAIN = 1 << 13
 
 _GRAM = 1 << 19  # C C L
 # Logits, without gradient and with one. Torch is slow where the classes fill no vector.
@@ -57,17 +68,16 @@ def _may_be_small(input: Tensor) -> bool:
 
 
 def is_tiny_linear(input: Tensor, inputs: int, outputs: int) -> bool:
-    """Whether `is_small_linear` says so of a layer without activation whatever wants a gradient; quicker."""
-    try:
-        if not _may_be_small(input):
-            return False
-        work = input.numel() * outputs
-        if work <= _LINEAR_16_BIT:
-            return True
-        limit = _LINEAR_DEEP if inputs >= _DEEP else _LINEAR_WITH_GRADIENTS[0][None]
-        return work <= limit and input.dtype is torch.float32
-    except (AttributeError, TypeError):
+    """Whether `is_small_linear` says so of a layer without activation whatever wants a gradient; quicker.
+
+    Torch computes it then, also where fastnn is disabled.
+    """
+    if type(input) is not Tensor or _kernels_always or _is_compiling() or _jit_state() is not None:
         return False
+    work = input.numel() * outputs
+    if input.dtype is torch.float32 and input.is_cpu:
+        return work <= (_LINEAR_DEEP if inputs >= _DEEP else _TINY_LINEAR)
+    return work <= _LINEAR_16_BIT and input.is_cpu
 
 
 def is_small_linear(input: Tensor, weight: Tensor, activation: str | None) -> bool:
@@ -88,22 +98,19 @@ def is_small_linear(input: Tensor, weight: Tensor, activation: str | None) -> bo
         return False
 
 
-def are_few_rows(input: Tensor, weights: Sequence[Tensor]) -> bool:
+def is_small_chain(input: Tensor, weights: Sequence[Tensor], activations: Sequence[str | None]) -> bool:
     """Whether torch should compute a chain of layers."""
     try:
-        # What nearly always answers comes first.
-        if _is_compiling() or _jit_state() is not None or input.size(0) >= _FEW_ROWS:
-            return False
         if not _may_be_small(input):
             return False
         rows = input.numel() // input.size(-1)
-        if rows >= _FEW_ROWS:
-            return False
-        for weight in weights:
-            if rows * weight.numel() > _FEW_ROWS_WORK:
-                return rows == 1 and torch.is_grad_enabled() and weight.requires_grad
-        return True
-    except (AttributeError, IndexError, TypeError, ZeroDivisionError):
+        with_gradients = torch.is_grad_enabled() and (weights[0].requires_grad or input.requires_grad)
+        work = rows * max([weight.numel() for weight in weights])
+        if not with_gradients or input.dtype.itemsize == 2:
+            return rows < _FEW_ROWS and work <= _FEW_ROWS_WORK
+        slow = not _SLOW_IN_TORCH.isdisjoint(activations)
+        return rows == 1 or work <= (_SLOW_CHAIN if slow else _CHAIN_WITH_GRADIENTS)
+    except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
         return False
 
 
