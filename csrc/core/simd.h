@@ -238,6 +238,20 @@ template <>
 FASTNN_INLINE void store_partial(double* p, Vec<double> v, int n) {
   _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
 }
+#elif defined(__AVX2__)
+// Bits of the first n of eight halves of a double, or floats, set.
+FASTNN_INLINE __m256i first_set(int n) {
+  alignas(64) static constexpr int32_t kSet[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kSet + 8 - n));
+}
+template <>
+FASTNN_INLINE Vec<float> load_partial(const float* p, int n) {
+  return (Vec<float>)_mm256_maskload_ps(p, first_set(n));
+}
+template <>
+FASTNN_INLINE Vec<double> load_partial(const double* p, int n) {
+  return (Vec<double>)_mm256_maskload_pd(p, first_set(2 * n));
+}
 #endif
 
 template <class T>
