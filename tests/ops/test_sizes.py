@@ -57,7 +57,7 @@ found = {
     ],
     "linear_cross_entropy": [
         ran(N.linear_cross_entropy, tensor(2, 64), w[3], torch.zeros(2, dtype=torch.int64)),
-        ran(N.linear_cross_entropy, tensor(64, 64), w[3], torch.zeros(64, dtype=torch.int64)),
+        ran(N.linear_cross_entropy, tensor(1024, 64), w[3], torch.zeros(1024, dtype=torch.int64)),
     ],
 }
 options = [

@@ -34,7 +34,7 @@ _kernels_always = _dispatch.always_native or _dispatch.cpu is None
 Limits = tuple[dict[str | None, int], int]
 _fast_mkl = torch.backends.mkl.is_available() and _dispatch.cpu is not None and _dispatch.cpu.is_intel
 if _fast_mkl:
-    _LINEAR: Limits = dict.fromkeys((None, "relu", "tanh", "sigmoid"), 1 << 21), 1 << 15
+    _LINEAR: Limits = {None: 1 << 24, **dict.fromkeys(("relu", "tanh", "sigmoid"), 1 << 21)}, 1 << 15
     _LINEAR_WITH_GRADIENTS: Limits = dict.fromkeys((None, "relu", "tanh", "sigmoid"), 1 << 25), 1 << 13
 else:
     _LINEAR = {None: 1 << 21, "relu": 1 << 21}, 1 << 15
@@ -51,10 +51,14 @@ _CHAIN_WITH_GRADIENTS = 1 << 25 if _fast_mkl else 1 << 20
 _SLOW_CHAIN = 1 << 13
 
 _GRAM = 1 << 19  # C C L
-# Logits, without gradient and with one. Torch is slow where the classes fill no vector.
+# Torch is slow where the classes fill no vector: limits for few of them and for more.
 _FEW_CLASSES = 16
+# Logits, without gradient and with one.
 _CROSS_ENTROPY = {True: (256, 640), False: (12_000, 16_000)}
-_LINEAR_CROSS_ENTROPY = 1 << 13  # N K C
+# N K C.
+_LINEAR_CROSS_ENTROPY = (
+    {True: 1 << 17, False: 1 << 21} if _fast_mkl else dict.fromkeys((True, False), 1 << 13)
+)
 # Bytes from which glibc's allocator maps memory anew at each call. An op that only moves memory gains by huge
 # pages alone.
 _MAPPED = 32 << 20
@@ -106,8 +110,11 @@ def is_small_chain(input: Tensor, weights: Sequence[Tensor], activations: Sequen
         rows = input.numel() // input.size(-1)
         with_gradients = torch.is_grad_enabled() and (weights[0].requires_grad or input.requires_grad)
         work = rows * max([weight.numel() for weight in weights])
-        if not with_gradients or input.dtype.itemsize == 2:
-            return rows < _FEW_ROWS and work <= _FEW_ROWS_WORK
+        few = rows < _FEW_ROWS and work <= _FEW_ROWS_WORK
+        if input.dtype.itemsize == 2:
+            return few
+        if not with_gradients:
+            return few or (_fast_mkl and "tanh" in activations and work <= _CHAIN_WITH_GRADIENTS)
         slow = not _SLOW_IN_TORCH.isdisjoint(activations)
         return rows == 1 or work <= (_SLOW_CHAIN if slow else _CHAIN_WITH_GRADIENTS)
     except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
@@ -146,6 +153,7 @@ def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
 def is_small_linear_cross_entropy(input: Tensor, linear_weight: Tensor) -> bool:
     """Whether torch should compute layer and loss."""
     try:
-        return _may_be_small(input) and input.numel() * linear_weight.size(0) < _LINEAR_CROSS_ENTROPY
+        limit = _LINEAR_CROSS_ENTROPY[linear_weight.size(0) < _FEW_CLASSES]
+        return _may_be_small(input) and input.numel() * linear_weight.size(0) < limit
     except (AttributeError, IndexError, TypeError):
         return False
