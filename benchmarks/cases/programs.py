@@ -13,9 +13,7 @@ import fastnn
 from ..case import OURS, Call, Case, Foreign, Workload
 from ..peers import compiled
 from ..programs import PROGRAMS
-from ..programs.program import Program, Update
-
-_CHECKED_CALLS = 3
+from ..programs.program import CHECKED_CALLS, Program, Update
 
 
 def _call(program: Program, around: Callable[[Update], Update]) -> Call:
@@ -28,9 +26,9 @@ def _call(program: Program, around: Callable[[Update], Update]) -> Call:
 
     def call() -> Tensor:
         nonlocal calls
-        if program.random and calls < _CHECKED_CALLS:
-            calls += 1
+        if program.random and calls < CHECKED_CALLS:
             torch.manual_seed(calls)
+            calls += 1
         return update(*arguments)
 
     return call
@@ -49,11 +47,11 @@ def _build(program: Program) -> Workload:
     return Workload(
         {OURS: _call(program, fastnn.capture), "torch": _call(program, lambda update: update)},
         tolerance=program.tolerance,
-        checked_calls=_CHECKED_CALLS,
+        checked_calls=CHECKED_CALLS,
         optional={compiled.NAME: lambda: _compiled(program)},
-        foreign=Foreign(program.twin, program.twin_arguments()) if program.twin else None,
+        foreign=Foreign(program.twin, program.for_others()),
         # JAX draws other numbers, scikit-learn other initial weights.
-        learners=frozenset({"JAX"} if program.random else {"scikit-learn"}),
+        learners=frozenset({"JAX"} if program.random and program.learns else {"scikit-learn"}),
     )
 
 

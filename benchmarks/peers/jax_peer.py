@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax_reinforcement
+import jax_supervised
 import numpy as np
 from jax_training import (
     Array,
@@ -152,4 +153,5 @@ OPERATIONS: dict[str, Callable[..., Run]] = {
     "regression_step": partial(_training_step, loss_of=mse),
     "training_epoch": _training_epoch,
     **jax_reinforcement.OPERATIONS,
+    **jax_supervised.OPERATIONS,
 }

@@ -5,13 +5,14 @@ Each is one jitted function of all parameters, optimizer states and the batch, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax_training import Array, Run, adam, as_state, clipped, mlp, mse, running, zero_moments
+from jax_training import Array, Run, adam, as_state, clipped, mlp, mse, new_key, running, zero_moments
 
 GAMMA, TAU = 0.99, 0.005
 
@@ -19,7 +20,7 @@ GAMMA, TAU = 0.99, 0.005
 # ---- SAC ----
 
 
-def _act(actor: list[Array], x: Array, key: Array) -> tuple[Array, Array]:
+def _sampled(actor: list[Array], x: Array, key: Array) -> tuple[Array, Array]:
     hidden = jax.nn.relu(jax.nn.relu(x @ actor[0].T + actor[1]) @ actor[2].T + actor[3])
     mean, log_std = hidden @ actor[4].T + actor[5], jnp.tanh(hidden @ actor[6].T + actor[7])
     log_std = -5 + 0.5 * (2 + 5) * (log_std + 1)
@@ -38,7 +39,7 @@ def _sac_step(state: Any, count: Array, data: list[Array]) -> tuple[Any, Array]:
     x, action, reward, following, done = data
     key, first, second, third = jax.random.split(key, 4)
     alpha = jnp.exp(log_alpha)
-    next_action, next_log_pi = _act(actor, following, first)
+    next_action, next_log_pi = _sampled(actor, following, first)
     smaller = jnp.minimum(*(_critic(target, following, next_action) for target in targets))
     value = reward + (1 - done) * GAMMA * (smaller - alpha * next_log_pi)[:, 0]
 
@@ -50,11 +51,11 @@ def _sac_step(state: Any, count: Array, data: list[Array]) -> tuple[Any, Array]:
     critics = [flat[: len(flat) // 2], flat[len(flat) // 2 :]]
 
     def actor_loss(actor: Any) -> Array:
-        pi, log_pi = _act(actor, x, second)
+        pi, log_pi = _sampled(actor, x, second)
         return jnp.mean(alpha * log_pi - jnp.minimum(*(_critic(critic, x, pi) for critic in critics)))
 
     actor, of_actor = adam(actor, jax.grad(actor_loss)(actor), of_actor, count, 3e-4)
-    _, log_pi = _act(actor, x, third)
+    _, log_pi = _sampled(actor, x, third)
     target_entropy = -float(action.shape[1])
     slope = jax.grad(lambda a: jnp.mean(-jnp.exp(a) * (log_pi + target_entropy)))(log_alpha)
     (log_alpha,), of_alpha = adam([log_alpha], [slope], of_alpha, count, 1e-3)
@@ -66,7 +67,7 @@ def _sac(networks: list[list[Array]], data: list[Array]) -> Run:
     actor, *others = as_state(networks)
     log_alpha = jnp.zeros(1)
     states = zero_moments(actor), zero_moments(others[0] + others[1]), zero_moments([log_alpha])
-    return running(_sac_step, (actor, others[:2], others[2:], log_alpha, states, jax.random.key(0)), data)
+    return running(_sac_step, (actor, others[:2], others[2:], log_alpha, states, new_key()), data)
 
 
 # ---- PPO ----
@@ -121,8 +122,37 @@ def _dqn(networks: list[list[Array]], data: list[Array]) -> Run:
     return running(_dqn_step, (network, zero_moments(network), target), data)
 
 
+# ---- act ----
+
+
+def _act(networks: list[list[Array]], data: list[Array], noise: list[Array]) -> Run:
+    """An action on its way to an environment. The first calls are given their noise, to be compared."""
+    x, values = jnp.asarray(data[0]), as_state(networks)
+
+    @jax.jit
+    def with_noise(values: Any, x: Array, noise: Array) -> Array:
+        mean, log_std = (mlp(each, x, jax.nn.relu) for each in values)
+        return jnp.tanh(mean + jnp.exp(jnp.clip(log_std, -5, 2)) * noise)
+
+    @partial(jax.jit, donate_argnums=0)
+    def act(key: Array, values: Any, x: Array) -> tuple[Array, Array]:
+        key, drawing = jax.random.split(key)
+        return key, with_noise(values, x, jax.random.normal(drawing, noise[0].shape))
+
+    def answers() -> Iterator[list[Array]]:
+        for each in noise:
+            yield [with_noise(values, x, each)]
+        key = new_key()
+        while True:
+            key, action = act(key, values, x)
+            yield [jax.block_until_ready(action)]
+
+    return answers().__next__
+
+
 OPERATIONS: dict[str, Callable[..., Run]] = {
     "sac_update": _sac,
     "ppo_update": _ppo,
     "dqn_update": _dqn,
+    "act": _act,
 }

@@ -73,6 +73,11 @@ def as_state(values: Any) -> Any:
     return jax.tree.map(jnp.array, values)
 
 
+def new_key() -> Array:
+    """For random numbers; one with a type takes longer on its way into a jitted function."""
+    return jax.random.PRNGKey(0)
+
+
 def running(update: Update, state: Any, *batches: list[Array]) -> Run:
     """Calls of an update, jitted, from a state on, which is donated, with one batch after the other."""
     step = jax.jit(update, donate_argnums=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,35 +12,56 @@ from torch import Tensor, nn
 
 from ..networks import torch_mlp as mlp
 
-__all__ = ["Program", "Update", "mlp", "seeded", "training_flops", "values_of", "weights"]
+__all__ = ["CHECKED_CALLS", "Program", "Update", "mlp", "training_flops", "weights"]
+
+# The answers of so many calls are compared. Those of a random update draw from the call's number as a seed.
+CHECKED_CALLS = 3
 
 Update = Callable[..., Tensor]
+Parts = Callable[[], tuple[Sequence[nn.Module], tuple[Tensor, ...]]]
+
+
+def _networks_and_data(networks: list[list[Tensor]], data: list[Tensor]) -> Mapping[str, Any]:
+    return {"networks": networks, "data": data}
 
 
 @dataclass(frozen=True)
 class Program:
     """A training update as its users write it, in plain PyTorch.
 
-    `make` gives an update and the arguments to call it with, from the same weights and data each time; the
-    update trains what it holds and returns a loss, detached. `flops` is its compulsory work: 2 for each
-    weight and sample of a forward pass, of each gradient of a weight and of each gradient of an input that is
-    needed. `random` says that the update draws numbers. `twin` names an operation of the JAX peer and gives
-    its arguments.
+    `parts` gives modules and the arguments to call the update with; `updating` takes the modules and gives
+    the update, which trains what it holds and returns a loss, detached, where it `learns`. `flops` is its
+    compulsory work: 2 for each weight and sample of a forward pass, of each gradient of a weight and of each
+    gradient of an input that is needed. `random` says that the update draws numbers. `twin` names an
+    operation of other libraries, and `twin_arguments` gives what it takes, from the values of each module and
+    the arguments.
     """
 
     name: str
-    make: Callable[[], tuple[Update, tuple[Tensor, ...]]]
+    parts: Parts
+    updating: Callable[..., Update]
     flops: int
+    twin: str
     random: bool = False
+    learns: bool = True
     quick: bool = False
     tolerance: float = 1e-3
-    twin: str = ""
-    twin_arguments: Callable[[], Mapping[str, Any]] = field(default=dict)
+    twin_arguments: Callable[[list[list[Tensor]], list[Tensor]], Mapping[str, Any]] = _networks_and_data
 
+    def make(self) -> tuple[Update, tuple[Tensor, ...]]:
+        """The update, and its arguments: from the same weights and data each time."""
+        modules, data = self._made()
+        return self.updating(*modules), data
 
-def seeded() -> None:
-    """Makes the weights and data that follow the same in every call of a `make`."""
-    torch.manual_seed(20)
+    def for_others(self) -> Mapping[str, Any]:
+        """The arguments of the twin, with the same weights and data."""
+        modules, data = self._made()
+        values = [[p.detach().clone() for p in module.parameters()] for module in modules]
+        return self.twin_arguments(values, list(data))
+
+    def _made(self) -> tuple[Sequence[nn.Module], tuple[Tensor, ...]]:
+        torch.manual_seed(20)
+        return self.parts()
 
 
 def weights(widths: Sequence[int]) -> int:
@@ -51,8 +72,3 @@ def weights(widths: Sequence[int]) -> int:
 def training_flops(batch: int, *widths: int) -> int:
     """Forward and backward, less the gradient of the input."""
     return batch * (6 * weights(widths) - 2 * widths[0] * widths[1])
-
-
-def values_of(*modules: nn.Module) -> list[list[Tensor]]:
-    """The parameters of each, for another library."""
-    return [[p.detach().clone() for p in module.parameters()] for module in modules]

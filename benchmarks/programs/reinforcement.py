@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
-from .program import Program, Update, mlp, seeded, training_flops, values_of, weights
+from .program import CHECKED_CALLS, Program, Update, mlp, training_flops, weights
 
 OBSERVATION, ACTION = 11, 3
 GAMMA, TAU = 0.99, 0.005
@@ -61,16 +61,13 @@ def _transitions(batch: int) -> tuple[Tensor, ...]:
 
 
 def _sac_parts(width: int, batch: int) -> tuple[list[nn.Module], tuple[Tensor, ...]]:
-    seeded()
     actor, *critics = Actor(width), *(Critic(width) for _ in range(4))
     for critic, target in ((critics[0], critics[2]), (critics[1], critics[3])):
         target.load_state_dict(critic.state_dict())
     return [actor, *critics], _transitions(batch)
 
 
-def _sac(width: int, batch: int) -> tuple[Update, tuple[Tensor, ...]]:
-    (actor, qf1, qf2, qf1_target, qf2_target), data = _sac_parts(width, batch)
-    assert isinstance(actor, Actor)
+def _sac(actor: Actor, qf1: Critic, qf2: Critic, qf1_target: Critic, qf2_target: Critic) -> Update:
     q_optimizer = torch.optim.Adam([*qf1.parameters(), *qf2.parameters()], lr=1e-3)
     actor_optimizer = torch.optim.Adam(actor.parameters(), lr=3e-4)
     log_alpha = torch.zeros(1, requires_grad=True)
@@ -109,7 +106,7 @@ def _sac(width: int, batch: int) -> tuple[Update, tuple[Tensor, ...]]:
                     t.copy_(TAU * p + (1 - TAU) * t)
         return qf_loss.detach()
 
-    return update, data
+    return update
 
 
 def _sac_flops(width: int, batch: int) -> int:
@@ -121,13 +118,7 @@ def _sac_flops(width: int, batch: int) -> int:
     return batch * (trained + 2 * 2 * critic + 2 * 4 * critic + 2 * 2 * actor)
 
 
-def _sac_arguments(width: int, batch: int) -> Mapping[str, Any]:
-    modules, data = _sac_parts(width, batch)
-    return {"networks": values_of(*modules), "data": list(data)}
-
-
 def _ppo_parts() -> tuple[list[nn.Sequential], tuple[Tensor, ...]]:
-    seeded()
     batch, observation, actions = 64, 8, 4
     policy, value = mlp((observation, 64, 64, actions), nn.Tanh), mlp((observation, 64, 64, 1), nn.Tanh)
     x = torch.randn(batch, observation)
@@ -139,8 +130,7 @@ def _ppo_parts() -> tuple[list[nn.Sequential], tuple[Tensor, ...]]:
     return [policy, value], (x, action, log_prob, advantage, values + advantage, values)
 
 
-def _ppo() -> tuple[Update, tuple[Tensor, ...]]:
-    (policy, value), data = _ppo_parts()
+def _ppo(policy: nn.Module, value: nn.Module) -> Update:
     parameters = [*policy.parameters(), *value.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=2.5e-4, eps=1e-5)
     clip = 0.2
@@ -163,19 +153,13 @@ def _ppo() -> tuple[Update, tuple[Tensor, ...]]:
         answer: Tensor = loss.detach()
         return answer
 
-    return update, data
-
-
-def _ppo_arguments() -> Mapping[str, Any]:
-    modules, data = _ppo_parts()
-    return {"networks": values_of(*modules), "data": list(data)}
+    return update
 
 
 _DQN = (4, 120, 84, 2)
 
 
 def _dqn_parts() -> tuple[list[nn.Sequential], tuple[Tensor, ...]]:
-    seeded()
     batch = 128
     network, target = mlp(_DQN), mlp(_DQN)
     target.load_state_dict(network.state_dict())
@@ -184,8 +168,7 @@ def _dqn_parts() -> tuple[list[nn.Sequential], tuple[Tensor, ...]]:
     return [network, target], (x, action, reward, following, (torch.rand(batch) < 0.1).float())
 
 
-def _dqn() -> tuple[Update, tuple[Tensor, ...]]:
-    (network, target), data = _dqn_parts()
+def _dqn(network: nn.Module, target: nn.Module) -> Update:
     optimizer = torch.optim.Adam(network.parameters(), lr=2.5e-4)
 
     def update(x: Tensor, action: Tensor, reward: Tensor, following: Tensor, done: Tensor) -> Tensor:
@@ -198,36 +181,44 @@ def _dqn() -> tuple[Update, tuple[Tensor, ...]]:
         optimizer.step()
         return loss.detach()
 
-    return update, data
+    return update
 
 
-def _dqn_arguments() -> Mapping[str, Any]:
-    modules, data = _dqn_parts()
-    return {"networks": values_of(*modules), "data": list(data)}
+_ACTOR = (OBSERVATION, 256, 256, ACTION)
 
 
-def _act() -> tuple[Update, tuple[Tensor, ...]]:
-    seeded()
-    mean, log_std = mlp((OBSERVATION, 256, 256, ACTION)), mlp((OBSERVATION, 256, 256, ACTION))
+def _act_parts() -> tuple[list[nn.Sequential], tuple[Tensor, ...]]:
+    return [mlp(_ACTOR), mlp(_ACTOR)], (torch.randn(1, OBSERVATION),)
 
+
+def _act(mean: nn.Module, log_std: nn.Module) -> Update:
     @torch.no_grad()
     def act(x: Tensor) -> Tensor:
         m, s = mean(x), torch.clamp(log_std(x), -5, 2)
         return torch.tanh(m + s.exp() * torch.randn_like(m))
 
-    return act, (torch.randn(1, OBSERVATION),)
+    return act
+
+
+def _act_arguments(networks: list[list[Tensor]], data: list[Tensor]) -> Mapping[str, Any]:
+    """With the noise of the calls that are compared."""
+    noise = []
+    for call in range(CHECKED_CALLS):
+        torch.manual_seed(call)
+        noise.append(torch.randn(1, ACTION))
+    return {"networks": networks, "data": data, "noise": noise}
 
 
 def _sac_program(width: int) -> Program:
     batch = 256
     return Program(
         f"SAC {width}x{width}, batch {batch}",
-        partial(_sac, width, batch),
+        partial(_sac_parts, width, batch),
+        _sac,
         _sac_flops(width, batch),
+        twin="sac_update",
         random=True,
         quick=width == 64,
-        twin="sac_update",
-        twin_arguments=partial(_sac_arguments, width, batch),
     )
 
 
@@ -236,19 +227,28 @@ PROGRAMS = [
     _sac_program(256),
     Program(
         "PPO 64x64, batch 64",
+        _ppo_parts,
         _ppo,
         training_flops(64, 8, 64, 64, 4) + training_flops(64, 8, 64, 64, 1),
-        quick=True,
         twin="ppo_update",
-        twin_arguments=_ppo_arguments,
+        quick=True,
     ),
     Program(
         "DQN 4-120-84-2, batch 128",
+        _dqn_parts,
         _dqn,
         training_flops(128, *_DQN) + 128 * 2 * weights(_DQN),
-        quick=True,
         twin="dqn_update",
-        twin_arguments=_dqn_arguments,
+        quick=True,
     ),
-    Program("act 11-256-256-3, one row", _act, 2 * 2 * weights((OBSERVATION, 256, 256, ACTION)), random=True),
+    Program(
+        "act 11-256-256-3, one row",
+        _act_parts,
+        _act,
+        2 * 2 * weights(_ACTOR),
+        twin="act",
+        random=True,
+        learns=False,
+        twin_arguments=_act_arguments,
+    ),
 ]

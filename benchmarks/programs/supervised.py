@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .program import Program, Update, mlp, seeded, training_flops, values_of, weights
+from .program import Program, Update, mlp, training_flops, weights
 
 
 def _step(optimizer: torch.optim.Optimizer, loss_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -26,28 +25,23 @@ def _step(optimizer: torch.optim.Optimizer, loss_of: Callable[..., Tensor]) -> C
 _MNIST = (784, 28, 10)
 
 
-def _mnist_parts() -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
-    seeded()
-    return mlp(_MNIST), (torch.randn(64, 784), torch.randint(10, (64,)))
+def _mnist_parts() -> tuple[list[nn.Sequential], tuple[Tensor, ...]]:
+    return [mlp(_MNIST)], (torch.randn(64, 784), torch.randint(10, (64,)))
 
 
-def _mnist() -> tuple[Update, tuple[Tensor, ...]]:
-    model, data = _mnist_parts()
+def _mnist(model: nn.Module) -> Update:
     optimizer = torch.optim.Adam(model.parameters())
-    return _step(optimizer, lambda x, y: F.nll_loss(F.log_softmax(model(x), dim=1), y)), data
+    return _step(optimizer, lambda x, y: F.nll_loss(F.log_softmax(model(x), dim=1), y))
 
 
-def _mnist_arguments() -> Mapping[str, Any]:
-    model, data = _mnist_parts()
-    return {"values": values_of(model)[0], "inputs": [data[0]], "targets": [data[1]]}
-
-
-def _sine() -> tuple[Update, tuple[Tensor, ...]]:
-    seeded()
-    model = mlp((1, 2, 1), nn.Sigmoid)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+def _sine_parts() -> tuple[list[nn.Sequential], tuple[Tensor, ...]]:
     x = torch.linspace(-1, 1, 20).view(-1, 1)
-    return _step(optimizer, lambda x, y: (model(x) - y).abs().sum()), (x, torch.sin(3 * x))
+    return [mlp((1, 2, 1), nn.Sigmoid)], (x, torch.sin(3 * x))
+
+
+def _sine(model: nn.Module) -> Update:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    return _step(optimizer, lambda x, y: (model(x) - y).abs().sum())
 
 
 class Tabular(nn.Module):
@@ -61,12 +55,13 @@ class Tabular(nn.Module):
         return y.view(-1)
 
 
-def _tabular() -> tuple[Update, tuple[Tensor, ...]]:
-    seeded()
-    model = Tabular()
+def _tabular_parts() -> tuple[list[Tabular], tuple[Tensor, ...]]:
+    return [Tabular()], (torch.randn(256, 54), (torch.rand(256) < 0.5).float())
+
+
+def _tabular(model: nn.Module) -> Update:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    data = torch.randn(256, 54), (torch.rand(256) < 0.5).float()
-    return _step(optimizer, lambda x, y: F.binary_cross_entropy_with_logits(model(x), y)), data
+    return _step(optimizer, lambda x, y: F.binary_cross_entropy_with_logits(model(x), y))
 
 
 class Vae(nn.Module):
@@ -83,9 +78,11 @@ class Vae(nn.Module):
         return self.back(z), mean, log_var
 
 
-def _vae() -> tuple[Update, tuple[Tensor, ...]]:
-    seeded()
-    model = Vae()
+def _vae_parts() -> tuple[list[Vae], tuple[Tensor, ...]]:
+    return [Vae()], (torch.rand(128, 784),)
+
+
+def _vae(model: nn.Module) -> Update:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def loss_of(x: Tensor) -> Tensor:
@@ -94,12 +91,15 @@ def _vae() -> tuple[Update, tuple[Tensor, ...]]:
         divergence = -0.5 * torch.sum(1 + log_var - mean.pow(2) - log_var.exp())
         return (likeness + divergence) / len(x)
 
-    return _step(optimizer, loss_of), (torch.rand(128, 784),)
+    return _step(optimizer, loss_of)
 
 
-def _distillation() -> tuple[Update, tuple[Tensor, ...]]:
-    seeded()
+def _distillation_parts() -> tuple[list[nn.Sequential], tuple[Tensor, ...]]:
     teacher, student = mlp((784, 256, 10)), mlp((784, 32, 10))
+    return [teacher, student], (torch.randn(128, 784), torch.randint(10, (128,)))
+
+
+def _distillation(teacher: nn.Module, student: nn.Module) -> Update:
     optimizer = torch.optim.Adam(student.parameters())
     heat = 4.0
 
@@ -110,12 +110,15 @@ def _distillation() -> tuple[Update, tuple[Tensor, ...]]:
         divergence = F.kl_div(F.log_softmax(logits / heat, dim=1), soft, reduction="batchmean")
         return 0.7 * heat * heat * divergence + 0.3 * F.cross_entropy(logits, y)
 
-    return _step(optimizer, loss_of), (torch.randn(128, 784), torch.randint(10, (128,)))
+    return _step(optimizer, loss_of)
 
 
-def _ensemble() -> tuple[Update, tuple[Tensor, ...]]:
-    seeded()
+def _ensemble_parts() -> tuple[list[nn.Sequential], tuple[Tensor, ...]]:
     models = [mlp((8, 64, 64, 1)) for _ in range(10)]
+    return models, (torch.randn(64, 8), torch.randn(64, 1))
+
+
+def _ensemble(*models: nn.Module) -> Update:
     optimizers = [torch.optim.Adam(model.parameters(), lr=1e-3) for model in models]
 
     def update(x: Tensor, y: Tensor) -> Tensor:
@@ -128,30 +131,59 @@ def _ensemble() -> tuple[Update, tuple[Tensor, ...]]:
             total = total + loss.detach()
         return total
 
-    return update, (torch.randn(64, 8), torch.randn(64, 1))
+    return update
 
 
 PROGRAMS = [
     Program(
         "MNIST 784-28-10, batch 64",
+        _mnist_parts,
         _mnist,
         training_flops(64, *_MNIST),
-        quick=True,
         twin="training_step",
-        twin_arguments=_mnist_arguments,
+        quick=True,
+        twin_arguments=lambda networks, data: {
+            "values": networks[0],
+            "inputs": [data[0]],
+            "targets": [data[1]],
+        },
     ),
-    Program("sigmoid 1-2-1, 20 rows", _sine, training_flops(20, 1, 2, 1), quick=True),
-    Program("tabular 54-256-256-1, batch 256", _tabular, training_flops(256, 54, 256, 256, 1), random=True),
+    Program(
+        "sigmoid 1-2-1, 20 rows",
+        _sine_parts,
+        _sine,
+        training_flops(20, 1, 2, 1),
+        twin="sine_update",
+        quick=True,
+    ),
+    Program(
+        "tabular 54-256-256-1, batch 256",
+        _tabular_parts,
+        _tabular,
+        training_flops(256, 54, 256, 256, 1),
+        twin="tabular_update",
+        random=True,
+    ),
     Program(
         "VAE 784-256-20, batch 128",
+        _vae_parts,
         _vae,
         training_flops(128, 784, 256, 40) + 128 * 6 * weights((20, 256, 784)),
+        twin="vae_update",
         random=True,
     ),
     Program(
         "distillation 784-256-10 to 784-32-10, batch 128",
+        _distillation_parts,
         _distillation,
         training_flops(128, 784, 32, 10) + 128 * 2 * weights((784, 256, 10)),
+        twin="distillation_update",
     ),
-    Program("ten nets 8-64-64-1, batch 64", _ensemble, 10 * training_flops(64, 8, 64, 64, 1)),
+    Program(
+        "ten nets 8-64-64-1, batch 64",
+        _ensemble_parts,
+        _ensemble,
+        10 * training_flops(64, 8, 64, 64, 1),
+        twin="ensemble_update",
+    ),
 ]
