@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastnn
-from fastnn.capture.recorder import tensors_in
+from fastnn.capture.tape import tensors_in
 
 
 class Twins:

@@ -19,9 +19,10 @@ from fastnn.capture import cuda_graph
 from fastnn.capture.graph_program import GraphProgram
 from fastnn.capture.islands import in_bytes, view_of
 from fastnn.capture.program import Builder, Gradients, Program
-from fastnn.capture.recorder import Recorder, Tape, replace, tensors_in
+from fastnn.capture.recorder import Recorder
 from fastnn.capture.signature import Signature
 from fastnn.capture.surroundings import Surroundings
+from fastnn.capture.tape import Tape, replace, tensors_in
 from fastnn.capture.watch import same_global_hooks, same_hooks, watch_parts
 
 # What a module has in dicts; hooks that come later are Python that the recording does not know.

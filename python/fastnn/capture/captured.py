@@ -28,9 +28,10 @@ from fastnn.capture.check import compare
 from fastnn.capture.graph_program import GraphProgram
 from fastnn.capture.program import Program
 from fastnn.capture.reach import reached
-from fastnn.capture.recorder import Recorder, Step, Tape
+from fastnn.capture.recorder import Recorder
 from fastnn.capture.signature import Signature, signature
 from fastnn.capture.surroundings import Surroundings
+from fastnn.capture.tape import Step, Tape
 from fastnn.capture.watch import watched_backward
 
 _PROGRAMS = 8  # kept, the most recently used

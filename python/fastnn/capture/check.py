@@ -16,7 +16,7 @@ from fastnn._torch_internals import STEP_HOOKS
 from fastnn.capture.contents import Contents
 from fastnn.capture.ir import Storage
 from fastnn.capture.program import Program
-from fastnn.capture.recorder import as_view, parameters_of, replace, tensors_in
+from fastnn.capture.tape import as_view, parameters_of, replace, tensors_in
 
 # What rounding may change is measured: the program, and the same made of torch's ops, which may be the less
 # exact one, run again with every float that they read off by a few units in the last place (`_ROUNDING`). The

@@ -25,8 +25,9 @@ from fastnn.capture import cuda_graph
 from fastnn.capture.ir import Storage, View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Gradients
-from fastnn.capture.recorder import Op, Recorder, Step, as_view, parameters_of, replace, views_in
+from fastnn.capture.recorder import Recorder
 from fastnn.capture.signature import Signature, signature
+from fastnn.capture.tape import Op, Step, as_view, parameters_of, replace, views_in
 from fastnn.capture.watch import unwatched_backward
 
 # They read a learning rate that is on the device; other options are numbers among the arguments of kernels.

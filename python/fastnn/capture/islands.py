@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastnn.capture.ir import Island, OptimizerStep, View
-from fastnn.capture.recorder import parameters_of, replace
+from fastnn.capture.tape import parameters_of, replace
 
 
 @dataclass

@@ -20,8 +20,8 @@ from fastnn.capture.islands import Place, call_island, call_optimizer, in_bytes,
 from fastnn.capture.lowering import Lowering, lower
 from fastnn.capture.lowering.table import ERRORS
 from fastnn.capture.memory import Arena, without_dead
-from fastnn.capture.recorder import Op, Step, Tape, as_view, name_of, parameters_of, views_in
 from fastnn.capture.signature import DTYPES, Signature, strides_that_matter
+from fastnn.capture.tape import Op, Step, Tape, as_view, name_of, parameters_of, views_in
 from fastnn.capture.watch import unwatched_backward, watch_optimizer
 from fastnn.optim.native import match_layout
 

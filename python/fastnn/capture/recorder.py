@@ -6,12 +6,11 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from types import CellType, FrameType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,133 +25,21 @@ from torch.overrides import TorchFunctionMode
 from fastnn._dispatch import Unsupported
 from fastnn._replaced import HOMES, is_own
 from fastnn._torch_internals import (
-    OpOverload,
     TensorBase,
     TorchDispatchMode,
-    arguments_of,
     is_composite,
     within_backward,
 )
 from fastnn.capture.ir import Storage, View
 from fastnn.capture.options import Options
 from fastnn.capture.schedules import SchedulerHook
+from fastnn.capture.tape import Op, Schema, Step, Tape, as_view, parameters_of, replace, schema_of, tensors_in
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-# What they write although their signature does not say so, by the names of arguments.
-_UNDECLARED_WRITES = {"native_batch_norm.default": ("running_mean", "running_var")}
 # These change a tensor's memory rather than its values.
 _MOVES_MEMORY = {"resize_.default", "resize_as_.default", "set_.source_Tensor", "set_.source_Storage"}
-_DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 # Of which only boolean indices depend on values.
 _INDEXING = {"index.Tensor", "index_put.default", "index_put_.default", "_index_put_impl_.default"}
-
-
-@dataclass(frozen=True)
-class Schema:
-    """What an op's signature says of it."""
-
-    name: str  # such as "add.Tensor"
-    namespace: str
-    writes: tuple[tuple[int, str], ...]  # the arguments that are written, by position and name
-    random: bool
-    depends_on_values: bool
-
-
-def name_of(op: Any) -> str:
-    """Such as "add.Tensor"."""
-    return str(op).partition(".")[2] if isinstance(op, OpOverload) else str(op.__name__)
-
-
-@cache
-def _schema_of(op: Any) -> Schema:
-    namespace = str(op).partition(".")[0]
-    name = name_of(op)
-    undeclared = _UNDECLARED_WRITES.get(name, ())
-    writes = tuple(
-        (i, argument.name)
-        for i, argument in enumerate(arguments_of(op))
-        if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in undeclared
-    )
-    random = torch.Tag.nondeterministic_seeded in op.tags
-    return Schema(name, namespace, writes, random, bool(_DEPENDS_ON_VALUES.intersection(op.tags)))
-
-
-class Op(NamedTuple):
-    """One op that ran, with Views where tensors were."""
-
-    op: Callable[..., Any]
-    schema: Schema
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    results: Any  # what it returned, with Views
-    fresh: tuple[Storage, ...]  # memory that it returned and that was not there before
-
-
-class Step(NamedTuple):
-    """One step of an optimizer."""
-
-    optimizer: Optimizer
-    gradients: list[tuple[Tensor, View]]
-    parameters: list[View]
-
-
-class Tape:
-    """What a recording found.
-
-    Attributes:
-        entries: the ops and optimizer steps, in order.
-        inputs: the memory of each tensor among the arguments, and its view.
-        externals: memory that was there before, with the tensor through which it was reached.
-        fresh: memory that the function made.
-        modules: the modules that were called.
-    """
-
-    def __init__(self) -> None:
-        """Nothing yet."""
-        self.entries: list[Op | Step] = []
-        self.inputs: list[View] = []
-        self.externals: list[Storage] = []
-        self.fresh: list[Storage] = []
-        self.modules: list[torch.nn.Module] = []
-
-
-def tensors_in(x: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, (tuple, list)):
-        for part in x:
-            yield from tensors_in(part)
-    elif isinstance(x, dict):
-        yield from tensors_in(list(x.values()))
-
-
-def views_in(x: Any) -> Iterator[View]:
-    """The Views in nested tuples, lists and dicts."""
-    if isinstance(x, View):
-        yield x
-    elif isinstance(x, (tuple, list)):
-        for part in x:
-            yield from views_in(part)
-    elif isinstance(x, dict):
-        yield from views_in(list(x.values()))
-
-
-def replace(x: Any, kind: type, by: Callable[[Any], Any]) -> Any:
-    """`x` with each `kind` in it replaced, in nested tuples, lists and dicts, which stay what they are."""
-    if isinstance(x, kind):
-        return by(x)
-    if isinstance(x, (list, tuple)):
-        parts = [replace(part, kind, by) for part in x]
-        return type(x)(*parts) if hasattr(x, "_make") else type(x)(parts)
-    if isinstance(x, dict):
-        return type(x)((key, replace(part, kind, by)) for key, part in x.items())
-    return x
-
-
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All of an optimizer's, group after group."""
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def _refuse_collective(schema: Schema) -> None:
@@ -301,7 +188,7 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         self.ran_backward = self.ran_backward or within_backward()
         try:
-            schema = _schema_of(func)
+            schema = schema_of(func)
             if self.paused:
                 _refuse_collective(schema)  # what else an optimizer's step does, a replay does too
                 return func(*args, **kwargs)
@@ -336,7 +223,7 @@ class Recorder(TorchDispatchMode):
         if self.storage_of(tensor) is None:
             made, copy_ = self._result(tensor), torch.ops.aten.copy_.default
             source = self._first_view(kept := tensor.clone(), kept)
-            self.tape.entries.append(Op(copy_, _schema_of(copy_), (made, source), {}, made, ()))
+            self.tape.entries.append(Op(copy_, schema_of(copy_), (made, source), {}, made, ()))
         return tensor
 
     def refuse(self, reason: str) -> None:
@@ -528,13 +415,6 @@ def _place() -> str:
 
 def _has_memory(t: Tensor) -> bool:
     return t.layout is torch.strided and (t.is_cpu or t.is_cuda)
-
-
-def as_view(tensor: Tensor, storage: Storage) -> View:
-    """The View of a tensor whose memory is known."""
-    return View(
-        storage, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
-    )
 
 
 _STEP = Schema("step", "", (), random=False, depends_on_values=False)
