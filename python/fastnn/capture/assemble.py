@@ -20,6 +20,7 @@ from fastnn.capture.graph_program import GraphProgram
 from fastnn.capture.islands import in_bytes, view_of
 from fastnn.capture.program import Builder, Gradients, Program
 from fastnn.capture.recorder import Recorder
+from fastnn.capture.recording import Recording
 from fastnn.capture.signature import Signature
 from fastnn.capture.surroundings import Surroundings
 from fastnn.capture.tape import Tape, replace, tensors_in
@@ -57,43 +58,43 @@ def assemble(
     Raises:
         Unsupported: a replay would leave out something.
     """
-    tape = recorder.tape
-    if (reason := recorder.options.changed()) is not None:
+    recording, tape = recorder.recording, recorder.recording.tape
+    if (reason := recorder.steps.options.changed()) is not None:
         raise Unsupported(reason)
     gradients_before = [grad for _, grad in before.values() if grad is not None]
-    if recorder.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
+    if recording.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
         raise Unsupported("an argument shares memory with a tensor that the function reaches otherwise too")
     fresh = set(map(id, tape.fresh))
-    gradients = _gradients(recorder, before, fresh, kept)
-    returned = [recorder.view(t) for t in tensors_in(result)]
+    gradients = _gradients(recording, recorder.steps.stepped, before, kept)
+    returned = [recording.view(t) for t in tensors_in(result)]
     given = set(map(id, called.tensors))
     for t in tensors_in(result):
         if t.grad_fn is not None:
             raise Unsupported("it returns a tensor with an autograd graph: return loss.detach()")
-        if t.requires_grad and id(t) not in given and recorder.view(t).storage.tensor is not t:
+        if t.requires_grad and id(t) not in given and recording.view(t).storage.tensor is not t:
             raise Unsupported("it returns a tensor that it made and that requires a gradient: detach it")
     for part in _leaves_of(result):
         if not isinstance(part, _RETURNED):
             raise Unsupported(f"it returns a {type(part).__name__}")
     results = [view for view in returned if id(view.storage) in fresh]
-    _refuse_survivors(recorder, result)
+    _refuse_survivors(recording, result)
     watch = _watch(tape, around)
     if names is not None:  # else `watch_step` looks at all of this
-        names.watch(watch, [*recorder.leaves, *(id(storage.tensor) for storage in tape.externals)])
-        for leaf in recorder.leaves.values() if recorder.ran_backward else ():
+        names.watch(watch, [*recording.leaves, *(id(storage.tensor) for storage in tape.externals)])
+        for leaf in recording.leaves.values() if recording.ran_backward else ():
             same_hooks(watch, leaf)
-    device = recorder.device
+    device = recording.device
     if any(t.device != device for t in called.tensors):
         raise Unsupported(f"an argument is not on {device}, as its other tensors are")
     if device is not None and cuda_graph.is_there(device):
         made = [t for t, view in zip(tensors_in(result), returned, strict=True) if view in results]
         if any(map(_in_another_mode, made)):
             raise Unsupported("it enters or leaves inference mode: do that outside, around the call")
-        return GraphProgram(called, recorder, gradients, watch)
+        return GraphProgram(called, recording, gradients, watch)
     programs = []
     for natively in (True, False) if check else (True,):
         builder = Builder(tape, called, gradients, results, watch, natively=natively)
-        programs.append(builder.build(_maker(result, builder, recorder)))
+        programs.append(builder.build(_maker(result, builder, recording)))
     program, program.key = programs[0], called.key
     program.checked, program.reference = (None, programs[1].native) if check else (False, None)
     return program
@@ -128,7 +129,7 @@ def _watch(tape: Tape, around: list[Any]) -> Any:
 
 
 def _gradients(
-    recorder: Recorder, before: dict[int, tuple[Tensor, Tensor | None]], fresh: set[int], kept: Set[int]
+    recording: Recording, stepped: Set[int], before: dict[int, tuple[Tensor, Tensor | None]], kept: Set[int]
 ) -> Gradients:
     """What became of the gradients, which says what is to become of them.
 
@@ -136,10 +137,10 @@ def _gradients(
     what the call before has left: nobody but the function was to read them.
     """
     found = Gradients()
-    stepped = recorder.stepped
-    for key, leaf in recorder.leaves.items():
+    fresh = set(map(id, recording.tape.fresh))
+    for key, leaf in recording.leaves.items():
         old, new = before.get(key, (leaf, None))[1], leaf.grad
-        old_storage = None if old is None else recorder.storage_of(old)
+        old_storage = None if old is None else recording.storage_of(old)
         if old is None:
             found.absent.append(leaf)
         elif old_storage is not None and new is not None and new is not old:
@@ -152,7 +153,7 @@ def _gradients(
             found.cleared.append(leaf)
         if new is None or new is old:
             continue
-        view = recorder.view(new)
+        view = recording.view(new)
         if id(view.storage) not in fresh:
             raise Unsupported("a gradient is memory that was there before")
         if new.requires_grad:
@@ -165,14 +166,14 @@ def _gradients(
     return found
 
 
-def _refuse_survivors(recorder: Recorder, result: Any) -> None:
+def _refuse_survivors(recording: Recording, result: Any) -> None:
     """What the function made may live on in what it returns and in gradients, but nowhere else."""
-    grads = (leaf.grad for leaf in recorder.leaves.values())
+    grads = (leaf.grad for leaf in recording.leaves.values())
     known = [t for t in (*tensors_in(result), *grads) if t is not None]
     expected = {id(t) for t in known} | {id(base_of(t)) for t in known}
 
     def survives() -> bool:
-        return any(id(tensor) not in expected for tensor in recorder.survivors())
+        return any(id(tensor) not in expected for tensor in recording.survivors())
 
     if survives():
         gc.collect()  # in a cycle, perhaps
@@ -185,13 +186,13 @@ def _in_another_mode(t: Tensor) -> bool:
     return t.is_inference() is not torch.is_inference_mode_enabled()
 
 
-def _maker(result: Any, builder: Builder, recorder: Recorder) -> int | Callable[..., Any]:
+def _maker(result: Any, builder: Builder, recording: Recording) -> int | Callable[..., Any]:
     """What makes the function's result from the arguments' tensors and the outputs."""
     if isinstance(result, Tensor):
-        view = recorder.view(result)
+        view = recording.view(result)
         if view.storage in builder.outputs and builder.is_whole(view) and not _in_another_mode(result):
             return builder.outputs.index(view.storage)
-    makers = {id(t): _tensor_maker(t, builder, recorder) for t in tensors_in(result)}
+    makers = {id(t): _tensor_maker(t, builder, recording) for t in tensors_in(result)}
 
     def make(inputs: list[Tensor], outputs: list[Tensor]) -> Any:
         return replace(result_shape, _Maker, lambda maker: maker.make(inputs, outputs))
@@ -209,8 +210,8 @@ def _argument(index: int, inputs: list[Tensor], outputs: list[Tensor]) -> Tensor
     return inputs[index]
 
 
-def _tensor_maker(t: Tensor, builder: Builder, recorder: Recorder) -> _Maker:
-    view = recorder.view(t)
+def _tensor_maker(t: Tensor, builder: Builder, recording: Recording) -> _Maker:
+    view = recording.view(t)
     if view.storage in builder.outputs:
         number = builder.outputs.index(view.storage)
         if _in_another_mode(t):

@@ -233,36 +233,37 @@ class Captured:
         before, planted = self._gradients_before(known)
         nearby = (other for other in reached(self._fn, called.others) if isinstance(other, Optimizer))
         recorder = Recorder(called.tensors, [*known.optimizers.values(), *nearby])
+        recording, optimizers = recorder.recording, recorder.steps.optimizers
         names = None
         if self._by_name and known.surveyed:
             try:
                 names = Surroundings(self._fn, called.others, list(known.called.values()))
             except Exception as error:  # of somebody's class, which has something to say about its attributes
-                recorder.refuse(f"{_UNSEEN}: {error}")
+                recording.refuse(f"{_UNSEEN}: {error}")
         try:
             with _dispatch.disabled(), without_compilation(), recorder:
                 result = self._fn(*args, **kwargs)
         finally:
-            stepped = recorder.stepped
+            stepped = recorder.steps.stepped
             losing = {
                 owner
                 for leaf, grad, owner in planted
                 if (owner is self or id(leaf) in stepped)
-                and (recorder.has_met(grad) or (recorder.refused is not None and leaf.grad is grad))
+                and (recording.has_met(grad) or (recording.refused is not None and leaf.grad is grad))
             }
             for leaf, grad, _ in planted:
                 if leaf.grad is grad and version_of(grad) == 0:  # else the function has added its own to it
                     leaf.grad = None
-        known.leaves = recorder.leaves
+        known.leaves = recording.leaves
         if stepped:
             self._stepped |= stepped
             _training[id(self)] = self
-        ran = _called(recorder.tape)
+        ran = _called(recording.tape)
         new, known.called = ran.keys() - known.called.keys(), weakref.WeakValueDictionary(ran)
-        news = [leaf for key, leaf in recorder.leaves.items() if key not in before and leaf.grad is not None]
-        others = known.surveyed and not recorder.optimizers.keys() <= known.optimizers.keys()
-        if recorder.refused is not None:
-            known.refused = recorder.refused
+        news = [leaf for key, leaf in recording.leaves.items() if key not in before and leaf.grad is not None]
+        others = known.surveyed and not optimizers.keys() <= known.optimizers.keys()
+        if recording.refused is not None:
+            known.refused = recording.refused
         elif others and known.others:
             known.refused = "it uses another optimizer in every call: make it once, outside"
         elif known.surveyed and not (news or others) and not _dispatch.is_disabled():
@@ -273,7 +274,9 @@ class Captured:
             try:
                 changed = self._looked_around(names, known, [ran[key] for key in new])
                 if changed is not None:
-                    kept = recorder.leaves.keys() if self._options["keep_grad"] else self._stepped_elsewhere()
+                    kept = (
+                        recording.leaves.keys() if self._options["keep_grad"] else self._stepped_elsewhere()
+                    )
                     around, check = reached(self._fn, called.others), self._options["check"]
                     program = assemble(
                         called, recorder, before, around, names, result, kept=kept, check=check
@@ -284,7 +287,7 @@ class Captured:
                 known.refused = str(reason)
             if known.replaced == _MOST_REPLACED:
                 known.refused = "a value that it reads by name differs in every call"
-        known.surveyed, known.others, known.optimizers = True, others, recorder.optimizers
+        known.surveyed, known.others, known.optimizers = True, others, optimizers
         for owner in losing:
             owner._options["keep_grad"] = True
             owner._programs = [program for program in owner._programs if not program.dropped]

@@ -25,7 +25,7 @@ from fastnn.capture import cuda_graph
 from fastnn.capture.ir import Storage, View
 from fastnn.capture.islands import view_of
 from fastnn.capture.program import Gradients
-from fastnn.capture.recorder import Recorder
+from fastnn.capture.recording import Recording
 from fastnn.capture.signature import Signature, signature
 from fastnn.capture.tape import Op, Step, as_view, parameters_of, replace, views_in
 from fastnn.capture.watch import unwatched_backward
@@ -51,12 +51,12 @@ class GraphProgram:
 
     islands: tuple[tuple[str, str], ...] = ()
 
-    def __init__(self, called: Signature, recorder: Recorder, gradients: Gradients, watch: Any) -> None:
+    def __init__(self, called: Signature, recording: Recording, gradients: Gradients, watch: Any) -> None:
         """Raises `Unsupported` where no graph can do what was recorded."""
-        assert recorder.device is not None  # an op has run there
-        self._device = recorder.device
-        entries, inputs = recorder.tape.entries, recorder.tape.inputs
-        external = [(id(s), s.tensor) for s in recorder.tape.externals if s.tensor is not None]
+        assert recording.device is not None  # an op has run there
+        self._device = recording.device
+        entries, inputs = recording.tape.entries, recording.tape.inputs
+        external = [(id(s), s.tensor) for s in recording.tape.externals if s.tensor is not None]
         steps = [entry.optimizer for entry in entries if isinstance(entry, Step)]
         failed = cuda_graph.why_failed(self._device)
         if failed is not None:

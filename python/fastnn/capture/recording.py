@@ -1,0 +1,176 @@
+"""What a recording notes as the function runs: the tape, the memory that ops meet, and why it has ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from fastnn._dispatch import Unsupported
+from fastnn._replaced import HOMES
+from fastnn.capture.ir import Storage, View
+from fastnn.capture.tape import Tape, as_view
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Recording:
+    """One call of a function.
+
+    Attributes:
+        refused: what it does that no recording can hold, which ends this one; the function runs on.
+        tape: what has been noted.
+        device: of all tensors, known when the first is met.
+        leaves: those that require gradients, by id.
+        paused: how often: what runs meanwhile is not noted.
+        ran_backward: in which hooks of leaves are called.
+        thread: in which the function runs.
+    """
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        """`inputs` are the tensors among the arguments."""
+        self.refused: str | None = None
+        self.device: torch.device | None = None
+        self.tape = Tape()
+        self.leaves: dict[int, Tensor] = {}
+        self.paused = 0
+        self.ran_backward = False
+        self.thread = threading.get_ident()
+        # By address. Torch's storages are kept, so that no address is used again; tensors are not, because
+        # autograd copies a gradient that somebody else has a reference to.
+        self._storages: dict[int, tuple[Storage, torch.UntypedStorage]] = {}
+        self._met: set[int] = set()  # addresses, before the recording was refused
+        self._made: list[tuple[Storage, weakref.ref[Tensor]]] = []
+        # The tensors through which ops met the memory of arguments.
+        self._inputs: set[int] = set()  # by id of the Storage
+        self._in_inputs: list[weakref.ref[Tensor]] = []
+        for tensor in inputs:
+            self.device = self.device or tensor.device
+            storage = self.storage_of(tensor)
+            self.tape.inputs.append(
+                self.first_view(tensor, None) if storage is None else as_view(tensor, storage)
+            )
+        self._given = {id(tensor) for tensor in inputs}
+        self._inputs.update(id(view.storage) for view in self.tape.inputs)
+
+    def refuse(self, reason: str) -> None:
+        """End the recording, for what the function does."""
+        if self.refused is None:
+            self.refused = f"{reason}{_place()}"
+            self._met.update(self._storages)
+        self._storages.clear()
+
+    def check(self, t: Tensor) -> None:
+        """Raise `Unsupported` where a tensor is none that a replay may have."""
+        if type(t) not in _PLAIN:
+            raise Unsupported(f"{type(t).__name__} is a tensor subclass")
+        if not _has_memory(t):
+            raise Unsupported(f"a tensor on {t.device}, of layout {t.layout}")
+        if self.device is None:
+            self.device = t.device
+        if t.device != self.device:
+            raise Unsupported(f"a tensor on {t.device} beside others on {self.device}")
+        if t.is_neg() or t.is_conj():
+            raise Unsupported("a lazily negated or conjugated view")
+
+    def view(self, tensor: Tensor) -> View:
+        """The View of a tensor that an op is given."""
+        storage = self.storage_of(tensor)
+        view = self.first_view(tensor, tensor) if storage is None else as_view(tensor, storage)
+        # Autograd makes another tensor of a leaf that it saved: it is not the one that has the gradient.
+        if tensor.requires_grad and tensor.is_leaf and view.storage.tensor is tensor:
+            self.leaves[id(tensor)] = tensor
+        if id(view.storage) in self._inputs and id(tensor) not in self._given:
+            self._in_inputs.append(weakref.ref(tensor))
+        return view
+
+    def gradient_is_asked(self, tensor: Tensor) -> None:
+        """Somebody reads ``.grad``: of a tensor from before, it may be another one in each call."""
+        if type(tensor) in _PLAIN and _has_memory(tensor) and tensor.requires_grad and tensor.is_leaf:
+            storage = self.storage_of(tensor)
+            if storage is None or storage.tensor is tensor:
+                self.leaves[id(tensor)] = tensor
+
+    def reaches_arguments(self, others: Iterable[Tensor]) -> bool:
+        """Whether the memory of an argument was met otherwise too, as a parameter's is beside its ``.data``;
+        once the function has returned. `others` are tensors that it may have taken from elsewhere."""
+        made = {id(reference()) for _, reference in self._made}
+        met = (reference() for reference in self._in_inputs)
+        return any(t is not None and id(t) not in made for t in met) or any(
+            id(self.storage_of(t)) in self._inputs for t in others if type(t) in _PLAIN and _has_memory(t)
+        )
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What runs meanwhile is not noted."""
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
+
+    def result(self, tensor: Tensor) -> View:
+        """The View of a tensor that an op has returned."""
+        storage = self.storage_of(tensor)
+        if storage is None:
+            view = self.first_view(tensor, None)
+            self.tape.fresh.append(view.storage)
+        else:
+            view = as_view(tensor, storage)
+        self._made.append((view.storage, weakref.ref(tensor)))
+        return view
+
+    def first_view(self, tensor: Tensor, external: Tensor | None) -> View:
+        """The View of a tensor in memory that has not been met before."""
+        base = tensor.untyped_storage()
+        storage = Storage(base.nbytes(), external)
+        if external is not None:
+            self.tape.externals.append(storage)
+        if base.nbytes():
+            self._storages[base.data_ptr()] = (storage, base)
+        return as_view(tensor, storage)
+
+    def storage_of(self, tensor: Tensor) -> Storage | None:
+        """The memory of a tensor, where it has been met."""
+        found = self._storages.get(tensor.untyped_storage().data_ptr())
+        return None if found is None else found[0]
+
+    def has_met(self, tensor: Tensor) -> bool:
+        """Whether an op was given the memory of a tensor from before, so long as the recording went on."""
+        address = tensor.untyped_storage().data_ptr()
+        return address in self._storages or address in self._met
+
+    def here(self) -> bool:
+        """Whether it goes on, in the calling thread."""
+        return threading.get_ident() == self.thread and self.refused is None
+
+    def survivors(self) -> list[Tensor]:
+        """What the function made and somebody still holds, once the function has returned."""
+        fresh = set(map(id, self.tape.fresh))
+        made = ((storage, reference()) for storage, reference in self._made)
+        return [
+            tensor
+            for storage, tensor in made
+            if tensor is not None and id(storage) in fresh and storage.bytes
+        ]
+
+
+def _place() -> str:
+    """The line of the user's that is running."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (
+        frame.f_code.co_filename.startswith(HOMES) or "<" in frame.f_code.co_filename
+    ):
+        frame = frame.f_back
+    return "" if frame is None else f" ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
+
+
+def _has_memory(t: Tensor) -> bool:
+    return t.layout is torch.strided and (t.is_cpu or t.is_cuda)

@@ -1,0 +1,71 @@
+"""Sees what goes past torch's ops in a recording, where values would be read or written unseen."""
+
+from __future__ import annotations
+
+import sys
+from types import CellType, FrameType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fastnn._replaced import is_own
+from fastnn._torch_internals import TensorBase
+from fastnn.capture.recording import Recording
+
+# What these give or take, the recording would not see.
+_UNSEEN: dict[Any, str] = {
+    Tensor.tolist: "tolist",
+    Tensor.numpy: "numpy",
+    Tensor.__array__: "numpy",
+    Tensor.data.__set__: "data =",  # type: ignore[attr-defined]
+}
+_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[union-attr]
+# Where distributions read values to validate what they are given.
+_VALIDATING = {
+    f"torch.distributions.{name}"
+    for name in ("distribution", "constraints", "geometric", "continuous_bernoulli")
+}
+
+
+def _wrapped_by(func: FunctionType, caller: FrameType) -> Any:
+    """What torch has begun to run, where somebody has put a function around it: torch tells a mode what its
+    name stands for, and that, called again, would do twice what it does beside."""
+    if caller.f_code.co_filename != torch.overrides.__file__:  # a method in C++, which has no frame
+        names = [name for name, value in vars(Tensor).items() if value is func]
+        return getattr(TensorBase, names[0], func) if names else func
+    running = caller.f_back
+    if running is None or running.f_code is func.__code__:  # a function of another library, for modes to see
+        return func
+    code, given = running.f_code, running.f_locals
+    positional, parameters = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
+    original = FunctionType(
+        code,
+        running.f_globals,
+        code.co_name,
+        tuple(given[name] for name in code.co_varnames[:positional]),  # torch does not tell all of them
+        tuple(CellType(given[name]) for name in code.co_freevars),
+    )
+    original.__kwdefaults__ = {name: given[name] for name in code.co_varnames[positional:parameters]}
+    return original
+
+
+class Unseen(TorchFunctionMode):
+    """Beside a Recorder, what goes past torch's ops ends the recording."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()
+        self._recording = recording
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, FunctionType) and not is_own(func):
+            func = _wrapped_by(func, sys._getframe(1))
+        if func in _UNSEEN and not self._recording.paused:
+            self._recording.refuse(f"values go past torch's ops: .{_UNSEEN[func]}")
+        if func == _GRADIENT and not self._recording.paused:
+            self._recording.gradient_is_asked(args[0])
+        if func is Tensor.__bool__ and sys._getframe(1).f_globals.get("__name__") in _VALIDATING:
+            with self._recording.pause():
+                return func(*args)
+        return func(*args, **(kwargs or {}))
