@@ -47,6 +47,21 @@ def test_arguments_that_are_reached_otherwise_too() -> None:
             _repeat(fastnn.capture(fn, native=True), *given)
 
 
+def test_an_argument_that_the_call_itself_stores() -> None:
+    kept: list[Tensor] = []
+
+    def remember(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x * 2
+
+    captured = fastnn.capture(remember)
+    captured(torch.ones(3))
+    with pytest.warns(fastnn.EagerStepWarning, match="shares memory"):
+        captured(torch.ones(3))
+    captured(torch.ones(3))
+    assert len(kept) == 3
+
+
 rows = torch.zeros(3)
 
 

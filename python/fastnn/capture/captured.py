@@ -29,6 +29,7 @@ from fastnn.capture.graph_program import GraphProgram
 from fastnn.capture.program import Program
 from fastnn.capture.reach import reached
 from fastnn.capture.recorder import Recorder
+from fastnn.capture.recording import Recording
 from fastnn.capture.signature import Signature, signature
 from fastnn.capture.surroundings import Surroundings
 from fastnn.capture.tape import Step, Tape
@@ -73,6 +74,29 @@ class Known:
         self.others = False  # whether the last call's were not those of the call before
         # Modules and optimizers that the function called, by their ids: the next recording watches them.
         self.called: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+    def learn(
+        self, recorder: Recorder, before: dict[int, tuple[Tensor, Tensor | None]]
+    ) -> tuple[list[nn.Module | Optimizer], bool]:
+        """Note what a call has done, or why it is refused; `before` are the gradients that it found.
+
+        Returns:
+            Which modules and optimizers it has called that the call before has not, and whether a program
+            may be made of it: it has done nothing else that must be known before a call.
+        """
+        recording, optimizers = recorder.recording, recorder.steps.optimizers
+        ran = _called(recording.tape)
+        new = [each for key, each in ran.items() if key not in self.called]
+        unknown = any(key not in before and p.grad is not None for key, p in recording.leaves.items())
+        others = self.surveyed and not optimizers.keys() <= self.optimizers.keys()
+        if recording.refused is not None:
+            self.refused = recording.refused
+        elif others and self.others:
+            self.refused = "it uses another optimizer in every call: make it once, outside"
+        is_as_known = self.surveyed and self.refused is None and not (unknown or others)
+        self.leaves, self.called = recording.leaves, weakref.WeakValueDictionary(ran)
+        self.surveyed, self.others, self.optimizers = True, others, optimizers
+        return new, is_as_known
 
 
 class Captured:
@@ -231,63 +255,21 @@ class Captured:
 
     def _record(self, called: Signature, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before, planted = self._gradients_before(known)
-        nearby = (other for other in reached(self._fn, called.others) if isinstance(other, Optimizer))
+        around = reached(self._fn, called.others)
+        nearby = (other for other in around if isinstance(other, Optimizer))
         recorder = Recorder(called.tensors, [*known.optimizers.values(), *nearby])
-        recording, optimizers = recorder.recording, recorder.steps.optimizers
-        names = None
-        if self._by_name and known.surveyed:
-            try:
-                names = Surroundings(self._fn, called.others, list(known.called.values()))
-            except Exception as error:  # of somebody's class, which has something to say about its attributes
-                recording.refuse(f"{_UNSEEN}: {error}")
+        names = self._names(called, known, around, recorder.recording)
         try:
             with _dispatch.disabled(), without_compilation(), recorder:
                 result = self._fn(*args, **kwargs)
         finally:
-            stepped = recorder.steps.stepped
-            losing = {
-                owner
-                for leaf, grad, owner in planted
-                if (owner is self or id(leaf) in stepped)
-                and (recording.has_met(grad) or (recording.refused is not None and leaf.grad is grad))
-            }
-            for leaf, grad, _ in planted:
-                if leaf.grad is grad and version_of(grad) == 0:  # else the function has added its own to it
-                    leaf.grad = None
-        known.leaves = recording.leaves
-        if stepped:
-            self._stepped |= stepped
+            losing = self._take_back(planted, recorder)
+        if recorder.steps.stepped:
+            self._stepped |= recorder.steps.stepped
             _training[id(self)] = self
-        ran = _called(recording.tape)
-        new, known.called = ran.keys() - known.called.keys(), weakref.WeakValueDictionary(ran)
-        news = [leaf for key, leaf in recording.leaves.items() if key not in before and leaf.grad is not None]
-        others = known.surveyed and not optimizers.keys() <= known.optimizers.keys()
-        if recording.refused is not None:
-            known.refused = recording.refused
-        elif others and known.others:
-            known.refused = "it uses another optimizer in every call: make it once, outside"
-        elif known.surveyed and not (news or others) and not _dispatch.is_disabled():
-            # (Where it is disabled, another thread records.)
-            previous = next((program for program in self._programs if program.key == called.key), None)
-            if previous is not None and previous.native.runs < _WORTH:
-                known.replaced += 1
-            try:
-                changed = self._looked_around(names, known, [ran[key] for key in new])
-                if changed is not None:
-                    kept = (
-                        recording.leaves.keys() if self._options["keep_grad"] else self._stepped_elsewhere()
-                    )
-                    around, check = reached(self._fn, called.others), self._options["check"]
-                    program = assemble(
-                        called, recorder, before, around, names, result, kept=kept, check=check
-                    )
-                    self._add(program)
-                    self._tell_changes(changed)
-            except Unsupported as reason:
-                known.refused = str(reason)
-            if known.replaced == _MOST_REPLACED:
-                known.refused = "a value that it reads by name differs in every call"
-        known.surveyed, known.others, known.optimizers = True, others, optimizers
+        new, is_as_known = known.learn(recorder, before)
+        if is_as_known and not _dispatch.is_disabled():  # where it is, another thread records
+            self._make_program(called, known, recorder, before, names, new, result)
         for owner in losing:
             owner._options["keep_grad"] = True
             owner._programs = [program for program in owner._programs if not program.dropped]
@@ -295,6 +277,59 @@ class Captured:
         if known.refused is not None:
             self._tell(known.refused)
         return result
+
+    def _names(
+        self, called: Signature, known: Known, around: list[Any], recording: Recording
+    ) -> Surroundings | None:
+        """What the function finds by name, where that is watched."""
+        if self._by_name and known.surveyed:
+            try:
+                return Surroundings(self._fn, called.others, around, list(known.called.values()))
+            except Exception as error:  # of somebody's class, which has something to say about its attributes
+                recording.refuse(f"{_UNSEEN}: {error}")
+        return None
+
+    def _take_back(self, planted: list[tuple[Tensor, Tensor, Captured]], recorder: Recorder) -> set[Captured]:
+        """Drop what `_gradients_before` has planted; the functions whose gradients have been missed."""
+        recording, stepped = recorder.recording, recorder.steps.stepped
+        losing = {
+            owner
+            for leaf, grad, owner in planted
+            if (owner is self or id(leaf) in stepped)
+            and (recording.has_met(grad) or (recording.refused is not None and leaf.grad is grad))
+        }
+        for leaf, grad, _ in planted:
+            if leaf.grad is grad and version_of(grad) == 0:  # else the function has added its own to it
+                leaf.grad = None
+        return losing
+
+    def _make_program(
+        self,
+        called: Signature,
+        known: Known,
+        recorder: Recorder,
+        before: dict[int, tuple[Tensor, Tensor | None]],
+        names: Surroundings | None,
+        new: list[nn.Module | Optimizer],
+        result: Any,
+    ) -> None:
+        """Of a recording; or note why there is none. `new` has been called for the first time."""
+        previous = next((program for program in self._programs if program.key == called.key), None)
+        if previous is not None and previous.native.runs < _WORTH:
+            known.replaced += 1
+        try:
+            changed = self._looked_around(names, known, new)
+            if changed is not None:
+                leaves, check = recorder.recording.leaves, self._options["check"]
+                kept = leaves.keys() if self._options["keep_grad"] else self._stepped_elsewhere()
+                around = reached(self._fn, called.others)  # once more: it may have stored its arguments
+                program = assemble(called, recorder, before, around, names, result, kept=kept, check=check)
+                self._add(program)
+                self._tell_changes(changed)
+        except Unsupported as reason:
+            known.refused = str(reason)
+        if known.replaced == _MOST_REPLACED:
+            known.refused = "a value that it reads by name differs in every call"
 
     def _add(self, program: Program | GraphProgram) -> None:
         self._programs, gone = [program, *self._programs[: _PROGRAMS - 1]], self._programs[_PROGRAMS - 1 :]

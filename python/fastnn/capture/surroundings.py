@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from fastnn import _replaced
 from fastnn._torch_internals import MODULE_CALL
 from fastnn.capture.names import Code, entries, forward_of, has_attributes, is_library, names_in_class
-from fastnn.capture.reach import reached
 
 # Where numbers are drawn that torch does not know, by the module that code names.
 _GENERATORS: dict[str, tuple[str, Callable[[], Any]]] = {
@@ -53,13 +52,15 @@ class Surroundings:
     or shorter are left alone, for they are logs and buffers.
     """
 
-    def __init__(self, fn: Any, given: list[Any], called: list[nn.Module | Optimizer]) -> None:
-        """`given` is what the arguments hold beside tensors; `called` was called in an earlier call."""
+    def __init__(
+        self, fn: Any, given: list[Any], around: list[Any], called: list[nn.Module | Optimizer]
+    ) -> None:
+        """`given` is what the arguments hold beside tensors, `around` all that the function can reach;
+        `called` was called in an earlier call."""
         self._noted: dict[tuple[str, int, Any], tuple[Any, Any, Any]] = {}  # holder, name and value
         self._containers: dict[int, tuple[Any, int, bool]] = {}  # and sizes, and whether these are watched
         self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
         self._classes: set[tuple[type, frozenset[str]]] = set()  # what is noted already
-        around = reached(fn, given)
         optimizers = [other for other in (*called, *around) if isinstance(other, Optimizer)]
         # What an optimizer draws in its step, it draws in replays too.
         self._not_ours = {id(part) for optimizer in optimizers for part in vars(optimizer).values()}
