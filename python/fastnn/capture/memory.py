@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from fastnn.capture.ir import Island, Node, OptimizerStep, Storage
 
 _ALIGNMENT = 64  # bytes: a cache line, and one AVX-512 vector
@@ -44,17 +46,16 @@ class Arena:
                     spans[id(storage)] = (storage, first, at)
         self.offsets: dict[int, int] = {}
         self.bytes = 0
-        placed: list[tuple[int, int, int, int]] = []  # offset, end, first node, last node
-        for storage, first, last in sorted(spans.values(), key=lambda span: -span[0].bytes):
-            offset = 0
-            for begin, end, since, until in placed:  # by offset
-                if until < first or last < since:
-                    continue
-                if offset + storage.bytes <= begin:
-                    break
-                offset = max(offset, end)
+        placed = np.zeros((4, len(spans)), dtype=np.int64)
+        for count, (storage, first, last) in enumerate(sorted(spans.values(), key=lambda s: -s[0].bytes)):
+            begins, ends, since, until = placed[:, :count]
+            at_once = np.flatnonzero((until >= first) & (since <= last))
+            at_once = at_once[begins[at_once].argsort()]
+            # It may lie after all that begin before it: the first such place where it ends before the next.
+            after = np.append(0, np.maximum.accumulate(ends[at_once]))
+            fits = after[:-1] + storage.bytes <= begins[at_once]
+            offset = int(after[np.append(fits, True).argmax()])
             size = -(-storage.bytes // _ALIGNMENT) * _ALIGNMENT
             self.offsets[id(storage)] = offset
             self.bytes = max(self.bytes, offset + size)
-            placed.append((offset, offset + size, first, last))
-            placed.sort()
+            placed[:, count] = offset, offset + size, first, last
