@@ -146,7 +146,7 @@ class Code:
             for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
                 self.found(default)
             self._read_class(torch.Tensor, names)
-        for name in set(global_names(function.__code__)):
+        for name in global_names(function.__code__):
             if name in function.__globals__:
                 value = function.__globals__[name]
                 self._watch.item(function.__globals__, name, value)

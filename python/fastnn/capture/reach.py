@@ -62,14 +62,14 @@ def wrapped(value: Any) -> Any:
     return getattr(value, "__dict__", {}).get("__wrapped__")
 
 
-def global_names(code: CodeType) -> Iterator[str]:
+@functools.lru_cache(1024)  # the forwards of torch's modules are long, and read anew for each recording
+def global_names(code: CodeType) -> tuple[str, ...]:
     """The global variables that code reads, and functions within it: ``co_names`` has attributes too."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield instruction.argval
+    names = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from global_names(constant)
+            names += global_names(constant)
+    return tuple(dict.fromkeys(names))
 
 
 def _parts(value: Any) -> Iterator[Any]:

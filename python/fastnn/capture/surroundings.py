@@ -7,7 +7,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -119,9 +119,10 @@ class Surroundings:
     def _note_all(self, code: Code, modules: Iterable[nn.Module]) -> None:
         """What code reads of modules and of objects that it finds, and of what they hold."""
         found: list[Any] = []
+        in_class = cache(names_in_class)
         for module in modules:
-            kind = type(module)
-            own = names_in_class(kind) if _replaced.is_own(forward_of(kind)) else frozenset()
+            kind: type = type(module)
+            own = in_class(kind) if _replaced.is_own(forward_of(kind)) else frozenset()
             found += self._note_attributes(module, code.names | own)
             if "forward" not in module.__dict__:
                 self._note("absent", module.__dict__, "forward", None)
