@@ -45,6 +45,8 @@ class Watch {
   }
   // The list or dict has so many entries.
   void size(py::object container, Py_ssize_t size) { sizes_.emplace_back(std::move(container), size); }
+  // The function has the same code and defaults, which whoever reloads a file replaces in place.
+  void function(py::function function) { functions_.emplace_back(std::move(function)); }
   // type.name is value, looked up along the bases.
   void class_item(const py::type& type, py::object name, py::object value) {
     for (Class& watched : classes_)
@@ -82,6 +84,8 @@ class Watch {
     for (const auto& [list, index, value] : elements_)
       if (index >= PyList_GET_SIZE(list.ptr()) || !is_value(PyList_GET_ITEM(list.ptr(), index), value.ptr()))
         return false;
+    for (const Function& watched : functions_)
+      if (!watched.is_same()) return false;
     for (const Class& watched : classes_)
       if (!same(watched)) return false;
     for (const Item& item : attributes_)
@@ -121,6 +125,12 @@ class Watch {
         Py_VISIT(value.ptr());
       }
     }
+    for (const Function& watched : functions_) {
+      Py_VISIT(watched.function.ptr());
+      Py_VISIT(watched.code.ptr());
+      Py_VISIT(watched.defaults.ptr());
+      Py_VISIT(watched.keyword_defaults.ptr());
+    }
     for (const auto& [object, type] : types_) {
       Py_VISIT(object.ptr());
       Py_VISIT(type.ptr());
@@ -153,13 +163,29 @@ class Watch {
     mutable unsigned tag;  // what Python's cache of methods called the class when they were last found
   };
 
+  struct Function {
+    explicit Function(py::function watched)
+        : function(std::move(watched)),
+          code(py::reinterpret_borrow<py::object>(PyFunction_GET_CODE(function.ptr()))),
+          defaults(py::reinterpret_borrow<py::object>(PyFunction_GET_DEFAULTS(function.ptr()))),
+          keyword_defaults(py::reinterpret_borrow<py::object>(PyFunction_GET_KW_DEFAULTS(function.ptr()))) {}
+    bool is_same() const {
+      PyObject* const it = function.ptr();
+      return PyFunction_GET_CODE(it) == code.ptr() && PyFunction_GET_DEFAULTS(it) == defaults.ptr() &&
+             PyFunction_GET_KW_DEFAULTS(it) == keyword_defaults.ptr();
+    }
+    py::function function;
+    py::object code, defaults, keyword_defaults;  // defaults may be null
+  };
+
   struct Leaf {
     py::object param;
     py::function look;
     AccumulatorHooks accumulator;
   };
 
-  // The same object, or an equal number, text or tuple of those, which are made anew where they are computed.
+  // The same object, or an equal number, text, bytes or tuple of those, which are made anew where they are
+  // computed.
   static bool is_value(PyObject* found, PyObject* expected) {
     if (found == expected) return true;
     if (!found || !expected || Py_TYPE(found) != Py_TYPE(expected)) return false;
@@ -174,7 +200,7 @@ class Watch {
         if (!is_value(PyTuple_GET_ITEM(found, i), PyTuple_GET_ITEM(expected, i))) return false;
       return true;
     }
-    if (!PyLong_CheckExact(found) && !PyUnicode_CheckExact(found)) return false;
+    if (!PyLong_CheckExact(found) && !PyUnicode_CheckExact(found) && !PyBytes_CheckExact(found)) return false;
     const int equal = PyObject_RichCompareBool(found, expected, Py_EQ);
     if (equal < 0) throw py::error_already_set();
     return equal == 1;
@@ -223,6 +249,7 @@ class Watch {
   }
 
   std::vector<Item> items_, attributes_;
+  std::vector<Function> functions_;
   std::vector<Class> classes_;
   std::vector<Content> contents_;
   std::vector<std::pair<py::list, py::tuple>> lists_;
@@ -244,6 +271,7 @@ void register_watch(py::module_& m) {
       .def("elements", &Watch::elements)
       .def("element", &Watch::element)
       .def("size", &Watch::size)
+      .def("function", &Watch::function)
       .def("class_item", &Watch::class_item)
       .def("class_absent", &Watch::class_absent)
       .def("type", &Watch::type)

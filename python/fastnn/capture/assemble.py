@@ -80,7 +80,8 @@ def assemble(
     _refuse_survivors(recording, result)
     watch = _watch(tape, around)
     if names is not None:  # else `watch_step` looks at all of this
-        names.watch(watch, [*recording.leaves, *(id(storage.tensor) for storage in tape.externals)])
+        externals = [storage.tensor for storage in tape.externals if storage.tensor is not None]
+        names.watch(watch, [*recording.leaves.values(), *externals])
         for leaf in recording.leaves.values() if recording.ran_backward else ():
             same_hooks(watch, leaf)
     device = recording.device

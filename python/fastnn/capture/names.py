@@ -7,8 +7,8 @@ import dis
 import sys
 import weakref
 from argparse import Namespace
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
+from functools import cached_property, partial
 from inspect import getattr_static
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -21,7 +21,13 @@ from fastnn.capture.reach import global_names, wrapped
 _LIBRARIES = {"torch", "fastnn", "numpy", *sys.stdlib_module_names}
 # Python's own classes whose objects are made to hold the attributes of others' code.
 _NAMESPACES = (SimpleNamespace, Namespace)
-_LONGEST = 64  # entries of a container that is looked into
+LONGEST = 64  # entries of a container that is looked into
+_DEEPEST = 4  # attributes of attributes, and entries of entries
+# Methods that are for those who make, copy or print an object: nothing else calls them unnamed.
+_NOT_OF_USE = {
+    *("__new__", "__init__", "__post_init__", "__del__", "__repr__", "__str__", "__copy__", "__deepcopy__"),
+    *("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__init_subclass__", "__set_name__"),
+}
 _OF_WHAT_IS_THERE = {"LOAD_ATTR", "LOAD_METHOD"}
 _OF_A_BASE = {"LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"}
 _BY_TEXT = {
@@ -42,15 +48,20 @@ def is_plain(value: Any) -> bool:
     return isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, (*others, ModuleType))
 
 
+def parts_of(container: Any) -> Iterable[tuple[Any, Any]]:
+    """What a list, tuple or dict holds, with its indices or keys."""
+    return dict.items(container) if isinstance(container, dict) else enumerate(container)
+
+
 def entries(container: Any) -> dict[Any, Any]:
     """What a list, tuple or dict holds, by index or key; nothing of a long one, which is data."""
-    if len(container) > _LONGEST:
-        return {}
-    return dict(dict.items(container) if isinstance(container, dict) else enumerate(container))
+    return {} if len(container) > LONGEST else dict(parts_of(container))
 
 
 def has_attributes(value: Any) -> bool:
-    """Whether it is plain, and its attributes are not a library's business."""
+    """Whether it is plain, or a function, and its attributes are not a library's business."""
+    if isinstance(value, FunctionType) or wrapped(value) is not None:
+        return True
     return is_plain(value) and (isinstance(value, _NAMESPACES) or not is_library(type(value).__module__))
 
 
@@ -63,8 +74,7 @@ class Code:
         direct: those among them that it reads of something else than an attribute: of what a variable holds,
             for one. ``self.optimizer.step`` says nothing of a ``self.step``.
         modules: those that are called, by their ids, and their parts.
-        objects: others that it finds under the names of variables, or in containers there.
-        of_modules: ids of those among them that are attributes of modules of Python.
+        objects: others that it finds under the names of variables and of attributes, or in containers there.
         libraries: names of the modules of Python among them.
     """
 
@@ -73,78 +83,99 @@ class Code:
         self.direct: set[str] = set()
         self.modules: dict[int, torch.nn.Module] = {}
         self.objects: dict[int, Any] = {}
-        self.of_modules: set[int] = set()
         self.libraries: set[str] = set()
         self._watch = watch
-        self._seen: set[tuple[int, type | None]] = set()
+        # Of objects, how many attributes and entries lead to them from what a variable holds, by their ids.
+        self._depth: dict[int, int] = {}
+        self._entered: set[int] = set()  # modules whose forward has been read
+        self._seen: set[int] = set()  # functions that have been read
+        self._of_classes: set[tuple[type, str]] = set()  # that have been looked at
 
-    def found(self, value: Any) -> None:
-        """Follow what is called, or is under the name of a variable."""
+    def found(self, value: Any, depth: int = 0) -> None:
+        """Follow what is called, or is under the name of a variable or, at a `depth` of 1, an attribute."""
         if isinstance(value, torch.nn.Module):
             for module in value.modules():
-                if id(module) not in self.modules:
-                    self.modules[id(module)] = module
-                    self._read(forward_of(type(module)), type(module))
-                    for attribute in list(module.__dict__.values()):
-                        if isinstance(attribute, (FunctionType, MethodType, partial)):
-                            self.found(attribute)
+                self.modules[id(module)] = module
+                if depth or id(module) in self._entered:  # an attribute may be there for its other methods
+                    continue
+                self._entered.add(id(module))
+                self._read(forward_of(type(module)))
+                for attribute in list(module.__dict__.values()):
+                    if isinstance(attribute, (FunctionType, MethodType, partial)):
+                        self.found(attribute)
         elif isinstance(value, partial):
-            for part in (value.func, *value.args, *value.keywords.values()):
-                self.found(part)
+            for part in (value.func, *value.args, value.keywords):
+                self.found(part, depth)
         elif isinstance(value, MethodType):
-            self.found(value.__self__)
-            self._read(value.__func__, type(value.__self__))
-        elif isinstance(value, FunctionType):
-            self._read(value, None)
+            self.found(value.__self__, depth)
+            self._read(value.__func__)
         elif isinstance(value, weakref.ref):
-            self.found(value())
-        elif isinstance(wrapped(value), FunctionType):
-            self._read(wrapped(value), None)
+            self.found(value(), depth)
         elif isinstance(value, (dict, list, tuple)):
-            if id(value) not in self.objects:
-                self.objects[id(value)] = value
+            if self._is_new(value, depth):
                 for part in entries(value).values():
-                    self.found(part)
-        elif is_plain(value):
-            self.objects[id(value)] = value
-            self._read(getattr_static(type(value), "__call__", None), type(value))
+                    self.found(part, depth)
+        elif isinstance(value, FunctionType) or isinstance(wrapped(value), FunctionType):
+            self._read(value)
+            if value.__dict__:
+                self._is_new(value, depth)
+        elif is_plain(value) and (depth == 0 or has_attributes(value)):
+            self._is_new(value, depth)
+
+    def _is_new(self, value: Any, depth: int) -> bool:
+        if id(value) in self.objects or depth > _DEEPEST:
+            return False
+        self.objects[id(value)] = value
+        self._depth[id(value)] = depth
+        return True
 
     def follow_methods(self) -> None:
-        """Read what objects have under the names of attributes that the code reads."""
-        known = -1
-        while known != len(self._seen):
-            known = len(self._seen)
+        """Read what objects have under the names of attributes that the code reads, and the methods that
+        Python calls unnamed."""
+        known = None
+        while known != (known := (len(self._seen), len(self.names), len(self.modules), len(self.objects))):
             for module in list(self.modules.values()):
-                self._read_class(type(module), set(self.names))
+                self._follow(module, set(self.names), 0)
             for value in list(self.objects.values()):
-                self._read_class(type(value), set(self.read_of(value)))
+                self._follow(value, set(self.read_of(value)), self._depth[id(value)])
+
+    def _follow(self, value: Any, names: set[str], depth: int) -> None:
+        kind = type(value)
+        unnamed = _unnamed_in(kind) - ({"__len__"} - {f"__{name}__" for name in self.names})
+        self._read_class(kind, names | unnamed)
+        if isinstance(value, torch.nn.Module) or has_attributes(value):
+            for name in names & value.__dict__.keys():
+                self.found(value.__dict__[name], depth + 1)
 
     def read_of(self, value: Any) -> set[str]:
         """Names of attributes that the code may read of one of `objects`."""
-        return self.names if id(value) in self.of_modules else self.direct
+        return self.names if self._depth[id(value)] else self.direct
 
-    def _read(self, function: Any, owner: type | None) -> None:
-        """Watch what `function` reads; `owner` is the class whose attributes it reads of itself.
+    def _read(self, function: Any) -> None:
+        """Watch what `function` reads.
 
         Of torch's and fastnn's functions only the names are watched, for somebody may replace what they
         stand for; what they lead to is not followed.
         """
         if not isinstance(function, FunctionType):
             function = wrapped(function)  # in another captured function, for one
-        if not isinstance(function, FunctionType) or (id(function), owner) in self._seen:
+        if not isinstance(function, FunctionType) or id(function) in self._seen:
             return
-        self._seen.add((id(function), owner))
+        self._seen.add(id(function))
         follow = not _replaced.is_own(function)
         names = set(_attributes(function.__code__))
         if follow:
+            self._watch.function(function)
             self.names |= names
             self.direct |= set(_attributes(function.__code__, direct=True))
             for cell in function.__closure__ or ():
                 with contextlib.suppress(ValueError):  # nothing is assigned yet
                     self._watch.attribute(cell, "cell_contents", cell.cell_contents)
                     self._variable(cell.cell_contents, names)
-            for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-                self.found(default)
+            for defaults in (function.__defaults__, function.__kwdefaults__):
+                self.found(defaults)
+            if "autocast" in names:
+                self._watch.attribute(_AUTOCAST, "dtype", _AUTOCAST.dtype)
             self._read_class(torch.Tensor, names)
         for name in global_names(function.__code__):
             if name in function.__globals__:
@@ -153,13 +184,13 @@ class Code:
                 if follow or isinstance(value, ModuleType):
                     self._variable(value, names)
 
-    def _variable(self, value: Any, names: set[str]) -> None:
+    def _variable(self, value: Any, names: set[str], depth: int = 0) -> None:
         if isinstance(value, ModuleType):
             self._read_module(value, names, set())
         elif isinstance(value, type):
             self._read_class(value, names)
         else:
-            self.found(value)
+            self.found(value, depth)
 
     def _read_module(self, module: ModuleType, names: set[str], within: set[int]) -> None:
         """Those `names` that are read of a module of Python, perhaps, or of one in it."""
@@ -172,26 +203,72 @@ class Code:
             if isinstance(value, ModuleType):
                 self._read_module(value, names, within | {id(module)})
             elif not is_library(module.__name__):
-                self.of_modules.add(id(value))
-                self._variable(value, names)
+                self._variable(value, names, depth=1)
 
     def _read_class(self, kind: type, names: set[str]) -> None:
         """Those `names` that are read of a class, or of an object of it."""
         if is_library(kind.__module__) and kind is not torch.Tensor:
             return
         for name in names:
+            if (kind, name) in self._of_classes:
+                continue
+            self._of_classes.add((kind, name))
+            self._read_descriptor(getattr_static(kind, name, None))
+            for base in kind.__mro__[1:]:  # as its own calls `super()`
+                if name in vars(base):
+                    self._read_class(base, {name})
             with contextlib.suppress(Exception):  # of a metaclass, which has something to say about names
                 of_class = getattr(kind, name)
                 if getattr(kind, name) is not of_class:  # a class method, bound anew whenever it is asked for
-                    self._read(getattr(of_class, "__func__", None), kind)
+                    self._read(getattr(of_class, "__func__", None))
                     continue
                 self._watch.class_item(kind, name, of_class)
-                self._read(of_class.fget if isinstance(of_class, property) else of_class, kind)
+                if isinstance(of_class, FunctionType):
+                    self._read(of_class)
+                else:
+                    self._variable(of_class, names, depth=1)
+
+    def _read_descriptor(self, value: Any) -> None:
+        """What is run where an attribute of that class is asked for."""
+        if isinstance(value, property):
+            self._read(value.fget)
+        elif isinstance(value, cached_property):
+            self._read(value.func)
+        elif hasattr(type(value), "__get__") and not isinstance(value, FunctionType):
+            self.found(value, 1)
+
+
+class _Autocast:
+    """What torch.autocast makes of float32 where it is not told."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """On the CPU."""
+        return torch.get_autocast_dtype("cpu")
+
+
+_AUTOCAST = _Autocast()
 
 
 def is_library(name: str) -> bool:
     """Whether a module of that name is torch's, fastnn's or Python's own."""
     return name.partition(".")[0] in _LIBRARIES
+
+
+def _unnamed_in(kind: type) -> set[str]:
+    """Names of the methods of a class, no library's, that Python calls by itself, as for an operator."""
+    found: set[str] = set()
+    for base in kind.__mro__:
+        if not is_library(base.__module__):
+            found.update(name for name, value in vars(base).items() if _is_unnamed(name, value))
+    return found - _NOT_OF_USE
+
+
+def _is_unnamed(name: str, value: Any) -> bool:
+    # What dataclasses make compares all there is, whatever the function has to do with that.
+    if not name.startswith("__") or not isinstance(value, FunctionType):
+        return False
+    return value.__code__.co_filename != "<string>"
 
 
 def forward_of(kind: type) -> Any:

@@ -18,7 +18,16 @@ from torch.optim import Optimizer
 
 from fastnn import _replaced
 from fastnn._torch_internals import MODULE_CALL
-from fastnn.capture.names import Code, entries, forward_of, has_attributes, is_library, names_in_class
+from fastnn.capture.names import (
+    LONGEST,
+    Code,
+    entries,
+    forward_of,
+    has_attributes,
+    is_library,
+    names_in_class,
+    parts_of,
+)
 
 # Where numbers are drawn that torch does not know, by the module that code names.
 _GENERATORS: dict[str, tuple[str, Callable[[], Any]]] = {
@@ -41,6 +50,9 @@ _SETTINGS = (
     *(int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device, Enum, type),
     *(nn.Module, Optimizer, FunctionType, BuiltinFunctionType, MethodType, partial, list, dict),
 )
+_DATA = (Tensor, np.ndarray)  # which are watched only where the function reads them
+_MOST_DATA = 10_000  # entries of a container that is searched for such
+_SHOWN = {"cell_contents": "a variable", "now": "an array"}
 _DEEPEST = 4  # attributes of attributes, and entries of entries
 
 
@@ -99,6 +111,10 @@ class Surroundings:
         """As a Watch's: a variable of an enclosing function."""
         self._note("attribute", holder, name, value)
 
+    def function(self, function: FunctionType) -> None:
+        """As a Watch's: what a function is made of."""
+        self._note("function", function, "a function", _made_of(function))
+
     def class_item(self, kind: type, name: str, value: Any) -> None:
         """As a Watch's: what an object has from its class."""
         self._note("class_item", kind, name, value)
@@ -106,6 +122,9 @@ class Surroundings:
     def _note(self, method: str, holder: Any, name: Any, value: Any) -> None:
         self._noted.setdefault((method, id(holder), name), (holder, name, value))
         self._note_generator(value)
+        if method != "entry" and isinstance(value, np.ndarray) and value.size <= LONGEST:
+            numbers = _Numbers(value)
+            self._noted.setdefault(("numbers", id(value), "now"), (numbers, "now", numbers.now))
 
     def _note_generator(self, value: Any) -> None:
         """A generator of random numbers, or a method of one."""
@@ -140,13 +159,14 @@ class Surroundings:
         return self._note_attributes(of, names) if has_attributes(of) else ()
 
     def _note_entries(self, container: Any) -> Iterable[Any]:
-        parts = entries(container)
+        parts, size = entries(container), _size(container)
         # Options of an optimizer are read at each step.
-        if not isinstance(container, tuple) and len(parts) == _size(container) and "params" not in parts:
-            for key, value in parts.items():
-                if _is_setting(value) or isinstance(value, Tensor):
+        if not isinstance(container, tuple) and size <= _MOST_DATA and "params" not in parts:
+            for key, value in parts_of(container):
+                if isinstance(value, _DATA) or (key in parts and _is_setting(value)):
                     self._note("entry", container, key, value)
-            self._containers[id(container)] = (container, len(parts), all(map(_is_setting, parts.values())))
+            is_watched = len(parts) == size and all(map(_is_setting, parts.values()))
+            self._containers[id(container)] = (container, size, is_watched)
         return parts.values()
 
     def _note_attributes(self, of: Any, names: set[str]) -> Iterable[Any]:
@@ -186,33 +206,70 @@ class Surroundings:
         for (method, key, name), (holder, _, value) in list(self._noted.items()):
             if method == "entry" and key not in self._containers:
                 same = None
+            elif isinstance(holder, list):
+                same = name < len(holder) and _is_same(holder[name], value)
             elif method in ("item", "entry"):
-                found = entries(holder) if isinstance(holder, list) else holder
-                same = name in found and _is_same(found[name], value)
+                same = name in holder and _is_same(holder[name], value)
             elif method == "absent":
                 same = name not in holder
+            elif method == "function":
+                same = _is_same(_made_of(holder), value)
             else:
                 same = _is_same(getattr(holder, name, None), value)
             if not same:
                 del self._noted[method, key, name]
             if same is False:
-                shown = f"entry {name!r}" if method == "entry" else name
-                names.append("a variable" if name == "cell_contents" else shown)
+                shown = _SHOWN.get(name, name)
+                names.append(f"entry {name!r}" if method == "entry" else shown)
         return names
 
-    def watch(self, watch: Any, read: Iterable[int]) -> None:
-        """Add them to a Watch; of tensors in containers only those that the function reads, by their ids."""
-        tensors = set(read)
+    def watch(self, watch: Any, read: Iterable[Tensor]) -> None:
+        """Add them to a Watch; of tensors and arrays in containers only those that the function reads."""
+        tensors = {id(t): t.data_ptr() for t in read}
+        addresses = set(tensors.values())
         for (method, _, _), (holder, name, value) in self._noted.items():
             if method == "absent":
                 watch.absent(holder, name)
+            elif method == "function":
+                watch.function(holder)
+            elif method == "numbers":
+                if not _holds_one_of(holder.array, addresses):  # else its memory is read at each call
+                    watch.attribute(holder, name, value)
             elif method != "entry":
                 getattr(watch, method)(holder, name, value)
-            elif not isinstance(value, Tensor) or id(value) in tensors:
+            elif (
+                _holds_one_of(value, addresses)
+                if isinstance(value, np.ndarray)
+                else not isinstance(value, Tensor) or id(value) in tensors
+            ):
                 (watch.item if isinstance(holder, dict) else watch.element)(holder, name, value)
         for container, size, is_watched in self._containers.values():
             if is_watched:
                 watch.size(container, size)
+
+
+class _Numbers:
+    """What is in an array of numpy's."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self.array = array
+
+    @property
+    def now(self) -> bytes:
+        """Its bytes."""
+        return self.array.tobytes()
+
+
+def _holds_one_of(array: np.ndarray[Any, Any], addresses: set[int]) -> bool:
+    first = array.__array_interface__["data"][0]
+    spans = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+    low = first + sum(span for span in spans if span < 0)
+    high = first + sum(span for span in spans if span > 0) + array.itemsize
+    return any(low <= address < high for address in addresses)
+
+
+def _made_of(function: FunctionType) -> tuple[Any, ...]:
+    return function.__code__, function.__defaults__, function.__kwdefaults__
 
 
 def _size(container: Any) -> int:
@@ -239,4 +296,4 @@ def _is_same(value: Any, other: Any) -> bool:
         return value is other
     if type(value) is tuple:
         return len(value) == len(other) and all(map(_is_same, value, other))
-    return type(value) in (int, float, str) and repr(value) == repr(other)
+    return type(value) in (int, float, str, bytes) and repr(value) == repr(other)

@@ -1,0 +1,249 @@
+"""What only methods of other objects read, and what functions are made of."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from functools import cached_property, lru_cache, partial, wraps
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastnn
+from twins import same
+
+
+class Scaler:
+    """A helper, such as normalises observations."""
+
+    of_class = types.SimpleNamespace(k=1.0)
+
+    def __init__(self) -> None:
+        self._k, self._mean, self._table = 1.0, torch.zeros(3), {"k": 1.0}
+        self._by = np.ones(2)
+
+    def scale(self, x: Tensor) -> Tensor:
+        return (x - self._mean) * self._k
+
+    def by_table(self, x: Tensor) -> Tensor:
+        return x * self._table["k"]
+
+    def by_array(self, x: Tensor) -> Tensor:
+        return x * float(self._by[1])
+
+    @property
+    def k(self) -> float:
+        return self._k
+
+    @cached_property
+    def cached(self) -> float:
+        return self._k
+
+    def __getitem__(self, key: str) -> Any:
+        return self._table[key]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "from_table":
+            return self._table["k"]
+        raise AttributeError(name)
+
+    def __enter__(self) -> float:
+        return self._k
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return int(self._k)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self._k
+
+
+class Derived(Scaler):
+    def scale(self, x: Tensor) -> Tensor:
+        return super().scale(x) + 1
+
+
+class Described:
+    def __get__(self, instance: Any, owner: type | None = None) -> float:
+        return float(instance._described)
+
+
+class Agent:
+    described = Described()
+
+    def __init__(self) -> None:
+        self.scaler, self.derived, self.scalers = Scaler(), Derived(), [Scaler(), Scaler()]
+        self.inner = types.SimpleNamespace(scaler=self.scaler)
+        self.bound, self.partly = self.scaler.scale, partial(Scaler.scale, self.scaler)
+        self.closed = self._closed()
+        self.net = Net()
+        self._described = 1.0
+
+    def _closed(self) -> Callable[[Tensor], Tensor]:
+        return lambda x: x * self.scaler.k
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaler = Scaler()
+        self.k = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaler.scale(x)
+
+    def other(self, x: Tensor) -> Tensor:
+        return x * self.k
+
+
+def _set_k(scaler: Scaler) -> None:
+    scaler._k = 3.0
+
+
+def _with(scaler: Scaler, x: Tensor) -> Tensor:
+    with scaler as k:
+        return x * k
+
+
+READS: dict[str, tuple[Callable[[Agent, Tensor], Tensor], Callable[[Agent], Any]]] = {
+    "method": (lambda a, x: a.scaler.scale(x), lambda a: _set_k(a.scaler)),
+    "tensor": (lambda a, x: a.scaler.scale(x), lambda a: setattr(a.scaler, "_mean", torch.ones(3))),
+    "dict": (lambda a, x: a.scaler.by_table(x), lambda a: a.scaler._table.update(k=3.0)),
+    "array": (lambda a, x: a.scaler.by_array(x), lambda a: a.scaler._by.fill(3.0)),
+    "property": (lambda a, x: x * a.scaler.k, lambda a: _set_k(a.scaler)),
+    "of a base": (lambda a, x: a.derived.scale(x), lambda a: _set_k(a.derived)),
+    "in a list": (lambda a, x: a.scalers[1].scale(x), lambda a: _set_k(a.scalers[1])),
+    "deeper": (lambda a, x: a.inner.scaler.scale(x), lambda a: _set_k(a.scaler)),
+    "bound": (lambda a, x: a.bound(x), lambda a: _set_k(a.scaler)),
+    "partial": (lambda a, x: a.partly(x), lambda a: _set_k(a.scaler)),
+    "closure": (lambda a, x: a.closed(x), lambda a: _set_k(a.scaler)),
+    "of a class": (lambda a, x: x * a.scaler.of_class.k, lambda a: setattr(Scaler.of_class, "k", 3.0)),
+    "of a model": (lambda a, x: a.net(x), lambda a: _set_k(a.net.scaler)),
+    "another method of a model": (lambda a, x: a.net.other(x), lambda a: setattr(a.net, "k", 3.0)),
+    "index": (lambda a, x: x * a.scaler["k"], lambda a: a.scaler._table.update(k=3.0)),
+    "attribute": (lambda a, x: x * a.scaler.from_table, lambda a: a.scaler._table.update(k=3.0)),
+    "with": (lambda a, x: _with(a.scaler, x), lambda a: _set_k(a.scaler)),
+    "length": (lambda a, x: x * len(a.scaler), lambda a: _set_k(a.scaler)),
+    "call": (lambda a, x: a.scaler(x), lambda a: _set_k(a.scaler)),
+    "descriptor": (lambda a, x: x * a.described, lambda a: setattr(a, "_described", 3.0)),
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(("read", "change"), READS.values(), ids=READS)
+def test_what_a_helper_reads_is_noticed(
+    read: Callable[..., Tensor], change: Callable[..., Any], given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scaler.of_class, "k", 1.0)
+    agent = Agent()
+    captured = fastnn.capture(read if given else lambda x: read(agent, x), native=True)
+    arguments = (agent, torch.ones(3)) if given else (torch.ones(3),)
+    for _ in range(2):
+        for _ in range(4):
+            same(captured(*arguments), read(agent, torch.ones(3)))
+        assert captured.programs[0].checked is True
+        change(agent)
+
+
+def test_a_cached_property_that_is_made_anew() -> None:
+    agent = Agent()
+    captured = fastnn.capture(lambda x: x * agent.scaler.cached, native=True)
+    for k in (1.0, 3.0):
+        agent.scaler._k, _ = k, agent.scaler.__dict__.pop("cached", None)
+        assert agent.scaler.cached == k
+        for _ in range(4):
+            same(captured(torch.ones(3)), torch.full((3,), k))
+
+
+def _times(x: Tensor, k: float = 1.0, *, by: float = 1.0) -> Tensor:
+    return x * k * by
+
+
+def _thrice(x: Tensor, k: float = 1.0, *, by: float = 1.0) -> Tensor:
+    return x * k * by * 3
+
+
+_times.of_its_own = 1.0  # type: ignore[attr-defined]
+_partly = partial(_times, k=1.0)
+
+
+@wraps(_times)
+def _around(x: Tensor) -> Tensor:
+    return _times(x)
+
+
+_inner = fastnn.capture(lambda x: x * _inner.of_its_own)  # type: ignore[attr-defined, misc]
+_inner.of_its_own = 1.0  # type: ignore[attr-defined]
+
+
+@lru_cache
+def _kept(k: float) -> float:
+    return k * _times.of_its_own  # type: ignore[attr-defined, no-any-return]
+
+
+MADE_OF: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[pytest.MonkeyPatch], Any]]] = {
+    # As IPython's autoreload does.
+    "code": (_around, lambda patch: patch.setattr(_times, "__code__", _thrice.__code__)),
+    "its own code": (_times, lambda patch: patch.setattr(_times, "__code__", _thrice.__code__)),
+    "defaults": (_around, lambda patch: patch.setattr(_times, "__defaults__", (3.0,))),
+    "defaults of keywords": (_around, lambda patch: patch.setattr(_times, "__kwdefaults__", {"by": 3.0})),
+    "a default of a keyword": (_around, lambda patch: patch.setitem(_times.__kwdefaults__, "by", 3.0)),
+    "attribute": (
+        lambda x: x * _times.of_its_own,  # type: ignore[attr-defined]
+        lambda patch: patch.setattr(_times, "of_its_own", 3.0),
+    ),
+    "attribute of a captured one": (_inner, lambda patch: patch.setattr(_inner, "of_its_own", 3.0)),
+    "keyword of a partial": (lambda x: _partly(x), lambda patch: patch.setitem(_partly.keywords, "k", 3.0)),
+}
+
+
+@pytest.mark.parametrize(("fn", "change"), MADE_OF.values(), ids=MADE_OF)
+def test_functions_that_are_changed_in_place(
+    fn: Any, change: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured = fn if isinstance(fn, type(_inner)) else fastnn.capture(fn, native=True)
+    x = torch.ones(3)
+    for factor in (1.0, 3.0):
+        for _ in range(4):
+            same(captured(x), x * factor)
+        assert captured.programs[0].checked is True
+        change(monkeypatch)
+
+
+def test_the_type_that_autocast_chooses() -> None:
+    before = torch.get_autocast_dtype("cpu")
+
+    def product(x: Tensor) -> Tensor:
+        with torch.autocast("cpu"):
+            return x @ x
+
+    captured = fastnn.capture(product, native=True)
+    try:
+        for dtype in (torch.bfloat16, torch.float16):
+            torch.set_autocast_dtype("cpu", dtype)
+            for _ in range(4):
+                assert captured(torch.ones(3, 3)).dtype is dtype
+    finally:
+        torch.set_autocast_dtype("cpu", before)
+
+
+def test_counters_that_it_does_not_read_may_change() -> None:
+    class Buffer:
+        def __init__(self) -> None:
+            self.gamma, self.filled = 0.5, 0
+
+        def __len__(self) -> int:
+            return self.filled
+
+    buffer = Buffer()
+    holder = types.SimpleNamespace(buffer=buffer)
+    captured = fastnn.capture(lambda x: x * holder.buffer.gamma, native=True)
+    for _ in range(20):
+        buffer.filled += 1
+        same(captured(torch.ones(3)), torch.full((3,), 0.5))
+    assert len(captured.programs) == 1
