@@ -18,7 +18,7 @@ from fastnn._torch_internals import (
 )
 from fastnn.capture.recording import Recording
 from fastnn.capture.steps import Steps
-from fastnn.capture.tape import Op, Schema, replace, schema_of, tensors_in
+from fastnn.capture.tape import Op, Schema, replace, schema_of, tensors_in, views_in
 from fastnn.capture.unseen import Unseen
 
 # These change a tensor's memory rather than its values.
@@ -64,6 +64,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.recording = Recording(inputs)
         self.steps = Steps(self.recording, optimizers)
+        self._of_numpy: set[int] = set()  # by id of the Storage, what the function takes from numpy
         self._hooks: list[Any] = []
         self._unseen = Unseen(self.recording)
 
@@ -105,6 +106,7 @@ class Recorder(TorchDispatchMode):
                 return self._constant(func(*args))
             noted_args = tuple(replace(a, Tensor, noted.view) for a in args)
             noted_kwargs = {key: replace(a, Tensor, noted.view) for key, a in kwargs.items()}
+            self._check_written(schema, noted_args, noted_kwargs)
         except Unsupported as reason:
             noted.refuse(str(reason))
             return func(*args, **kwargs)
@@ -122,8 +124,14 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _constant(self, tensor: Tensor) -> Tensor:
-        """A tensor of Python's numbers is made anew in each call, from a copy that stays."""
-        if self.recording.storage_of(tensor) is None:
+        """A tensor of Python's numbers is made anew in each call, from a copy that stays; one that is the
+        memory of an array of numpy's finds that as it is in each call."""
+        known = self.recording.storage_of(tensor)
+        if not tensor.untyped_storage().resizable():
+            if known is not None and self.recording.is_argument(known):
+                raise Unsupported("an argument shares memory with an array of numpy's")
+            self._of_numpy.add(id(self.recording.view(tensor).storage))
+        elif known is None:
             made, copy_ = self.recording.result(tensor), torch.ops.aten.copy_.default
             source = self.recording.first_view(kept := tensor.clone(), kept)
             self.recording.tape.entries.append(Op(copy_, schema_of(copy_), (made, source), {}, made, ()))
@@ -148,6 +156,12 @@ class Recorder(TorchDispatchMode):
                     )
         for t in tensors_in((args, kwargs)):
             self.recording.check(t)
+
+    def _check_written(self, schema: Schema, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for position, name in schema.writes:
+            written = args[position] if position < len(args) else kwargs.get(name)
+            if any(id(view.storage) in self._of_numpy for view in views_in(written)):
+                raise Unsupported("it writes to the memory of an array of numpy's: copy it, by torch.tensor")
 
     def _module_called(self, module: torch.nn.Module, args: Any) -> None:
         if not self.recording.here():

@@ -87,9 +87,13 @@ class Recording:
         # Autograd makes another tensor of a leaf that it saved: it is not the one that has the gradient.
         if tensor.requires_grad and tensor.is_leaf and view.storage.tensor is tensor:
             self.leaves[id(tensor)] = tensor
-        if id(view.storage) in self._inputs and id(tensor) not in self._given:
+        if self.is_argument(view.storage) and id(tensor) not in self._given:
             self._in_inputs.append(weakref.ref(tensor))
         return view
+
+    def is_argument(self, storage: Storage) -> bool:
+        """Whether it is the memory of an argument."""
+        return id(storage) in self._inputs
 
     def gradient_is_asked(self, tensor: Tensor) -> None:
         """Somebody reads ``.grad``: of a tensor from before, it may be another one in each call."""
