@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
 import fastnn
 from fastnn import _dispatch
+from fastnn.step import epoch
+from fastnn.step.planned import PlannedStep
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
-SHORT, LONG = 1, 1 << 22  # operations
+SHORT, LONG = 1, 1 << 24  # operations
 MS = 1_000_000  # ns
 
 
@@ -37,7 +40,14 @@ def aside() -> Iterator[Callable[[Callable[[], object]], object]]:
 
 def threads_of(operations: int, *, late: int = 0, team: bool = False) -> int:
     """How many threads do work of that size, of which the last comes late."""
-    return _dispatch.cpu.testing.probe_late(operations, team, late)
+    return _dispatch.cpu.testing.probe_late(operations, team, 1, late)[0]
+
+
+def pieces_of(operations: int, *, late: int) -> int:
+    """How many of 20 pieces of work a team of two threads does, of which the last comes late each time."""
+    threads, pieces = _dispatch.cpu.testing.probe_late(operations, True, 20, late)
+    assert threads == 2
+    return pieces
 
 
 @pytest.mark.parametrize("team", [False, True])
@@ -71,6 +81,54 @@ def test_a_wait_within_what_the_work_takes_is_none(aside: Callable, team: bool) 
         return threads_of(operations, team=team) == 2
 
     assert any(aside(run) for _ in range(500))
+
+
+def test_work_of_many_pieces_ends_at_the_first_wait_in_vain(aside: Callable) -> None:
+    assert aside(lambda: (pieces_of(SHORT, late=20 * MS), threads_of(SHORT))) == (1, 1)
+
+
+def test_waits_too_short_to_tell_anything_add_up_over_short_pieces(aside: Callable) -> None:
+    operations = 1 << 18  # 1.13 ms are allowed in one piece, 1.39 ms in three
+
+    def run() -> tuple[int, int]:
+        return pieces_of(operations, late=MS // 2), threads_of(SHORT)
+
+    pieces, threads = aside(run)
+    assert pieces <= 3
+    assert threads == 1
+
+
+def test_long_pieces_are_done_to_the_end(aside: Callable) -> None:
+    assert aside(lambda: (pieces_of(LONG, late=MS // 100), threads_of(SHORT))) == (20, 2)
+
+
+def test_an_epoch_goes_on_with_another_number_of_threads(
+    aside: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch, "_CALL_WORK", 2**40)  # one native call, as long as nothing ends it
+    images, labels = torch.randn(64 * 2000, 64), torch.randint(9, (64 * 2000,))
+    calls: list[int] = []
+    take_many = PlannedStep.take_many
+
+    def counted(self: PlannedStep, *args: Any) -> torch.Tensor | str:
+        losses = take_many(self, *args)
+        calls.append(len(losses))
+        return losses
+
+    monkeypatch.setattr(PlannedStep, "take_many", counted)
+
+    def train(late: int) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 400), torch.nn.ReLU(), torch.nn.Linear(400, 9))
+        step = fastnn.TrainStep(model, torch.nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters()))
+        threads_of(SHORT, late=late)
+        return [step.epoch(images, labels, batch_size=64), *model.parameters()]
+
+    alone = aside(lambda: train(2 * MS))  # for 32 ms, of hundreds
+    assert len(calls) > 1
+    assert sum(calls) == 2000
+    for a, b in zip(alone, aside(lambda: train(0)), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_long_work_tells_nothing_of_oversubscription(aside: Callable) -> None:

@@ -32,9 +32,10 @@ void probe_copy(const TensorView& src, const TensorView& dst) {
   cpu_kernels().probe.copy(src.data, dst.data, src.numel() * dtype_size(src.dtype));
 }
 
-int64_t probe_late(int64_t operations, bool team, int64_t nanoseconds) {
+std::pair<int64_t, int64_t> probe_late(int64_t operations, bool team, int64_t pieces, int64_t nanoseconds) {
   const KernelCall call(operations);
-  return cpu_kernels().probe.late(team, nanoseconds);
+  const LateProbe probe = cpu_kernels().probe.late(team, pieces, nanoseconds);
+  return {probe.threads, probe.pieces};
 }
 
 }  // namespace

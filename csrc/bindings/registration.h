@@ -35,9 +35,9 @@ void register_vec_math(pybind11::module_& testing);
 // kernel of a few microseconds.
 class KernelCall {
  public:
-  // `operations`: elements touched, or multiply-adds / 16.
-  explicit KernelCall(int64_t operations) : work_(operations) {
-    if (operations >= kWorthReleasing) state_ = PyEval_SaveThread();
+  // `operations`: elements touched, or multiply-adds / 16, of each of `pieces`.
+  explicit KernelCall(int64_t operations, int64_t pieces = 1) : work_(operations) {
+    if (operations >= kWorthReleasing || operations * pieces >= kWorthReleasing) state_ = PyEval_SaveThread();
   }
   ~KernelCall() {
     if (state_) PyEval_RestoreThread(state_);

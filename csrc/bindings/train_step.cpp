@@ -75,10 +75,10 @@ class ChainStep {
     check(!layers_.empty(), kTrainStep, ": no layers");
   }
 
-  // How many steps were taken: fewer than there are batches where the next has a row or a class index that is
-  // out of range, which raises IndexError where there is only one. Or, with nothing written, a str that says
-  // why torch must do the step, or None where the optimizer has no state yet. One call at a time: the caller
-  // sees to that.
+  // How many steps were taken: fewer than there are batches where another number of threads should go on, or
+  // the next has a row or a class index that is out of range, which raises IndexError where there is only
+  // one. Or, with nothing written, a str that says why torch must do the step, or None where the optimizer
+  // has no state yet. One call at a time: the caller sees to that.
   py::object run(const py::list& groups, const py::dict& state, TrainStepBatches& batches) {
     // What Python does within a call, a signal's handler for one, may take a step itself.
     if (running_) return py::str("a call of this step is under way");
@@ -167,7 +167,7 @@ class ChainStep {
     // Before they are written: an exception after this call, as from a signal's handler, must find it done.
     owned(PyObject_CallOneArg(increment_version, written.ptr()));
     {
-      const KernelCall call(work_ * batches.steps());
+      const KernelCall call(work_, batches.steps());
       cpu_kernels().train_step.run(args, batches.steps() > 1 ? Progress<GroupStep>::next : nullptr, &p);
     }
     return py::int_(p.taken);

@@ -68,7 +68,7 @@ inline void run_as_team([[maybe_unused]] int64_t threads, const Code& code) {
       TeamMember(team, omp_get_thread_num(), omp_get_num_threads()).run(code);
       first_done = clock_ns();
     }
-    note_wait(clock_ns() - first_done + team.longest_wait());
+    note_wait(clock_ns() - first_done + team.waited());
   } else {
     TeamMember(team, 0, 1).run(code);
   }
@@ -76,6 +76,21 @@ inline void run_as_team([[maybe_unused]] int64_t threads, const Code& code) {
   TeamMember(team, 0, 1).run(code);
 #endif
   if (team.failed()) throw_out_of_memory();
+}
+
+// Runs piece() as a team, and again as long as next(), which one of the threads calls between two pieces,
+// says that there is another and the number of threads is to stay: OpenMP's threads keep their processors
+// from others while they wait for the next region.
+template <class Piece, class Next>
+inline void run_pieces(int64_t threads, const Piece& piece, const Next& next) {
+  bool another = false;
+  run_as_team(threads, [&] {
+    do {
+      piece();
+      wait_for_team();  // nobody reads what next() is about to change
+      parallel_for(1, 1, [&](int64_t, int64_t) { another = next_piece(team_waited()) && next(); });
+    } while (another);
+  });
 }
 
 }  // namespace fastnn::FASTNN_ISA

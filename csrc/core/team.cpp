@@ -14,7 +14,7 @@ thread_local Barrier own_barrier;
 Team::Team() : barrier_(&own_barrier) {}
 bool Team::failed() const { return failed_.load(std::memory_order_relaxed); }
 void Team::fail() { failed_.store(true, std::memory_order_relaxed); }
-int64_t Team::longest_wait() const { return longest_wait_.load(std::memory_order_relaxed); }
+int64_t Team::waited() const { return waited_.load(std::memory_order_relaxed); }
 
 TeamMember::TeamMember(Team& team, int64_t member_index, int64_t member_count)
     : index(member_index), count(member_count), team_(team) {
@@ -23,17 +23,14 @@ TeamMember::TeamMember(Team& team, int64_t member_index, int64_t member_count)
   barrier();
 }
 
-TeamMember::~TeamMember() {
-  current_member = nullptr;
-  int64_t longest = team_.longest_wait();
-  while (longest < waited_ && !team_.longest_wait_.compare_exchange_weak(longest, waited_)) {
-  }
-}
+TeamMember::~TeamMember() { current_member = nullptr; }
 
 TeamMember* team_member() { return current_member && !current_member->sharing_ ? current_member : nullptr; }
 
 void TeamMember::barrier() {
-  if (count > 1) waited_ += team_.barrier_->wait(count);
+  if (count == 1) return;
+  if (const int64_t waited = team_.barrier_->wait(count))
+    team_.waited_.fetch_add(waited / (count - 1), std::memory_order_relaxed);
 }
 
 void TeamMember::meet() {
@@ -56,6 +53,8 @@ int64_t team_threads() {
   if (!current_member) return 0;
   return current_member->sharing_ ? 1 : current_member->count;
 }
+
+int64_t team_waited() { return current_member ? current_member->team_.waited() : 0; }
 
 bool leads_team() {
   const TeamMember* const member = team_member();

@@ -30,13 +30,13 @@ class Team {
   Team();
   bool failed() const;
   void fail();
-  // Nanoseconds that one member waited for the others, of those that are gone; the most of any.
-  int64_t longest_wait() const;
+  // Nanoseconds that the members have waited for a single one that was late; less where several were.
+  int64_t waited() const;
 
  private:
   friend class TeamMember;
   std::atomic<bool> failed_{false};
-  std::atomic<int64_t> longest_wait_{0};
+  std::atomic<int64_t> waited_{0};
   Barrier* const barrier_;            // the leader's
   ScratchBuffer* scratch_ = nullptr;  // the leader's
 };
@@ -81,6 +81,7 @@ class TeamMember {
  private:
   friend TeamMember* team_member();
   friend int64_t team_threads();
+  friend int64_t team_waited();
   friend void wait_for_team();
 
   void barrier();
@@ -89,7 +90,6 @@ class TeamMember {
 
   Team& team_;
   bool sharing_ = false;
-  int64_t waited_ = 0;  // ns
 };
 
 // The calling thread's place in a team; null outside of teams and inside the body of a parallel_for.
@@ -97,6 +97,9 @@ TeamMember* team_member();
 
 // max_threads() of a caller on a team, else 0.
 int64_t team_threads();
+
+// Team::waited() of the caller's team, in the body of a parallel_for too; 0 outside of teams.
+int64_t team_waited();
 
 // Whether the caller is to write what one thread writes: the first member of a team, or a thread without one.
 bool leads_team();

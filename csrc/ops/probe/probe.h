@@ -4,8 +4,8 @@
 //         float32 or float64) receives a value that depends on every chain.
 //   copy  dst = src, `bytes` long, split between the threads; the C library streams past the cache where
 //         that is faster
-//   late  the last of a region's threads, or of a team's, comes `nanoseconds` late; returns how many threads
-//         there were
+//   late  the last of a region's threads, or of a team's in each of at most `pieces` pieces, comes
+//         `nanoseconds` late; returns how many threads and how many pieces there were
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,14 @@
 
 namespace fastnn {
 
+struct LateProbe {
+  int64_t threads, pieces;
+};
+
 struct ProbeKernels {
   int64_t (*fma)(DType dtype, int64_t rounds, void* out);
   void (*copy)(const void* src, void* dst, int64_t bytes);
-  int64_t (*late)(bool team, int64_t nanoseconds);
+  LateProbe (*late)(bool team, int64_t pieces, int64_t nanoseconds);
 };
 
 namespace FASTNN_ISA {

@@ -56,7 +56,7 @@ void probe_copy(const void* src, void* dst, int64_t bytes) {
   });
 }
 
-int64_t late(bool team, int64_t nanoseconds) {
+LateProbe late(bool team, int64_t pieces, int64_t nanoseconds) {
   const int64_t threads = max_threads();
   const auto come_late = [&] {
     parallel_for(threads, 1, [&](int64_t, int64_t end) {
@@ -65,11 +65,12 @@ int64_t late(bool team, int64_t nanoseconds) {
       }
     });
   };
+  int64_t done = 1;
   if (team)
-    run_as_team(threads, come_late);
+    run_pieces(threads, come_late, [&] { return done < pieces && ++done > 0; });
   else
     come_late();
-  return threads;
+  return {threads, done};
 }
 
 }  // namespace

@@ -73,7 +73,8 @@ struct TrainStepArgs {
 
 struct TrainStepKernels {
   // Takes a step, and another as long as next(context), which may change batch, loss and updates in `args`
-  // but no shape, says that there is one. Null: there is none.
+  // but no shape, says that there is one; fewer where another number of threads is to go on. Null: there is
+  // none.
   void (*run)(const TrainStepArgs& args, bool (*next)(void*), void* context);
 };
 

@@ -131,20 +131,16 @@ int64_t multiply_adds(const TrainStepArgs& args) {
 void run(const TrainStepArgs& args, bool (*next)(void*), void* context) {
   const int64_t wanted = multiply_adds(args) / kStepGrain;
   const int64_t threads = wanted < 2 ? 1 : min(wanted, max_threads());
-  bool another = false;
-  // One region for all steps: OpenMP's threads keep their processors from others while they wait for the
-  // next.
-  run_as_team(threads, [&] {
-    do {
-      if (args.dtype == DType::f64)
-        Step<double>(args).run();
-      else
-        Step<float>(args).run();
-      if (!next) return;
-      wait_for_team();  // nobody reads what `next` is about to change
-      parallel_for(1, 1, [&](int64_t, int64_t) { another = next(context); });
-    } while (another);
-  });
+  const auto step = [&args] {
+    if (args.dtype == DType::f64)
+      Step<double>(args).run();
+    else
+      Step<float>(args).run();
+  };
+  if (next)
+    run_pieces(threads, step, [&] { return next(context); });
+  else
+    run_as_team(threads, step);
 }
 
 }  // namespace
