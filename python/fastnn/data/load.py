@@ -14,7 +14,7 @@ def load(data_dir: str | Path | None, notify: Callable[[str], None]) -> Dataset:
     """MNIST from ``data_dir``, ``$FASTNN_DATA_DIR``, the cache or the mirrors; failing all, the 8x8 digits.
 
     Args:
-        data_dir: the only directory to look in, if given.
+        data_dir: the only directory to look in, if given, as is that of ``$FASTNN_DATA_DIR`` else.
         notify: called with one line for each thing the user must know, above all that the data is not MNIST.
 
     Raises:

@@ -58,23 +58,21 @@ def load_mnist(
     *,
     files: Sequence[IdxFile] = MNIST_FILES,
 ) -> Dataset:
-    """Find and read MNIST: ``data_dir``, then ``$FASTNN_DATA_DIR``, then the cache, then the mirrors.
+    """Read MNIST from ``data_dir`` or else ``$FASTNN_DATA_DIR``; with neither, from the cache or the mirrors.
 
-    A given ``data_dir`` is the only place looked in. ``$FASTNN_DATA_DIR`` may lack files or not let look into
-    it (then ``notify`` is told and the search goes on) but not hold bad ones. A bad file in the cache is
-    fetched anew.
+    A directory that was named is the only place looked in. A bad file in the cache is fetched anew.
 
     Raises:
-        DataError: a file in ``data_dir`` or ``$FASTNN_DATA_DIR`` is bad, or ``data_dir`` lacks one.
+        DataError: the named directory lacks a file or holds a bad one.
         MnistUnavailableError: found nowhere; the message tells what was tried.
     """
     if data_dir is not None:
         return _from_directory(Path(data_dir), files)
     if environment := os.environ.get("FASTNN_DATA_DIR"):
-        lacking = _lacking(Path(environment), files)
-        if not lacking:
+        try:
             return _from_directory(Path(environment), files)
-        notify(f"FASTNN_DATA_DIR={environment} lacks {', '.join(lacking)}: looking elsewhere for MNIST")
+        except DataError as error:
+            raise DataError(f"FASTNN_DATA_DIR is set: {error}") from None
     try:
         cache = cache_dir() / "mnist"
     except RuntimeError as error:
