@@ -171,15 +171,11 @@ def _width_row(code: Sequence[Instruction]) -> Row:
     return row
 
 
-def _plain_names(mangled: Sequence[str]) -> list[str]:
-    """As in the sources, without return types, parameters and fastnn's namespaces."""
-    text = _run("c++filt", text="\n".join(mangled) + "\n")
-    names = []
-    for line in text.splitlines():
-        name = re.sub(r"fastnn::|cuda::|\(anonymous namespace\)::|^void ", "", line)
-        name = re.sub(r"\((\w+)\)(\d+)", r"\1 \2", name)  # (Mma)0
-        names.append(name.split("(")[0].replace("> >", ">>"))
-    return names
+def plain_name(demangled: str) -> str:
+    """As in the sources, without return type, parameters and fastnn's namespaces."""
+    name = re.sub(r"fastnn::|cuda::|\(anonymous namespace\)::|^void ", "", demangled)
+    name = re.sub(r"\((\w+)\)(\d+)", r"\1 \2", name)  # (Mma)0
+    return name.split("(")[0].replace("> >", ">>")
 
 
 def _of_cubin(cubin: Path) -> Iterator[tuple[Key, Row]]:
@@ -195,7 +191,8 @@ def _of_cubin(cubin: Path) -> Iterator[tuple[Key, Row]]:
     functions = [part.split("\n", 1) for part in listing.split("Function : ")[1:]]
     if not arch or not functions:
         return
-    for name, (mangled, text) in zip(_plain_names([f[0] for f in functions]), functions, strict=True):
+    names = _run("c++filt", text="".join(f"{f[0]}\n" for f in functions)).splitlines()
+    for name, (mangled, text) in zip(map(plain_name, names), functions, strict=True):
         code = read_instructions(text)
         if mangled not in used:  # a function that kernels call
             continue

@@ -1,5 +1,6 @@
 // emulator_checks: which order the emulator takes, and kernels that are right or wrong on purpose
 // (tests/test_cuda_emulator.py).
+#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -110,6 +111,17 @@ PYBIND11_MODULE(emulator_checks, m) {
   cuda_emulator::on_wait(note_wait);
   m.def("take_waits",
         [] { return py::make_tuple(std::exchange(waits, 0), std::exchange(waits_with_gil, 0)); });
+  m.def("only_note", &cuda_emulator::only_note);
+  m.def("take_noted", [] {
+    py::list places;  // of the kernels in the file of their module
+    for (const void* kernel : cuda_emulator::take_noted()) {
+      Dl_info module = {};
+      dladdr(kernel, &module);
+      places.append(static_cast<const char*>(kernel) - static_cast<const char*>(module.dli_fbase));
+    }
+    return places;
+  });
+  m.def("hide_from_host", [](uintptr_t address) { cuda_emulator::hide_from_host(at(address)); });
   m.def("put_tensors_on", &cuda_emulator::put_tensors_on);
   m.def("reverse_block", [](uintptr_t values, uintptr_t out, unsigned n, bool wait) {
     launch("check", reverse_block, 1, n, n * sizeof(float), nullptr, at(values), at(out), wait);

@@ -1,4 +1,5 @@
 // The host's side: devices whose memory is the CPU's.
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -12,16 +13,33 @@ namespace {
 cudaError_t last_error = cudaSuccess;
 std::string last_words;
 
+constexpr int kSharedBytes = 227 * 1024;
+
 // Like an H100, with so few multiprocessors that loops over a grid go round in small tests; with so little
 // shared memory that short rows exceed it; the same without clusters; the same with them, but with kernels
 // that were compiled for a device without; and one that does not tell its limits.
-constexpr cuda_emulator::Device kDevices[] = {{16, 9, 227 * 1024, 90},
+constexpr cuda_emulator::Device kSpecial[] = {{16, 9, kSharedBytes, 90},
                                               {4, 9, 16 * 1024, 90},
                                               {4, 8, 16 * 1024, 80},
                                               {4, 9, 16 * 1024, 80},
                                               {0, 0, 0, 90}};
-constexpr int kDeviceCount = sizeof(kDevices) / sizeof(kDevices[0]);
+constexpr int kSpecials = sizeof(kSpecial) / sizeof(kSpecial[0]);
+// After those one of each size: 16, 18, ... 104, 108, ... 160 multiprocessors.
+constexpr int kDeviceCount = 64;
+const std::array<cuda_emulator::Device, kDeviceCount> kDevices = [] {
+  std::array<cuda_emulator::Device, kDeviceCount> devices = {};
+  for (int i = 0, multiprocessors = 16; i < kDeviceCount; ++i) {
+    if (i < kSpecials) {
+      devices[i] = kSpecial[i];
+      continue;
+    }
+    devices[i] = {multiprocessors, 9, kSharedBytes, 90};
+    multiprocessors += multiprocessors < 104 ? 2 : 4;
+  }
+  return devices;
+}();
 int current_device = 0, holder_of_tensors = 0;
+const void* hidden = nullptr;
 void (*at_wait)() = [] {};
 
 }  // namespace
@@ -37,6 +55,10 @@ void on_wait(void (*call)()) { at_wait = call; }
 void put_tensors_on(int device) { holder_of_tensors = device; }
 
 int device_of_tensors() { return holder_of_tensors; }
+
+void hide_from_host(const void* memory) { hidden = memory; }
+
+bool is_hidden(const void* memory) { return hidden && memory == hidden; }
 
 cudaError_t set_error(cudaError_t error, const std::string& words) {
   last_words = words;

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -73,6 +74,8 @@ Order order = Order::forward;
 unsigned seed = 0;
 long launch_count = 0;
 LaunchShape last = {};
+bool only_noting = false;
+std::vector<const void*> noted;
 // Of a kernel on a device.
 std::map<std::pair<const void*, const Device*>, std::map<cudaFuncAttribute, int>> attributes;
 
@@ -331,6 +334,10 @@ long launches() { return launch_count; }
 
 LaunchShape last_launch() { return last; }
 
+void only_note(bool noting) { only_noting = noting; }
+
+std::vector<const void*> take_noted() { return std::exchange(noted, {}); }
+
 void fail(const char* message) {
   if (!current) {
     std::fprintf(stderr, "CUDA emulator, outside a kernel: %s\n", message);
@@ -431,6 +438,10 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, size_t 
 
   ++launch_count;
   last = {config.gridDim.x / cluster, cluster, config.blockDim.x, config.dynamicSmemBytes};
+  if (only_noting) {
+    noted.push_back(kernel);
+    return cudaSuccess;
+  }
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   kernel_body = &body;

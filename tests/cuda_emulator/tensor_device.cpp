@@ -14,7 +14,7 @@ bool read_device(const dlpack::Device& from, TensorView& view) {
   return from.type == dlpack::kCpu;
 }
 
-bool host_can_read(const TensorView&) { return true; }
+bool host_can_read(const TensorView& view) { return !cuda_emulator::is_hidden(view.data); }
 
 void before_reading() {}
 

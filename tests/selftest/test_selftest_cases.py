@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cuda_emulation import Emulation
 from fastnn import _dispatch
 from fastnn._proof import FAILED, LEFT_OUT, PASSED
-from fastnn.selftest import ops
+from fastnn.ops import _cuda_limits, _cuda_linear_cross_entropy, linear_cross_entropy
+from fastnn.selftest import ops, training
 from fastnn.selftest.cases import Case, cases_for, large_cases, small_cases
 from fastnn.selftest.checks import Fault, LeftOut, compare, poisoned
 from fastnn.selftest.child import try_case
@@ -22,7 +25,7 @@ from step_graphs import Graphs
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 CPU = torch.device("cpu")
-OPS = [case for case in small_cases(False) if not case.op.startswith("train_")]
+OPS = [case for case in small_cases(True) if not case.op.startswith("train_")]
 OPS += [case for case in large_cases() if case.what == "two at the same time"]
 STEPS = [case for case in small_cases(False) if case.op == "train_step"]
 (EPOCH,) = (case for case in small_cases(False) if case.op == "train_epoch")
@@ -33,6 +36,21 @@ def tried(case: Case) -> tuple[str, str]:
         return try_case(case, CPU)
 
 
+@pytest.fixture
+def hidden_number(emulated_cuda: Emulation, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A number on the device is one that the host cannot read."""
+
+    def number_on(device: torch.device, value: float) -> Tensor:
+        number = torch.tensor(value, dtype=torch.float64)
+        emulated_cuda.checks.hide_from_host(number.data_ptr())
+        return number
+
+    monkeypatch.setattr(training, "number_on", number_on)
+    yield
+    emulated_cuda.checks.hide_from_host(0)
+
+
+@pytest.mark.usefixtures("hidden_number")
 @pytest.mark.parametrize("case", OPS, ids=lambda case: f"{case.op}, {case.what}")
 def test_emulated_kernels_pass(case: Case, emulated_cuda: Emulation) -> None:
     emulated_cuda.checks.set_order("reverse", 0)
@@ -146,6 +164,31 @@ def test_memory_that_two_calls_share_is_found(op: str, monkeypatch: pytest.Monke
         FAILED,
         "two calls at the same time differ from one after the other",
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_product_that_torch_adds_wrongly_is_found(
+    dtype: torch.dtype, emulated_cuda: Emulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for torch's `addmm`, which has `out_dtype` on CUDA alone."""
+    monkeypatch.setattr(_cuda_limits, "choose", lambda *_: (True, _cuda_limits.PLAIN))
+    monkeypatch.setattr(_cuda_linear_cross_entropy, "adds_to_float32", lambda _: True)
+    monkeypatch.setattr(linear_cross_entropy, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(linear_cross_entropy, "MIN_CHUNK_ROWS", 16)
+    case = Case("", "", partial(ops.linear_cross_entropy, ((40, 33, 16),), dtype))
+    own, kept = torch.addmm, 1.0
+
+    def addmm(total: Tensor, a: Tensor, b: Tensor, *, out_dtype: Any = None, out: Tensor) -> Tensor:
+        if out_dtype is None:
+            return own(total, a, b, out=out)
+        return own(total, a.float(), b.float(), beta=kept, out=out)
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    assert tried(case) == (PASSED, "")
+    kept = 0.0  # only the last chunk's
+    outcome, why = tried(case)
+    assert outcome == FAILED
+    assert why.startswith("dW of 40x33x16 is off")
 
 
 @pytest.mark.parametrize("op", ["cross_entropy", "linear_cross_entropy"])

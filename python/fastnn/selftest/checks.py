@@ -68,6 +68,8 @@ def compare(
 ) -> None:
     """Raise `Fault` unless `actual` is `expected`, which is float64 on the CPU, but for rounding errors.
 
+    Where TF32 is allowed, which has the precision of float16, float32 need not be more precise than that.
+
     Args:
         name: of the tensor in the message.
         actual: on any device.
@@ -91,6 +93,8 @@ def compare(
     largest = expected[finite].abs().max()
     error = (found[finite] - expected[finite]).abs().max()
     dtype = rounded or actual.dtype
+    if dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        dtype = torch.float16
     allowed = units * _UNITS[dtype] * torch.finfo(dtype).eps * largest
     if error > allowed:
         raise Fault(

@@ -21,9 +21,15 @@ def made(dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
     return (torch.randn(*shape, dtype=torch.float64) * scale).to(dtype)
 
 
-def leaf(t: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device that a gradient is wanted of."""
-    return t.to(device, copy=True).requires_grad_()
+def placed(t: Tensor, device: torch.device, ahead: int = 0) -> Tensor:
+    """A copy on the device, with so many elements between a boundary and it."""
+    memory = torch.empty(ahead + t.numel(), dtype=t.dtype, device=device)
+    return memory[ahead:].view(t.shape).copy_(t)
+
+
+def leaf(t: Tensor, device: torch.device, ahead: int = 0) -> Tensor:
+    """The same, of which a gradient is wanted."""
+    return placed(t, device, ahead).requires_grad_()
 
 
 def reference(t: Tensor) -> Tensor:
@@ -32,12 +38,13 @@ def reference(t: Tensor) -> Tensor:
 
 
 def relu(dtype: torch.dtype, device: torch.device) -> None:
-    """Whole packs and a rest, with NaN; in place; strides of a transposed matrix."""
-    for x in (made(dtype, 4099), made(dtype, 33, 70).t(), torch.tensor([float("nan"), -0.0, 1], dtype=dtype)):
-        given, dy = leaf(x, device), made(dtype, *x.shape)
+    """Whole packs and a rest, with NaN; in place; strides of a transposed matrix; no packs."""
+    special = torch.tensor([float("nan"), -0.0, 1], dtype=dtype)
+    for x, ahead in ((made(dtype, 4099), 0), (made(dtype, 33, 70).t(), 0), (special, 0), (special, 1)):
+        given, dy = leaf(x, device, ahead), made(dtype, *x.shape)
         with natively("relu", "relu_backward"):
             y = functional.relu(given)
-            y.backward(dy.to(device))
+            y.backward(placed(dy, device, ahead))
         expected = F.relu(x.double())
         compare("y", y, expected)
         compare("dX", given.grad, torch.ops.aten.threshold_backward(dy.double(), expected, 0))
@@ -52,9 +59,8 @@ def linear(
     activations: Sequence[str | None],
     dtype: torch.dtype,
     device: torch.device,
-    rounded: torch.dtype | None = None,
 ) -> None:
-    """Layers of (M, N, K) with bias and activation, and their three gradients; `rounded` as in `compare`."""
+    """Layers of (M, N, K) with bias and activation, and their three gradients."""
     for m, n, k in shapes:
         x, w, b, dy = made(dtype, m, k), made(dtype, n, k, scale=k**-0.5), made(dtype, n), made(dtype, m, n)
         for activation in activations:
@@ -65,7 +71,7 @@ def linear(
             z = F.linear(x.double(), w.double(), b.double())
             expected = torch_activation(z, activation)
             name = f"{activation or 'linear'} {m}x{n}x{k}"
-            compare(f"{name}: y", y, expected, 2, rounded)  # torch's product is rounded before the activation
+            compare(f"{name}: y", y, expected, 2)  # torch's product is rounded before the activation
             # Where ReLU's input is within its rounding error of 0 the sign of the output decides.
             came = y.detach().cpu().double() if activation == "relu" else expected
             g = torch_activation_gradient(
@@ -77,16 +83,16 @@ def linear(
                 (g @ w.double(), g.t() @ x.double(), g.sum(0)),
                 strict=True,
             ):
-                compare(f"{name}: {what}", grad, want, 4, rounded)
+                compare(f"{name}: {what}", grad, want, 4)
 
 
-def linear_tf32(shapes: Sequence[tuple[int, int, int]], device: torch.device) -> None:
-    """Float32 where the user allows TF32, which has the precision of float16."""
+def tf32_allowed(run: Callable[[torch.device], None], device: torch.device) -> None:
+    """A test of float32 where the user allows TF32."""
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
     settings.fp32_precision = "tf32"
     try:
-        linear(shapes, (None, "gelu"), torch.float32, device, torch.float16)
+        run(device)
     finally:
         settings.fp32_precision = before
 
@@ -114,14 +120,17 @@ def chain(dtype: torch.dtype, device: torch.device) -> None:
         compare(f"gradient {i}", ours.grad, twin.grad, 4)
 
 
-def cross_entropy(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> None:
-    """Rows of few and many classes; an ignored row, class weights and smoothing; probabilities."""
-    for rows, classes in shapes:
-        x, dy = made(dtype, rows, classes, scale=3.0), made(torch.float64, rows)
-        index = torch.randint(classes, (rows,))
+def cross_entropy(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
+    """Rows of few and many classes, and classes in between; one ignored, class weights and smoothing;
+    probabilities."""
+    for shape in shapes:
+        rows, classes, *inner = shape
+        x, dy = made(dtype, *shape, scale=3.0), made(torch.float64, rows, *inner)
+        index = torch.randint(classes, (rows, *inner))
         index[0] = -100
-        share = torch.softmax(made(torch.float64, rows, classes), 1).to(dtype)
+        share = torch.softmax(made(torch.float64, *shape), 1).to(dtype)
         weight = torch.rand(classes, dtype=torch.float64).add(0.5).to(dtype)
+        name = "x".join(map(str, shape))
         options: dict[str, Any]
         for target, smoothing, w in ((index, 0.0, None), (index, 0.1, weight), (share, 0.0, None)):
             given, on_device = leaf(x, device), None if w is None else w.to(device)
@@ -135,41 +144,49 @@ def cross_entropy(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device:
             expected = F.cross_entropy(twin, labels, None if w is None else w.double(), **options)
             expected.backward(grad.cpu().double())
             assert twin.grad is not None
-            compare(f"loss of {rows}x{classes}", loss, expected.detach())
-            compare(f"dX of {rows}x{classes}", given.grad, twin.grad, 2)
+            compare(f"loss of {name}", loss, expected.detach())
+            compare(f"dX of {name}", given.grad, twin.grad, 2)
 
 
-def linear_cross_entropy(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> None:
-    """In chunks where there are many rows; logits and their gradient are rounded to the dtype."""
-    x, w, b = made(dtype, rows, 32), made(dtype, classes, 32, scale=0.2), made(dtype, classes)
-    target = torch.randint(classes, (rows,))
-    leaves = [leaf(t, device) for t in (x, w, b)]
-    with natively("linear_cross_entropy", "linear_cross_entropy_backward"):
-        loss = functional.linear_cross_entropy(leaves[0], leaves[1], target.to(device), linear_bias=leaves[2])
-        loss.backward()
-    twins = [reference(t) for t in (x, w, b)]
-    expected = F.cross_entropy(F.linear(*twins), target)
-    expected.backward()
-    compare("loss", loss, expected.detach(), 2)
-    for name, ours, twin in zip(("dX", "dW", "db"), leaves, twins, strict=True):
-        assert twin.grad is not None
-        compare(name, ours.grad, twin.grad, 4)
+def linear_cross_entropy(
+    shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Of (rows, classes, features), in chunks where there are many rows; logits and their gradient are
+    rounded to the dtype."""
+    for rows, classes, features in shapes:
+        x, b = made(dtype, rows, features), made(dtype, classes)
+        w = made(dtype, classes, features, scale=features**-0.5)
+        target = torch.randint(classes, (rows,))
+        input, weight, bias = leaves = [leaf(t, device) for t in (x, w, b)]
+        with natively("linear_cross_entropy", "linear_cross_entropy_backward"):
+            loss = functional.linear_cross_entropy(input, weight, target.to(device), linear_bias=bias)
+            loss.backward()
+        twins = [reference(t) for t in (x, w, b)]
+        expected = F.cross_entropy(F.linear(*twins), target)
+        expected.backward()
+        name = f"{rows}x{classes}x{features}"
+        compare(f"loss of {name}", loss, expected.detach(), 2)
+        for what, ours, twin in zip(("dX", "dW", "db"), leaves, twins, strict=True):
+            assert twin.grad is not None
+            compare(f"{what} of {name}", ours.grad, twin.grad, 4)
 
 
 def gram_matrix(shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device) -> None:
-    """Batches of products of a matrix with its own transpose."""
+    """Batches of products of a matrix with its own transpose, in both memory orders."""
     for shape in shapes:
         x, dy = made(dtype, *shape), made(dtype, shape[0], shape[1], shape[1])
-        given = leaf(x, device)
-        with natively("gram_matrix", "gram_backward"):
-            y = functional.gram_matrix(given, normalize=True)
-            y.backward(dy.to(device))
-        twin = reference(x)
-        expected = twin @ twin.mT / (shape[1] * shape[2])
-        expected.backward(dy.double())
-        assert twin.grad is not None
-        compare(f"y of {shape}", y, expected.detach())
-        compare(f"dX of {shape}", given.grad, twin.grad, 2)
+        for order in ("rows", "columns"):
+            given = leaf(x if order == "rows" else x.mT, device)
+            with natively("gram_matrix", "gram_backward"):
+                y = functional.gram_matrix(given if order == "rows" else given.mT, normalize=True)
+                y.backward(dy.to(device))
+            twin = reference(x)
+            expected = twin @ twin.mT / (shape[1] * shape[2])
+            expected.backward(dy.double())
+            assert twin.grad is not None
+            grad = given.grad if order == "rows" or given.grad is None else given.grad.mT
+            compare(f"y of {shape} by {order}", y, expected.detach())
+            compare(f"dX of {shape} by {order}", grad, twin.grad, 2)
 
 
 def index_out_of_range(loss: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,31 +21,56 @@ from fastnn.selftest.ops import made
 
 # Less than a pack, whole packs and a rest, none, and more than one block; more tensors than a launch takes.
 _SIZES = ((3,), (16, 33), (0,), (70_001,), *((7,),) * 90)
+MANY_SIZES = ((5,),) * 1100  # more than two launches count the steps of
+
+
+def number_on(device: torch.device, value: float) -> Tensor:
+    """A tensor with one number."""
+    return torch.tensor(value, dtype=torch.float64, device=device)
 
 
 def update(
-    kind: type[NativeOptimizer], options: dict[str, Any], dtype: torch.dtype, device: torch.device
+    kind: type[NativeOptimizer],
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    sizes: Sequence[tuple[int, ...]] = _SIZES,
+    lr_on_device: bool = False,
+    scaled: bool = False,
 ) -> None:
     """Three steps, and all that is kept from one to the next.
 
     Steps are as large as the parameters, so that 16 bits show them, and eps is so large that small gradients
     have no large quotients of rounding errors.
+
+    Args:
+        kind: of the optimizer.
+        options: of it, beside those.
+        dtype: of the parameters.
+        device: theirs.
+        sizes: theirs.
+        lr_on_device: the learning rate is a tensor there, which the host never reads.
+        scaled: a `GradScaler` leaves the scale to the optimizer; before the last step one that it skips.
     """
     numbers: dict[str, Any] = {"lr": 0.5} if kind is optim.SGD else {"lr": 0.5, "eps": 0.1}
-    ours = [nn.Parameter(made(dtype, *size).to(device)) for size in _SIZES]
+    ours = [nn.Parameter(made(dtype, *size).to(device)) for size in sizes]
     twins = [nn.Parameter(p.detach().to("cpu", torch.float64, copy=True)) for p in ours]
-    optimizer = kind(ours, **numbers, **options)
-    known = inspect.signature(torchs_class(kind)).parameters
-    twin = torchs_class(kind)(
-        twins, **numbers, **{k: v for k, v in options.items() if k in known and k != "capturable"}
-    )
-    for _ in range(3):
+    lr = {"lr": number_on(device, 0.5)} if lr_on_device else {}
+    optimizer: Any = kind(ours, **{**numbers, **options, **lr})
+    known = inspect.signature(torchs_class(kind)).parameters.keys() - {"capturable", "fused"}
+    twin = torchs_class(kind)(twins, **numbers, **{k: v for k, v in options.items() if k in known})
+    scale = 4.0 if scaled else 1.0
+    for taken in (True, True, False, True) if scaled else (True,) * 3:
         for p, q in zip(ours, twins, strict=True):
             grad = made(dtype, *p.shape)
-            p.grad, q.grad = grad.to(device, copy=True), grad.double()
+            p.grad, q.grad = (grad * scale).to(device, copy=True), grad.double()
+        if scaled:
+            optimizer.grad_scale = torch.full((), scale, device=device)
+            optimizer.found_inf = torch.full((), float(not taken), device=device)
         with natively(update_name(kind)):
             optimizer.step()
-        twin.step()
+        if taken:
+            twin.step()
     rounded = torch.float32 if options.get("master_weights") else dtype
     compare("parameters", _flat(ours), _flat(twins), 2)
     if "master_weights" in options:

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <type_traits>
+#include <vector>
 
 #include "cuda_runtime_api.h"
 
@@ -29,9 +30,18 @@ struct LaunchShape {
 long launches();
 LaunchShape last_launch();
 
+// Kernels that are only noted do not run: what is launched on a device is seen without waiting for it.
+void only_note(bool noting);
+// Those noted since this was asked last, in their order.
+std::vector<const void*> take_noted();
+
 // Which of the devices of runtime.cpp tensors of the CPU lie on.
 void put_tensors_on(int device);
 int device_of_tensors();
+
+// The memory that the host cannot read, of what lies on a device: that at one address.
+void hide_from_host(const void* memory);
+bool is_hidden(const void* memory);
 
 // Is called wherever the host waits for a stream.
 void on_wait(void (*call)());
