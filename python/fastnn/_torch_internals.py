@@ -116,6 +116,10 @@ names_known = (
 )
 
 
+# Lets the current stream of a CUDA device do nothing for so many cycles, or not even that.
+idle_on_device: Callable[[int], object] = getattr(torch.cuda, "_sleep", lambda cycles: None)
+
+
 def is_profiling() -> bool:
     """Whether a profiler runs, or cannot be seen; asked in every native call."""
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +16,10 @@ from cuda_emulation import Emulation
 from fastnn import _dispatch
 from fastnn._proof import FAILED, LEFT_OUT, PASSED
 from fastnn.ops import _cuda_limits, _cuda_linear_cross_entropy, linear_cross_entropy
-from fastnn.selftest import ops, training
+from fastnn.selftest import checks, ops, training
 from fastnn.selftest.cases import Case, cases_for, large_cases, small_cases
 from fastnn.selftest.checks import Fault, LeftOut, compare, poisoned
 from fastnn.selftest.child import try_case
-from fastnn.selftest.ops import TWO_AT_ONCE
 from fastnn.step import epoch
 from step_graphs import Graphs
 
@@ -155,15 +156,68 @@ def test_torchs_kernels_pass_no_test(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "fastnn is disabled" in tried(case)[1]
 
 
-@pytest.mark.parametrize("op", TWO_AT_ONCE)
+@pytest.mark.parametrize("op", {**ops.TWO_AT_ONCE, **training.TWO_AT_ONCE})
 def test_memory_that_two_calls_share_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As scratch memory that is one for all streams: what the second call leaves is the first one's too."""
     at_once = ops.at_the_same_time
-    monkeypatch.setattr(ops, "at_the_same_time", lambda device, works: [at_once(device, works)[1]] * 2)
+
+    def shared(*arguments: Any, **options: Any) -> Iterator[list[Any]]:
+        for _, second in at_once(*arguments, **options):
+            yield [second] * 2
+
+    monkeypatch.setattr(ops, "at_the_same_time", shared)
     assert tried(find(op, "two at the same time")) == (
         FAILED,
         "two calls at the same time differ from one after the other",
     )
+
+
+class Streams:
+    """Streams that only note what they are asked for, in its order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, late: int) -> None:
+        self.noted: list[Any] = []
+        self._late = late  # rounds whose beginning comes before all work has been given
+
+        def stream(name: str) -> SimpleNamespace:
+            return SimpleNamespace(
+                wait_event=lambda event: self.noted.append((name, "waits", event.name)),
+                record_event=lambda: self.event(name),
+                name=name,
+            )
+
+        names = iter(("first", "second"))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream(next(names)))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream("current"))
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.noted.append("all wait"))
+        monkeypatch.setattr(checks, "idle_on_device", lambda cycles: self.noted.append(cycles))
+
+    def event(self, name: str) -> SimpleNamespace:
+        self.noted.append((name, "records"))
+        self._late -= 1
+        late = self._late >= 0
+        return SimpleNamespace(name=f"of {name}", query=lambda: late)
+
+    @contextlib.contextmanager
+    def on(self, stream: SimpleNamespace) -> Iterator[None]:
+        self.noted.append(("on", stream.name))
+        yield
+
+
+def test_streams_are_held_back_until_all_work_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = Streams(monkeypatch, late=1)
+    works = [lambda: streams.noted.append("a work")] * 2
+    assert list(checks.at_the_same_time(torch.device("cuda", 0), works, rounds=3)) == [[None, None]] * 3
+    a_round = [
+        ("current", "records"),
+        *(("first", "waits", "of current"), ("on", "first"), "a work"),
+        *(("second", "waits", "of current"), ("on", "second"), "a work"),
+        "all wait",
+    ]
+    cycles = [streams.noted[i] for i in range(0, len(streams.noted), len(a_round) + 1)]
+    assert cycles == [2**24, 2**26, 2**26]  # longer after a round that began too early
+    assert streams.noted == [entry for count in cycles for entry in (count, *a_round)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -128,8 +128,8 @@ def large_cases() -> list[Case]:
         ("gram_matrix", partial(ops.gram_matrix, _GRAMS, f32)),
     ):
         cases.append(Case(op, "float32, large, TF32 allowed", partial(ops.tf32_allowed, run)))
-    for op, call in ops.TWO_AT_ONCE.items():
-        cases.append(Case(op, "two at the same time", partial(ops.two_at_once, call)))
+    for op, work in {**ops.TWO_AT_ONCE, **training.TWO_AT_ONCE}.items():
+        cases.append(Case(op, "two at the same time", partial(ops.two_at_once, op, work)))
     return cases
 
 

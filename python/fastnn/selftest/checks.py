@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastnn import _dispatch
 from fastnn._dispatch import Decision
+from fastnn._torch_internals import idle_on_device
 
 # Rounding errors that are allowed, in units of the dtype's eps and of the largest value expected. Sums of a
 # thousand products in float32 are off by about 3; TF32 would be off by some 300. What has 16 bits is summed
@@ -102,16 +103,29 @@ def compare(
         )
 
 
-def at_the_same_time(device: torch.device, works: Sequence[Callable[[], Any]]) -> list[Any]:
-    """What the functions return, each run on a stream of its own, on the CPU in a thread of its own."""
-    if device.type == "cuda":
-        streams = [torch.cuda.Stream(device) for _ in works]
+def at_the_same_time(
+    device: torch.device, works: Sequence[Callable[[], Any]], rounds: int
+) -> Iterator[list[Any]]:
+    """In each round what the functions return, each run on a stream of its own, on the CPU in a thread.
+
+    The streams are held back until all work has been given to them, which must not wait for it; if that took
+    longer than they were held back, they are for longer in the next round.
+    """
+    if device.type != "cuda":
+        with ThreadPoolExecutor(len(works)) as threads:
+            for _ in range(rounds):
+                yield list(threads.map(lambda work: work(), works))
+        return
+    streams, cycles = [torch.cuda.Stream(device) for _ in works], 2**24
+    for _ in range(rounds):
+        idle_on_device(cycles)
+        begin = torch.cuda.current_stream(device).record_event()
         results = []
         for stream, work in zip(streams, works, strict=True):
-            stream.wait_stream(torch.cuda.current_stream(device))
+            stream.wait_event(begin)
             with torch.cuda.stream(stream):
                 results.append(work())
+        if begin.query():
+            cycles *= 4
         torch.cuda.synchronize(device)
-        return results
-    with ThreadPoolExecutor(len(works)) as threads:
-        return list(threads.map(lambda work: work(), works))
+        yield results

@@ -17,7 +17,7 @@ from fastnn._replaced import torchs_class
 from fastnn.nn.utils import clip_grad_norm_
 from fastnn.optim.native import NativeOptimizer, update_name
 from fastnn.selftest.checks import Fault, LeftOut, compare, natively
-from fastnn.selftest.ops import made
+from fastnn.selftest.ops import Work, made
 
 # Less than a pack, whole packs and a rest, none, and more than one block; more tensors than a launch takes.
 _SIZES = ((3,), (16, 33), (0,), (70_001,), *((7,),) * 90)
@@ -98,6 +98,31 @@ def clip(dtype: torch.dtype, device: torch.device) -> None:
         compare("norm", norm, expected, 2)
         factor = min(1.0, bound / (float(expected) + 1e-6))
         compare("gradients", _flat([p.grad for p in params]), _flat(grads).double() * factor, 3)
+
+
+def _with_gradients(x: Tensor) -> list[nn.Parameter]:
+    params = [nn.Parameter(part.clone()) for part in x]
+    for p in params:
+        p.grad = p.detach() * 3
+    return params
+
+
+def _adam_steps(x: Tensor) -> list[Tensor]:
+    params = _with_gradients(x)
+    # Where the device counts the steps, what they have in common lies in memory that each step takes.
+    optimizer = optim.Adam(params, lr=0.5, eps=0.1, capturable=x.is_cuda)
+    for _ in range(2):
+        optimizer.step()
+    return [p.detach() for p in params]
+
+
+def _clipped(x: Tensor) -> list[Tensor]:
+    params = _with_gradients(x)
+    norm = clip_grad_norm_(params, 1.0)
+    return [norm, *(p.grad for p in params if p.grad is not None)]
+
+
+TWO_AT_ONCE: dict[str, Work] = {"adam": _adam_steps, "clip_grad_norm": _clipped}
 
 
 Maker = Callable[[Any], torch.optim.Optimizer]
