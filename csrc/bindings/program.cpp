@@ -122,6 +122,9 @@ class Program {
   // Whether a call is on its way, in another thread or further up the stack.
   bool running() const { return running_; }
 
+  // The thread of the last call, before one that of the recording, as Python numbers them.
+  unsigned long thread() const { return thread_; }
+
   int traverse(visitproc visit, void* arg) const {
     for (const auto& [function, value] : states_) {
       Py_VISIT(function.ptr());
@@ -470,7 +473,10 @@ class Program {
 
   // Lets go of what belongs to one call, however that ends.
   struct Running {
-    explicit Running(Program& program) : program(program) { program.running_ = true; }
+    explicit Running(Program& program) : program(program) {
+      program.running_ = true;
+      program.thread_ = PyThread_get_thread_ident();
+    }
     ~Running() {
       program.let_go();
       program.running_ = false;
@@ -512,6 +518,7 @@ class Program {
 
   // Of one call; kept so that the next one need not allocate.
   bool running_ = false;
+  unsigned long thread_ = PyThread_get_thread_ident();
   int64_t runs_ = 0;
   std::vector<PyObject*> inputs_;
   std::vector<py::object> held_;  // the same, alive
@@ -553,6 +560,7 @@ void register_program(py::module_& m) {
                     std::vector<std::pair<py::object, py::list>>, py::object, py::function>())
       .def_property_readonly("running", &Program::running)
       .def_property_readonly("runs", &Program::runs)
+      .def_property_readonly("thread", &Program::thread)
       .def("run", &Program::run)
       .def("run_batches", [](Program& program, const py::tuple& arguments,
                              const std::vector<std::pair<TensorView, TensorView>>& gathered,

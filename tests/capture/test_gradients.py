@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +100,58 @@ def test_another_function_that_comes_late_is_told_of() -> None:
         pair.actor()
     for _ in range(3):
         pair.critic()
+        assert pair.encoder.weight.grad is not None
+
+
+def test_inference_beside_a_function_that_drops_them() -> None:
+    model = net()
+    twins = Twins(classify, model, torch.optim.Adam)
+    for _ in range(5):
+        twins.call(*batch())
+    act = fastnn.capture(twins.nets[1])
+    x, _ = batch()
+    for _ in range(4):
+        with torch.inference_mode():
+            same(act(x), twins.nets[0](x))
+    assert len(act.programs) == 1
+    assert _grads(twins.nets[1]) == [None] * 4
+
+
+def _in_a_thread(call: Callable[[], None], count: int) -> None:
+    def calls() -> None:
+        for _ in range(count):
+            call()
+
+    thread = threading.Thread(target=calls)
+    thread.start()
+    thread.join()
+
+
+def test_what_another_thread_works_with_is_left_alone() -> None:
+    elsewhere = _SharedEncoder(fastnn.capture)
+    _in_a_thread(elsewhere.critic, 5)
+    assert elsewhere.encoder.weight.grad is None
+    seen = []
+
+    @fastnn.capture
+    def actor() -> None:
+        seen.append(elsewhere.encoder.weight.grad)
+        _SharedEncoder(lambda f: f).actor()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fastnn.EagerStepWarning)
+        for _ in range(3):
+            actor()
+    assert seen == [None] * 3
+
+
+def test_a_function_of_another_thread_is_told_of_who_steps_on_what_it_leaves() -> None:
+    pair = _SharedEncoder(fastnn.capture)
+    _in_a_thread(pair.critic, 5)
+    with pytest.warns(fastnn.EagerStepWarning, match="critic.* eagerly: .*actor.* takes a step"):
+        pair.actor()
+    for _ in range(3):
+        _in_a_thread(pair.critic, 1)
         assert pair.encoder.weight.grad is not None
 
 

@@ -289,17 +289,24 @@ class Captured:
                 recording.refuse(f"{_UNSEEN}: {error}")
         return None
 
-    def _take_back(self, planted: list[tuple[Tensor, Tensor, Captured]], recorder: Recorder) -> set[Captured]:
+    def _take_back(
+        self, planted: list[tuple[Tensor, Tensor | None, Captured]], recorder: Recorder
+    ) -> set[Captured]:
         """Drop what `_gradients_before` has planted; the functions whose gradients have been missed."""
         recording, stepped = recorder.recording, recorder.steps.stepped
         losing = {
             owner
             for leaf, grad, owner in planted
             if (owner is self or id(leaf) in stepped)
-            and (recording.has_met(grad) or (recording.refused is not None and leaf.grad is grad))
+            and (
+                grad is None
+                or recording.has_met(grad)
+                or (recording.refused is not None and leaf.grad is grad)
+            )
         }
         for leaf, grad, _ in planted:
-            if leaf.grad is grad and version_of(grad) == 0:  # else the function has added its own to it
+            # Else the function has added its own to it.
+            if grad is not None and leaf.grad is grad and version_of(grad) == 0:
                 leaf.grad = None
         return losing
 
@@ -382,18 +389,25 @@ class Captured:
 
     def _gradients_before(
         self, known: Known
-    ) -> tuple[dict[int, tuple[Tensor, Tensor | None]], list[tuple[Tensor, Tensor, Captured]]]:
+    ) -> tuple[dict[int, tuple[Tensor, Tensor | None]], list[tuple[Tensor, Tensor | None, Captured]]]:
         """The gradients that a call finds; where programs have not kept one, it shall find one to drop.
 
         So it shall where those of another function have not kept what it takes a step with; to others it may
-        add without harm.
+        add without harm. None is for a gradient that another thread may be working with, which is left alone.
         """
-        planted = []
+        planted: list[tuple[Tensor, Tensor | None, Captured]] = []
         for owner in [self, *self._others_training()]:
-            for leaf in [param for program in owner._programs for param in program.dropped]:
-                if leaf.grad is None and (owner is self or not known.surveyed or id(leaf) in self._stepped):
-                    leaf.grad = torch.zeros_like(leaf)
-                    planted.append((leaf, leaf.grad, owner))
+            for program in owner._programs:
+                elsewhere = owner is not self and program.native.thread != threading.get_ident()
+                for leaf in program.dropped:
+                    if owner is not self and known.surveyed and id(leaf) not in self._stepped:
+                        continue
+                    if elsewhere:
+                        planted.append((leaf, None, owner))
+                    elif leaf.grad is None:
+                        with torch.inference_mode(False):  # whose tensors have no version
+                            leaf.grad = torch.zeros_like(leaf)
+                        planted.append((leaf, leaf.grad, owner))
         return {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}, planted
 
 

@@ -47,6 +47,7 @@ class GraphProgram:
         islands: none; see `Program`.
         takes: the tensors among the arguments, in words.
         runs: calls that have been taken.
+        thread: of the last of them, before one that of the recording.
     """
 
     islands: tuple[tuple[str, str], ...] = ()
@@ -85,6 +86,7 @@ class GraphProgram:
         self._places = [_place(t) for t in self._held]
         self.takes = called.takes
         self.runs = 0
+        self.thread = threading.get_ident()
         self._lock = threading.Lock()
         self._inputs: list[Tensor] = []
         self._ordered: list[bool] = []  # whether they have the strides of the arguments
@@ -186,6 +188,7 @@ class GraphProgram:
         result = replace(self._result, _Result, lambda made: made.tensor(given, copies))
         increment_version(self._written)
         self.runs += 1
+        self.thread = threading.get_ident()
         for update in self._updates:
             note_step(update.optimizer)
         return result
