@@ -211,6 +211,19 @@ def test_all_ignored_gives_what_torch_gives(classes: int, device: torch.device) 
     assert not x.grad.any()
 
 
+@pytest.mark.parametrize("total", [0.0, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_ignored_rows_have_no_gradient_where_the_others_weigh_nothing(
+    dtype: torch.dtype, total: float, every_device: torch.device
+) -> None:
+    x = torch.randn(3, 4).to(every_device, dtype).requires_grad_()
+    weight = torch.full((4,), total, device=every_device, dtype=dtype)
+    FF.cross_entropy(x, torch.tensor([0, -100, 2], device=every_device), weight).backward()
+    assert x.grad is not None
+    assert not x.grad[1].any()
+    assert x.grad[::2].isnan().all()
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (2, 3, 0)])
 def test_an_empty_batch_gives_what_torch_gives(shape: tuple[int, ...], device: torch.device) -> None:
     x = torch.empty(shape, device=device, requires_grad=True)

@@ -13,12 +13,12 @@ struct CrossEntropyScales {
   double late;      // what the gradient must still be multiplied with
 };
 
-// float16 gradients are divided late, because the division would flush the small ones to zero. Without a row
-// that counts all gradients are 0, and the factor is infinite.
+// float16 gradients are divided late, because the division would flush the small ones to zero. But not by a
+// weight of 0 or NaN: the gradients of the rows that are ignored stay 0.
 FASTNN_HOST_DEVICE CrossEntropyScales cross_entropy_scales(bool mean, bool is_float16, double z_loss,
                                                            double rows, double weight) {
   const double scale = mean ? 1 / weight : 1, square = mean ? 1 / rows : 1;
-  const bool late = mean && is_float16 && rows > 0;
+  const bool late = mean && is_float16 && scale - scale == 0;
   const double z = z_loss == 0 ? 0 : 2 * z_loss * square / (late ? scale : 1);
   return {square, late ? 1 : scale, z, late ? scale : 1};
 }
