@@ -334,9 +334,11 @@ double OptimizerGroup::next_step(PyObject* state, OptimizerTensor& tensor) {
   }
   if (!host_can_read(step)) throw NotCovered("step is on the device, which capturable and fused are not");
   if (scalars_.found_inf) throw NotCovered("a step that may be skipped is counted on the host");
+  const double taken = step.dtype == DType::f32 ? *step.as<float>() : *step.as<double>();
+  // The corrections for it are infinite, or no numbers: torch has an error for it.
+  if (taken < 0) throw NotCovered(concat("step is ", taken));
   steps_.push_back(step);
-  if (step.dtype == DType::f32) return *step.as<float>() + 1;
-  return *step.as<double>() + 1;
+  return taken + 1;
 }
 
 // Elements are updated in no particular order, so no written memory may be reachable twice.

@@ -77,6 +77,20 @@ def test_what_is_not_covered(case: Case, left: str, device: torch.device) -> Non
         assert mine.state[p].keys() == theirs.state[q].keys()
 
 
+@needs_native
+def test_a_negative_step_is_an_error_as_in_torch() -> None:
+    for kind in (torch.optim.Adam, optim.Adam):
+        params = parameters([3], torch.float32)
+        optimizer = kind(params)
+        set_gradients(params)
+        optimizer.step()
+        optimizer.state[params[0]]["step"].fill_(-1)
+        before = params[0].detach().clone()
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step()
+        assert torch.equal(params[0], before)
+
+
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own
 @of_cases(LEAVING_SPARSE)
 def test_sparse_gradients(case: Case) -> None:
