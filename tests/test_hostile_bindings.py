@@ -103,14 +103,14 @@ def right_calls(draw: Any) -> Call:
     elif op == "cross_entropy_scale_gradient":
         arguments = [dense(m, n), perhaps(dense(m)) or dense(), draw(st.sampled_from([1.0, 0.25]))]
     elif op in LOSSES:
-        weight = finite(dense(n))  # of an infinite one the loss is NaN where torch's may be infinite
+        weight = finite(dense(n))
         reduction = draw(st.sampled_from([0, 1, 2]))
         classes = draw(indices((m,), n, draw(st.sampled_from([torch.int64, torch.uint8])), DENSE))
         loss = dense(m) if reduction == 0 else dense()
         options = [draw(st.sampled_from([-100, 0, 1])), reduction, draw(st.sampled_from([0.0, 0.1]))]
         options.append(draw(st.sampled_from([0.0, 1e-3])))
         if op == "cross_entropy_forward":
-            target = classes if draw(st.booleans()) else dense(m, n)
+            target = classes if draw(st.booleans()) else finite(dense(m, n))
             logits = draw(recipes((m, n), dtype, ROWS))
             arguments = [logits, target, perhaps(weight), loss, perhaps(dense(m, n)), *options]
         else:
@@ -300,6 +300,12 @@ def bad_index(op: str, arguments: list[Any]) -> bool:
     return has_bad_index(target, classes, arguments[-5 if op == LOSSES[1] else -4])
 
 
+def has_infinite_weight(op: str, arguments: list[Any]) -> bool:
+    """Whether a class has one, or a probability: the loss is NaN then where torch's may be infinite."""
+    target, weight = arguments[1:3] if op == LOSSES[0] else arguments[3:5]
+    return any(t is not None and not t.isfinite().all() for t in (target, weight))
+
+
 @given(calls())
 def an_error_or_the_right_result(call: Call) -> None:
     about_to_call(call)
@@ -331,6 +337,8 @@ def an_error_or_the_right_result(call: Call) -> None:
         return
     if call.op in LOSSES:
         assert not bad_index(call.op, given_)
+        if has_infinite_weight(call.op, given_):
+            return
     if isinstance(done, str) or (done is None and call.op in OPTIMIZERS):  # why torch must do it
         assert not call.right or may_be_left_to_torch(call, given_), done
         return
@@ -341,14 +349,14 @@ def an_error_or_the_right_result(call: Call) -> None:
     if call.op == "clip_grad_norm":
         found.append((done, norm_of(given_[0])))
     if call.op == "bernoulli" and found:
-        found.append((arguments[2].get_state(), given_[2].get_state().double()))
+        found.append((arguments[2].get_state(), given_[2].get_state()))
     for actual, expected in found:
         tolerance = max(TOLERANCES.get(t, 0.0) for t in (actual.dtype, dtype))
-        finite = expected[expected.isfinite()]
+        finite = expected[expected.isfinite()] if tolerance else expected.new_empty(0)
         scale = max(1.0, float(finite.abs().max())) if finite.numel() else 1.0
         if actual.dtype == torch.float16 and scale > OVERFLOWS:
             return
-        value = actual.detach().double()
+        value = actual.detach().to(expected.dtype)
         if call.op == LOSSES[0] and actual is arguments[4]:
             value = value * done  # which the caller is to do
         torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

@@ -127,7 +127,7 @@ def _loss(
     if not 0 <= smoothing <= 1:
         return None, x
     target = target.long() if target.dtype == torch.uint8 else target
-    options = {"ignore_index": ignored, "label_smoothing": smoothing, "reduction": REDUCTIONS[reduction]}
+    options = {"ignore_index": int(ignored), "label_smoothing": smoothing, "reduction": REDUCTIONS[reduction]}
     if target.is_floating_point():
         del options["ignore_index"]
     x = x.detach().requires_grad_()
