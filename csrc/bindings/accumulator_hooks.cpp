@@ -7,8 +7,8 @@ namespace py = pybind11;
 namespace fastnn {
 
 bool has_hooks(PyObject* param) {
-  static PyObject* const tables[] = {interned("_backward_hooks"), interned("_post_accumulate_grad_hooks")};
-  for (PyObject* const table : tables) {
+  static Interned backward("_backward_hooks"), accumulate("_post_accumulate_grad_hooks");
+  for (PyObject* const table : std::initializer_list<PyObject*>{backward, accumulate}) {
     const py::object hooks = owned(PyObject_GetAttr(param, table));
     if (!hooks.is_none() && py::len(hooks) > 0) return true;  // empty where the last one has been removed
   }
@@ -16,7 +16,7 @@ bool has_hooks(PyObject* param) {
 }
 
 bool AccumulatorHooks::any(PyObject* param, const py::function& look) {
-  static PyObject* const use_count = interned("_use_count");
+  static Interned use_count("_use_count");
   const long count = PyLong_AsLong(owned(PyObject_CallMethodNoArgs(param, use_count)).ptr());
   if (count == -1 && PyErr_Occurred()) throw py::error_already_set();
   if (count == 1) {
@@ -25,7 +25,7 @@ bool AccumulatorHooks::any(PyObject* param, const py::function& look) {
   }
   if (!requires_grad(param)) return false;  // asked last: it takes as long as the count
   // To change a parameter's dtype gives it new memory, and makes torch forget its accumulator.
-  static PyObject* const data_ptr = interned("data_ptr");
+  static Interned data_ptr("data_ptr");
   const void* const memory = PyLong_AsVoidPtr(owned(PyObject_CallMethodNoArgs(param, data_ptr)).ptr());
   if (!memory && PyErr_Occurred()) throw py::error_already_set();
   if (!is_known(param, memory, count)) {

@@ -12,12 +12,12 @@ class AdagradStep final : public OptimizerStep<AdagradTensor> {
   AdagradStep(const pybind11::dict& group, const pybind11::dict& state,
               const pybind11::function& match_layout)
       : OptimizerStep(group, state, match_layout) {
-    static PyObject* const fused_key = interned("fused");
-    static PyObject* const lr_decay_key = interned("lr_decay");
-    static PyObject* const eps_key = interned("eps");
-    static PyObject* const weight_decay_key = interned("weight_decay");
-    static PyObject* const maximize_key = interned("maximize");
-    static PyObject* const differentiable_key = interned("differentiable");
+    static Interned fused_key("fused");
+    static Interned lr_decay_key("lr_decay");
+    static Interned eps_key("eps");
+    static Interned weight_decay_key("weight_decay");
+    static Interned maximize_key("maximize");
+    static Interned differentiable_key("differentiable");
     if (kHasDevice) count_on_device(fused_key);  // on the CPU torch's fused counts there too
     options_.lr = read_lr();
     options_.lr_decay = number_option(lr_decay_key);
@@ -34,7 +34,7 @@ class AdagradStep final : public OptimizerStep<AdagradTensor> {
 
  private:
   void read_state(PyObject* param, const TensorView& p, AdagradTensor& tensor) override {
-    static PyObject* const sum_key = interned("sum");
+    static Interned sum_key("sum");
     PyObject* state = state_of(param);
     tensor.state[0] = state_like(state, sum_key, p);
     tensor.step = next_step(state, tensor);

@@ -12,17 +12,17 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
   static constexpr int64_t kNumbers = 5;
   AdamStep(const pybind11::dict& group, const pybind11::dict& state, const pybind11::function& match_layout)
       : OptimizerStep(group, state, match_layout) {
-    static PyObject* const lr_key = interned("lr");
-    static PyObject* const fused_key = interned("fused");
-    static PyObject* const betas_key = interned("betas");
-    static PyObject* const eps_key = interned("eps");
-    static PyObject* const weight_decay_key = interned("weight_decay");
-    static PyObject* const amsgrad_key = interned("amsgrad");
-    static PyObject* const maximize_key = interned("maximize");
-    static PyObject* const foreach_key = interned("foreach");
-    static PyObject* const capturable_key = interned("capturable");
-    static PyObject* const differentiable_key = interned("differentiable");
-    static PyObject* const decoupled_key = interned("decoupled_weight_decay");
+    static Interned lr_key("lr");
+    static Interned fused_key("fused");
+    static Interned betas_key("betas");
+    static Interned eps_key("eps");
+    static Interned weight_decay_key("weight_decay");
+    static Interned amsgrad_key("amsgrad");
+    static Interned maximize_key("maximize");
+    static Interned foreach_key("foreach");
+    static Interned capturable_key("capturable");
+    static Interned differentiable_key("differentiable");
+    static Interned decoupled_key("decoupled_weight_decay");
     count_on_device(capturable_key);
     if (kHasDevice) count_on_device(fused_key);  // on the CPU torch's fused counts there too
     PyObject* lr = option(lr_key);
@@ -61,9 +61,9 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
 
  private:
   void read_state(PyObject* param, const TensorView& p, AdamTensor& tensor) override {
-    static PyObject* const exp_avg_key = interned("exp_avg");
-    static PyObject* const exp_avg_sq_key = interned("exp_avg_sq");
-    static PyObject* const max_key = interned("max_exp_avg_sq");
+    static Interned exp_avg_key("exp_avg");
+    static Interned exp_avg_sq_key("exp_avg_sq");
+    static Interned max_key("max_exp_avg_sq");
     PyObject* state = state_of(param);
     tensor.state[0] = state_like(state, exp_avg_key, p);
     tensor.state[1] = state_like(state, exp_avg_sq_key, p);

@@ -58,8 +58,8 @@ Arguments::Arguments(const py::tuple& spec) {
 
 // Subclasses of tensors and those that autograd follows are not what was recorded.
 bool Arguments::match_tensor(PyObject* object, TensorView& view) const {
-  static PyObject* const tensor = torch_attribute("torch", "Tensor");
-  if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != tensor) return false;
+  static TorchAttribute tensor("torch", "Tensor");
+  if (Py_TYPE(object) != tensor.as_type()) return false;
   try {
     if (!read_tensor(object, view) || !same_description(view, view_) || requires_grad(object)) return false;
     check_not_negated(object);

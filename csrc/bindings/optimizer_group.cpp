@@ -62,31 +62,23 @@ bool readable(PyObject* object, TensorView& view) {
 
 }  // namespace
 
-PyObject* torch_attribute(const char* module, const char* name) {
-  return py::object(py::module_::import(module).attr(name))
-      .release()
-      .ptr();  // kept for the life of the process
-}
-
 py::object owned(PyObject* object) {
   if (!object) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(object);
 }
 
 bool requires_grad(PyObject* tensor) {
-  static PyObject* const key = interned("requires_grad");
+  static Interned key("requires_grad");
   return owned(PyObject_GetAttr(tensor, key)).ptr() == Py_True;
 }
 
 TensorView read_plain(PyObject* object) {
-  static PyObject* const tensor = torch_attribute("torch", "Tensor");
-  static PyObject* const parameter = torch_attribute("torch.nn", "Parameter");
+  static TorchAttribute tensor("torch", "Tensor");
+  static TorchAttribute parameter("torch.nn", "Parameter");
   PyTypeObject* const type = Py_TYPE(object);
-  const auto is = [type](PyObject* of) { return type == reinterpret_cast<PyTypeObject*>(of); };
-  if (!is(tensor) && !is(parameter))
-    throw NotCovered(concat(type->tp_name, PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(tensor))
-                                               ? " is a tensor subclass"
-                                               : " is not a tensor"));
+  if (type != tensor.as_type() && type != parameter.as_type())
+    throw NotCovered(concat(type->tp_name, PyType_IsSubtype(type, tensor.as_type()) ? " is a tensor subclass"
+                                                                                    : " is not a tensor"));
   TensorView view;
   if (!readable(object, view)) throw NotCovered("this torch has no DLPack exchange interface");
   return view;
@@ -95,7 +87,7 @@ TensorView read_plain(PyObject* object) {
 // The negative bit hides from the raw view. Gradients come with it from the imaginary part of a conjugate; an
 // optimizer's own state never does.
 void check_not_negated(PyObject* tensor) {
-  static PyObject* const is_neg = interned("is_neg");
+  static Interned is_neg("is_neg");
   if (owned(PyObject_CallMethodNoArgs(tensor, is_neg)).ptr() != Py_False)
     throw NotCovered("the tensor is a lazily negated view");
 }
@@ -111,8 +103,6 @@ bool is_dense(const TensorView& t) {
   }
   return expected == t.numel();
 }
-
-PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); }
 
 // Without waiting for a device.
 double number(PyObject* object) {
@@ -149,7 +139,7 @@ void OptimizerGroup::refuse(PyObject* key) const {
 }
 
 double OptimizerGroup::read_lr() {
-  static PyObject* const key = interned("lr");
+  static Interned key("lr");
   PyObject* lr = option(key);
   if (!kHasDevice || PyFloat_Check(lr)) return number(lr);
   TensorView view;
@@ -193,7 +183,7 @@ void OptimizerGroup::set_numbers(const py::object& object, int64_t count) {
 }
 
 PyObject* OptimizerGroup::parameters() {
-  static PyObject* const key = interned("params");
+  static Interned key("params");
   PyObject* params = option(key);
   if (!PyList_Check(params)) throw NotCovered("the parameters of a group are not in a list");
   const auto count = static_cast<size_t>(PyList_GET_SIZE(params));
@@ -204,7 +194,7 @@ PyObject* OptimizerGroup::parameters() {
 }
 
 py::object OptimizerGroup::gradient(PyObject* param) {
-  static PyObject* const key = interned("grad");
+  static Interned key("grad");
   return owned(PyObject_GetAttr(param, key));
 }
 
@@ -272,7 +262,7 @@ DType OptimizerGroup::state_dtype(const TensorView& param) const {
 }
 
 void OptimizerGroup::read_master(PyObject* param, const TensorView& p, OptimizerTensor& tensor) {
-  static PyObject* const key = interned("master_param");
+  static Interned key("master_param");
   if (!masters_ || !tensor.float_state) return;
   PyObject* state = state_of(param);
   if (!find(state, key)) throw Uninitialized();
@@ -306,9 +296,9 @@ void* OptimizerGroup::state_or_new(PyObject* param, PyObject* key, const TensorV
   if (!is_new) return state_like(state.ptr(), key, p);
 
   // A GradScaler may skip the update that would fill it.
-  static PyObject* const zeros_like = torch_attribute("torch", "zeros_like");
-  static PyObject* const empty_like = torch_attribute("torch", "empty_like");
-  static PyObject* const float32 = torch_attribute("torch", "float32");
+  static TorchAttribute zeros_like("torch", "zeros_like");
+  static TorchAttribute empty_like("torch", "empty_like");
+  static TorchAttribute float32("torch", "float32");
   const py::handle make = scalars_.found_inf ? zeros_like : empty_like;
   py::object tensor = state_dtype(p) == p.dtype
                           ? make(py::handle(param))
@@ -321,7 +311,7 @@ void* OptimizerGroup::state_or_new(PyObject* param, PyObject* key, const TensorV
 }
 
 double OptimizerGroup::next_step(PyObject* state, OptimizerTensor& tensor) {
-  static PyObject* const key = interned("step");
+  static Interned key("step");
   const TensorView step = read_written(entry(state, key));
   if (step.numel() != 1) throw NotCovered(concat("step has shape ", shape_string(step)));
   if (step.dtype != DType::f32 && step.dtype != DType::f64)

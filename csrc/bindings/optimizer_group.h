@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/kept.h"
 #include "bindings/memory_ranges.h"
 #include "core/tensor_view.h"
 #include "ops/optim/multi_tensor.h"
@@ -43,14 +44,8 @@ std::optional<pybind11::object> why_not(const Read& read) {
   return std::nullopt;
 }
 
-// Keys and names, kept for the life of the process.
-PyObject* interned(const char* name);
-
 // The value of an option; throws NotCovered where it is no number.
 double number(PyObject* object);
-
-// An attribute of a module, kept for the life of the process.
-PyObject* torch_attribute(const char* module, const char* name);
 
 pybind11::object owned(PyObject* object);
 

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/kept.h"
 #include "bindings/registration.h"
 #include "bindings/tensor_caster.h"
 #include "bindings/tensor_device.h"
@@ -70,7 +71,7 @@ class PlainCall {
 
   // The exchange API shows a lazily negated view as the memory that it negates.
   static bool is_negated(PyObject* tensor) {
-    static PyObject* const name = PyUnicode_InternFromString("is_neg");
+    static Interned name("is_neg");
     PyObject* const answer = PyObject_CallMethodNoArgs(tensor, name);
     Py_XDECREF(answer);
     return answer != Py_False;

@@ -333,12 +333,12 @@ class Program {
     for (PyObject* input : inputs_) held_.push_back(py::reinterpret_borrow<py::object>(input));
     for (const auto& [input, first, between] : shared_inputs_)
       if (input_views_[input].as<char>() != input_views_[first].as<char>() + between) return false;
-    static PyObject* const unchanged = interned("unchanged");
+    static Interned unchanged("unchanged");
     if (!watch_.is_none() && owned(PyObject_CallMethodNoArgs(watch_.ptr(), unchanged)).ptr() != Py_True)
       return false;
     for (const auto& [optimizer, params] : optimizers_)
       if (!has_parameters(optimizer, params)) return false;
-    static PyObject* const grad = interned("grad");
+    static Interned grad("grad");
     for (const py::object& param : absent_)
       if (!owned(PyObject_GetAttr(param.ptr(), grad)).is_none()) return false;
     for (Buffer& buffer : buffers_)
@@ -347,7 +347,7 @@ class Program {
   }
 
   bool find_memory(Buffer& buffer) {
-    static PyObject* const grad = interned("grad");
+    static Interned grad("grad");
     if (buffer.kind == Buffer::Kind::arena || buffer.kind == Buffer::Kind::output) return true;
     TensorView view;
     if (buffer.kind == Buffer::Kind::input) {
@@ -406,7 +406,7 @@ class Program {
 
   // Before anything is written: an exception after this call, as from a signal's handler, must find it done.
   void count_versions() const {
-    static PyObject* const increment_version = torch_attribute("torch.autograd.graph", "increment_version");
+    static TorchAttribute increment_version("torch.autograd.graph", "increment_version");
     if (py::len(written_)) owned(PyObject_CallOneArg(increment_version, written_.ptr()));
     if (py::len(written_gradients_)) owned(PyObject_CallOneArg(increment_version, written_gradients_.ptr()));
     for (const size_t input : written_inputs_) owned(PyObject_CallOneArg(increment_version, inputs_[input]));
@@ -449,7 +449,7 @@ class Program {
   }
 
   void settle_gradients() const {
-    static PyObject* const grad = interned("grad");
+    static Interned grad("grad");
     for (const py::object& param : cleared_)
       if (!owned(PyObject_GetAttr(param.ptr(), grad)).is_none()) py::setattr(param, "grad", py::none());
     for (const auto& [param, output] : kept_)

@@ -42,7 +42,7 @@ int64_t run_batches(const std::function<py::object()>& run,
                     const std::vector<std::pair<TensorView, TensorView>>& gathered, const TensorView& rows,
                     const TensorView& losses, const py::list& groups,
                     const std::optional<TensorView>& rates) {
-  static PyObject* const lr = interned("lr");
+  static Interned lr("lr");
   const int64_t steps = losses.numel();
   check_dtype(kProgram, "rows", rows, DType::i64);
   check(steps > 0 && losses.is_contiguous() && rows.is_contiguous() && rows.numel() % steps == 0, kProgram,

@@ -15,9 +15,9 @@ namespace {
 template <class GroupStep>
 bool take(const py::object& optimizer, const std::vector<std::pair<PyObject*, const void*>>& gradients,
           const py::function& match_layout) {
-  static PyObject* const groups_key = interned("param_groups");
-  static PyObject* const state_key = interned("state");
-  static PyObject* const increment_version = torch_attribute("torch.autograd.graph", "increment_version");
+  static Interned groups_key("param_groups");
+  static Interned state_key("state");
+  static TorchAttribute increment_version("torch.autograd.graph", "increment_version");
   const auto groups = py::reinterpret_steal<py::list>(PyObject_GetAttr(optimizer.ptr(), groups_key));
   const auto state = py::reinterpret_steal<py::dict>(PyObject_GetAttr(optimizer.ptr(), state_key));
   if (!groups || !state) throw py::error_already_set();
@@ -48,8 +48,8 @@ bool take(const py::object& optimizer, const std::vector<std::pair<PyObject*, co
 }  // namespace
 
 bool has_parameters(const py::object& optimizer, const py::list& expected) {
-  static PyObject* const groups_key = interned("param_groups");
-  static PyObject* const params_key = interned("params");
+  static Interned groups_key("param_groups");
+  static Interned params_key("params");
   const py::object groups = owned(PyObject_GetAttr(optimizer.ptr(), groups_key));
   if (!PyList_Check(groups.ptr())) return false;
   Py_ssize_t seen = 0;

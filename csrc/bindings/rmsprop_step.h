@@ -12,14 +12,14 @@ class RmspropStep final : public OptimizerStep<RmspropTensor> {
   RmspropStep(const pybind11::dict& group, const pybind11::dict& state,
               const pybind11::function& match_layout)
       : OptimizerStep(group, state, match_layout) {
-    static PyObject* const alpha_key = interned("alpha");
-    static PyObject* const eps_key = interned("eps");
-    static PyObject* const weight_decay_key = interned("weight_decay");
-    static PyObject* const momentum_key = interned("momentum");
-    static PyObject* const centered_key = interned("centered");
-    static PyObject* const maximize_key = interned("maximize");
-    static PyObject* const capturable_key = interned("capturable");
-    static PyObject* const differentiable_key = interned("differentiable");
+    static Interned alpha_key("alpha");
+    static Interned eps_key("eps");
+    static Interned weight_decay_key("weight_decay");
+    static Interned momentum_key("momentum");
+    static Interned centered_key("centered");
+    static Interned maximize_key("maximize");
+    static Interned capturable_key("capturable");
+    static Interned differentiable_key("differentiable");
     count_on_device(capturable_key);
     options_.lr = read_lr();
     options_.alpha = number_option(alpha_key);
@@ -38,9 +38,9 @@ class RmspropStep final : public OptimizerStep<RmspropTensor> {
 
  private:
   void read_state(PyObject* param, const TensorView& p, RmspropTensor& tensor) override {
-    static PyObject* const square_avg_key = interned("square_avg");
-    static PyObject* const buffer_key = interned("momentum_buffer");
-    static PyObject* const grad_avg_key = interned("grad_avg");
+    static Interned square_avg_key("square_avg");
+    static Interned buffer_key("momentum_buffer");
+    static Interned grad_avg_key("grad_avg");
     PyObject* state = state_of(param);
     int next = 0;
     tensor.state[next++] = state_like(state, square_avg_key, p);

@@ -11,12 +11,12 @@ class SgdStep final : public OptimizerStep<SgdTensor> {
   static constexpr int64_t kNumbers = 4;
   SgdStep(const pybind11::dict& group, const pybind11::dict& state, const pybind11::function& match_layout)
       : OptimizerStep(group, state, match_layout) {
-    static PyObject* const momentum_key = interned("momentum");
-    static PyObject* const dampening_key = interned("dampening");
-    static PyObject* const weight_decay_key = interned("weight_decay");
-    static PyObject* const nesterov_key = interned("nesterov");
-    static PyObject* const maximize_key = interned("maximize");
-    static PyObject* const differentiable_key = interned("differentiable");
+    static Interned momentum_key("momentum");
+    static Interned dampening_key("dampening");
+    static Interned weight_decay_key("weight_decay");
+    static Interned nesterov_key("nesterov");
+    static Interned maximize_key("maximize");
+    static Interned differentiable_key("differentiable");
     options_.lr = read_lr();
     options_.momentum = number_option(momentum_key);
     options_.dampening = number_option(dampening_key);
@@ -34,7 +34,7 @@ class SgdStep final : public OptimizerStep<SgdTensor> {
 
  private:
   void read_state(PyObject* param, const TensorView& p, SgdTensor& tensor) override {
-    static PyObject* const buffer_key = interned("momentum_buffer");
+    static Interned buffer_key("momentum_buffer");
     if (options_.momentum == 0) return;
     tensor.state[0] = state_or_new(param, buffer_key, p, tensor.first);
     // A skipped step leaves the buffer at 0, from which the next one goes on as a first step would, but for

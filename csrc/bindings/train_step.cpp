@@ -108,12 +108,12 @@ class ChainStep {
 
  private:
   void read_parameters() {
-    static PyObject* const weight_key = interned("weight");
-    static PyObject* const bias_key = interned("bias");
+    static Interned weight_key("weight");
+    static Interned bias_key("bias");
     refuse_if(layers_.empty(), "the garbage collector has cleared the step");
     parameters_.clear();
     for (const Layer& layer : layers_)
-      for (PyObject* key : {weight_key, bias_key}) {
+      for (PyObject* key : std::initializer_list<PyObject*>{weight_key, bias_key}) {
         Parameter parameter;
         parameter.object = PyDict_GetItemWithError(layer.parameters.ptr(), key);
         refuse_if(!parameter.object, "a layer lacks weight or bias");
@@ -135,7 +135,7 @@ class ChainStep {
 
   template <class GroupStep>
   py::object run_by(const py::list& groups, const py::dict& state, TrainStepBatches& batches) {
-    static PyObject* const increment_version = torch_attribute("torch.autograd.graph", "increment_version");
+    static TorchAttribute increment_version("torch.autograd.graph", "increment_version");
     Progress<GroupStep> p{*this, batches};
     TrainStepArgs& args = p.args;
     py::list written;
@@ -318,8 +318,8 @@ class ChainStep {
 
   // The memory of the parameter's .grad, which becomes a new tensor where there is none that fits.
   void* kept_gradient(Parameter& parameter) const {
-    static PyObject* const grad_key = interned("grad");
-    static PyObject* const empty_like = torch_attribute("torch", "empty_like");
+    static Interned grad_key("grad");
+    static TorchAttribute empty_like("torch", "empty_like");
     parameter.gradient = owned(PyObject_GetAttr(parameter.object, grad_key));
     if (parameter.gradient.is_none() || requires_grad(parameter.gradient.ptr()))
       parameter.gradient = owned(PyObject_CallOneArg(empty_like, parameter.object));
@@ -333,7 +333,7 @@ class ChainStep {
 
   // Gives the parameters the .grad that they have after the step.
   void set_gradients(py::list& written) {
-    static PyObject* const grad_key = interned("grad");
+    static Interned grad_key("grad");
     for (Parameter& parameter : parameters_) {
       if (!parameter.object) continue;
       if (!keep_grad_ && is_none(parameter.object, grad_key)) continue;

@@ -222,7 +222,7 @@ void TrainStepBatches::read_rows_of_target() {
               "the rows of the targets are not contiguous");
     return;
   }
-  static PyObject* const contiguous = interned("contiguous");
+  static Interned contiguous("contiguous");
   target_ = owned(PyObject_CallMethodNoArgs(target_.ptr(), contiguous));
   target_view_ = read_plain(target_.ptr());
 }

@@ -13,7 +13,7 @@ namespace {
 py::object clip_grad_norm(const py::list& grads, double max_norm, bool only_finite) {
   return clip_or_why_not(grads, [&](ClipArgs& args) {
     const CudaCall call(args.device);
-    static PyObject* const float64 = torch_attribute("torch", "float64");
+    static TorchAttribute float64("torch", "float64");
     const py::object scratch =
         grads[0].attr("new_empty")(clip_scratch(args.count()), py::arg("dtype") = py::handle(float64));
     clip(args.tensors.data(), args.count(), {max_norm, only_finite}, args.norm_view.data,

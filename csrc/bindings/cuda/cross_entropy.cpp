@@ -13,11 +13,7 @@ namespace fastnn::cuda {
 
 namespace {
 
-// Called before an index is raised. Never destroyed: the interpreter may be gone by then.
-pybind11::object& bad_index_callback() {
-  static auto* callback = new pybind11::object();
-  return *callback;
-}
+PyObject* bad_index_callback = nullptr;  // called before an index is raised
 
 constexpr int64_t kScratchDoubles = sizeof(CrossEntropyScratch) / sizeof(double);
 
@@ -103,7 +99,7 @@ void raise_bad_index() {
   std::atomic_thread_fence(std::memory_order_acquire);
   const int64_t index = bad->index;
   bad->found = 0;
-  if (bad_index_callback()) bad_index_callback()();
+  if (bad_index_callback) pybind11::handle(bad_index_callback)();
   if (found == BadIndex::kTarget) throw std::out_of_range(concat("Target ", index, " is out of bounds."));
   throw std::out_of_range(concat("index ", index, " is out of range of the data"));
 }
@@ -122,7 +118,8 @@ void raise_bad_index_of(cudaStream_t stream) {
 
 void register_cross_entropy(pybind11::module_& m) {
   m.attr("cross_entropy_scratch") = kScratchDoubles;  // elements of float64 that a call takes
-  m.def("on_bad_index", [](pybind11::function callback) { bad_index_callback() = std::move(callback); });
+  m.def("on_bad_index",
+        [](pybind11::function callback) { Py_XSETREF(bad_index_callback, callback.release().ptr()); });
   m.def("raise_bad_index", [](const TensorView& on) {
     const CudaCall call("raise_bad_index", {&on});
     raise_bad_index_of(call.stream());

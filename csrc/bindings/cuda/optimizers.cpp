@@ -19,7 +19,7 @@ class DeviceMemory {
  public:
   DeviceMemory(const pybind11::list& written, int64_t count) {
     if (count == 0) return;
-    static PyObject* const uint8 = torch_attribute("torch", "uint8");
+    static TorchAttribute uint8("torch", "uint8");
     tensor_ = pybind11::object(written[0].attr("new_empty"))(
         count * cuda::kCommonBytes, pybind11::arg("dtype") = pybind11::handle(uint8));
     data_ = read_plain(tensor_.ptr()).data;

@@ -1,8 +1,7 @@
 #include "bindings/tensor_device.h"
 
-#include <pybind11/gil_safe_call_once.h>
-
 #include "bindings/cuda/cuda_call.h"
+#include "bindings/kept.h"
 #include "core/check.h"
 
 namespace py = pybind11;
@@ -22,16 +21,8 @@ bool host_can_read(const TensorView& view) { return view.cuda_device == TensorVi
 void before_reading() {}  // nothing here runs on threads of the CPU
 
 cudaStream_t current_stream(int device) {
-  // A static variable of C++ is made under a lock of its own: a thread that runs Python there may hand the
-  // GIL to one that waits for the lock.
-  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<const dlpack::ExchangeApi*> stored;
-  const dlpack::ExchangeApi* const api =
-      stored
-          .call_once_and_store_result([] {
-            const py::object tensor = py::module_::import("torch").attr("Tensor");
-            return exchange_api(reinterpret_cast<PyTypeObject*>(tensor.ptr()));
-          })
-          .get_stored();
+  static TorchAttribute tensor("torch", "Tensor");
+  const dlpack::ExchangeApi* const api = exchange_api(tensor.as_type());
   check(api, "fastnn: this torch has no DLPack exchange interface");
   void* stream = nullptr;
   if (api->current_work_stream(dlpack::kCuda, device, &stream) != 0) throw py::error_already_set();
