@@ -274,7 +274,7 @@ def test_info_tells_what_is_proven_where_and_when(module: Module) -> None:
         == f"{found}, 2030-01-02 03:04 UTC"
     )
     path.write_text(Result(subject, "2030-01-02 03:04", ROWS).as_json())
-    assert " but linear, 2030-01-02 03:04 UTC" in str(fastnn.info())
+    assert " but linear (failed), train_epoch (left out), 2030-01-02 03:04 UTC" in str(fastnn.info())
 
 
 def test_info_without_a_module(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Python never runs under the lock under which C++ makes static variables (`csrc/bindings/kept.h` says why)."""
+"""Python never runs while C++ has the lock for a static variable: `csrc/bindings/kept.h` says why."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ class Info:
         isa: instruction set in use; None without a CPU module.
         best_isa: the best instruction set that this build and this machine share; None without a CPU module.
         cuda: what the CUDA module is built for and what the driver supports, or why there is none.
-        cuda_proven: on which devices the CUDA kernels have passed `fastnn selftest`, and when; None without
-            a CUDA module.
+        cuda_proven: on which devices the CUDA kernels have passed `fastnn selftest`, when, and which ops
+            failed or were left out; None without a CUDA module.
         threads: how many threads one op may use.
     """
 
@@ -99,8 +99,8 @@ def _proven_text() -> str | None:
     parts = [f"compute capability {capability}" for capability in sorted(_proof.VERIFIED_CAPABILITIES)]
     for result in _proof.all_kept():
         if result.subject.build == build:
-            failed = result.failures()
-            but = f" but {', '.join(failed)}" if failed else ""
+            off = [f"{op} ({outcome})" for op, outcome in result.off().items()]
+            but = f" but {', '.join(off)}" if off else ""
             where = f"{result.subject.name} {result.subject.uuid}, driver {result.subject.driver}"
             parts.append(f"on {where}{but}, {result.when} UTC")
     return "; ".join(parts) or "nowhere, CUDA tensors run on torch's kernels: run `fastnn selftest`"

@@ -67,9 +67,16 @@ class Result:
         """The text of its file."""
         return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1)
 
-    def failures(self) -> tuple[str, ...]:
-        """The ops of which a test failed."""
-        return tuple(dict.fromkeys(row.op for row in self.rows if row.outcome == FAILED))
+    def off(self) -> dict[str, str]:
+        """The ops that are off, and what became of their tests: FAILED, or LEFT_OUT where none was passed."""
+        outcomes: dict[str, set[str]] = {}
+        for row in self.rows:
+            outcomes.setdefault(row.op, set()).add(row.outcome)
+        return {
+            op: FAILED if FAILED in found else LEFT_OUT
+            for op, found in outcomes.items()
+            if FAILED in found or PASSED not in found
+        }
 
     def why_off(self, op: str) -> str | None:
         """Why the kernels of an op must not run, or None."""
