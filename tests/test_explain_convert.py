@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -121,6 +122,42 @@ def test_what_is_left_alone_says_why() -> None:
     assert found["param"] == "a subclass of torch.nn.Linear"
     assert found["compiled"] == found["compiled.0"] == "torch.compile took it"
     assert found["lazy"] == "a subclass of torch.nn.Linear"
+
+
+def optimizer_of(kind: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    return kind(T.Linear(3, 3).parameters())
+
+
+class OwnAdam(torch.optim.Adam):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        (optimizer_of(torch.optim.NAdam), "NAdam (no counterpart)"),
+        (optimizer_of(OwnAdam), "OwnAdam (a subclass of torch.optim.Adam)"),
+        (T.Tanh(), "Tanh (no counterpart)"),
+        (T.ModuleList([Wider(4, 2), T.Tanh()]), "ModuleList (no counterpart, a subclass of torch.nn.Linear)"),
+    ],
+)
+def test_a_convert_that_changes_nothing_warns(target: Any, why: str) -> None:
+    with pytest.warns(UserWarning, match="changed nothing") as warned:
+        assert fastnn.convert(target) is target
+    assert [str(w.message) for w in warned] == [f"fastnn.convert changed nothing in {why}"]
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = str(fastnn.explain(fastnn.convert, target))  # which says it itself
+        fastnn.revert(target)
+    assert "-       no counterpart" in seen or "-       a subclass of torch" in seen
+
+
+@pytest.mark.parametrize("target", [Net(), fastnn.nn.MLP([3, 2]), optimizer_of(torch.optim.Adam)])
+def test_a_convert_of_which_something_is_fastnns_is_quiet(target: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastnn.convert(fastnn.convert(target))
 
 
 def test_inside_a_function() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 
 from fastnn import _dispatch, nn, optim
+from fastnn._diagnostics import levels_out
 from fastnn._dispatch import Conversion
 from fastnn._torch_internals import MODULES, is_compiled, is_only_forward, is_schedulers_counter
 from fastnn.nn import mlp as _mlp
@@ -43,8 +45,9 @@ def convert(target: T) -> T:
 
     Left alone are subclasses (so also parametrized, lazy and quantised layers), scripted modules, whatever is
     inside a module that ``torch.compile`` took, and optimizers with a ``step`` of their own on the object.
-    Calling it again changes nothing more. ``print(fastnn.explain(fastnn.convert, target))`` says what became
-    of each module, and why not.
+    Calling it again changes nothing more. Where nothing in `target` is fastnn's afterwards it warns
+    (UserWarning). ``print(fastnn.explain(fastnn.convert, target))`` says what became of each module, and why
+    not.
 
     What looks for torch's exact classes finds none: ``torch.ao.quantization.quantize_dynamic`` would quantize
     nothing, so call :func:`revert` first.
@@ -61,7 +64,13 @@ def convert(target: T) -> T:
     parts = _parts("convert", target)
     eager = _eager_modules(target, set()) if isinstance(target, torch.nn.Module) else [target]
     mine = set(map(id, eager))
-    _change(parts, _TO_FASTNN, lambda part: None if id(part) in mine else "torch.compile took it")
+    reasons = _change(parts, _TO_FASTNN, lambda part: None if id(part) in mine else "torch.compile took it")
+    if all(reasons) and _already("fastnn") not in reasons and not _dispatch.is_recording():
+        warnings.warn(
+            f"fastnn.convert changed nothing in {type(target).__name__} "
+            f"({', '.join(filter(None, dict.fromkeys(reasons)))})",
+            stacklevel=levels_out(),
+        )
     return target
 
 
@@ -97,7 +106,8 @@ def _parts(op: str, target: object) -> list[tuple[str, Any]]:
 
 def _change(
     parts: list[tuple[str, Any]], counterparts: dict[type, type], why_not: Callable[[Any], str | None]
-) -> None:
+) -> list[str | None]:
+    """Why each part was left alone, or None where it was changed."""
     before = [type(part) for _, part in parts]
     reasons = []
     for _, part in parts:
@@ -116,6 +126,7 @@ def _change(
             fusion = _fusion(part) if counterparts is _TO_FASTNN else None
             note = "; ".join(filter(None, (reason, fusion)))
             _dispatch.record(Conversion(name, kind.__name__, became, note))
+    return reasons
 
 
 def _beyond_torch(part: Any) -> str | None:
@@ -136,8 +147,12 @@ def _no_counterpart(part: Any, counterparts: dict[type, type]) -> str:
     base = next((base for base in kind.__mro__ if base in counterparts), None)
     wanted = _package(next(iter(counterparts.values())))
     if kind in counterparts.values() or (base is None and _package(kind) == wanted):
-        return f"it is {wanted}'s already"
+        return _already(wanted)
     return "no counterpart" if base is None else f"a subclass of {_public_name(base)}"
+
+
+def _already(package: str) -> str:
+    return f"it is {package}'s already"
 
 
 def _package(kind: type) -> str:
