@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import types
+from collections import deque
 from collections.abc import Callable
-from functools import cached_property, lru_cache, partial, wraps
+from dataclasses import dataclass
+from functools import cached_property, partial, wraps
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -73,6 +77,11 @@ class Described:
         return float(instance._described)
 
 
+@dataclass(slots=True)
+class Slots:
+    k: float = 1.0
+
+
 class Agent:
     described = Described()
 
@@ -83,6 +92,8 @@ class Agent:
         self.closed = self._closed()
         self.net = Net()
         self._described = 1.0
+        self.slots, self.window, self.flags = Slots(), deque([1.0, 1.0], maxlen=2), {1}
+        self.k0, self.k1, self.which = 1.0, 1.0, "k0"
 
     def _closed(self) -> Callable[[Tensor], Tensor]:
         return lambda x: x * self.scaler.k
@@ -130,6 +141,15 @@ READS: dict[str, tuple[Callable[[Agent, Tensor], Tensor], Callable[[Agent], Any]
     "with": (lambda a, x: _with(a.scaler, x), lambda a: _set_k(a.scaler)),
     "length": (lambda a, x: x * len(a.scaler), lambda a: _set_k(a.scaler)),
     "call": (lambda a, x: a.scaler(x), lambda a: _set_k(a.scaler)),
+    "slots": (lambda a, x: x * a.slots.k, lambda a: setattr(a.slots, "k", 3.0)),
+    "deque": (lambda a, x: x * sum(a.window), lambda a: a.window.append(3.0)),
+    "set": (lambda a, x: x * 2 if 3 in a.flags else x, lambda a: a.flags.add(3)),
+    "name put together": (
+        lambda a, x: x * sum(getattr(a, f"k{i}") for i in range(2)),
+        lambda a: setattr(a, "k1", 3.0),
+    ),
+    "name in an attribute": (lambda a, x: x * getattr(a, a.which), lambda a: setattr(a, "k0", 3.0)),
+    "name with a dot": (lambda a, x: x * attrgetter("inner.scaler.k")(a), lambda a: _set_k(a.scaler)),
     "descriptor": (lambda a, x: x * a.described, lambda a: setattr(a, "_described", 3.0)),
 }
 
@@ -181,11 +201,6 @@ _inner = fastnn.capture(lambda x: x * _inner.of_its_own)  # type: ignore[attr-de
 _inner.of_its_own = 1.0  # type: ignore[attr-defined]
 
 
-@lru_cache
-def _kept(k: float) -> float:
-    return k * _times.of_its_own  # type: ignore[attr-defined, no-any-return]
-
-
 MADE_OF: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[pytest.MonkeyPatch], Any]]] = {
     # As IPython's autoreload does.
     "code": (_around, lambda patch: patch.setattr(_times, "__code__", _thrice.__code__)),
@@ -213,6 +228,73 @@ def test_functions_that_are_changed_in_place(
             same(captured(x), x * factor)
         assert captured.programs[0].checked is True
         change(monkeypatch)
+
+
+def test_a_module_that_is_imported_in_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "settings_of_this_test", settings := types.ModuleType("settings"))
+    settings.k = settings.z = 1.0  # type: ignore[attr-defined]
+
+    def fn(x: Tensor) -> Tensor:
+        import settings_of_this_test as imported
+        from settings_of_this_test import z
+
+        return x * imported.k * z  # type: ignore[no-any-return]
+
+    captured = fastnn.capture(fn, native=True)
+    for name in ("k", "z"):
+        for _ in range(4):
+            same(captured(torch.ones(3)), fn(torch.ones(3)))
+        assert captured.programs[0].checked is True
+        setattr(settings, name, 3.0)
+    same(captured(torch.ones(3)), torch.full((3,), 9.0))
+
+
+RATES: dict[str, Callable[..., float]] = {
+    "option": lambda optimizer, schedule: optimizer.param_groups[0]["lr"],
+    "schedule": lambda optimizer, schedule: schedule.get_last_lr()[0],
+}
+
+
+@pytest.mark.parametrize("rate", RATES.values(), ids=RATES)
+def test_a_learning_rate_that_the_function_reads(rate: Callable[..., float]) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 4, gamma=0.5)
+
+    def update(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        (weight * x).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            weight.mul_(1 - rate(optimizer, schedule))
+        return weight.detach().clone()
+
+    captured = fastnn.capture(update, native=True)
+    expected = torch.ones(3)
+    for _ in range(12):
+        lr = optimizer.param_groups[0]["lr"]
+        expected = (expected - lr) * (1 - lr)
+        same(captured(torch.ones(3)), expected)
+        schedule.step()
+    assert captured.programs[0].checked is True
+
+
+def test_an_option_that_only_the_step_reads_may_change() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+
+    def update(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        (weight * x).sum().backward()
+        optimizer.step()
+        return weight.detach().clone()
+
+    captured, expected = fastnn.capture(update, native=True), torch.ones(3)
+    for i in range(12):
+        optimizer.param_groups[0]["lr"] = lr = 1 / (1 + i)
+        expected = expected - lr
+        same(captured(torch.ones(3)), expected)
+    assert len(captured.programs) == 1
 
 
 def test_the_type_that_autocast_chooses() -> None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import dis
 import sys
+import threading
 import weakref
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from functools import cached_property, partial
 from inspect import getattr_static
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from fastnn import _replaced
 from fastnn.capture.reach import global_names, wrapped
 
 _LIBRARIES = {"torch", "fastnn", "numpy", *sys.stdlib_module_names}
-# Python's own classes whose objects are made to hold the attributes of others' code.
-_NAMESPACES = (SimpleNamespace, Namespace)
+# Classes of libraries whose objects have attributes that others' code reads.
+_NAMESPACES = (SimpleNamespace, Namespace, threading.local, LRScheduler)
 LONGEST = 64  # entries of a container that is looked into
 _DEEPEST = 4  # attributes of attributes, and entries of entries
 # Methods that are for those who make, copy or print an object: nothing else calls them unnamed.
@@ -48,6 +50,17 @@ def is_plain(value: Any) -> bool:
     return isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, (*others, ModuleType))
 
 
+def slots_of(value: Any) -> dict[str, Any]:
+    """What an object has in the slots of its classes, but for a library's."""
+    found = {}
+    for base in type(value).__mro__:
+        slots = () if is_library(base.__module__) else vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            with contextlib.suppress(AttributeError):  # nothing is assigned yet
+                found[name] = getattr(value, name)
+    return found
+
+
 def parts_of(container: Any) -> Iterable[tuple[Any, Any]]:
     """What a list, tuple or dict holds, with its indices or keys."""
     return dict.items(container) if isinstance(container, dict) else enumerate(container)
@@ -60,7 +73,7 @@ def entries(container: Any) -> dict[Any, Any]:
 
 def has_attributes(value: Any) -> bool:
     """Whether it is plain, or a function, and its attributes are not a library's business."""
-    if isinstance(value, FunctionType) or wrapped(value) is not None:
+    if isinstance(value, FunctionType) or wrapped(value) is not None or slots_of(value):
         return True
     return is_plain(value) and (isinstance(value, _NAMESPACES) or not is_library(type(value).__module__))
 
@@ -85,6 +98,8 @@ class Code:
         self.objects: dict[int, Any] = {}
         self.libraries: set[str] = set()
         self._watch = watch
+        self._texts: set[str] = set()  # which may be names that `getattr` is given, found under other names
+        self._begins: set[str] = set()  # what names begin with that code puts together for it
         # Of objects, how many attributes and entries lead to them from what a variable holds, by their ids.
         self._depth: dict[int, int] = {}
         self._entered: set[int] = set()  # modules whose forward has been read
@@ -111,6 +126,8 @@ class Code:
             self._read(value.__func__)
         elif isinstance(value, weakref.ref):
             self.found(value(), depth)
+        elif isinstance(value, str):
+            self._texts.add(value)
         elif isinstance(value, (dict, list, tuple)):
             if self._is_new(value, depth):
                 for part in entries(value).values():
@@ -119,7 +136,7 @@ class Code:
             self._read(value)
             if value.__dict__:
                 self._is_new(value, depth)
-        elif is_plain(value) and (depth == 0 or has_attributes(value)):
+        elif (is_plain(value) and depth == 0) or has_attributes(value):
             self._is_new(value, depth)
 
     def _is_new(self, value: Any, depth: int) -> bool:
@@ -132,20 +149,31 @@ class Code:
     def follow_methods(self) -> None:
         """Read what objects have under the names of attributes that the code reads, and the methods that
         Python calls unnamed."""
-        known = None
-        while known != (known := (len(self._seen), len(self.names), len(self.modules), len(self.objects))):
+        growing: list[Sized] = [self._seen, self._texts, self.names, self.modules, self.objects]
+        known = -1
+        while known != (known := sum(map(len, growing))):
+            if not _BY_TEXT.isdisjoint(self.names):
+                self._add_texts()
             for module in list(self.modules.values()):
                 self._follow(module, set(self.names), 0)
             for value in list(self.objects.values()):
                 self._follow(value, set(self.read_of(value)), self._depth[id(value)])
+
+    def _add_texts(self) -> None:
+        begins, found = tuple(self._begins), set(self._texts)
+        for value in (*self.modules.values(), *self.objects.values()):
+            found.update(name for name in getattr(value, "__dict__", ()) if name.startswith(begins))
+        self.names |= found
+        self.direct |= found
 
     def _follow(self, value: Any, names: set[str], depth: int) -> None:
         kind = type(value)
         unnamed = _unnamed_in(kind) - ({"__len__"} - {f"__{name}__" for name in self.names})
         self._read_class(kind, names | unnamed)
         if isinstance(value, torch.nn.Module) or has_attributes(value):
-            for name in names & value.__dict__.keys():
-                self.found(value.__dict__[name], depth + 1)
+            attributes = {**slots_of(value), **getattr(value, "__dict__", {})}
+            for name in names & attributes.keys():
+                self.found(attributes[name], depth + 1)
 
     def read_of(self, value: Any) -> set[str]:
         """Names of attributes that the code may read of one of `objects`."""
@@ -174,6 +202,10 @@ class Code:
                     self._variable(cell.cell_contents, names)
             for defaults in (function.__defaults__, function.__kwdefaults__):
                 self.found(defaults)
+            self._begins |= set(_begins_in(function.__code__))
+            for name in _imported(function.__code__):
+                if isinstance(sys.modules.get(name), ModuleType):
+                    self._read_module(sys.modules[name], names, set())
             if "autocast" in names:
                 self._watch.attribute(_AUTOCAST, "dtype", _AUTOCAST.dtype)
             self._read_class(torch.Tensor, names)
@@ -287,12 +319,28 @@ def _attributes(code: CodeType, *, direct: bool = False) -> Iterator[str]:
     """Names of attributes, and of global variables, that code and functions within it use; as text too, where
     it may be for `getattr`. `direct`: none that are read of attributes only."""
     yield from _direct(code) if direct else code.co_names
-    by_text = not _BY_TEXT.isdisjoint(code.co_names)
+    by_text = not _BY_TEXT.isdisjoint(code.co_names) or "param_groups" in code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _attributes(constant, direct=direct)
-        elif by_text and isinstance(constant, str) and constant.isidentifier():
-            yield constant
+        elif by_text and isinstance(constant, str):
+            yield from constant.split(".")
+
+
+def _begins_in(code: CodeType) -> Iterator[str]:
+    """What the names of attributes begin with that code puts together, as in ``getattr(self, f"net{i}")``."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _begins_in(constant)
+        elif isinstance(constant, str) and constant.isidentifier() and not _BY_TEXT.isdisjoint(code.co_names):
+            yield from (constant for each in dis.get_instructions(code) if each.opname == "BUILD_STRING")
+
+
+def _imported(code: CodeType) -> Iterator[str]:
+    """The modules that code imports as it runs."""
+    for each in dis.get_instructions(code):
+        if each.opname == "IMPORT_NAME":
+            yield each.argval
 
 
 def _direct(code: CodeType) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+from array import array
+from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import cache, partial
@@ -27,6 +29,7 @@ from fastnn.capture.names import (
     is_library,
     names_in_class,
     parts_of,
+    slots_of,
 )
 
 # Where numbers are drawn that torch does not know, by the module that code names.
@@ -52,7 +55,7 @@ _SETTINGS = (
 )
 _DATA = (Tensor, np.ndarray)  # which are watched only where the function reads them
 _MOST_DATA = 10_000  # entries of a container that is searched for such
-_SHOWN = {"cell_contents": "a variable", "now": "an array"}
+_SHOWN = {"cell_contents": "a variable", "now": "what is in a container"}
 _DEEPEST = 4  # attributes of attributes, and entries of entries
 
 
@@ -90,6 +93,8 @@ class Surroundings:
                 self._note_generator(part)
         nearby = {id(m): m for root in around if isinstance(root, nn.Module) for m in root.modules()}
         self._note_all(code, (code.modules | nearby).values())
+        for optimizer in optimizers:
+            self._note_options(optimizer, code.names)
         self.add([*called, *optimizers])
 
     def add(self, called: Iterable[nn.Module | Optimizer]) -> None:
@@ -102,6 +107,17 @@ class Surroundings:
                 code.found(each)
         code.follow_methods()
         self._note_all(code, code.modules.values())
+
+    def _note_options(self, optimizer: Optimizer, names: set[str]) -> None:
+        """Options that code reads itself: those that a step reads, it reads in replays too."""
+        read = names if "param_groups" in names else set()
+        if "get_last_lr" in names:  # of a schedule, which has told the optimizer
+            read = read | {"lr"}
+        for group in optimizer.param_groups:
+            for name in read & group.keys() - {"params"}:
+                self.item(group, name, group[name])
+        if "defaults" in names:
+            list(self._note_entries(optimizer.defaults))
 
     def item(self, holder: dict[str, Any], name: str, value: Any) -> None:
         """As a Watch's: a global variable."""
@@ -122,9 +138,9 @@ class Surroundings:
     def _note(self, method: str, holder: Any, name: Any, value: Any) -> None:
         self._noted.setdefault((method, id(holder), name), (holder, name, value))
         self._note_generator(value)
-        if method != "entry" and isinstance(value, np.ndarray) and value.size <= LONGEST:
-            numbers = _Numbers(value)
-            self._noted.setdefault(("numbers", id(value), "now"), (numbers, "now", numbers.now))
+        if method != "entry" and isinstance(value, _Held.kinds) and _Held.size(value) <= LONGEST:
+            held = _Held(value)
+            self._noted.setdefault(("held", id(value), "now"), (held, "now", held.now))
 
     def _note_generator(self, value: Any) -> None:
         """A generator of random numbers, or a method of one."""
@@ -170,13 +186,16 @@ class Surroundings:
         return parts.values()
 
     def _note_attributes(self, of: Any, names: set[str]) -> Iterable[Any]:
-        values = [(name, of.__dict__[name]) for name in names & of.__dict__.keys()]
-        for name, value in values:
-            self.item(of.__dict__, name, value)
-        for name in (names & _names_of(_bases(of, libraries=False))) - of.__dict__.keys():
-            self._note("absent", of.__dict__, name, None)  # it may have its own some day
+        own, slots = getattr(of, "__dict__", {}), slots_of(of)
+        for name in names & own.keys():
+            self.item(own, name, own[name])
+        for name in names & slots.keys():
+            self.attribute(of, name, slots[name])
+        if not slots:
+            for name in (names & _names_of(_bases(of, libraries=False))) - own.keys():
+                self._note("absent", own, name, None)  # it may have its own some day
         self._note_class(of, frozenset(names))
-        return [value for _, value in values]
+        return [values[name] for values in (own, slots) for name in names & values.keys()]
 
     def _note_class(self, of: Any, names: frozenset[str]) -> None:
         if (type(of), names) in self._classes:  # as for most modules of a model
@@ -232,8 +251,8 @@ class Surroundings:
                 watch.absent(holder, name)
             elif method == "function":
                 watch.function(holder)
-            elif method == "numbers":
-                if not _holds_one_of(holder.array, addresses):  # else its memory is read at each call
+            elif method == "held":
+                if not holder.is_read(addresses):
                     watch.attribute(holder, name, value)
             elif method != "entry":
                 getattr(watch, method)(holder, name, value)
@@ -248,23 +267,36 @@ class Surroundings:
                 watch.size(container, size)
 
 
-class _Numbers:
-    """What is in an array of numpy's."""
+class _Held:
+    """What is in an array, or in a container that cannot be indexed."""
 
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self.array = array
+    kinds = (np.ndarray, array, bytearray, deque, set)
+
+    def __init__(self, holder: Any) -> None:
+        self._holder = holder
+
+    @staticmethod
+    def size(holder: Any) -> int:
+        """How much that is."""
+        return holder.size if isinstance(holder, np.ndarray) else len(holder)
 
     @property
-    def now(self) -> bytes:
-        """Its bytes."""
-        return self.array.tobytes()
+    def now(self) -> Any:
+        """All of it, as a Watch compares it."""
+        if isinstance(self._holder, (np.ndarray, array)):
+            return self._holder.tobytes()
+        return bytes(self._holder) if isinstance(self._holder, bytearray) else tuple(self._holder)
+
+    def is_read(self, addresses: set[int]) -> bool:
+        """Whether its memory is a tensor's, which reads it in each call."""
+        return isinstance(self._holder, np.ndarray) and _holds_one_of(self._holder, addresses)
 
 
-def _holds_one_of(array: np.ndarray[Any, Any], addresses: set[int]) -> bool:
-    first = array.__array_interface__["data"][0]
-    spans = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+def _holds_one_of(numbers: np.ndarray[Any, Any], addresses: set[int]) -> bool:
+    first = numbers.__array_interface__["data"][0]
+    spans = [(n - 1) * stride for n, stride in zip(numbers.shape, numbers.strides, strict=True)]
     low = first + sum(span for span in spans if span < 0)
-    high = first + sum(span for span in spans if span > 0) + array.itemsize
+    high = first + sum(span for span in spans if span > 0) + numbers.itemsize
     return any(low <= address < high for address in addresses)
 
 
