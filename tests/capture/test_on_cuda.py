@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections import deque
+from collections import UserList
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import count
@@ -308,7 +308,7 @@ def test_a_capture_that_fails_leaves_all_as_it_was(where: Where) -> None:
 
 
 def test_an_exception_within_a_capture_leaves_gradients_as_they_were(where: Where) -> None:
-    fails: deque[Exception] = deque()  # to raise: not watched, as a list would be
+    fails: UserList[Exception] = UserList()  # to raise: not watched, as a list would be
 
     def failing(net: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         add = accumulate(net, optimizer)
