@@ -50,6 +50,7 @@ pybind11_add_module(
   _cuda MODULE ${cuda_binding_sources} csrc/bindings/optimizer_group.cpp
   csrc/bindings/tensor_caster.cpp csrc/core/check.cpp
   $<TARGET_OBJECTS:cuda_kernels>)
+set_target_properties(_cuda PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)  # as for _cpu
 target_include_directories(_cuda PRIVATE csrc)
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>
                                      $<$<BOOL:${FASTNN_CUDA_WERROR}>:-Werror>)
