@@ -21,7 +21,7 @@ import fastnn
 from fastnn import _dispatch, _proof, _torch_internals
 from fastnn._proof import FAILED, LEFT_OUT, PASSED, Result, Row, Subject
 from fastnn.selftest.cases import cases_for
-from fastnn.selftest.parent import keep
+from fastnn.selftest.results import keep
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 

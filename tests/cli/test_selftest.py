@@ -11,7 +11,7 @@ import pytest
 from fastnn import _dispatch, _proof
 from fastnn._proof import FAILED, LEFT_OUT, PASSED, Row, Subject
 from fastnn.cli.main import main
-from fastnn.selftest import parent
+from fastnn.selftest import parent, results
 
 SUBJECT = Subject("NVIDIA X1", "GPU-1", "9.0", "580.1, CUDA 13.0", "0 abc")
 GOOD = (Row("relu", "float32", PASSED, ""), Row("linear", "float32", PASSED, ""))
@@ -104,13 +104,56 @@ def test_a_place_that_cannot_be_written(
 
 
 def test_nothing_to_test(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(device: str, notify: Any) -> parent.Found:
-        raise parent.Unusable("no driver")
-
-    monkeypatch.setattr(parent, "run", run)
+    stopped(monkeypatch, parent.Unusable("no driver", parent.Found(None, ())))
     assert main(["selftest"]) == 1
     said = capsys.readouterr().err
     assert said == "fastnn selftest: error: nothing can be tested on cuda:0: no driver\n"
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(device: str, notify: Any) -> parent.Found:
+        raise error
+
+    monkeypatch.setattr(parent, "run", run)
+
+
+def test_an_unusable_device_voids_what_was_proven(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.keep(SUBJECT, GOOD)
+    unusable = parent.Unusable("no devices", parent.Found(SUBJECT, GOOD[:1]))
+    stopped(monkeypatch, parent.Unusable("no driver", parent.Found(None, ())))
+    assert main(["selftest"]) == 1  # of a device that is not known
+    assert _proof.kept(SUBJECT) is not None
+    stopped(monkeypatch, unusable)
+    for more in ("; what an earlier self-test has proven there no longer holds\n", "\n"):
+        capsys.readouterr()
+        assert main(["selftest"]) == 1
+        said = capsys.readouterr().err
+        assert said.endswith(f"nothing can be tested on cuda:0 after 1 test: no devices{more}")
+        assert _proof.kept(SUBJECT) is None
+
+
+def test_an_interrupted_run_leaves_what_it_does_not_refute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped(monkeypatch, parent.Interrupted(parent.Found(SUBJECT, BAD)))
+    assert main(["selftest"]) == 130
+    assert "ended after 4 tests; nothing is kept of them\n" in capsys.readouterr().err
+    assert _proof.kept(SUBJECT) is None
+    results.keep(SUBJECT, GOOD)
+    before = _proof.kept(SUBJECT)
+    assert before is not None
+    stopped(monkeypatch, parent.Interrupted(parent.Found(SUBJECT, GOOD[:1])))
+    assert main(["selftest"]) == 130
+    assert f"ended after 1 test; the result of {before.when} UTC stays\n" in capsys.readouterr().err
+    assert _proof.kept(SUBJECT) == before
+    stopped(monkeypatch, parent.Interrupted(parent.Found(SUBJECT, BAD)))
+    assert main(["selftest"]) == 130
+    assert "stays, but for what failed: linear\n" in capsys.readouterr().err
+    after = _proof.kept(SUBJECT)
+    assert after is not None
+    assert after.off() == {"linear": FAILED}
 
 
 def test_the_names_of_devices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -107,8 +109,7 @@ def test_a_device_that_is_not_there() -> None:
 
 
 def test_the_subject_is_told() -> None:
-    fields = {name: name.upper() for name in ("name", "uuid", "capability", "driver", "build")}
-    lines = [{"subject": fields}, {"begin": 0, "op": "relu", "what": "float32"}]
+    lines = [{"subject": FIELDS}, {"begin": 0, "op": "relu", "what": "float32"}]
     lines += [{"outcome": PASSED, "why": ""}, {"done": True}]
     program = f"import json\nfor line in {lines!r}: print(json.dumps(line), flush=True)"
     found = parent.run("cuda:0", command=[sys.executable, "-c", program])
@@ -120,6 +121,71 @@ def test_an_ending_between_tests_is_no_endless_loop() -> None:
     program = 'print("""{"subject": null}""", flush=True)'
     with pytest.raises(parent.Unusable, match="ended between tests: the process ended with exit code 0"):
         parent.run("cpu", command=[sys.executable, "-c", program])
+
+
+FIELDS = {name: name.upper() for name in ("name", "uuid", "capability", "driver", "build")}
+
+
+def test_a_device_that_is_unusable_later_is_told_with_what_was_found(tmp_path: Path) -> None:
+    """As one that has fallen off the bus, and no longer tells what it is either."""
+    script = tmp_path / "child.py"
+    lines = [{"subject": FIELDS}, {"begin": 0, "op": "relu", "what": "float32"}]
+    lines += [{"outcome": FAILED, "why": "CUDA error"}, {"lost": 0}]
+    later = [{"subject": None}, {"unusable": "no devices"}]
+    script.write_text(
+        "import json, sys\n"
+        f"for line in {lines!r} if sys.argv[2] == '0' else {later!r}: print(json.dumps(line), flush=True)"
+    )
+    with pytest.raises(parent.Unusable, match="no devices") as unusable:
+        parent.run("cuda:0", command=[sys.executable, str(script)])
+    assert unusable.value.found == (Subject(**FIELDS), (Row("relu", "float32", FAILED, "CUDA error"),))
+
+
+def test_an_interruption_tells_what_was_found(tests_named: Command) -> None:
+    def interrupt(row: Row) -> None:
+        if row.op == "bad":
+            raise KeyboardInterrupt
+
+    with pytest.raises(parent.Interrupted) as interrupted:
+        parent.run("cpu", interrupt, tests_named("good bad hang"))
+    assert [row.op for row in interrupted.value.found.rows] == ["good", "bad"]
+
+
+class Driver:
+    """A CUDA module on a machine whose driver says this of its devices."""
+
+    __file__ = __file__
+
+    def __init__(self, unusable: str) -> None:
+        self._unusable = unusable
+
+    def why_unusable(self, index: int) -> str:
+        return self._unusable
+
+    def driver_version(self) -> int:
+        return 13000
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("unusable", ["", "no limits"])
+def test_a_device_tells_what_it_is_before_it_is_found_unusable(
+    unusable: str, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def properties(index: int) -> object:
+        if not known:
+            raise AssertionError("Invalid device id")
+        return SimpleNamespace(name="NVIDIA X", uuid="GPU-1", major=9, minor=0)
+
+    monkeypatch.setattr(_dispatch, "load_cuda", lambda: (Driver(unusable), None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    said: list[dict[str, Any]] = []
+    child.run(torch.device("cuda", 0), [], 0, said.append)
+    assert said[0].keys() == {"subject"}
+    assert (said[0]["subject"] is None) is not known
+    why = unusable or (None if known else "Invalid device id")
+    assert said[1:] == [{"done": True} if why is None else {"unusable": why}]
 
 
 def test_nothing_is_lost_on_the_cpu() -> None:

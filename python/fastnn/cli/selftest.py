@@ -13,6 +13,7 @@ from fastnn.cli.errors import CliError
 
 if TYPE_CHECKING:
     from fastnn._proof import Row
+    from fastnn.selftest.parent import Found, Unusable
 
 HELP = "test every kernel on a device; CUDA kernels are used where it has passed"
 
@@ -32,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Test, keep the result and show it; the exit status is 1 where something failed."""
     from fastnn._proof import FAILED
-    from fastnn.selftest.parent import Unusable, keep
+    from fastnn.selftest.parent import Interrupted, Unusable
     from fastnn.selftest.parent import run as test
+    from fastnn.selftest.results import keep
 
     count = 0
 
@@ -45,8 +47,11 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         subject, rows = test(args.device, progress)
-    except Unusable as reason:
-        raise CliError(f"nothing can be tested on {args.device}: {reason}") from None
+    except Unusable as unusable:
+        raise CliError(_void(args.device, unusable)) from None
+    except Interrupted as interrupted:
+        print(_after_interruption(interrupted.found), file=sys.stderr)
+        raise
     finally:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_table(rows))
         on = args.device if subject is None else f"{args.device}, {subject.name} (driver {subject.driver})"
-        print(f"\n{len(rows)} tests on {on}: " + (f"{len(failed)} failed" if failed else "none failed"))
+        print(f"\n{_count(rows)} on {on}: " + (f"{len(failed)} failed" if failed else "none failed"))
     if subject is None:
         return 1 if failed else 0
     try:
@@ -70,6 +75,45 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"Kept in {path}: fastnn's CUDA kernels of the ops that passed run on this device from now on.")
     return 1 if failed else 0
+
+
+def _void(device: str, unusable: Unusable) -> str:
+    """What is wrong with a device, of which nothing that an earlier self-test has found holds any more."""
+    from fastnn._proof import path_of
+    from fastnn.selftest.results import void
+
+    subject, rows = unusable.found
+    more = f" after {_count(rows)}" if rows else ""
+    why = f"nothing can be tested on {device}{more}: {unusable}"
+    if subject is None:
+        return why
+    try:
+        was = void(subject)
+    except OSError as error:
+        return f"{why}; remove {path_of(subject)}, which says otherwise: {error}"
+    return f"{why}; what an earlier self-test has proven there no longer holds" if was else why
+
+
+def _after_interruption(found: Found) -> str:
+    """What holds after a run that the user has ended."""
+    from fastnn._proof import FAILED
+    from fastnn.selftest.results import add_failures
+
+    subject, rows = found
+    try:
+        result = None if subject is None else add_failures(subject, rows)
+    except OSError as error:
+        return f"\nwhat failed cannot be kept: {error}"
+    done = f"\nended after {_count(rows)}"
+    if result is None:
+        return f"{done}; nothing is kept of them"
+    failed = [op for op, outcome in result.off().items() if outcome == FAILED]
+    but = f", but for what failed: {', '.join(failed)}" if failed else ""
+    return f"{done}; the result of {result.when} UTC stays{but}"
+
+
+def _count(rows: tuple[Row, ...]) -> str:
+    return "1 test" if len(rows) == 1 else f"{len(rows)} tests"
 
 
 def _table(rows: tuple[Row, ...]) -> str:

@@ -1,8 +1,9 @@
 """The process in which the tests of a self-test run; what it finds it writes line by line, as JSON.
 
-What it writes is read by `parent.py`: first "subject" (None for the CPU) or "unusable", then for each test
-"begin" with its number, op and name, and "outcome" with the reason. "lost" says that the device takes no more
-work from this process, and "done" that nothing is left.
+What it writes is read by `parent.py`: first "subject" (None for the CPU, and where the device does not tell
+what it is) and, where nothing can be tested, "unusable"; then for each test "begin" with its number, op and
+name, and "outcome" with the reason. "lost" says that the device takes no more work from this process, and
+"done" that nothing is left.
 """
 
 from __future__ import annotations
@@ -31,22 +32,27 @@ def _open(device: torch.device) -> tuple[Subject | None, str | None]:
     module, why = _dispatch.load_cuda()
     if why is None and not torch.cuda.is_available():
         why = "torch finds no GPU"
-    index = device.index or 0
-    why = why or module.why_unusable(index) or None
     if why is not None:
         return None, why
-    torch.cuda.set_device(index)
-    return _proof.subject_of(module, index), None
+    index = device.index or 0
+    why = module.why_unusable(index) or None
+    try:
+        subject = _proof.subject_of(module, index)
+        if why is None:
+            torch.cuda.set_device(index)
+    except (RuntimeError, AssertionError) as error:  # torch's assertion is about the index
+        return None, why or str(error)
+    return subject, why
 
 
 @poisoned()
 def run(device: torch.device, cases: Sequence[Case], first: int, tell: Tell) -> None:
     """Run the tests from number `first` on."""
     subject, why = _open(device)
+    tell({"subject": subject and asdict(subject)})
     if why is not None:
         tell({"unusable": why})
         return
-    tell({"subject": subject and asdict(subject)})
     for number, case in enumerate(cases[first:], first):
         tell({"begin": number, "op": case.op, "what": case.what})
         outcome, why = try_case(case, device)

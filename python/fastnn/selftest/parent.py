@@ -15,12 +15,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from fastnn._proof import FAILED, Result, Row, Subject, path_of
-from fastnn.data.atomic import atomic_file
+from fastnn._proof import FAILED, Row, Subject
 
 _COMMAND = (sys.executable, "-m", "fastnn.selftest.child")
 # Seconds without a word. A start imports torch and loads its libraries and the kernels, which takes some ten
@@ -28,15 +25,27 @@ _COMMAND = (sys.executable, "-m", "fastnn.selftest.child")
 _STARTS_WITHIN, _ANSWERS_WITHIN = 180.0, 60.0
 
 
-class Unusable(Exception):
-    """Why nothing can be tested on a device."""
-
-
 class Found(NamedTuple):
-    """The tests of one device; `subject` is None for the CPU."""
+    """The tests of a device; `subject` is None for the CPU, and while the device has not said what it is."""
 
     subject: Subject | None
     rows: tuple[Row, ...]
+
+
+class Unusable(Exception):
+    """Why nothing, or nothing more, can be tested on a device; `found` is what was found before."""
+
+    def __init__(self, why: str, found: Found) -> None:
+        super().__init__(why)
+        self.found = found
+
+
+class Interrupted(KeyboardInterrupt):
+    """By the user; `found` is what was found before."""
+
+    def __init__(self, found: Found) -> None:
+        super().__init__()
+        self.found = found
 
 
 def run(
@@ -54,39 +63,60 @@ def run(
         answers_within: how many seconds a test may take.
 
     Raises:
-        Unusable: nothing could be tested.
+        Unusable: the device cannot be used, from the beginning or any more.
+        Interrupted: by Ctrl-C.
     """
-    rows: list[Row] = []
-    found: list[Subject | None] = []
-    first = 0
-    while True:
+    run = _Run(notify)
+    try:
+        while not run.is_done:
+            with _process([*command, device, str(run.next)]) as process:
+                run.read(process, answers_within)
+    except KeyboardInterrupt:
+        raise Interrupted(run.found) from None
+    return run.found
+
+
+class _Run:
+    """What the processes have said so far."""
+
+    def __init__(self, notify: Callable[[Row], None]) -> None:
+        self._notify = notify
+        self._subject: Subject | None = None
+        self._rows: list[Row] = []
+        self.next = 0  # number of a test
+        self.is_done = False
+
+    @property
+    def found(self) -> Found:
+        return Found(self._subject, tuple(self._rows))
+
+    def read(self, process: _Process, answers_within: float) -> None:
+        """Go through what a process says, to its end or that of a test in which it ends."""
         running: tuple[int, str, str] | None = None
-        with _process([*command, device, str(first)]) as process:
-            why = ""
-            for line in process.lines(_STARTS_WITHIN, answers_within):
-                if "unusable" in line:
-                    raise Unusable(line["unusable"])
-                if "subject" in line:
-                    found.append(line["subject"] and Subject(**line["subject"]))
-                elif "begin" in line:
-                    running = line["begin"], line["op"], line["what"]
-                elif "outcome" in line and running is not None:
-                    first = running[0] + 1
-                    rows.append(Row(*running[1:], line["outcome"], line["why"]))
-                    notify(rows[-1])
-                    running = None
-                elif "lost" in line:
-                    break
-                elif "done" in line:
-                    return Found(found[0], tuple(rows))
-            else:
-                why = process.why_ended()
-        if running is not None:
-            first = running[0] + 1
-            rows.append(Row(*running[1:], FAILED, why))
-            notify(rows[-1])
-        elif why:
-            raise Unusable(f"the process that tests ended between tests: {why}")
+        for line in process.lines(_STARTS_WITHIN, answers_within):
+            if line.get("subject"):
+                self._subject = Subject(**line["subject"])
+            elif "unusable" in line:
+                raise Unusable(line["unusable"], self.found)
+            elif "begin" in line:
+                running = line["begin"], line["op"], line["what"]
+            elif "outcome" in line and running is not None:
+                self._end(*running, line["outcome"], line["why"])
+                running = None
+            elif "lost" in line:
+                return
+            elif "done" in line:
+                self.is_done = True
+                return
+        why = process.why_ended()
+        if running is None:
+            raise Unusable(f"the process that tests ended between tests: {why}", self.found)
+        self._end(*running, FAILED, why)
+
+    def _end(self, number: int, op: str, what: str, outcome: str, why: str) -> None:
+        self.next = number + 1
+        self._rows.append(Row(op, what, outcome, why))
+        self._notify(self._rows[-1])
 
 
 class _Process:
@@ -161,18 +191,3 @@ def _process(command: Sequence[str]) -> Iterator[_Process]:
             yield process
         finally:
             process.stop()
-
-
-def keep(subject: Subject, rows: Sequence[Row]) -> Path:
-    """Write the result where `_dispatch` looks for it.
-
-    Raises:
-        OSError: it cannot be written.
-        RuntimeError: there is no cache directory.
-    """
-    when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
-    path = path_of(subject)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(Result(subject, when, tuple(rows)).as_json().encode())
-    return path
