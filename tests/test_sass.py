@@ -81,13 +81,15 @@ def _rows(**changed: int) -> dict[tuple[str, str], dict[str, int]]:
 @pytest.mark.parametrize(
     ("column", "after", "worse", "better"),
     [
-        ("registers", 108, False, False),
-        ("registers", 109, True, False),
-        ("registers", 91, False, True),
-        ("stack", 16, True, False),
+        ("registers", 102, False, False),
+        ("registers", 103, True, False),
+        ("registers", 97, False, True),
+        ("stack", 4, True, False),
+        ("shared", 16, True, False),
         ("instructions", 1020, False, False),
         ("instructions", 1021, True, False),
-        ("float64", 12, True, False),
+        ("float64", 4, True, False),
+        ("other loads", 1, True, False),
         ("loads 128", 3, True, False),
         ("loads 128", 5, False, True),
     ],
@@ -111,6 +113,21 @@ def test_the_page_is_read_as_it_was_written() -> None:
     product |= {"reads": 18, "copies": 4, "integer": 190, "floating": 0, "other": 20, "in all": 264}
     rows = {**_rows(), ("tensor_product<float, 128, Mma 2, true, true>", "sm_80"): product}
     assert sass.read_table(sass.render("13.0.88", rows)) == ("13.0.88", rows)
+
+
+def test_code_of_another_nvcc_is_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.md"
+    table.write_text(sass.render("13.0.88", _rows()))
+    for version, status in (("13.0.88", 1), ("12.9.1", 0)):
+        monkeypatch.setattr(sass, "measure", lambda files, version=version: (version, _rows(stack=8)))
+        assert sass.main(["--table", str(table), "a.cubin"]) == status
+    *worse, skipped = capsys.readouterr().out.splitlines()
+    assert worse[:3] == ["1 kernels of nvcc 13.0.88", "worse:", "  relu<float> for sm_90: stack 0 -> 8"]
+    assert skipped == (
+        "skipped: 1 kernels of nvcc 12.9.1, but table.md is of nvcc 13.0.88, whose code is another"
+    )
 
 
 @pytest.mark.skipif(not sass.TABLE.exists(), reason="needs the checkout")
