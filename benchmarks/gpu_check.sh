@@ -85,6 +85,12 @@ assert not why, why'
 do_selftest() { "$python" -m fastnn selftest --device cuda:0; }
 
 do_probe() {
+  local capability
+  capability=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || return 1
+  if [ "${capability%.*}" -lt 9 ]; then
+    echo "skipped: compute capability $capability has no clusters of blocks, which come with 9.0"
+    return 0
+  fi
   nvcc -arch=sm_90 -std=c++17 -O3 -I csrc benchmarks/cluster_probe.cu -o "$work/cluster_probe" && "$work/cluster_probe"
 }
 

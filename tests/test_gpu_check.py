@@ -23,6 +23,7 @@ PROGRAMS = {
     "python": f"""
 case "$*" in
   *EXT_SUFFIX*) echo {SUFFIX} ;;
+  *get_device_capability*) [ -n "$CAPABILITY" ] && echo "$CAPABILITY" ;;
   "-m benchmarks.gpu_tests "*) exec {sys.executable} "$@" ;;
   "-m benchmarks.gpu "*)
     while [ $# -gt 1 ]; do shift; done
@@ -103,6 +104,7 @@ class Tree:
             "CALLS": str(self._calls),
             "PYTHON": "python",
             "OUT": str(self.out),
+            "CAPABILITY": "9.0",
             **variables,
         }
         self._calls.write_text("")
@@ -219,6 +221,18 @@ def test_a_stage_that_fails_ends_no_other(tree: Tree) -> None:
     assert "no such architecture" in said
     assert said.splitlines()[-1] == "failed: probe (exit 3)"
     assert tree.come_back() == {"summary.txt", "logs.tar.gz", "sweep.json"}
+
+
+@pytest.mark.parametrize(("capability", "probed"), [("8.9", False), ("9.0", True), ("12.0", True)])
+def test_the_probe_is_for_devices_that_have_clusters(tree: Tree, capability: str, probed: bool) -> None:
+    said = tree.run("probe", CAPABILITY=capability)
+    assert ("a barrier takes no time" in said) is probed
+    assert (f"skipped: compute capability {capability} has no clusters" in said) is not probed
+    assert bool(tree.calls("nvcc")) is probed
+
+
+def test_the_probe_needs_a_device(tree: Tree) -> None:
+    assert tree.run("probe", status=1, CAPABILITY="").endswith("failed: probe (exit 1)\n")
 
 
 BAD = {
