@@ -25,6 +25,7 @@ What comes back, never more than eight files in $OUT (default: build/gpu/out):
                                           modules.sha256 has the sums of these very modules, csrc/ and CMake's files
   summary.txt                             what is shown
   logs.tar.gz                             all that was said, each test file's output, the probe's figures
+  selftest.json                           what each test of the self-test found
   sweep.json, bench.json                  what was measured
 
 Variables: PYTHON (python3); OUT; LIMIT, the seconds for all stages together: the last is cut short, and those that
@@ -82,7 +83,7 @@ why = _cuda.why_unusable(0)
 assert not why, why'
 }
 
-do_selftest() { "$python" -m fastnn selftest --device cuda:0; }
+do_selftest() { "$python" -m fastnn selftest --device cuda:0 --json >"$out/selftest.json"; }
 
 do_probe() {
   local capability

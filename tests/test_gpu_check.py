@@ -24,6 +24,10 @@ PROGRAMS = {
 case "$*" in
   *EXT_SUFFIX*) echo {SUFFIX} ;;
   *get_device_capability*) [ -n "$CAPABILITY" ] && echo "$CAPABILITY" ;;
+  "-m fastnn selftest "*--json)
+    echo "the table" >&2
+    echo "{{}}"
+    [ -z "$FAILS" ] ;;
   "-m benchmarks.gpu_tests "*) exec {sys.executable} "$@" ;;
   "-m benchmarks.gpu "*)
     while [ $# -gt 1 ]; do shift; done
@@ -160,11 +164,20 @@ def test_all_stages_one_after_the_other(tree: Tree) -> None:
     assert "a barrier takes no time" in said
     assert said.count("1 files: 1 passed in") == 2
     modules = {f"_cpu{SUFFIX}", f"_cuda{SUFFIX}", "modules.sha256"}
-    assert tree.come_back() == modules | {"summary.txt", "logs.tar.gz", "sweep.json", "bench.json"}
+    assert tree.come_back() == modules | {
+        *("summary.txt", "logs.tar.gz", "selftest.json", "sweep.json", "bench.json")
+    }
     assert len(tree.come_back()) <= 8
     assert (tree.out / "summary.txt").read_text() == said
     with tarfile.open(tree.out / "logs.tar.gz") as logs:
         assert {"./build.log", "./probe.log", "./test/tests_test_good.py.log"} <= set(logs.getnames())
+
+
+def test_the_self_test_comes_back_with_its_failures(tree: Tree) -> None:
+    said = tree.run("selftest", status=1, FAILS="1")
+    assert "the table" in said
+    assert "failed: selftest (exit 1)" in said
+    assert (tree.out / "selftest.json").read_text() == "{}\n"
 
 
 def test_without_arguments_all_in_the_order_of_the_usage(tree: Tree) -> None:

@@ -85,9 +85,17 @@ def test_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     given(monkeypatch, SUBJECT, BAD)
     assert main(["selftest", "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
     assert Subject(**found["subject"]) == SUBJECT
     assert tuple(Row(**row) for row in found["rows"]) == BAD
+    assert found["unusable"] is None
+    assert "4 tests on cuda:0, NVIDIA X1 (driver 580.1, CUDA 13.0): 1 failed\n" in captured.err
+    stopped(monkeypatch, parent.Unusable("no devices", parent.Found(SUBJECT, BAD[:3])))
+    assert main(["selftest", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["unusable"] == "no devices"
+    assert tuple(Row(**row) for row in found["rows"]) == BAD[:3]
 
 
 def test_a_place_that_cannot_be_written(
@@ -101,6 +109,22 @@ def test_a_place_that_cannot_be_written(
     assert "2 tests on cuda:0" in captured.out
     assert "the result cannot be kept, so CUDA kernels stay off" in captured.err
     assert "FASTNN_CACHE_DIR" in captured.err
+
+
+def test_an_earlier_result_that_cannot_be_replaced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = results.keep(SUBJECT, GOOD)
+
+    def keep(*_: object) -> Path:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(results, "keep", keep)
+    given(monkeypatch, SUBJECT, BAD)
+    assert main(["selftest"]) == 1
+    assert (
+        f"what an earlier one has found holds until you remove {path}: read-only" in capsys.readouterr().err
+    )
 
 
 def test_nothing_to_test(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,12 +27,14 @@ def _device(text: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fastnn selftest`` to `parser`."""
     parser.add_argument("--device", type=_device, default="cuda:0", help="cpu, cuda:0 (default), cuda:1, ...")
-    parser.add_argument("--json", action="store_true", help="print a JSON object, to send or to keep")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object, to send, and the table to where errors go"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Test, keep the result and show it; the exit status is 1 where something failed."""
-    from fastnn._proof import FAILED
+    from fastnn._proof import FAILED, kept, path_of
     from fastnn.selftest.parent import Interrupted, Unusable
     from fastnn.selftest.parent import run as test
     from fastnn.selftest.results import keep
@@ -46,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"\r\x1b[K{count} {row.op} {row.what}", end="", file=sys.stderr, flush=True)
 
     try:
-        subject, rows = test(args.device, progress)
+        found = test(args.device, progress)
     except Unusable as unusable:
+        _show(unusable.found, args.device, args.json, str(unusable))
         raise CliError(_void(args.device, unusable)) from None
     except Interrupted as interrupted:
         print(_after_interruption(interrupted.found), file=sys.stderr)
@@ -55,26 +58,43 @@ def run(args: argparse.Namespace) -> int:
     finally:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-    failed = [row for row in rows if row.outcome == FAILED]
-    if args.json:
-        found = {"subject": subject and asdict(subject), "rows": [asdict(row) for row in rows]}
-        print(json.dumps(found, indent=1))
-    else:
-        print(_table(rows))
-        on = args.device if subject is None else f"{args.device}, {subject.name} (driver {subject.driver})"
-        print(f"\n{_count(rows)} on {on}: " + (f"{len(failed)} failed" if failed else "none failed"))
+    _show(found, args.device, args.json)
+    subject, rows = found
+    status = 1 if any(row.outcome == FAILED for row in rows) else 0
     if subject is None:
-        return 1 if failed else 0
+        return status
     try:
         path = keep(subject, rows)
     except (OSError, RuntimeError) as error:
+        holds = (
+            f"what an earlier one has found holds until you remove {path_of(subject)}"
+            if kept(subject)
+            else "CUDA kernels stay off"
+        )
         raise CliError(
-            f"the result cannot be kept, so CUDA kernels stay off: {error}; "
-            "FASTNN_CACHE_DIR names another place"
+            f"the result cannot be kept, so {holds}: {error}; FASTNN_CACHE_DIR names another place"
         ) from None
-    if not args.json:
-        print(f"Kept in {path}: fastnn's CUDA kernels of the ops that passed run on this device from now on.")
-    return 1 if failed else 0
+    print(
+        f"Kept in {path}: fastnn's CUDA kernels of the ops that passed run on this device from now on.",
+        file=sys.stderr if args.json else sys.stdout,
+    )
+    return status
+
+
+def _show(found: Found, device: str, as_json: bool, unusable: str | None = None) -> None:
+    """Print what was found."""
+    from fastnn._proof import FAILED
+
+    subject, rows = found
+    table = sys.stderr if as_json else sys.stdout
+    if as_json:
+        fields = {"subject": subject and asdict(subject), "rows": [asdict(row) for row in rows]}
+        print(json.dumps({**fields, "unusable": unusable}, indent=1))
+    if rows:
+        on = device if subject is None else f"{device}, {subject.name} (driver {subject.driver})"
+        failed = sum(row.outcome == FAILED for row in rows)
+        print(_table(rows), file=table)
+        print(f"\n{_count(rows)} on {on}: {failed or 'none'} failed", file=table)
 
 
 def _void(device: str, unusable: Unusable) -> str:
