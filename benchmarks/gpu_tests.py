@@ -239,6 +239,10 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def _files(some: Sequence[object]) -> str:
+    return "1 file" if len(some) == 1 else f"{len(some)} files"
+
+
 def summary(runs: Sequence[Run], seconds: float) -> list[str]:
     """Lines that tell of all files, the most important last: a log is read from its end."""
     lines = [*_table(runs), *_warnings(runs), *_failures(runs)]
@@ -247,7 +251,7 @@ def summary(runs: Sequence[Run], seconds: float) -> list[str]:
         lines += [f"died: {run.file}: {reason}" for reason in run.died]
     late = [run.file for run in runs if run.seconds is None]
     if late:
-        lines.append(f"no time left for {len(late)} files: {' '.join(late)}")
+        lines.append(f"no time left for {_files(late)}: {' '.join(late)}")
     reports = [run.report for run in runs]
     counts = {
         "passed": sum(report.passed for report in reports),
@@ -259,7 +263,7 @@ def summary(runs: Sequence[Run], seconds: float) -> list[str]:
         "with findings": sum(bool(run.findings) for run in runs),
     }
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return [*lines, f"{len(runs)} files: {told or 'no tests'} in {seconds:.0f} s"]
+    return [*lines, f"{_files(runs)}: {told or 'no tests'} in {seconds:.0f} s"]
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import torch
 
 import fastnn
 from fastnn import _dispatch, functional
+from fastnn._diagnostics import counted
 from fastnn._dispatch import Decision
 from fastnn.cli import info as info_command
 
@@ -85,3 +86,8 @@ def test_the_command_prints_info(as_json: bool, capsys: pytest.CaptureFixture[st
         assert json.loads(out) == fastnn.info().as_dict()
     else:
         assert out.strip() == str(fastnn.info())
+
+
+@pytest.mark.parametrize(("number", "told"), [(0, "0 calls"), (1, "1 call"), (2000, "2,000 calls")])
+def test_what_is_counted_has_its_plural(number: int, told: str) -> None:
+    assert counted(number, "call") == told

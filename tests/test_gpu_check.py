@@ -162,7 +162,7 @@ def test_all_stages_one_after_the_other(tree: Tree) -> None:
         "python -m benchmarks.gpu bench",
     ]
     assert "a barrier takes no time" in said
-    assert said.count("1 files: 1 passed in") == 2
+    assert said.count("1 file: 1 passed in") == 2
     modules = {f"_cpu{SUFFIX}", f"_cuda{SUFFIX}", "modules.sha256"}
     assert tree.come_back() == modules | {
         *("summary.txt", "logs.tar.gz", "selftest.json", "sweep.json", "bench.json")
@@ -313,7 +313,7 @@ def test_what_ends_a_test_file_ends_no_other(tree: Tree) -> None:
 
 def test_nothing_but_skipped_tests_is_a_failure(tree: Tree) -> None:
     tree.write("tests/test_one.py", "import pytest\ndef test_skipped(): pytest.skip('no GPU')\n")
-    assert "1 files: 1 skipped in" in tree.run("test", status=1, PYTEST_OPTIONS="--all")
+    assert "1 file: 1 skipped in" in tree.run("test", status=1, PYTEST_OPTIONS="--all")
 
 
 HANGS = """
@@ -328,7 +328,7 @@ def test_what_does_not_end_is_ended(tree: Tree) -> None:
     tree.write("tests/test_hangs.py", HANGS)
     said = tree.run("test", status=1, PYTEST_OPTIONS="--all", FILE_SECONDS="4")
     assert "died: tests/test_hangs.py: no end after 4 s: tests/test_hangs.py::test_hangs" in said
-    assert "1 files: 1 passed, 1 died, 1 not run in" in said
+    assert "1 file: 1 passed, 1 died, 1 not run in" in said
 
 
 SANITIZED = """
@@ -357,7 +357,7 @@ def test_sanitizers_see_the_selected_tests(tree: Tree) -> None:
     tree.write("benchmarks/gpu_sanitize.txt", "tests/test_one.py::test_step_graph\n")
     said = tree.run("racecheck", status=1)
     assert "tests/test_one.py: ========= Error: a race between two threads" in said
-    assert "1 files: 1 passed, 1 with findings in" in said
+    assert "1 file: 1 passed, 1 with findings in" in said
     assert said.splitlines()[-1] == "failed: racecheck (exit 1)"
 
 

@@ -40,7 +40,8 @@ void check_floating(const char* op, const char* name, const TensorView& t) {
 }
 
 void check_ndim(const char* op, const char* name, const TensorView& t, int ndim) {
-  check(t.ndim == ndim, op, ": ", name, " has shape ", shape_string(t), ", expected ", ndim, " dimensions");
+  check(t.ndim == ndim, op, ": ", name, " has shape ", shape_string(t), ", expected ", ndim,
+        ndim == 1 ? " dimension" : " dimensions");
 }
 
 void check_same_shape(const char* op, const char* name, const TensorView& t, const TensorView& like) {

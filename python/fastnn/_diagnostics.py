@@ -66,6 +66,11 @@ class Explanation:
         return "\n\n".join(tables) or "no fastnn op ran"
 
 
+def counted(number: int, noun: str) -> str:
+    """The number with its noun, which is given in the singular."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def table(rows: Sequence[tuple[str, ...]], right: int | None = None) -> str:
     """Lines of the rows in columns; the one with the number `right` is flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

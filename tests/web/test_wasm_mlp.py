@@ -282,7 +282,7 @@ DATA = {"dataset": {"x": X, "features": 3, "labels": Y}}
             [3, 2],
             {},
             [["trainStep", X, [0]]],
-            "RangeError: labels has 1 values, expected one for each of 2 rows",
+            "RangeError: labels has length 1, expected 2, one for each row",
         ),
         ([3, 2], {}, [["trainStep", X, [0, 2]]], "RangeError: Mlp: target 2 is out of bounds"),
         ([3, 2], {}, [["trainStep", X, [0, -1]]], "RangeError: Mlp: target -1 is out of bounds"),

@@ -38,7 +38,7 @@ export class Dataset {
     else if (targets) wanted = asFloats("targets", targets);
     const perRow = wanted && rows ? wanted.length / rows : 0;
     if (labels && wanted.length !== rows) {
-      throw new RangeError(`labels has ${wanted.length} values, expected one for each of ${rows} rows`);
+      throw new RangeError(`labels has length ${wanted.length}, expected ${rows}, one for each row`);
     }
     if (!Number.isInteger(perRow)) {
       throw new RangeError(`targets has ${wanted.length} values, no multiple of ${rows} rows`);

@@ -24,7 +24,7 @@ struct State {
 };
 
 State read_state(const pybind11::tuple& from) {
-  check(from.size() == 5, kOp, ": a parameter comes with ", from.size(), " values, expected 5");
+  check(from.size() == 5, kOp, ": expected 5 values for a parameter, got ", from.size());
   return {from[0].cast<TensorView>(), from[1].cast<TensorView>(), from[2].cast<TensorView>(),
           from[3].cast<std::optional<TensorView>>(), from[4].cast<double>()};
 }

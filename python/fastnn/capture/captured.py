@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastnn import _dispatch
-from fastnn._diagnostics import EagerStepWarning, levels_out
+from fastnn._diagnostics import EagerStepWarning, counted, levels_out
 from fastnn._dispatch import Unsupported
 from fastnn._labels import labelled
 from fastnn._torch_internals import version_of, without_compilation
@@ -123,7 +123,7 @@ class Captured:
 
     def __repr__(self) -> str:
         """The function and how many programs it has."""
-        return f"fastnn.capture({self._fn!r}), {len(self._programs)} programs"
+        return f"fastnn.capture({self._fn!r}), {counted(len(self._programs), 'program')}"
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A method captured for one object: its programs are the object's own."""

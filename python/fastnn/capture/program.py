@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastnn import _dispatch, optim
+from fastnn._diagnostics import counted
 from fastnn._dispatch import Unsupported
 from fastnn.capture.epilogues import fuse_epilogues
 from fastnn.capture.fusion import fuse
@@ -97,9 +98,9 @@ class Program:
         told = {None: "not yet compared with torch", True: "compared with torch", False: "not compared"}
         groups = self.instructions.count("elementwise")
         lines = [
-            f"for {self.takes}: {len(self.instructions)} native instructions, {groups} of them elementwise "
-            f"groups, and {len(self.islands)} calls of torch; {self.arena_bytes} bytes of its own; "
-            f"{told[self.checked]}"
+            f"for {self.takes}: {counted(len(self.instructions), 'native instruction')}, {groups} of them "
+            f"for groups of elementwise ops, {counted(len(self.islands), 'op')} run by torch; "
+            f"{counted(self.arena_bytes, 'byte')} of its own; {told[self.checked]}"
         ]
         if self.optimizers:
             lines.append(f"  steps of {', '.join(self.optimizers)}")

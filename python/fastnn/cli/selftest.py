@@ -133,7 +133,9 @@ def _after_interruption(found: Found) -> str:
 
 
 def _count(rows: tuple[Row, ...]) -> str:
-    return "1 test" if len(rows) == 1 else f"{len(rows)} tests"
+    from fastnn._diagnostics import counted
+
+    return counted(len(rows), "test")
 
 
 def _table(rows: tuple[Row, ...]) -> str:

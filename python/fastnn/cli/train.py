@@ -234,6 +234,8 @@ def _report(args: argparse.Namespace, runs: list[Run], directories: list[Path], 
 def _introduction(runs: list[Run]) -> list[str]:
     import torch
 
+    from fastnn._diagnostics import counted
+
     first, config = runs[0], runs[0].config
     parameters = sum(parameter.numel() for parameter in first.parts.model.parameters())
     return [
@@ -243,14 +245,15 @@ def _introduction(runs: list[Run]) -> list[str]:
         f"run      {_epochs(config)}, batch {config.batch_size}, Adam, "
         f"{config.schedule} lr {config.lr:g}, seed {config.seed}",
         f"backend  {' | '.join(each.backend for each in runs)}, {first.device}, "
-        f"{_count(torch.get_num_threads(), 'thread')}{_each_of(first.ranks.size)}\n",
+        f"{counted(torch.get_num_threads(), 'thread')}{_each_of(first.ranks.size)}\n",
     ]
 
 
 def _epochs(config: TrainConfig) -> str:
+    from fastnn._diagnostics import counted
     from fastnn.training.report import percent
 
-    epochs = _count(config.epochs, "epoch")
+    epochs = counted(config.epochs, "epoch")
     return (
         epochs if config.target is None else f"to {percent(config.target)} test accuracy in at most {epochs}"
     )
@@ -258,10 +261,6 @@ def _epochs(config: TrainConfig) -> str:
 
 def _each_of(processes: int) -> str:
     return "" if processes == 1 else f" in each of {processes} processes"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _device(choice: str) -> torch.device:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnn import _dispatch
+from fastnn._diagnostics import counted
 from fastnn.capture import cuda_graph
 from fastnn.step.epoch_kernel import train_on_chip
 from fastnn.step.runner import Runner
@@ -122,7 +123,7 @@ class _Steps:
             bad = int(rows[(rows < 0) | (rows >= len(self._images))][0])
             raise IndexError(
                 f"TrainStep.epoch: permutation has the entry {bad} in step {number}, out of range for "
-                f"{len(self._images)} images"
+                f"{counted(len(self._images), 'image')}"
             ) from None
         if self._rates is None:
             return self._runner.take((images,), labels).reshape(1)
@@ -150,8 +151,8 @@ def _check(images: Tensor, labels: Tensor, batch_size: int, permutation: Tensor 
             raise ValueError(f"TrainStep.epoch: {name} has no dimension, expected one entry for each image")
     if len(labels) != len(images):
         raise ValueError(
-            f"TrainStep.epoch: labels has {len(labels)} entries, expected one for each of the "
-            f"{len(images)} images"
+            f"TrainStep.epoch: got {counted(len(images), 'image')} and {counted(len(labels), 'label')}, "
+            "expected one label for each image"
         )
     if len(images) == 0:
         raise ValueError("TrainStep.epoch: there are no images")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastnn._diagnostics import counted
 from fastnn.data.atomic import atomic_file
 from fastnn.training.config import TrainConfig
 
@@ -126,7 +127,7 @@ class Checkpoint:
         if states.keys() != (set(range(len(parameters))) if self.step else set()):
             raise CheckpointError(
                 f"optimizer: expected the state of {len(parameters) if self.step else 0} parameters after "
-                f"{self.step} steps, got that of {len(states)}"
+                f"{counted(self.step, 'step')}, got that of {len(states)}"
             )
         for index, state in states.items():
             if state.keys() != _ADAM_STATE:
@@ -176,7 +177,7 @@ def _assemble(values: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     ]
     step, losses = int(values["step"]), tensors[_LOSSES]
     if losses.shape != (step,):
-        raise ValueError(f"expected the losses of {step} steps, got {tuple(losses.shape)}")
+        raise ValueError(f"expected the losses of {counted(step, 'step')}, got {tuple(losses.shape)}")
     return Checkpoint(
         config=TrainConfig(**values["config"]),
         dataset=values["dataset"],
