@@ -13,7 +13,7 @@ from tabulate import tabulate
 from .case import OURS, Case
 from .machine import Peaks
 from .memory import Comparison
-from .runner import Result, Samples
+from .runner import Quartiles, Result, Samples
 from .summary import SCHEMA
 
 _DTYPES = {"float32": "", "float64": " fp64", "bfloat16": " bf16", "float16": " fp16"}
@@ -22,9 +22,21 @@ _DTYPES = {"float32": "", "float64": " fp64", "bfloat16": " bf16", "float16": " 
 # The two clocks are read one after the other and tick apart.
 _CLOCK_SLACK = 1.05
 
+# Quartiles further apart than this part of the median are called wide.
+_WIDE = 0.25
+
 
 def _busy(samples: Samples) -> float:
     return statistics.median(samples.busy) if samples.busy else 0.0
+
+
+def _is_starved(samples: Samples) -> bool:
+    """Whether others had the processor for a part of the time: one thread at least is always at work."""
+    return bool(samples.busy) and _busy(samples) < 1 / _CLOCK_SLACK
+
+
+def _is_wide(quartiles: Quartiles) -> bool:
+    return quartiles.q3 - quartiles.q1 > _WIDE * quartiles.median
 
 
 @dataclass(frozen=True)
@@ -168,7 +180,7 @@ def _rows(report: Report) -> tuple[list[tuple[str, ...]], list[str]]:
         )
         for peer, speedup in result.speedups.items():
             theirs = seconds(result.samples[peer].quartiles.median)
-            spread = f"{speedup.q1:.2f} - {speedup.q3:.2f}"
+            spread = ("wide: " if _is_wide(speedup) else "") + f"{speedup.q1:.2f} - {speedup.q3:.2f}"
             ratio = f"{speedup.median:#.3g}".rstrip(".") if speedup.median >= 10 else f"{speedup.median:.2f}"
             rows.append((*cells, peer, theirs, f"{ratio} x", spread, *figures))
             cells, figures = ("", "", ""), ("", "", "")
@@ -243,12 +255,31 @@ _LEGEND = (
 )
 
 
+def _doubts(report: Report) -> list[str]:
+    """Which figures are not to be believed, where there are such."""
+    speedups = [speedup for result in report.results for speedup in result.speedups.values()]
+    wide = sum(map(_is_wide, speedups))
+    starved = sum(any(map(_is_starved, result.samples.values())) for result in report.results)
+    lines = []
+    if wide:
+        lines.append(
+            f"wide: quartiles more than {_WIDE:.0%} of the median apart, {wide} of {len(speedups)}: these "
+            "speed-ups are rough"
+        )
+    if starved:
+        lines.append(
+            f"NOT RELIABLE: other processes took the processors in {starved} of {len(report.results)} "
+            "cases; measure again on an idle machine"
+        )
+    return lines
+
+
 def to_text(report: Report) -> str:
     """The table for a terminal."""
     rows, footnotes = _rows(report)
     table = tabulate(rows, _HEADERS, tablefmt="simple", colalign=_ALIGNMENT, disable_numparse=True)
     memory = _memory_table(report, "simple")
-    return "\n".join([*_heading(report), "", table, "", _LEGEND, *footnotes, *memory])
+    return "\n".join([*_heading(report), "", table, "", _LEGEND, *footnotes, *memory, *_doubts(report)])
 
 
 def to_markdown(report: Report) -> str:
@@ -256,7 +287,7 @@ def to_markdown(report: Report) -> str:
     rows, footnotes = _rows(report)
     table = tabulate(rows, _HEADERS, tablefmt="github", colalign=_ALIGNMENT, disable_numparse=True)
     heading = [f"- {line}" for line in _heading(report)]
-    notes = [f"- {line}" for line in footnotes]
+    notes = [f"- {line}" for line in (*footnotes, *_doubts(report))]
     body = ["# fastnn benchmark", "", *heading, "", table, "", _LEGEND, "", *notes]
     return "\n".join(body).rstrip() + "\n" + "\n".join([*_memory_table(report, "github"), ""])
 

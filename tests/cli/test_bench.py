@@ -19,6 +19,7 @@ from fastnn.cli import bench
 from fastnn.cli.main import main
 
 case_module = bench.load_benchmarks("case")
+report = bench.load_benchmarks("report")
 runner = bench.load_benchmarks("runner")
 
 needs_native = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
@@ -125,6 +126,40 @@ def test_an_op_that_torch_ran_is_reported() -> None:
 
     result = runner.run_case(make_case(fastnn=ours, torch=lambda: torch.ones(2)), 1)
     assert result.fallbacks == ("fake_op: of a reason",)
+
+
+def report_of(*results: Any) -> Any:
+    peaks = {1: bench.load_benchmarks("machine").Peaks(1, 1e11, 5e10, 1e10, "a stub", 1)}
+    about = {"cpu": "a stub", "cores": 2, "isa": "avx2", "caches": {}, "load_average": 0.1}
+    settings = {"threads": 1, "rounds": 4, "date": "today"}
+    return report.Report(about, {}, settings, peaks, results, cache_bytes=0)
+
+
+WIDE = "wide: quartiles more than 25% of the median apart, 1 of 1: these speed-ups are rough"
+STARVED = (
+    "NOT RELIABLE: other processes took the processors in 1 of 1 cases; measure again on an idle machine"
+)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "busy", "told"),
+    [
+        ((2.0, 2.0, 2.1, 2.2), 1.0, []),
+        ((1.0, 2.0, 2.0, 4.0), 1.0, [WIDE]),
+        ((2.0, 2.0, 2.1, 2.2), 0.9, [STARVED]),
+    ],
+)
+def test_figures_to_be_doubted_are_named(theirs: tuple[float, ...], busy: float, told: list[str]) -> None:
+    samples = {
+        "fastnn": runner.Samples((1.0,) * 4, 1, (1.0,) * 4),
+        "torch": runner.Samples(theirs, 1, (busy,) * 4),
+    }
+    case = make_case(fastnn=lambda: None, torch=lambda: None)
+    made = report_of(runner.Result(case, samples, {"torch": runner.Quartiles.of(theirs)}))
+    for text in (report.to_text(made), report.to_markdown(made)):
+        lines = [line.removeprefix("- ") for line in text.splitlines()]
+        assert [line for line in (WIDE, STARVED) if line in lines] == told
+        assert ("wide: 1.75 - 2.50" in text) == (told == [WIDE])
 
 
 def test_a_case_counts_either_flops_or_bytes() -> None:
