@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import UserList
 from typing import Any
 
 import pytest
@@ -21,9 +21,9 @@ _FUNCTIONS = {
 }
 
 
-def _called(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> deque[int]:
+def _called(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> UserList[int]:
     """Put a function that doubles results around one of torch's; how often it has been called."""
-    usual, calls = getattr(owner, name), deque([0])  # a list would be watched
+    usual, calls = getattr(owner, name), UserList([0])  # a list would be watched
 
     def twice(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
@@ -34,7 +34,7 @@ def _called(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> deque[int
     return calls
 
 
-def _is_applied_once(fn: Any, calls: deque[int]) -> None:
+def _is_applied_once(fn: Any, calls: UserList[int]) -> None:
     captured = fastnn.capture(fn)
     for call in range(5):
         x = torch.randn(2, 3)
