@@ -8,6 +8,7 @@ from . import summary
 from .summary import Document
 
 MACHINE = "epyc-zen4"
+PROGRAMS = "xeon-emeraldrapids"  # the machine of the captured updates
 ERRORS = "epyc-zen3"  # the machine of the rounding errors, which depend on nothing but its instruction set
 # Sizes of the layers, and batch, of the training steps that are shown, the smallest first.
 NETWORKS = ("17-64-64-6, 32", "784-28-10, 64", "784-128-10, 64", "784-512-10, 128", "784-1024-1024-10, 512")
@@ -23,11 +24,11 @@ class Reports:
         path = self._folder / f"{machine or self._machine}.json"
         return summary.reports(path).get(name, {})
 
-    def results(self, name: str) -> dict[tuple[str, str, str], Document]:
+    def results(self, name: str, machine: str | None = None) -> dict[tuple[str, str, str], Document]:
         """Of each case that was not refused, by op, shape and dtype."""
         return {
             (result["op"], result["shape"], result["dtype"]): result
-            for result in self.document(name).get("results", ())
+            for result in self.document(name, machine).get("results", ())
             if not result["refused"]
         }
 

@@ -91,10 +91,14 @@ def cases() -> list[Case]:
     made.append(
         Case("product of positive values, 1024^3", [positive(1024, 1024), positive(1024, 1024)], made[0].run)
     )
-    layer = [normal(64, 784), normal(128, 784), normal(64, 128)]
+    layer = [
+        normal(256, 784),
+        normal(512, 784),
+        normal(256, 512),
+    ]
     made += [
-        Case("its dX, 64 x 128 x 784", layer, _gradient(functional.linear, 0)),
-        Case("its dW, 64 x 128 x 784", layer, _gradient(functional.linear, 1)),
+        Case("its dX, 256 x 512 x 784", layer, _gradient(functional.linear, 0)),
+        Case("its dW, 256 x 512 x 784", layer, _gradient(functional.linear, 1)),
     ]
     bfloat16 = [t.bfloat16() for t in (normal(512, 512), normal(512, 512))]
     made.append(Case("product, 512 x 512 x 512", bfloat16, made[0].run, torch.bfloat16))

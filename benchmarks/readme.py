@@ -17,7 +17,7 @@ from pathlib import Path
 from . import headline, numerics
 from .accuracy import shown
 from .case import OURS
-from .committed import ERRORS, NETWORKS, Reports, median, step
+from .committed import ERRORS, NETWORKS, PROGRAMS, Reports, median, step
 from .report import seconds
 from .summary import Document
 
@@ -172,7 +172,7 @@ def _programs(reports: Reports) -> str:
             *(seconds(median(result, side)) if side in result["times"] else "" for side in _PROGRAM_SIDES),
             _ratio(result["speedups"]["torch"]["median"]),
         ]
-        for (_, shape, _), result in reports.results("1thread-programs").items()
+        for (_, shape, _), result in reports.results("1thread-programs", PROGRAMS).items()
     ]
     return _table(["update", *_PROGRAM_SIDES.values(), "speed-up over torch"], rows)
 
