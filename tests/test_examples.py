@@ -15,6 +15,7 @@ import fastnn
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PROGRAMS = sorted(EXAMPLES.glob("*.py"))
+LONG = ("backprop_by_hand", "look_inside", "optimizers", "regression_many_processes", "style_transfer")
 
 
 def numbers(value: Any) -> list[float]:
@@ -35,7 +36,10 @@ def holds(claim: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(p, id=p.stem, marks=pytest.mark.long if p.stem in LONG else ()) for p in PROGRAMS],
+)
 def test_an_example_runs_and_what_it_claims_holds(program: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     environment = {

@@ -272,7 +272,7 @@ def test_a_refused_case_fails_the_command(
 ) -> None:
     wrong = make_case(fastnn=lambda: torch.ones(2), torch=lambda: torch.zeros(2))
     monkeypatch.setattr(bench.load_benchmarks("cases"), "all_cases", lambda: [wrong])
-    assert run("--no-peers", "--threads", "1", "--rounds", "1") == 1
+    assert run("--no-peers", "--threads", "1", "--rounds", "1", "--filter", wrong.label) == 1
     table = capsys.readouterr().out
     assert "refused" in table
     assert "differ by 1" in table

@@ -95,6 +95,7 @@ print([name for name in ("matplotlib", "sklearn", "tensorboard", "safetensors") 
     assert result.stdout.endswith("[]\n")
 
 
+@pytest.mark.each_value
 @pytest.mark.skipif(os.name == "nt", reason="pipes of Unix")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["info"], ["bench", "--list"]])

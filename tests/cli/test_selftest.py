@@ -36,6 +36,7 @@ def given(monkeypatch: pytest.MonkeyPatch, subject: Subject | None, rows: tuple[
     return asked
 
 
+@pytest.mark.long
 @pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 def test_the_kernels_of_the_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The whole self-test, in its own process."""

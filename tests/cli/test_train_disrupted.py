@@ -108,7 +108,7 @@ def fail(code: int) -> Callable[..., None]:
 def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_last_one_stays(
     module: Any, name: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As on a full disk and in a read-only folder below, where those cannot be mounted."""
+    """As on a full disk and in a read-only folder below, which are mounted."""
     assert main([*COMMAND, "--epochs", "1"]) == 0
     capsys.readouterr()
     good, files = SAVED.read_bytes(), sorted(OUT.iterdir())
@@ -142,6 +142,7 @@ def in_a_small_file_system(script: str) -> subprocess.CompletedProcess[str]:
 TRAIN = " ".join([sys.executable, "-m", "fastnn.cli.main", *COMMAND])
 
 
+@pytest.mark.long
 def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays() -> None:
     assert main([*COMMAND, "--epochs", "1"]) == 0
     shutil.copy(SAVED, "good")
@@ -155,6 +156,7 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays() -> None:
     assert done.stdout.splitlines()[-2:] == [SAVED.name, "full"]
 
 
+@pytest.mark.long
 def test_a_read_only_folder_is_an_error_and_the_last_checkpoint_stays() -> None:
     assert main([*COMMAND, "--epochs", "1"]) == 0
     shutil.copy(SAVED, "good")

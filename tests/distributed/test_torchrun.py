@@ -37,6 +37,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     return {**os.environ, "PYTHONPATH": str(Path(fastnn.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.long  # test_shared_run.py has the numbers
 def test_torchrun_gives_what_one_process_gives(tmp_path: Path, environment: dict[str, str]) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "fastnn", *TRAIN, "--epochs", "2", "--out", "two"]
@@ -89,7 +90,8 @@ def wait_for(path: Path, pair: list[subprocess.Popen[str]]) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("killed", [0, 1])  # the first is the one that writes
+# The first is the one that writes.
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_killed_process_ends_the_other(
     killed: int, tmp_path: Path, pair: list[subprocess.Popen[str]]
 ) -> None:

@@ -18,7 +18,7 @@ from fastnn.selftest.cases import Case
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
-Command = Callable[[str], list[str]]
+Command = Callable[..., list[str]]
 
 # A child whose tests are those of a list of names.
 CHILD = """
@@ -48,12 +48,31 @@ cases = [Case(name, "", globals()[name]) for name in NAMES]
 sys.exit(child.main(sys.argv[1:], cases))
 """
 
+# One that runs no tests and only says what such a child would: it starts in no time.
+TOLD = """
+import json, os, signal, sys, time
+
+def tell(**what): print(json.dumps(what), flush=True)
+
+tell(subject=None)
+for number, name in [*enumerate(NAMES)][int(sys.argv[2]):]:
+    tell(begin=number, op=name, what="")
+    if name == "crash": os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "leave": sys.exit("first line\\nlast words")
+    if name == "hang": time.sleep(600)
+    tell(outcome="passed", why="")
+    if name == "lose":
+        tell(lost=number)
+        time.sleep(600)
+tell(done=True)
+"""
+
 
 @pytest.fixture
 def tests_named(tmp_path: Path) -> Command:
-    def make(names: str) -> list[str]:
+    def make(names: str, child: str = CHILD) -> list[str]:
         script = tmp_path / "child.py"
-        script.write_text(f"NAMES = {names.split()!r}\n{CHILD}")
+        script.write_text(f"NAMES = {names.split()!r}\n{child}")
         return [sys.executable, str(script)]
 
     return make
@@ -77,6 +96,17 @@ def test_tests_that_end(tests_named: Command, monkeypatch: pytest.MonkeyPatch) -
     }
 
 
+def test_of_children_that_end_others_go_on(tests_named: Command) -> None:
+    assert rows(tests_named("good crash leave good hang lose good", TOLD), answers_within=2.0) == {
+        "good": (PASSED, ""),
+        "crash": (FAILED, "the process was ended by SIGSEGV"),
+        "leave": (FAILED, "the process ended with exit code 1: last words"),
+        "hang": (FAILED, "it has not ended within 2 seconds"),
+        "lose": (PASSED, ""),
+    }
+
+
+@pytest.mark.long
 def test_a_crash_fails_one_test_and_the_others_go_on(tests_named: Command) -> None:
     assert rows(tests_named("good crash environment leave lose dirty")) == {
         "good": (PASSED, ""),
@@ -88,6 +118,7 @@ def test_a_crash_fails_one_test_and_the_others_go_on(tests_named: Command) -> No
     }
 
 
+@pytest.mark.long
 def test_a_test_that_hangs_is_ended(tests_named: Command) -> None:
     assert rows(tests_named("hang good"), answers_within=4.0) == {
         "hang": (FAILED, "it has not ended within 4 seconds"),

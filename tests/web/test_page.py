@@ -66,6 +66,7 @@ def test_learns_the_bundled_digits_and_says_that_they_are_not_mnist(page: Page) 
     assert page.script(colours) > 50
 
 
+@pytest.mark.long
 def test_each_optimizer_and_several_layers_learn(page: Page) -> None:
     for optimizer in ("Adam", "AdamW", "SGD", "SGD, momentum 0.9"):
         page["optimizer"].send_keys(optimizer)
@@ -94,6 +95,7 @@ def test_pauses_continues_and_starts_over(page: Page) -> None:
     assert page["hidden"].is_enabled()
 
 
+@pytest.mark.long
 def test_a_test_of_a_wide_network_is_interrupted_by_messages(page: Page) -> None:
     """Of all that the worker does between two messages, nothing takes as long as a test of all images."""
     counted = page.script("""

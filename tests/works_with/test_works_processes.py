@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 FORK_AND_SPAWN = "fork and spawn"
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 @line(FORK_AND_SPAWN)
 def test_child_processes(cell: Cell, method: str) -> None:
     error = run_in_child(method)[cell.column]
