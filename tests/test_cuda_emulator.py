@@ -109,6 +109,10 @@ def test_parameters_must_fit(checks: Any) -> None:
         checks.large_parameters()
 
 
+def test_a_device_newer_than_the_kernels(emulated: Emulation) -> None:
+    assert [emulated.cuda.compiles_at_launch(device) for device in range(4)] == [False, False, False, True]
+
+
 def test_a_device_that_does_not_tell_its_limits_is_unusable(emulated: Emulation) -> None:
     """Found when the device is first asked about, not by every op."""
     assert emulated.cuda.why_unusable(0) == ""

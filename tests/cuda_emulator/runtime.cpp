@@ -49,6 +49,7 @@ namespace cuda_emulator {
 const Device& device() { return kDevices[current_device]; }
 
 int ptx_version() { return device().ptx_version; }
+int binary_version() { return 10 * device().capability_major; }
 
 void on_wait(void (*call)()) { at_wait = call; }
 

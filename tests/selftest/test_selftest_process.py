@@ -126,6 +126,19 @@ def test_a_test_that_hangs_is_ended(tests_named: Command) -> None:
     }
 
 
+def test_kernels_that_are_compiled_when_they_are_launched_have_longer() -> None:
+    begin = [{"subject": FIELDS}, {"slow": True}, {"begin": 0, "op": "relu", "what": "float32"}]
+    end = [{"outcome": PASSED, "why": ""}, {"done": True}]
+    program = (
+        "import json, time\n"
+        f"for line in {begin!r}: print(json.dumps(line), flush=True)\n"
+        "time.sleep(2)\n"
+        f"for line in {end!r}: print(json.dumps(line), flush=True)"
+    )
+    found = parent.run("cuda:0", command=[sys.executable, "-c", program], answers_within=0.5)
+    assert found.rows == (Row("relu", "float32", PASSED, ""),)
+
+
 def test_a_process_that_does_not_start() -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such library')"]
     with pytest.raises(parent.Unusable, match="exit code 1: no such library"):
@@ -195,6 +208,18 @@ class Driver:
 
     def driver_version(self) -> int:
         return 13000
+
+    def compiles_at_launch(self, index: int) -> bool:
+        return index == 1
+
+
+def test_a_device_that_is_newer_than_the_kernels_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "load_cuda", lambda: (Driver(""), None))
+    monkeypatch.setattr(child, "_open", lambda device: (Subject(**FIELDS), None))
+    for index, slow in ((0, []), (1, [{"slow": True}])):
+        said: list[dict[str, Any]] = []
+        child.run(torch.device("cuda", index), [], 0, said.append)
+        assert said == [{"subject": FIELDS}, *slow, {"done": True}]
 
 
 @pytest.mark.parametrize("known", [True, False])

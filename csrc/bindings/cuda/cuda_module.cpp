@@ -10,6 +10,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("runtime_version") = CUDART_VERSION;  // 1000 * major + 10 * minor
   m.def("driver_version", &cuda::driver_version);
   m.def("why_unusable", &cuda::why_unusable);
+  m.def("compiles_at_launch", &cuda::compiles_at_launch);
   cuda::register_clip(m);
   cuda::register_cross_entropy(m);
   cuda::register_gram(m);

@@ -19,12 +19,17 @@ int ask(cudaDeviceAttr attribute, int device) {
   return value;
 }
 
+cudaFuncAttributes attributes_of_kernels() {
+  cudaFuncAttributes attributes;
+  check_cuda(cudaFuncGetAttributes(&attributes, probe), "fastnn");
+  return attributes;
+}
+
 // The major capability that kernels have been compiled for, where that is less than the device's: code for 8
 // runs on 9 too, and does there what is under its `#if __CUDA_ARCH__`.
 int usable_capability(int device) {
-  cudaFuncAttributes attributes;
-  check_cuda(cudaFuncGetAttributes(&attributes, probe), "fastnn");
-  const int compiled = attributes.ptxVersion / 10, present = ask(cudaDevAttrComputeCapabilityMajor, device);
+  const int compiled = attributes_of_kernels().ptxVersion / 10;
+  const int present = ask(cudaDevAttrComputeCapabilityMajor, device);
   return compiled < present ? compiled : present;
 }
 
@@ -85,6 +90,12 @@ std::string why_unusable(int device) {
     return error.what();
   }
   return "";
+}
+
+bool compiles_at_launch(int device) {
+  const DeviceGuard guard(device);
+  const cudaFuncAttributes attributes = attributes_of_kernels();
+  return attributes.binaryVersion != attributes.ptxVersion;
 }
 
 int driver_version() {

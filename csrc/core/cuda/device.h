@@ -40,6 +40,10 @@ const DeviceLimits& device_limits();
 // Why kernels of this module cannot run on a device, or "". Creates a context there.
 std::string why_unusable(int device);
 
+// Whether the driver makes the machine code of kernels when they are first launched on a device: it is newer
+// than what they have been compiled for.
+bool compiles_at_launch(int device);
+
 // The CUDA version that the driver supports as 1000 * major + 10 * minor; 0 without a driver. Creates no
 // context.
 int driver_version();

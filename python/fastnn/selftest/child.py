@@ -1,9 +1,9 @@
 """The process in which the tests of a self-test run; what it finds it writes line by line, as JSON.
 
 What it writes is read by `parent.py`: first "subject" (None for the CPU, and where the device does not tell
-what it is) and, where nothing can be tested, "unusable"; then for each test "begin" with its number, op and
-name, and "outcome" with the reason. "lost" says that the device takes no more work from this process, and
-"done" that nothing is left.
+what it is) and, where nothing can be tested, "unusable"; "slow" where each kernel takes long when it is first
+launched; then for each test "begin" with its number, op and name, and "outcome" with the reason. "lost" says
+that the device takes no more work from this process, and "done" that nothing is left.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def run(device: torch.device, cases: Sequence[Case], first: int, tell: Tell) -> 
     if why is not None:
         tell({"unusable": why})
         return
+    if device.type == "cuda" and _dispatch.load_cuda()[0].compiles_at_launch(device.index or 0):
+        tell({"slow": True})
     for number, case in enumerate(cases[first:], first):
         tell({"begin": number, "op": case.op, "what": case.what})
         outcome, why = try_case(case, device)

@@ -21,8 +21,9 @@ from fastnn._proof import FAILED, Row, Subject
 
 _COMMAND = (sys.executable, "-m", "fastnn.selftest.child")
 # Seconds without a word. A start imports torch and loads its libraries and the kernels, which takes some ten
-# seconds from a slow disk.
-_STARTS_WITHIN, _ANSWERS_WITHIN = 180.0, 60.0
+# seconds from a slow disk. On a device that is newer than the kernels a test may be the first that launches
+# those of a source file, which the driver then compiles: minutes of a slow processor.
+_STARTS_WITHIN, _ANSWERS_WITHIN, _COMPILES_WITHIN = 180.0, 60.0, 600.0
 
 
 class Found(NamedTuple):
@@ -60,7 +61,7 @@ def run(
         device: "cpu", "cuda" or "cuda:<index>".
         notify: told of each test that has ended.
         command: starts the process; the device and the number of its first test are added.
-        answers_within: how many seconds a test may take.
+        answers_within: how many seconds a test may take, unless the driver compiles what it launches.
 
     Raises:
         Unusable: the device cannot be used, from the beginning or any more.
@@ -93,7 +94,11 @@ class _Run:
     def read(self, process: _Process, answers_within: float) -> None:
         """Go through what a process says, to its end or that of a test in which it ends."""
         running: tuple[int, str, str] | None = None
-        for line in process.lines(_STARTS_WITHIN, answers_within):
+        process.limit = _STARTS_WITHIN
+        for line in process.lines():
+            if "slow" in line:
+                answers_within = _COMPILES_WITHIN
+            process.limit = answers_within
             if line.get("subject"):
                 self._subject = Subject(**line["subject"])
             elif "unusable" in line:
@@ -123,7 +128,8 @@ class _Process:
     def __init__(self, process: subprocess.Popen[str], errors: IO[bytes]) -> None:
         self._process, self._errors = process, errors
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._limit: float | None = None
+        self.limit = 0.0  # seconds without a word
+        self._is_late = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -133,14 +139,13 @@ class _Process:
             self._lines.put(line)
         self._lines.put(None)
 
-    def lines(self, starts_within: float, answers_within: float) -> Iterator[dict[str, Any]]:
+    def lines(self) -> Iterator[dict[str, Any]]:
         """What it says, until it ends or says nothing for too long."""
-        limit = starts_within
         while True:
             try:
-                line = self._lines.get(timeout=limit)
+                line = self._lines.get(timeout=self.limit)
             except queue.Empty:
-                self._limit = limit
+                self._is_late = True
                 return
             if line is None:
                 return
@@ -148,12 +153,11 @@ class _Process:
                 said = json.loads(line)
                 if isinstance(said, dict):
                     yield said
-            limit = answers_within
 
     def why_ended(self) -> str:
         """After `lines` has come to an end."""
-        if self._limit is not None:
-            return f"it has not ended within {self._limit:g} seconds"
+        if self._is_late:
+            return f"it has not ended within {self.limit:g} seconds"
         code = self._process.wait()
         self._errors.seek(0)
         text = self._errors.read().decode(errors="replace").strip().splitlines()

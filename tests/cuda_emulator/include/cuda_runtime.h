@@ -178,7 +178,7 @@ inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 
 template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
-  *attributes = {0, 1024, cuda_emulator::ptx_version()};
+  *attributes = {0, 1024, cuda_emulator::ptx_version(), cuda_emulator::binary_version()};
   return cudaSuccess;
 }
 template <class Kernel>

@@ -42,6 +42,7 @@ struct cudaFuncAttributes {
   size_t sharedSizeBytes;
   int maxThreadsPerBlock;
   int ptxVersion;
+  int binaryVersion;
 };
 
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };

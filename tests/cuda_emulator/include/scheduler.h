@@ -46,8 +46,10 @@ bool is_hidden(const void* memory);
 // Is called wherever the host waits for a stream.
 void on_wait(void (*call)());
 
-// That the kernels have been compiled for on the current device, as cudaFuncAttributes has it.
+// That the kernels have been compiled for on the current device, before it was known and after, as
+// cudaFuncAttributes has it.
 int ptx_version();
+int binary_version();
 
 // Ends the launch with an error; called by a running kernel.
 [[noreturn]] void fail(const char* message);
