@@ -129,15 +129,16 @@ def _act(networks: list[list[Array]], data: list[Array], noise: list[Array]) -> 
     """An action on its way to an environment. The first calls are given their noise, to be compared."""
     x, values = jnp.asarray(data[0]), as_state(networks)
 
-    @jax.jit
-    def with_noise(values: Any, x: Array, noise: Array) -> Array:
+    def action_of(values: Any, x: Array, noise: Array) -> Array:
         mean, log_std = (mlp(each, x, jax.nn.relu) for each in values)
         return jnp.tanh(mean + jnp.exp(jnp.clip(log_std, -5, 2)) * noise)
 
     @partial(jax.jit, donate_argnums=0)
     def act(key: Array, values: Any, x: Array) -> tuple[Array, Array]:
         key, drawing = jax.random.split(key)
-        return key, with_noise(values, x, jax.random.normal(drawing, noise[0].shape))
+        return key, action_of(values, x, jax.random.normal(drawing, noise[0].shape))
+
+    with_noise = jax.jit(action_of)
 
     def answers() -> Iterator[list[Array]]:
         for each in noise:
