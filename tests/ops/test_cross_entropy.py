@@ -185,6 +185,47 @@ def test_minus_inf_logits(classes: int, every_device: torch.device) -> None:
     assert math.isnan(FF.cross_entropy(masked, t[:1]).item())
 
 
+NOT_FINITE = {
+    "zero": [0.0, 1.0, 2.0],
+    "all zero": [0.0, 0.0, 0.0],
+    "inf": [1.0, math.inf, 2.0],
+    "all inf": [math.inf] * 3,
+    "-inf": [1.0, 2.0, -math.inf],
+    "both": [math.inf, 1.0, -math.inf],
+    "nan": [math.nan, 1.0, 0.0],
+    "inf and zero": [math.inf, 0.0, 1.0],
+}
+
+
+@pytest.mark.parametrize("kind", ["index", "one-hot", "probabilities"])
+@pytest.mark.parametrize("shape", [(9, 3), (9, 300), (2, 3, 4)])
+@pytest.mark.parametrize("weights", NOT_FINITE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_class_weights_that_are_zero_or_not_finite(
+    weights: str, shape: tuple[int, ...], kind: str, dtype: torch.dtype, isa: str
+) -> None:
+    x, t = example(shape, dtype, "cpu", "index")
+    t %= 3  # the classes that have the weights
+    if kind == "one-hot":
+        t = F.one_hot(t, shape[1]).movedim(-1, 1).to(dtype).contiguous()
+    elif kind == "probabilities":
+        t = torch.randn(shape).softmax(1).to(dtype)
+    weight = torch.ones(shape[1], dtype=dtype)
+    weight[:3] = torch.tensor(NOT_FINITE[weights])
+    for reduction, smoothing in itertools.product(REDUCTIONS, (0.0, 0.2, 1.0)):
+        options: dict[str, Any] = {"reduction": reduction, "label_smoothing": smoothing}
+        ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+        loss, expected = (
+            FF.cross_entropy(ours, t, weight, **options),
+            F.cross_entropy(theirs, t, weight, **options),
+        )
+        close = {"rtol": 3e-2, "atol": 3e-2} if dtype is torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(loss, expected, equal_nan=True, **close)
+        loss.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, equal_nan=True, **close)
+
+
 @pytest.mark.parametrize("classes", [3, 70])
 def test_ignored_rows_are_not_looked_at(classes: int, every_device: torch.device) -> None:
     x = torch.randn(5, classes, device=every_device)

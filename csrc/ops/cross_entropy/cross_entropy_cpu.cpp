@@ -112,7 +112,9 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
       sums.loss += partial[c].loss;
       sums.square += partial[c].square;
     }
-    const double loss = mean ? sums.loss / totals.weight : sums.loss;
+    double loss = mean ? sums.loss / totals.weight : sums.loss;
+    // With smoothing torch divides the classes' own part by itself, and that is 0 / 0.
+    if (mean && p.dense && totals.weight == 0) loss = __builtin_nan("");
     const double z_loss = args.z_loss == 0 ? 0 : args.z_loss * sums.square * scales.square;
     total = loss + z_loss;
     if (args.loss && leads_team()) *static_cast<T*>(args.loss) = from_acc<T>(static_cast<A>(total));

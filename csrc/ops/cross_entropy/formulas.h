@@ -29,7 +29,15 @@ FASTNN_HOST_DEVICE V smoothed_probability(V t, W w, S keep, S smooth) {
   return (t * keep + smooth) * w;
 }
 
-// total = sum_k exp(x_k - largest), pulls = sum_k q_k, distance = sum_k q_k (largest - x_k)
+// What a class adds to the loss of its row: gap = largest - x_k, total = sum_k exp(x_k - largest). Of an
+// infinite weight that is infinite, as torch's.
+template <class V, class Q>
+FASTNN_HOST_DEVICE V class_loss(Q q, V gap, V log_total) {
+  return q * (gap + log_total);
+}
+
+// The sum of that over all classes, where log_total is known only after them: pulls = sum_k q_k, distance =
+// sum_k q_k gap, which is NaN where a weight is infinite.
 template <class V>
 FASTNN_HOST_DEVICE V row_loss(V pulls, V log_total, V distance) {
   return pulls * log_total + distance;

@@ -118,12 +118,13 @@ void one_row(const Problem<T>& p, int64_t row, Sums& sums) {
   const RowMoments<A> r = moments(x, classes);
   const double log_total = __builtin_log(r.total), lse = static_cast<double>(r.largest) + log_total;
 
-  double q_sum = 0, q_distance = 0;
+  double q_sum = 0, loss = 0;
   if (p.dense) {
+    const A log_total_of_lane = static_cast<A>(log_total);
     for (int64_t begin = 0; begin < classes; begin += kBlock<A>) {
       const int64_t n = classes - begin < kBlock<A> ? classes - begin : kBlock<A>;
-      q_distance += block_sum(x + begin, n, r.largest, [&](Vec<A> v, int64_t k, int lanes) {
-        return dense_q(p, offset, begin + k, lanes) * (r.largest - v);
+      loss += block_sum(x + begin, n, r.largest, [&](Vec<A> v, int64_t k, int lanes) {
+        return class_loss(dense_q(p, offset, begin + k, lanes), r.largest - v, splat(log_total_of_lane));
       });
       if (p.probabilities)
         q_sum += block_sum(x + begin, n, A(0), [&](Vec<A>, int64_t k, int lanes) {
@@ -132,7 +133,7 @@ void one_row(const Problem<T>& p, int64_t row, Sums& sums) {
     }
     if (!p.probabilities) q_sum = static_cast<double>(p.smooth) * p.dense_weight;
   }
-  double pulls = q_sum, distance = q_distance;
+  double pulls = q_sum;
   int64_t index = 0;
   A index_weight = 0, at_index = 0;
   if (!p.probabilities) {
@@ -140,9 +141,9 @@ void one_row(const Problem<T>& p, int64_t row, Sums& sums) {
     index_weight = p.keep * p.weight_of(index);
     pulls += index_weight;
     at_index = to_acc(x[index]);  // read here: the gradient may be written over the logits
-    distance += index_weight * (r.largest - at_index);
+    loss += class_loss<double>(index_weight, r.largest - at_index, log_total);
   }
-  finish_row(p, row, row_loss(pulls, log_total, distance), lse, sums);
+  finish_row(p, row, loss, lse, sums);
   if (!g) return;
 
   const A factor =

@@ -100,47 +100,51 @@ void tile_rows(const Problem<T>& p, int64_t row, int n, int64_t x_offset, int64_
   const int64_t classes = p.args.classes, inner = p.args.inner, class_stride = inner;
   const int64_t row_stride = inner == 1 ? classes : 1, x_row_stride = inner == 1 ? p.args.outer_stride : 1;
   const size_t tile_size = static_cast<size_t>(classes) * kStep;
-  A* tile = static_cast<A*>(thread_scratch(Scratch::row, (p.probabilities ? 2 : 1) * tile_size * sizeof(A)));
-  A* q_tile = tile + tile_size;
+  const size_t tiles = 1 + p.dense + (p.probabilities != nullptr);
+  A* const tile = static_cast<A*>(thread_scratch(Scratch::row, tiles * tile_size * sizeof(A)));
+  // The exponentials, which overwrite the logits unless the loss has a term in every class.
+  A* const e_tile = p.dense ? tile + tile_size : tile;
+  A* const q_tile = tile + 2 * tile_size;
   load_tile(static_cast<const T*>(p.args.logits) + x_offset, x_row_stride, class_stride, classes, n, tile);
 
   const Vec<A> largest = largest_class(classes, tile);
 
-  // From here on: what depends on the target. An index that is ignored stands for class 0 until the end.
+  // An index that is ignored stands for class 0 until the end.
   int64_t index[kStep] = {};
-  A index_weight[kStep] = {}, index_distance[kStep] = {};
+  A index_weight[kStep] = {}, index_gap[kStep] = {};
   bool ignored[kStep] = {};
-  Vec<A> q_sum = {}, q_distance = {};  // sums over k of q_k and q_k (max - x_k)
-  if (p.probabilities) {
-    load_tile(p.probabilities + offset, row_stride, class_stride, classes, n, q_tile);
-    for (int64_t k = 0; k < classes; ++k)
-      store(q_tile + k * kStep,
-            smoothed_probability(load(q_tile + k * kStep), p.weight_of(k), p.keep, p.smooth));
-    q_sum = sum_classes<A>(classes, [&](int64_t k) { return load(q_tile + k * kStep); });
-    q_distance = sum_classes<A>(
-        classes, [&](int64_t k) { return load(q_tile + k * kStep) * (largest - load(tile + k * kStep)); });
-  } else {
+  if (!p.probabilities) {
     for (int lane = 0; lane < n; ++lane) {
       ignored[lane] = p.ignored(row + lane);
       index[lane] = ignored[lane] ? 0 : p.index_of(row + lane);
       index_weight[lane] = p.keep * p.weight_of(index[lane]);
-      index_distance[lane] = index_weight[lane] * (largest[lane] - tile[index[lane] * kStep + lane]);
-    }
-    if (p.dense) {
-      q_sum = splat(p.smooth * p.dense_weight);
-      q_distance = sum_classes<A>(classes, [&](int64_t k) {
-        return (p.smooth * p.weight_of(k)) * (largest - load(tile + k * kStep));
-      });
+      index_gap[lane] = largest[lane] - tile[index[lane] * kStep + lane];
     }
   }
 
   const Vec<A> total = sum_classes<A>(classes, [&](int64_t k) {
     const Vec<A> e = exp(load(tile + k * kStep) - largest);
-    store(tile + k * kStep, e);
+    store(e_tile + k * kStep, e);
     return e;
   });
-  const Vec<A> log_total = log(total), lse = largest + log_total, pulls = q_sum + load(index_weight);
-  const Vec<A> loss = row_loss<Vec<A>>(pulls, log_total, q_distance + load(index_distance));
+  const Vec<A> log_total = log(total), lse = largest + log_total;
+
+  Vec<A> pulls = load(index_weight), loss = class_loss(pulls, load(index_gap), log_total);
+  if (p.probabilities) {
+    load_tile(p.probabilities + offset, row_stride, class_stride, classes, n, q_tile);
+    for (int64_t k = 0; k < classes; ++k)
+      store(q_tile + k * kStep,
+            smoothed_probability(load(q_tile + k * kStep), p.weight_of(k), p.keep, p.smooth));
+    pulls = sum_classes<A>(classes, [&](int64_t k) { return load(q_tile + k * kStep); });
+    loss = sum_classes<A>(classes, [&](int64_t k) {
+      return class_loss(load(q_tile + k * kStep), largest - load(tile + k * kStep), log_total);
+    });
+  } else if (p.dense) {
+    pulls += p.smooth * p.dense_weight;
+    loss += sum_classes<A>(classes, [&](int64_t k) {
+      return class_loss(p.smooth * p.weight_of(k), largest - load(tile + k * kStep), log_total);
+    });
+  }
   for (int lane = 0; lane < n; ++lane) {
     if (ignored[lane])
       finish_row(p, row + lane, 0, 0, sums);
@@ -151,7 +155,7 @@ void tile_rows(const Problem<T>& p, int64_t row, int n, int64_t x_offset, int64_
 
   const Vec<A> factor = softmax_factor(pulls, lse, total, p.gradient_scale, p.z_scale);
   for (int64_t k = 0; k < classes; ++k) {
-    Vec<A> g = load(tile + k * kStep) * factor;
+    Vec<A> g = load(e_tile + k * kStep) * factor;
     if (p.probabilities)
       g -= load(q_tile + k * kStep) * p.gradient_scale;
     else if (p.dense)

@@ -244,7 +244,7 @@ def cross_entropy(
     ``"mean"`` divides the loss by the sum of :math:`w_y` over the rows that are not ignored (class
     probabilities: by the number of rows) and the z-loss by the number of rows that are not ignored;
     ``"sum"`` divides nothing. Losses are summed in float64; 16-bit types compute in float32. Rows with
-    ``ignore_index`` have loss and gradient 0, whatever their logits hold.
+    ``ignore_index`` have loss and gradient 0, whatever their logits and the weights hold.
 
     Where ``input`` requires grad the same pass writes the gradient of the logits, of the size of ``input``.
 
