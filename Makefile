@@ -87,24 +87,28 @@ web: $(VENV)/.tools-web
 # An extra alone: the package, and torch, are not needed.
 $(VENV)/.tools-%: $(VENV)/bin/python pyproject.toml
 	$(PIP) install --quiet $$(sed -n '/^$* = /{s/.*\[//; s/[],"]/ /g; p;}' pyproject.toml)
-	touch $@
+	@touch $@
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@echo "Making a Python environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
 
 # The package is compiled once for all that is installed from it. Of what pip says: which files are being compiled, what
 # the compiler says of them, and all of it where it fails.
 $(VENV)/.package: $(VENV)/bin/python $(SOURCES)
-	rm -rf build/wheel && mkdir -p build
-	$(PIP) wheel -v --no-deps --wheel-dir build/wheel . 2>&1 | tee build/wheel.log \
+	@echo "Compiling fastnn, in one to two minutes on two idle cores; everything that is said goes to build/wheel.log"
+	@rm -rf build/wheel && mkdir -p build
+	@$(PIP) wheel -v --no-deps --wheel-dir build/wheel . 2>&1 | tee build/wheel.log \
 	  | grep --line-buffered -E '^ *\[[0-9]+/[0-9]+\]|^ *-- CUDA kernels|(error|warning):' || true
-	ls build/wheel/fastnn-*.whl > /dev/null || { cat build/wheel.log; exit 1; }
-	$(PIP) install --quiet --no-deps --force-reinstall build/wheel/fastnn-*.whl
-	touch $@
+	@ls build/wheel/fastnn-*.whl > /dev/null || { cat build/wheel.log; exit 1; }
+	@$(PIP) install --quiet --no-deps --force-reinstall build/wheel/fastnn-*.whl
+	@touch $@
 
+# Not --quiet: torch, where there is none, is a download of minutes.
 $(VENV)/.installed-%: $(VENV)/.package
-	$(PIP) install --quiet -c constraints.txt "$$(ls build/wheel/fastnn-*.whl)[$*]"
-	touch $@
+	@echo "Installing fastnn[$*] and what it needs, torch among it, into $(VENV)"
+	@$(PIP) install -c constraints.txt "$$(ls build/wheel/fastnn-*.whl)[$*]"
+	@touch $@
 
 clean:
 	rm -rf build dist $(VENV) web/dist python/fastnn/*.so .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from building import CannotBuildError
-from cuda_emulation import ORDERS, Emulation, emulation
+from cuda_emulation import ORDERS, Emulation, emulation, is_built
 from every_kernel import CUDA, EVERY_KERNEL, kernels_of, place
 from fastnn import _dispatch
 from step_graphs import Graphs, set_up
@@ -44,6 +44,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--all", action="store_true", help="all combinations of parameters, and the tests marked long"
     )
     parser.addoption("--rest", action="store_true", help="what is left out without --all, and nothing else")
+
+
+def pytest_report_header() -> list[str]:
+    """What is worth a word before the first test."""
+    if is_built():
+        return []
+    return ["cuda emulator: the first test of it compiles it, for a minute or two in which nothing is shown"]
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m: what they choose has its own pairs of values

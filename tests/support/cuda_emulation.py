@@ -30,6 +30,11 @@ class Emulation(NamedTuple):
     checks: Any
 
 
+def is_built() -> bool:
+    """Whether it has been compiled before."""
+    return any(BUILD.glob("_cuda.*.so"))
+
+
 def _build() -> None:
     """Compile what has changed since the last time."""
     cmake, ninja = tool("cmake"), tool("ninja")
