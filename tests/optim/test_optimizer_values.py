@@ -111,6 +111,7 @@ def test_the_same_bits_every_time(
     assert_reproducible(run, every_device)
 
 
+@pytest.mark.each_value
 @every_kind
 def test_ten_thousand_small_parameters(kind: Kind, device: torch.device) -> None:
     params = parameters([(i % 7,) for i in range(2_000 if emulating() else 10_000)], device=device)
