@@ -108,6 +108,11 @@ PYBIND11_MODULE(emulator_checks, m) {
     const auto [clusters, blocks, threads, shared_bytes] = cuda_emulator::last_launch();
     return py::make_tuple(clusters, blocks, threads, shared_bytes);
   });
+  m.def("set_capturing", [](int answer, bool active) {
+    cuda_emulator::set_capturing(static_cast<cudaError_t>(answer),
+                                 active ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone);
+  });
+  m.def("last_error", [] { return static_cast<int>(cudaGetLastError()); });
   cuda_emulator::on_wait(note_wait);
   m.def("take_waits",
         [] { return py::make_tuple(std::exchange(waits, 0), std::exchange(waits_with_gil, 0)); });

@@ -40,6 +40,8 @@ const std::array<cuda_emulator::Device, kDeviceCount> kDevices = [] {
 }();
 int current_device = 0, holder_of_tensors = 0;
 const void* hidden = nullptr;
+cudaError_t capture_answer = cudaSuccess;
+cudaStreamCaptureStatus capture_status = cudaStreamCaptureStatusNone;
 void (*at_wait)() = [] {};
 
 }  // namespace
@@ -50,6 +52,11 @@ const Device& device() { return kDevices[current_device]; }
 
 int ptx_version() { return device().ptx_version; }
 int binary_version() { return 10 * device().capability_major; }
+
+void set_capturing(cudaError_t answer, cudaStreamCaptureStatus status) {
+  capture_answer = answer;
+  capture_status = status;
+}
 
 void on_wait(void (*call)()) { at_wait = call; }
 
@@ -109,7 +116,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   return std::memcpy(to, from, bytes), cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
+  *status = capture_status;
+  return capture_answer == cudaSuccess ? cudaSuccess : cuda_emulator::set_error(capture_answer, "no capture");
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return at_wait(), cudaSuccess; }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -48,6 +50,38 @@ def test_nobody_waits_for_the_device_with_the_gil(emulated: Emulation) -> None:
     kernels.cross_entropy_chunk(x, 0, good, None, loss, None, *options, True)
     kernels.raise_bad_index(x)
     assert emulated.checks.take_waits() == (3, 0)
+
+
+def test_python_is_called_before_an_index_is_raised(emulated_cuda: Emulation) -> None:
+    called: list[str] = []
+    for name in ("first", "second"):
+        emulated_cuda.cuda.on_bad_index(lambda name=name: called.append(name))
+        functional.cross_entropy(torch.randn(4, 10), torch.tensor([0, 1, 2, 10]))
+        with pytest.raises(IndexError):
+            emulated_cuda.cuda.raise_told_bad_index()
+    assert called == ["first", "second"]
+
+
+@pytest.fixture
+def capturing(emulated: Emulation) -> Iterator[Callable[[int, bool], None]]:
+    yield emulated.checks.set_capturing
+    emulated.checks.set_capturing(0, False)
+
+
+def test_nobody_waits_for_a_stream_that_is_captured(
+    emulated: Emulation, capturing: Callable[[int, bool], None]
+) -> None:
+    checks, x = emulated.checks, torch.randn(4, 10)
+    legacy_beside_a_captured_one, other_error = 906, 1
+    checks.take_waits()
+    for answer, active in ((0, True), (legacy_beside_a_captured_one, False)):
+        capturing(answer, active)
+        emulated.cuda.raise_bad_index(x)
+        assert checks.take_waits() == (0, 0)
+        assert checks.last_error() == 0
+    capturing(other_error, False)
+    with pytest.raises(RuntimeError, match="cross_entropy: CUDA error: no capture"):
+        emulated.cuda.raise_bad_index(x)
 
 
 def test_only_the_first_chunk_waits_for_the_device(emulated: Emulation) -> None:

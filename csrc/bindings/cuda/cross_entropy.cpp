@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <optional>
+#include <utility>
 
 #include "bindings/cross_entropy_args.h"
 #include "bindings/cuda/bad_index.h"
@@ -13,13 +14,19 @@ namespace fastnn::cuda {
 
 namespace {
 
-PyObject* bad_index_callback = nullptr;  // called before an index is raised
+pybind11::handle bad_index_callback;  // a reference to what is called before an index is raised
 
 constexpr int64_t kScratchDoubles = sizeof(CrossEntropyScratch) / sizeof(double);
 
+// Whether a stream is being captured, or is the legacy stream while another one is, which waits for that.
 bool is_captured(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(stream, &status), cross_entropy_args::kOp);
+  const cudaError_t answer = cudaStreamIsCapturing(stream, &status);
+  if (answer == cudaErrorStreamCaptureImplicit) {
+    cudaGetLastError();  // an answer, and no error that somebody else's check should find
+    return true;
+  }
+  check_cuda(answer, cross_entropy_args::kOp);
   return status != cudaStreamCaptureStatusNone;
 }
 
@@ -99,7 +106,7 @@ void raise_bad_index() {
   std::atomic_thread_fence(std::memory_order_acquire);
   const int64_t index = bad->index;
   bad->found = 0;
-  if (bad_index_callback) pybind11::handle(bad_index_callback)();
+  if (bad_index_callback) bad_index_callback();
   if (found == BadIndex::kTarget) throw std::out_of_range(concat("Target ", index, " is out of bounds."));
   throw std::out_of_range(concat("index ", index, " is out of range of the data"));
 }
@@ -119,7 +126,7 @@ void raise_bad_index_of(cudaStream_t stream) {
 void register_cross_entropy(pybind11::module_& m) {
   m.attr("cross_entropy_scratch") = kScratchDoubles;  // elements of float64 that a call takes
   m.def("on_bad_index",
-        [](pybind11::function callback) { Py_XSETREF(bad_index_callback, callback.release().ptr()); });
+        [](pybind11::function callback) { std::exchange(bad_index_callback, callback.release()).dec_ref(); });
   m.def("raise_bad_index", [](const TensorView& on) {
     const CudaCall call("raise_bad_index", {&on});
     raise_bad_index_of(call.stream());

@@ -43,6 +43,9 @@ int device_of_tensors();
 void hide_from_host(const void* memory);
 bool is_hidden(const void* memory);
 
+// What cudaStreamIsCapturing answers.
+void set_capturing(cudaError_t answer, cudaStreamCaptureStatus status);
+
 // Is called wherever the host waits for a stream.
 void on_wait(void (*call)());
 
