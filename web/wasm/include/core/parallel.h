@@ -28,4 +28,11 @@ inline void run_as_team(int64_t /*threads*/, const Code& code) {
   code();
 }
 
+template <class Piece, class Next>
+inline void run_pieces(int64_t /*threads*/, const Piece& piece, const Next& next) {
+  do {
+    piece();
+  } while (next());
+}
+
 }  // namespace fastnn::FASTNN_ISA
