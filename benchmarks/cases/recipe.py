@@ -102,7 +102,10 @@ class Sides:
     def _converted(self) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
         model = fastnn.convert(self._started())
         optimizer = fastnn.optim.Adam(model.parameters(), eps=self._recipe.eps)
-        return model, fastnn.convert(self._recipe.loss()), optimizer
+        loss = self._recipe.loss()
+        if isinstance(loss, torch.nn.CrossEntropyLoss):  # others have no counterpart
+            fastnn.convert(loss)
+        return model, loss, optimizer
 
     def _eagerly(
         self,
