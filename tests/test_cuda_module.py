@@ -83,7 +83,7 @@ class OnCuda:
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "_PLAIN_TYPES", _dispatch._PLAIN_TYPES | {OnCuda})
+    monkeypatch.setattr(_dispatch, "PLAIN_TYPES", _dispatch.PLAIN_TYPES | {OnCuda})
     monkeypatch.setattr(_torch_internals, "has_storage", lambda t: True)
     reasons = {(0, "relu"): None, (0, "linear"): "linear has failed", (1, "relu"): "no such device"}
     monkeypatch.setattr(_dispatch, "_kernels_reason", lambda index, op: reasons[index, op])

@@ -236,7 +236,7 @@ def test_the_quick_answer_needs_every_state_as_expected() -> None:
         raise RuntimeError
 
     def answer(*functions: Callable[[], object]) -> bool:
-        return _dispatch.cpu.PlainCall(_dispatch._PLAIN_TYPES, [(f, None) for f in functions])(
+        return _dispatch.cpu.PlainCall(_dispatch.PLAIN_TYPES, [(f, None) for f in functions])(
             (torch.ones(1),)
         )
 
@@ -437,3 +437,16 @@ def test_recording_nests_and_ends() -> None:
     functional.relu(torch.randn(1))
     assert len(outer) == 2
     assert len(inner) == 1
+
+
+def test_a_quick_method_checks_what_it_is_given() -> None:
+    watch = _dispatch.cpu.Watch()
+    assert watch.unchanged() is True
+    with pytest.raises(TypeError, match="expected 0 arguments, got 1"):
+        watch.unchanged(1)
+    with pytest.raises(TypeError):
+        _dispatch.cpu.Watch.unchanged(object())
+    with pytest.raises(TypeError, match="not initialised"):
+        _dispatch.cpu.Watch.__new__(_dispatch.cpu.Watch).unchanged()
+    with pytest.raises(TypeError, match="expected a tuple"):
+        _dispatch._plain_call()([])

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from apart import PARTS, about_to_call, holds
 from fastnn import _dispatch
-from fastnn._torch_internals import on_accumulator
+from fastnn._torch_internals import MODULE_HOOKS, on_accumulator
+from fastnn.ops.sizes import LAYERS as LAYER_LIMITS
+from fastnn.ops.sizes import LIMITS
 from fastnn.optim.native import match_layout
 from hostile_tensors import ANY_DTYPE, ANY_SHAPE, NO_TENSORS, indices, made, recipes, spoilt
 
@@ -25,6 +27,10 @@ pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compile
 
 def nothing(*_: Any, **__: Any) -> None:
     return None
+
+
+def yes() -> bool:
+    return True
 
 
 def raises(*_: Any, **__: Any) -> None:
@@ -69,6 +75,13 @@ PROGRAM = [
 ]
 PROGRAM += [*[LIST] * 7, ANYTHING, st.just(nothing)]
 
+# Modules, one of them without its dict of hooks, and what reads and runs them.
+LAYERS = [nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU(), nn.GELU(), nn.GELU(approximate="")]
+del LAYERS[1].__dict__[MODULE_HOOKS[0]]
+FORMS = {nn.ReLU: "relu", nn.GELU: {"none": "gelu"}}
+READER = [nn.Linear, FORMS, dict.fromkeys((nn.Linear, *FORMS), yes), "_parameters", MODULE_HOOKS, "compiled"]
+SMALL = [_dispatch.PLAIN_TYPES, nothing, vars(nn.functional), raises, LAYER_LIMITS, LIMITS]
+
 
 @st.composite
 def chain_steps(draw: Any) -> Call:
@@ -111,7 +124,7 @@ WATCHED = (
 
 @st.composite
 def calls(draw: Any) -> Call:
-    kind = draw(st.sampled_from(["ChainStep", "PlainCall", "Program", "Watch"]))
+    kind = draw(st.sampled_from(["ChainStep", "LayerReader", "PlainCall", "Program", "SmallLayers", "Watch"]))
     if kind == "ChainStep" and draw(st.booleans()):
         return draw(chain_steps())
     if kind == "Watch":
@@ -121,6 +134,13 @@ def calls(draw: Any) -> Call:
         states = draw(st.lists(st.tuples(ANYTHING, ANYTHING), max_size=2))
         types = frozenset([Tensor, nn.Parameter])
         return Call(kind, [types, states], [("__call__", [draw(TUPLE)]) for _ in range(2)])
+    if kind == "LayerReader":
+        of_modules = [draw(st.lists(st.sampled_from(LAYERS), max_size=4) | ANYTHING), draw(ANYTHING)]
+        return Call(kind, READER if draw(st.integers(0, 3)) else draw(ALL), [("read", of_modules)])
+    if kind == "SmallLayers":
+        layer, chain = ([draw(ANYTHING) for _ in range(4)] for _ in range(2))
+        constructor = SMALL if draw(st.integers(0, 3)) else draw(ALL)
+        return Call(kind, constructor, [("layer", layer), ("chain", chain)])
     if kind == "Program" and draw(st.integers(0, 3)):
         return Call(
             kind, [draw(part) for part in PROGRAM], [("run", [draw(TUPLE)]), ("run_batches", draw(ALL))]

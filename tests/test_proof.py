@@ -220,7 +220,7 @@ class OnCuda:
 def test_the_reason_is_that_of_the_op(
     module: Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_dispatch, "_PLAIN_TYPES", _dispatch._PLAIN_TYPES | {OnCuda})
+    monkeypatch.setattr(_dispatch, "PLAIN_TYPES", _dispatch.PLAIN_TYPES | {OnCuda})
     monkeypatch.setattr(_torch_internals, "has_storage", lambda t: True)
     monkeypatch.setattr(_dispatch, "_log_decisions", True)
     seen: list[_dispatch.Decision] = []

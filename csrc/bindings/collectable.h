@@ -4,27 +4,24 @@
 
 #include <pybind11/pybind11.h>
 
+#include "bindings/quick_method.h"
+
 namespace fastnn {
 
 // For py::class_<T>. T has `int traverse(visitproc, void*) const`, which calls Py_VISIT on what it holds, and
 // `void clear()`, which lets go of it.
 template <class T>
 pybind11::custom_type_setup collectable() {
-  // Null for an object whose constructor has not ended.
-  static constexpr auto held = [](PyObject* self) -> T* {
-    auto place = reinterpret_cast<pybind11::detail::instance*>(self)->get_value_and_holder();
-    return place.holder_constructed() ? static_cast<T*>(place.value_ptr()) : nullptr;
-  };
   return pybind11::custom_type_setup([](PyHeapTypeObject* heap_type) {
     PyTypeObject& type = heap_type->ht_type;
     type.tp_flags |= Py_TPFLAGS_HAVE_GC;
     type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) -> int {
       Py_VISIT(Py_TYPE(self));
-      T* object = held(self);
+      T* object = held<T>(self);
       return object ? object->traverse(visit, arg) : 0;
     };
     type.tp_clear = [](PyObject* self) -> int {
-      if (T* object = held(self)) object->clear();
+      if (T* object = held<T>(self)) object->clear();
       return 0;
     };
   });

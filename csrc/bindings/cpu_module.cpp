@@ -31,6 +31,7 @@ PYBIND11_MODULE(_cpu, m) {
   register_clip(m);
   register_cross_entropy(m);
   register_gram(m);
+  register_layer_reader(m);
   register_linear(m);
   register_linear_cross_entropy(m);
   register_mlp(m);
@@ -41,6 +42,7 @@ PYBIND11_MODULE(_cpu, m) {
   register_relu(m);
   register_rmsprop(m);
   register_sgd(m);
+  register_small_layers(m);
   register_train_step(m);
   register_watch(m);
 }

@@ -5,8 +5,9 @@
 #include <vector>
 
 #include "bindings/kept.h"
+#include "bindings/plain_tensors.h"
+#include "bindings/quick_method.h"
 #include "bindings/registration.h"
-#include "bindings/tensor_caster.h"
 #include "bindings/tensor_device.h"
 
 namespace py = pybind11;
@@ -20,14 +21,15 @@ class PlainCall {
   // types: those of plain tensors. states: functions without arguments, each with what it returns (the same
   // object every time) where no transform is active.
   PlainCall(py::frozenset types, const std::vector<std::pair<py::object, py::object>>& states)
-      : types_(std::move(types)), states_(states) {}
+      : plain_(std::move(types)), states_(states) {}
 
   // All tensors but the first may be None.
-  bool operator()(const py::tuple& tensors) {
-    if (skipped_ > 0) return --skipped_, false;
-    const bool plain = quiet() && all_plain(tensors.ptr());
+  py::object is_plain(PyObject* const* tensors) {
+    if (!PyTuple_Check(*tensors)) throw py::type_error("expected a tuple of tensors");
+    if (plain_.is_pausing()) return py::bool_(false);
+    const bool plain = quiet() && all_plain(*tensors);
     PyErr_Clear();
-    return plain;
+    return py::bool_(plain);
   }
 
  private:
@@ -50,23 +52,13 @@ class PlainCall {
     return true;
   }
 
-  // A tensor of a floating dtype in memory that kernels of this module can reach. Subclasses answer for what
-  // they wrap, and tensors without memory of their own (sparse, nested, batched, functional) not at all or
-  // with a null pointer, which empty ones have too.
+  // A tensor of a floating dtype in memory that kernels of this module can reach. Those without memory of
+  // their own (sparse, nested, batched, functional) are not read, or have a null pointer, as empty ones.
   bool is_plain(PyObject* object, DType& dtype) {
-    if (PySet_Contains(types_.ptr(), reinterpret_cast<PyObject*>(Py_TYPE(object))) != 1) return false;
-    const dlpack::ExchangeApi* const api = exchange_api(Py_TYPE(object));
-    if (!api) return false;
     dlpack::Tensor tensor;
-    if (api->tensor_from_py_object_no_sync(object, &tensor) != 0) {
-      // torch takes two milliseconds for this answer (it collects a backtrace): where such tensors are in use
-      // the next calls are left to Python at once.
-      skipped_ = 1000;
-      return false;
-    }
     TensorView view;
-    return tensor.data && read_device(tensor.device, view) && read_dtype(tensor.dtype, dtype) &&
-           is_floating(dtype) && !is_negated(object);
+    return plain_.read(object, tensor) && tensor.data && read_device(tensor.device, view) &&
+           read_dtype(tensor.dtype, dtype) && is_floating(dtype) && !is_negated(object);
   }
 
   // The exchange API shows a lazily negated view as the memory that it negates.
@@ -77,17 +69,17 @@ class PlainCall {
     return answer != Py_False;
   }
 
-  py::frozenset types_;
+  PlainTensors plain_;
   std::vector<std::pair<py::object, py::object>> states_;
-  int skipped_ = 0;
 };
 
 }  // namespace
 
 void register_plain_call(py::module_& m) {
-  py::class_<PlainCall>(m, "PlainCall")
-      .def(py::init<py::frozenset, std::vector<std::pair<py::object, py::object>>>())
-      .def("__call__", &PlainCall::operator());
+  py::class_<PlainCall> call(m, "PlainCall");
+  call.def(py::init<py::frozenset, std::vector<std::pair<py::object, py::object>>>());
+  define_quick<PlainCall, 1, &PlainCall::is_plain>(
+      call, "__call__", "__call__(self: fastnn._cpu.PlainCall, arg0: tuple) -> bool");
 }
 
 }  // namespace fastnn

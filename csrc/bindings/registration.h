@@ -13,6 +13,7 @@ void register_bernoulli(pybind11::module_& m);
 void register_clip(pybind11::module_& m);
 void register_cross_entropy(pybind11::module_& m);
 void register_gram(pybind11::module_& m);
+void register_layer_reader(pybind11::module_& m);
 void register_linear(pybind11::module_& m);
 void register_linear_cross_entropy(pybind11::module_& m);
 void register_mlp(pybind11::module_& m);
@@ -23,6 +24,7 @@ void register_program(pybind11::module_& m);
 void register_relu(pybind11::module_& m);
 void register_rmsprop(pybind11::module_& m);
 void register_sgd(pybind11::module_& m);
+void register_small_layers(pybind11::module_& m);
 void register_train_step(pybind11::module_& m);
 void register_watch(pybind11::module_& m);
 

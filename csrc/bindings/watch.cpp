@@ -67,6 +67,8 @@ class Watch {
     leaves_.push_back({std::move(param), std::move(look), {}});
   }
 
+  py::object is_unchanged(PyObject* const*) { return py::bool_(unchanged()); }
+
   bool unchanged() {
     for (const Item& item : items_) {
       PyObject* const found = PyDict_GetItemWithError(item.holder.ptr(), item.key.ptr());
@@ -262,8 +264,8 @@ class Watch {
 }  // namespace
 
 void register_watch(py::module_& m) {
-  py::class_<Watch>(m, "Watch", collectable<Watch>())
-      .def(py::init<>())
+  py::class_<Watch> watch(m, "Watch", collectable<Watch>());
+  watch.def(py::init<>())
       .def("item", &Watch::item)
       .def("absent", &Watch::absent)
       .def("attribute", &Watch::attribute)
@@ -275,8 +277,9 @@ void register_watch(py::module_& m) {
       .def("class_item", &Watch::class_item)
       .def("class_absent", &Watch::class_absent)
       .def("type", &Watch::type)
-      .def("unhooked", &Watch::unhooked)
-      .def("unchanged", &Watch::unchanged);
+      .def("unhooked", &Watch::unhooked);
+  define_quick<Watch, 0, &Watch::is_unchanged>(watch, "unchanged",
+                                               "unchanged(self: fastnn._cpu.Watch) -> bool");
 }
 
 }  // namespace fastnn

@@ -193,6 +193,33 @@ class Program:
         /,
     ) -> int: ...
 
+class LayerReader:
+    def __init__(
+        self,
+        linear: type,
+        activations: dict[type, str | dict[str, str]],
+        unchanged: dict[type, Callable[[], bool]],
+        parameters: str,
+        hooks: tuple[str, ...],
+        compiled: str,
+    ) -> None: ...
+    def read(
+        self, modules: list[Any], start: int, /
+    ) -> tuple[list[Any], list[Any], list[str | None], int]: ...
+
+class SmallLayers:
+    def __init__(
+        self,
+        types: frozenset[type],
+        jit_state: object,
+        functions: dict[str, Any],
+        activate: object,
+        layers: dict[str | None, tuple[int, int]],
+        limits: dict[str, int],
+    ) -> None: ...
+    def layer(self, input: object, weight: object, bias: object, activation: object, /) -> Any: ...
+    def chain(self, input: object, weights: object, biases: object, activations: object, /) -> Any: ...
+
 class Watch:
     def __init__(self) -> None: ...
     def item(self, container: dict[Any, Any], key: object, value: object, /) -> None: ...

@@ -32,7 +32,7 @@ from fastnn._torch_internals import FORWARD_LEVEL
 logger = logging.getLogger("fastnn")
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 MAX_DIMS = 8  # of a tensor that a native kernel is given
 
 
@@ -173,7 +173,7 @@ def present_states() -> list[tuple[Callable[[], Any], Any]]:
 
 def _plain_call() -> Any:
     """What asks most of `torch_reason` in one call."""
-    return cpu.PlainCall(_PLAIN_TYPES, quiet_states())
+    return cpu.PlainCall(PLAIN_TYPES, quiet_states()).__call__
 
 
 _loaded, cpu_missing = _load_cpu()
@@ -247,7 +247,7 @@ def native(t: Tensor) -> Any:
 
 
 def _tensor_reason(t: Tensor, on_cuda: bool) -> str | None:
-    if type(t) not in _PLAIN_TYPES:
+    if type(t) not in PLAIN_TYPES:
         kind = "a tensor subclass" if isinstance(t, torch.Tensor) else "not a tensor"
         return f"{type(t).__name__} is {kind}"
     if not (t.is_cuda if on_cuda else t.is_cpu):

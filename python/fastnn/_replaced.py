@@ -81,6 +81,14 @@ class Names:
         if self._watch is not None:
             _add(self._watch, *self._names[-1])
 
+    def of(self, kind: type) -> Names:
+        """Those among the names that calls of `kind` reach, of itself and its bases."""
+        names = Names([])
+        names._names = [entry for entry in self._names if entry[0] in kind.__mro__]
+        if self._watch is not None:
+            names.watch(type(self._watch)())
+        return names
+
     def watch(self, watch: Any) -> None:
         """Look at the names by a `Watch` of the compiled module from now on."""
         self._watch = watch
@@ -135,6 +143,12 @@ classes = Names(
         *((torch.nn.Linear, name) for name in ("weight", "bias")),
     ]
 )
+
+
+def add_calls(kind: type) -> None:
+    """List the calls of a module of ours among `classes`."""
+    for name in ("__call__", "forward"):
+        classes.add(kind, name)
 
 
 def replaced_function() -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fastnn import _dispatch, nn, optim
+from fastnn import _dispatch, _replaced, nn, optim
 from fastnn._diagnostics import levels_out
 from fastnn._dispatch import Conversion
 from fastnn._torch_internals import MODULES, is_compiled, is_only_forward, is_schedulers_counter
@@ -170,7 +170,9 @@ def _fusion(part: Any) -> str | None:
     if type(part) in (nn.Sequential, nn.MLP):
         names, runs = list(part.__dict__[MODULES]), _mlp.fused_runs(list(part))
         where = ", ".join(f"{names[run[0]]} to {names[run[-1]]}" for run in runs)
-        return f"one op: {where}" if runs else nothing_fuses or "nothing in it fuses"
+        if runs:
+            return f"one op: {where}"
+        return nothing_fuses or _replaced.replaced_class() or "nothing in it fuses"
     activation = activation_of(part)
     if nothing_fuses is not None or (type(part) is not nn.Linear and activation is None):
         return None

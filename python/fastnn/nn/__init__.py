@@ -1,6 +1,5 @@
 """Drop-in modules and utilities, with the names, parameters and state_dict keys of :mod:`torch.nn`."""
 
-from fastnn import _replaced
 from fastnn.nn import utils
 from fastnn.nn.activation import ReLU
 from fastnn.nn.gram import GramMatrix
@@ -9,7 +8,3 @@ from fastnn.nn.loss import CrossEntropyLoss
 from fastnn.nn.mlp import MLP, Sequential
 
 __all__ = ["MLP", "CrossEntropyLoss", "GramMatrix", "Linear", "ReLU", "Sequential", "utils"]
-
-for _kind in (Linear, ReLU, CrossEntropyLoss, Sequential):
-    for _name in ("__call__", "forward"):
-        _replaced.classes.add(_kind, _name)

@@ -33,14 +33,18 @@ class ReLU(torch.nn.ReLU):
             return functional.relu(input, inplace=self.inplace)
 
 
-_NAMES: dict[type, str] = {
+_replaced.add_calls(ReLU)
+
+_GELU_FORMS = {"none": "gelu", "tanh": "gelu_tanh"}
+# By type; where there are several, by the attribute `approximate`.
+NAMES: dict[type, str | dict[str, str]] = {
     ReLU: "relu",
     torch.nn.ReLU: "relu",
     torch.nn.Sigmoid: "sigmoid",
     torch.nn.Tanh: "tanh",
     torch.nn.SiLU: "silu",
+    torch.nn.GELU: _GELU_FORMS,
 }
-_GELU_FORMS = {"none": "gelu", "tanh": "gelu_tanh"}
 
 
 def gelu_name(approximate: object) -> str | None:
@@ -50,14 +54,13 @@ def gelu_name(approximate: object) -> str | None:
 
 def activation_of(module: torch.nn.Module) -> str | None:
     """The name of the activation that `module` is, None where it is none or of a type of its own."""
-    if type(module) is torch.nn.GELU:
-        return gelu_name(module.approximate)
-    return _NAMES.get(type(module))
+    name = NAMES.get(type(module))
+    return gelu_name(module.approximate) if isinstance(name, dict) else name
 
 
 def module_of(activation: str) -> torch.nn.Module:
     """A new module of the activation of this name."""
     if activation in _GELU_FORMS.values():
         return torch.nn.GELU("tanh" if activation == "gelu_tanh" else "none")
-    module: torch.nn.Module = next(kind for kind, name in _NAMES.items() if name == activation)()
+    module: torch.nn.Module = next(kind for kind, name in NAMES.items() if name == activation)()
     return module

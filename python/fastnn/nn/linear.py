@@ -11,10 +11,10 @@ from torch import Tensor
 from fastnn import _dispatch, _replaced, functional
 from fastnn._torch_internals import PARAMETERS
 from fastnn.ops.linear import check_activation, torch_activation
-from fastnn.ops.sizes import SMALL, is_tiny_linear
+from fastnn.ops.sizes import DEEP, SMALL, TINY_LAYER
 
 _is_compiling = torch.compiler.is_compiling
-_unchanged = _replaced.classes.unchanged
+_is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]
 _torch_forward = _replaced.original(torch.nn.Linear, "forward")
 
 
@@ -75,13 +75,22 @@ class Linear(torch.nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to `input` of shape ``(*, K)``."""
         # TorchScript compiles the first branch only.
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if _is_scripting():
             output = F.linear(input, self.weight, self.bias)
             return torch_activation(output, self.activation)
         else:
             if not _is_compiling() and _unchanged():
                 weight, bias = parameters_of(self)
-                if self.activation is None and is_tiny_linear(input, self.in_features, self.out_features):
+                state = self.__dict__  # attributes of a module take three times as long
+                work = input.numel() * state["out_features"] if type(input) is Tensor else None
+                if (
+                    type(work) is int  # under torch.jit.trace it is a tensor
+                    and work <= TINY_LAYER
+                    and state["in_features"] < DEEP
+                    and input.dtype is torch.float32
+                    and input.is_cpu
+                    and self.activation is None
+                ):
                     _dispatch.decide("linear", SMALL)
                     return F.linear(input, weight, bias)
                 return functional.linear(input, weight, bias, self.activation)
@@ -94,3 +103,7 @@ class Linear(torch.nn.Linear):
         """As torch's, and the activation where one is set."""
         text = super().extra_repr()
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+_replaced.add_calls(Linear)
+_unchanged = _replaced.classes.of(Linear).unchanged

@@ -74,3 +74,6 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     def extra_repr(self) -> str:
         """Show what torch's loss shows, and the z-loss if there is one."""
         return f"z_loss={self.z_loss}" if self.z_loss else super().extra_repr()
+
+
+_replaced.add_calls(CrossEntropyLoss)

@@ -12,9 +12,16 @@ import torch
 from torch import Tensor
 
 from fastnn import _dispatch, _replaced
-from fastnn._torch_internals import MODULES, any_hook_of_all_modules, is_only_forward, module_names_known
-from fastnn.nn.activation import activation_of, module_of
-from fastnn.nn.linear import Linear, parameters_of
+from fastnn._torch_internals import (
+    COMPILED_CALL,
+    MODULE_HOOKS,
+    MODULES,
+    PARAMETERS,
+    any_hook_of_all_modules,
+    module_names_known,
+)
+from fastnn.nn.activation import NAMES, module_of
+from fastnn.nn.linear import Linear
 from fastnn.ops.linear import check_activation, linear
 from fastnn.ops.mlp import mlp_chain
 
@@ -22,7 +29,6 @@ _never_fuses = (
     _dispatch.cpu_missing if module_names_known else "this torch keeps hooks where fastnn does not find them"
 )
 _is_compiling = torch.compiler.is_compiling
-_unchanged = _replaced.classes.unchanged
 _torch_forward = torch.nn.Sequential.forward
 
 
@@ -32,32 +38,7 @@ def why_nothing_fuses() -> str | None:
         return "torch.compile is tracing"
     if any_hook_of_all_modules():
         return "a hook for all modules is registered"
-    return _never_fuses if _never_fuses is not None or _unchanged() else _replaced.replaced_class()
-
-
-def _chain(
-    layers: list[torch.nn.Module], start: int
-) -> tuple[list[Tensor], list[Tensor | None], list[str | None], int]:
-    """Weights, biases and activations of the linear layers from `start` on that run as one op, and where the
-    modules after them begin."""
-    weights, biases, activations = [], [], []
-    i = start
-    while i < len(layers):
-        layer = layers[i]
-        if type(layer) is not Linear or not is_only_forward(layer):
-            break
-        activation = layer.activation
-        i += 1
-        following = activation_of(layers[i]) if i < len(layers) and is_only_forward(layers[i]) else None
-        # A layer's own activation stays; relu(relu(z)) = relu(z).
-        if following is not None and (activation is None or activation == following == "relu"):
-            activation = following
-            i += 1
-        weight, bias = parameters_of(layer)
-        weights.append(weight)
-        biases.append(bias)
-        activations.append(activation)
-    return weights, biases, activations, i
+    return _never_fuses or _calls.replaced()
 
 
 def fused_runs(layers: list[torch.nn.Module]) -> list[range]:
@@ -66,7 +47,7 @@ def fused_runs(layers: list[torch.nn.Module]) -> list[range]:
         return []
     runs, i = [], 0
     while i < len(layers):
-        end = max(_chain(layers, i)[-1], i + 1)
+        end = max(_read(layers, i)[-1], i + 1)
         if end - i > 1:
             runs.append(range(i, end))
         i = end
@@ -76,7 +57,7 @@ def fused_runs(layers: list[torch.nn.Module]) -> list[range]:
 def _run(layers: list[torch.nn.Module], input: Any) -> Any:
     i = 0
     while i < len(layers):
-        weights, biases, activations, end = _chain(layers, i)
+        weights, biases, activations, end = _read(layers, i)
         if len(weights) > 1:
             input = mlp_chain(input, weights, biases, activations)
         elif weights:
@@ -113,6 +94,19 @@ class Sequential(torch.nn.Sequential):
                 return output
             output = _run(layers, input)
             return output
+
+
+_replaced.add_calls(Sequential)
+_calls = _replaced.classes.of(Sequential)
+if _dispatch.cpu is not None:
+    _read = _dispatch.cpu.LayerReader(
+        Linear,
+        NAMES,
+        {kind: _replaced.classes.of(kind).unchanged for kind in (Linear, *NAMES)},
+        PARAMETERS,
+        MODULE_HOOKS,
+        COMPILED_CALL,
+    ).read
 
 
 class MLP(Sequential):

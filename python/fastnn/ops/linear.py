@@ -11,7 +11,9 @@ from torch import Tensor
 from fastnn import _dispatch
 from fastnn.ops import _cuda_linear
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
-from fastnn.ops.sizes import SMALL, is_small_linear
+from fastnn.ops.sizes import SMALL, small_layers
+
+_is_compiling = torch.compiler.is_compiling
 
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
 # Those whose gradient is a function of what goes into them, not of what comes out.
@@ -38,6 +40,9 @@ def torch_activation(z: Tensor, activation: str | None) -> Tensor:
     if activation == "silu":
         return F.silu(z)
     return F.gelu(z, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+_run_small, run_small_chain = small_layers(torch_activation)
 
 
 def torch_activation_gradient(grad: Tensor, saved: Tensor, activation: str | None) -> Tensor:
@@ -243,20 +248,20 @@ def linear(
         ValueError: unknown activation.
         RuntimeError: shapes or dtypes that do not fit together.
     """
+    if not _is_compiling():
+        output: Tensor | None = _run_small(input, weight, bias, activation)
+        if output is not None:
+            _dispatch.decide("linear", SMALL)
+            return output
     check_activation("linear", activation)
-    if is_small_linear(input, weight, activation):
-        reason: str | None = SMALL
-    else:
-        reason = _dispatch.torch_reason(input, weight, bias, cuda="linear") or shape_reason(
-            input, weight, bias
-        )
+    reason = _dispatch.torch_reason(input, weight, bias, cuda="linear") or shape_reason(input, weight, bias)
     if not _dispatch.decide("linear", reason):
         return torch_activation(F.linear(input, weight, bias), activation)
     try:
         if torch.is_grad_enabled() and (
             input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         ):
-            output: Tensor = LinearFunction.apply(input, weight, bias, activation)[0]
+            output = LinearFunction.apply(input, weight, bias, activation)[0]
             return output
         return _forward(input, weight, bias, activation, saving=False)[0]
     except RuntimeError as error:

@@ -8,7 +8,6 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _dispatch
@@ -22,11 +21,13 @@ from fastnn.ops.linear import (
     ComputedLinearFunction,
     check_activation,
     linear,
+    run_small_chain,
     shape_reason,
-    torch_activation,
     torch_activation_gradient,
 )
-from fastnn.ops.sizes import SMALL, is_small_chain
+from fastnn.ops.sizes import SMALL
+
+_is_compiling = torch.compiler.is_compiling
 
 
 class Layer(NamedTuple):
@@ -305,14 +306,14 @@ def mlp_chain(
     activations: Activations,
 ) -> Tensor:
     """:func:`mlp` of layers whose parts come in lists of their own."""
+    if not _is_compiling():
+        output: Tensor | None = run_small_chain(input, weights, biases, activations)
+        if output is not None:
+            _dispatch.decide("mlp", SMALL)
+            return output
     for activation in activations:
         if activation not in ACTIVATIONS:
             check_activation("mlp", activation)
-    if is_small_chain(input, weights, activations):
-        _dispatch.decide("mlp", SMALL)
-        for weight, bias, activation in zip(weights, biases, activations, strict=True):
-            input = torch_activation(F.linear(input, weight, bias), activation)
-        return input
     reason = _dispatch.torch_reason(input, *weights, *biases, cuda="linear")
     if reason is None:
         for weight, bias in zip(weights, biases, strict=True):
@@ -325,7 +326,7 @@ def mlp_chain(
             weights[0].requires_grad  # the answer nearly always
             or any(t is not None and t.requires_grad for t in (input, *weights, *biases))
         ):
-            output: Tensor = MlpFunction.apply(input, tuple(activations), *weights, *biases)
+            output = MlpFunction.apply(input, tuple(activations), *weights, *biases)
             return output
         return _forward(input, weights, biases, activations)[0]
     except RuntimeError as error:

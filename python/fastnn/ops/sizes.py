@@ -13,42 +13,52 @@ limits. What cannot be asked for its size here is asked by `_dispatch.torch_reas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _dispatch
-from fastnn._torch_internals import PYTHON_NODE
-from fastnn._torch_internals import jit_state as _jit_state
+from fastnn._torch_internals import PYTHON_NODE, jit_state
 
-_SLOW_IN_TORCH = {"gelu", "gelu_tanh", "silu"}
+Run = Callable[[Any, Any, Any, Any], Any]
+
 SMALL = "it is too little work to repay a native call"
 
-# Under these sizes may be symbols or tensors, which must not be compared.
+# Under it sizes may be symbols, which must not be compared; under torch.jit.trace they are tensors.
 _is_compiling = torch.compiler.is_compiling
 _kernels_always = _dispatch.always_native or _dispatch.cpu is None
 
-# M N K of a single layer up to which torch computes it, by activation: the last is that of all others, which
-# torch computes slowly.
-Limits = tuple[dict[str | None, int], int]
+# M N K of a single layer up to which torch computes it, without and with gradients, by activation: torch
+# computes the last three slowly.
 _fast_mkl = torch.backends.mkl.is_available() and _dispatch.cpu is not None and _dispatch.cpu.is_intel
+LAYERS: dict[str | None, tuple[int, int]] = dict.fromkeys(("gelu", "gelu_tanh", "silu"), (1 << 15, 1 << 13))
 if _fast_mkl:
-    _LINEAR: Limits = {None: 1 << 24, **dict.fromkeys(("relu", "tanh", "sigmoid"), 1 << 21)}, 1 << 15
-    _LINEAR_WITH_GRADIENTS: Limits = dict.fromkeys((None, "relu", "tanh", "sigmoid"), 1 << 25), 1 << 13
+    LAYERS[None] = 1 << 24, 1 << 25
+    LAYERS |= dict.fromkeys(("relu", "sigmoid", "tanh"), (1 << 21, 1 << 25))
 else:
-    _LINEAR = {None: 1 << 21, "relu": 1 << 21}, 1 << 15
-    _LINEAR_WITH_GRADIENTS = {None: 1 << 20, "relu": 1 << 16}, 1 << 13
-_TINY_LINEAR = min(limits[None] for limits, _ in (_LINEAR, _LINEAR_WITH_GRADIENTS))
-_LINEAR_DEEP = 1 << 16  # without gradients, from _DEEP inputs on
-_DEEP = 512
-_LINEAR_16_BIT = 1 << 15  # in bfloat16 and float16, whose products torch computes slowly
-
-# Of a chain: rows, and M N K of its largest layer; this alone where gradients are wanted.
-_FEW_ROWS = 32
-_FEW_ROWS_WORK = 1 << 20
-_CHAIN_WITH_GRADIENTS = 1 << 25 if _fast_mkl else 1 << 20
-_SLOW_CHAIN = 1 << 13
+    LAYERS[None] = 1 << 21, 1 << 20
+    LAYERS["relu"] = 1 << 21, 1 << 16
+    LAYERS |= dict.fromkeys(("sigmoid", "tanh"), (1 << 15, 1 << 13))
+DEEP = 512
+# The same of a float32 layer with fewer inputs than DEEP and without activation, whatever wants a gradient.
+TINY_LAYER = -1 if _kernels_always else min(LAYERS[None])
+_CHAIN = 1 << 25 if _fast_mkl else 1 << 20
+LIMITS = {
+    # Without gradients, from `deep` inputs on.
+    "deep": DEEP,
+    "deep_work": 1 << 16,
+    "half_work": 1 << 15,  # in bfloat16 and float16, whose products torch computes slowly
+    # Of a chain: rows, and M N K of its largest layer; this alone where gradients are wanted, then less for
+    # the slow activations.
+    "few_rows": 32,
+    "few_rows_work": 1 << 20,
+    "chain_work": _CHAIN,
+    "slow_chain_work": 1 << 13,
+    "tanh_chain_work": _CHAIN if _fast_mkl else 0,  # without gradients
+}
 
 _GRAM = 1 << 19  # C C L
 # Torch is slow where the classes fill no vector: limits for few of them and for more.
@@ -66,59 +76,23 @@ _MAPPED = 32 << 20
 
 def _may_be_small(input: Tensor) -> bool:
     """Whether there are limits for it: a plain tensor on the CPU, whose sizes are numbers."""
-    if _kernels_always or _dispatch.is_disabled() or _is_compiling() or _jit_state() is not None:
+    if _kernels_always or _dispatch.is_disabled() or _is_compiling():
         return False
-    return type(input) is Tensor and input.is_cpu
+    return type(input) is Tensor and type(input.numel()) is int and input.is_cpu
 
 
-def is_tiny_linear(input: Tensor, inputs: int, outputs: int) -> bool:
-    """Whether `is_small_linear` says so of a layer without activation whatever wants a gradient; quicker.
+def small_layers(activate: Callable[[Tensor, str | None], Tensor]) -> tuple[Run, Run]:
+    """What runs a layer or a chain in torch's ops where that is quicker, and returns None elsewhere.
 
-    Torch computes it then, also where fastnn is disabled.
+    Both take input, weight, bias and activation, or lists of them. Not for use while torch.compile traces.
+
+    Args:
+        activate: torch's activation of a tensor, by its name.
     """
-    if type(input) is not Tensor or _kernels_always or _is_compiling() or _jit_state() is not None:
-        return False
-    work = input.numel() * outputs
-    if input.dtype is torch.float32 and input.is_cpu:
-        return work <= (_LINEAR_DEEP if inputs >= _DEEP else _TINY_LINEAR)
-    return work <= _LINEAR_16_BIT and input.is_cpu
-
-
-def is_small_linear(input: Tensor, weight: Tensor, activation: str | None) -> bool:
-    """Whether torch should compute a single layer."""
-    try:
-        if not _may_be_small(input):
-            return False
-        work = input.numel() * weight.shape[0]
-        if input.dtype is not torch.float32 and input.dtype.itemsize == 2:
-            return work <= _LINEAR_16_BIT
-        if torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad):
-            # The gradients of one row are outer products and a pass over W: memory, where torch is ahead.
-            limits, others = _LINEAR_WITH_GRADIENTS
-            return work <= limits.get(activation, others) or input.numel() == weight.shape[1]
-        limits, others = _LINEAR
-        return work <= (_LINEAR_DEEP if weight.shape[1] >= _DEEP else limits.get(activation, others))
-    except (AttributeError, IndexError, TypeError):
-        return False
-
-
-def is_small_chain(input: Tensor, weights: Sequence[Tensor], activations: Sequence[str | None]) -> bool:
-    """Whether torch should compute a chain of layers."""
-    try:
-        if not _may_be_small(input):
-            return False
-        rows = input.numel() // input.size(-1)
-        with_gradients = torch.is_grad_enabled() and (weights[0].requires_grad or input.requires_grad)
-        work = rows * max([weight.numel() for weight in weights])
-        few = rows < _FEW_ROWS and work <= _FEW_ROWS_WORK
-        if input.dtype.itemsize == 2:
-            return few
-        if not with_gradients:
-            return few or (_fast_mkl and "tanh" in activations and work <= _CHAIN_WITH_GRADIENTS)
-        slow = not _SLOW_IN_TORCH.isdisjoint(activations)
-        return rows == 1 or work <= (_SLOW_CHAIN if slow else _CHAIN_WITH_GRADIENTS)
-    except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
-        return False
+    if _kernels_always:
+        return (lambda *_: None,) * 2
+    small = _dispatch.cpu.SmallLayers(_dispatch.PLAIN_TYPES, jit_state, vars(F), activate, LAYERS, LIMITS)
+    return small.layer, small.chain
 
 
 def is_small_relu(input: Tensor) -> bool:
@@ -137,7 +111,7 @@ def is_small_gram(features: Tensor) -> bool:
 def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
     """Whether torch should compute the loss of class indices, without smoothing, weights and z-loss."""
     try:
-        if _is_compiling() or _jit_state() is not None:
+        if _is_compiling() or type(input.numel()) is not int:
             return False
         limits = _CROSS_ENTROPY[input.size(1) < _FEW_CLASSES]
         with_gradient = torch.is_grad_enabled() and input.requires_grad

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastnn import _replaced
 from fastnn._dispatch import Unsupported
 from fastnn._torch_internals import MODULES, is_only_forward
 from fastnn.capture.watch import watch_module
@@ -130,7 +131,7 @@ def linear_chain(model: torch.nn.Module) -> LinearChain:
     Raises:
         Unsupported: it is something else; the text says what.
     """
-    reason = _mlp.why_nothing_fuses()
+    reason = _mlp.why_nothing_fuses() or _replaced.replaced_class()
     if reason is not None:
         raise Unsupported(reason)
     chain = LinearChain()
