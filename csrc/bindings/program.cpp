@@ -73,8 +73,11 @@ class Program {
     instructions_.lay_out(memory_);
   }
 
-  // What the function returns; NotImplemented, with nothing done, where the call is not what was recorded.
-  py::object run(const py::tuple& arguments) {
+  // Of (args, kwargs) what the function returns; NotImplemented, with nothing done, where the call is not
+  // what was recorded.
+  py::object run(PyObject* const* call) {
+    if (!PyTuple_Check(*call)) throw py::type_error("expected (args, kwargs)");
+    const auto arguments = py::reinterpret_borrow<py::tuple>(*call);
     const auto missed = [] { return py::reinterpret_borrow<py::object>(Py_NotImplemented); };
     if (running_) return missed();
     const Running running(*this);
@@ -299,8 +302,10 @@ class Program {
 }  // namespace
 
 void register_program(py::module_& m) {
-  py::class_<Program>(m, "Program", collectable<Program>())
-      .def(py::init<std::vector<std::pair<py::object, py::object>>, py::object, const py::tuple&,
+  py::class_<Program> type(m, "Program", collectable<Program>());
+  define_quick<Program, 1, &Program::run>(type, "run",
+                                          "run(self: fastnn._cpu.Program, arg0: tuple) -> object");
+  type.def(py::init<std::vector<std::pair<py::object, py::object>>, py::object, const py::tuple&,
                     const py::list&, std::vector<py::object>, const py::list&, std::vector<py::object>,
                     std::vector<py::object>, std::vector<std::pair<py::object, size_t>>, py::list,
                     std::vector<size_t>, std::vector<std::tuple<size_t, size_t, int64_t>>,
@@ -308,13 +313,13 @@ void register_program(py::module_& m) {
       .def_property_readonly("running", &Program::running)
       .def_property_readonly("runs", &Program::runs)
       .def_property_readonly("thread", &Program::thread)
-      .def("run", &Program::run)
-      .def("run_batches", [](Program& program, const py::tuple& arguments,
-                             const std::vector<std::pair<TensorView, TensorView>>& gathered,
-                             const TensorView& rows, const TensorView& losses, const py::list& groups,
-                             const std::optional<TensorView>& rates) {
-        return run_batches([&] { return program.run(arguments); }, gathered, rows, losses, groups, rates);
-      });
+      .def("run_batches",
+           [](Program& program, const py::tuple& arguments,
+              const std::vector<std::pair<TensorView, TensorView>>& gathered, const TensorView& rows,
+              const TensorView& losses, const py::list& groups, const std::optional<TensorView>& rates) {
+             PyObject* const call[] = {arguments.ptr()};
+             return run_batches([&] { return program.run(call); }, gathered, rows, losses, groups, rates);
+           });
 }
 
 }  // namespace fastnn

@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 
 #include <exception>
+#include <new>
+#include <stdexcept>
 
 namespace fastnn {
 
@@ -30,6 +32,12 @@ PyObject* call(PyObject* self, PyObject* const* arguments, Py_ssize_t given) {
     error.restore();
   } catch (const pybind11::builtin_exception& error) {
     error.set_error();
+  } catch (const std::bad_alloc&) {  // from here on as pybind11 does
+    PyErr_NoMemory();
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::out_of_range& error) {
+    PyErr_SetString(PyExc_IndexError, error.what());
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }
