@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import errno
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,7 +34,10 @@ ROWS = (
     Row("linear", "bfloat16", FAILED, "y is off by 1"),
     Row("train_epoch", "float32", LEFT_OUT, "no clusters"),
 )
-UNTESTED = "fastnn's CUDA kernels have not passed their self-test on this NVIDIA X1: run `fastnn selftest`"
+UNTESTED = (
+    "fastnn's CUDA kernels have not passed their self-test on this NVIDIA X1: "
+    "run `fastnn selftest` and start Python again"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +52,7 @@ def why_not(op: str, subject: Subject = SUBJECT, index: int = 0) -> str | None:
 
 def test_nothing_runs_before_its_self_test() -> None:
     assert why_not("relu") == UNTESTED
-    assert why_not("relu", index=2) == f"{UNTESTED[:-1]} --device cuda:2`"
+    assert why_not("relu", index=2) == UNTESTED.replace("selftest`", "selftest --device cuda:2`")
 
 
 def test_what_has_failed_is_off_and_the_rest_is_on() -> None:
@@ -55,7 +60,7 @@ def test_what_has_failed_is_off_and_the_rest_is_on() -> None:
     assert why_not("relu") is None
     assert why_not("linear") == (
         "the self-test of linear (bfloat16) failed on NVIDIA X1: y is off by 1 "
-        "(to test it again: `fastnn selftest`)"
+        "(to test it again: `fastnn selftest` and start Python again)"
     )
     assert "left out train_epoch: no clusters" in str(why_not("train_epoch"))
     assert "left out adam" in str(why_not("adam"))
@@ -75,7 +80,7 @@ def test_a_result_is_of_one_device_driver_and_build(field: str) -> None:
     assert "have not passed" in str(why_not("relu", other))
     keep(other, ())
     assert why_not("relu") is None
-    assert len(_proof.all_kept()) == 2
+    assert len(_proof.all_kept()[0]) == 2
 
 
 def _change(**fields: Any) -> Callable[[bytes], bytes]:
@@ -90,6 +95,7 @@ def _change(**fields: Any) -> Callable[[bytes], bytes]:
         lambda text: b"\xff\xfe\x00",
         lambda text: b"[1, 2]",
         lambda text: b"null",
+        lambda text: b"[" * 200_000,
         _change(format=0),
         _change(when=3),
         _change(rows=None),
@@ -101,19 +107,49 @@ def _change(**fields: Any) -> Callable[[bytes], bytes]:
         _change(subject={**dataclasses.asdict(SUBJECT), "more": "x"}),
     ],
 )
-def test_a_broken_or_foreign_file_is_as_none(change: Callable[[bytes], bytes]) -> None:
+def test_a_broken_or_foreign_file_is_a_reason(change: Callable[[bytes], bytes]) -> None:
     path = keep(SUBJECT, ROWS)
     assert why_not("relu") is None
     path.write_bytes(change(path.read_bytes()))
-    assert why_not("relu") == UNTESTED
-    assert all(result.subject != SUBJECT for result in _proof.all_kept())
+    reason = why_not("relu", index=1)
+    assert reason is not None
+    assert re.fullmatch(
+        rf"the result kept at {path} cannot be read \(it is .*\): "
+        "run `fastnn selftest --device cuda:1` and start Python again",
+        reason,
+    )
+    assert why_not("adam", index=1) == reason
+    assert _proof.all_kept() == ([], [reason[: reason.index(": run")]])
+    assert _proof.kept(SUBJECT) is None
+    keep(SUBJECT, ROWS)  # which the next self-test does
+    assert why_not("relu") is None
 
 
 def test_a_file_that_is_no_file(cache: Path) -> None:
     _proof.path_of(SUBJECT).mkdir(parents=True)
-    assert why_not("relu") == UNTESTED
+    assert "cannot be read (Is a directory): run `fastnn selftest` and start Python" in str(why_not("relu"))
     (cache / "selftest" / "x.json").write_text("{}")
-    assert _proof.all_kept() == []
+    results, unreadable = _proof.all_kept()
+    assert results == []
+    assert len(unreadable) == 2
+
+
+def test_a_file_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(SUBJECT, ROWS)
+
+    def denied(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert "cannot be read (Permission denied): run `fastnn selftest`" in str(why_not("relu"))
+
+
+def test_a_file_that_cannot_be_read_speaks_against_a_verified_capability(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_proof, "VERIFIED_CAPABILITIES", frozenset({"9.0"}))
+    keep(SUBJECT, ROWS).write_text("{")  # it may have said that an op failed here
+    assert "cannot be read" in str(why_not("relu"))
 
 
 @pytest.mark.skipif(os.name != "posix" or os.getuid() == 0, reason="needs a user who may not write")
@@ -141,7 +177,7 @@ def test_without_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
     monkeypatch.setattr(_proof, "cache_dir", none)
     assert why_not("relu") == UNTESTED
-    assert _proof.all_kept() == []
+    assert _proof.all_kept() == ([], [])
 
 
 def test_a_capability_that_is_verified_needs_no_self_test(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +262,8 @@ def test_the_reason_is_that_of_the_op(
     seen: list[_dispatch.Decision] = []
     with _dispatch.recording(seen.append), pytest.raises(TypeError):  # torch takes no such tensor
         fastnn.functional.relu(OnCuda())  # type: ignore[arg-type]
-    assert seen == [_dispatch.Decision("relu", UNTESTED[:-1] + " --device cuda:1`")]
-    assert UNTESTED[:-1] in caplog.text
+    assert seen == [_dispatch.Decision("relu", UNTESTED.replace("selftest`", "selftest --device cuda:1`"))]
+    assert str(seen[0].reason) in caplog.text
 
 
 def test_a_device_is_asked_about_once(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +273,18 @@ def test_a_device_is_asked_about_once(module: Module, monkeypatch: pytest.Monkey
     monkeypatch.setattr(_proof, "subject_of", lambda *_: pytest.fail("asked again"))
     assert reason("relu") is None
     assert reason("linear") is not None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no driver"), FileNotFoundError("no module"), AssertionError])
+def test_what_is_not_known_of_a_device_is_a_reason(
+    module: Module, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    def unknown(*_: object) -> Subject:
+        raise error
+
+    monkeypatch.setattr(_proof, "subject_of", unknown)
+    for _ in range(2):
+        assert "device, driver and build" in str(reason("relu"))
 
 
 def test_a_device_that_is_unusable_is_so_first(module: Module) -> None:
@@ -263,7 +311,9 @@ def test_the_variable_of_the_environment(value: str | None, unproven: bool) -> N
 
 
 def test_info_tells_what_is_proven_where_and_when(module: Module) -> None:
-    assert fastnn.info().cuda_proven == "nowhere, CUDA tensors run on torch's kernels: run `fastnn selftest`"
+    assert fastnn.info().cuda_proven == (
+        "nowhere, CUDA tensors run on torch's kernels: run `fastnn selftest` and start Python again"
+    )
     subject = _proof.subject_of(module, 3)
     path = keep(subject, ROWS[:2])
     path.write_text(Result(subject, "2030-01-02 03:04", ROWS[:2]).as_json())
@@ -275,6 +325,11 @@ def test_info_tells_what_is_proven_where_and_when(module: Module) -> None:
     )
     path.write_text(Result(subject, "2030-01-02 03:04", ROWS).as_json())
     assert " but linear (failed), train_epoch (left out), 2030-01-02 03:04 UTC" in str(fastnn.info())
+    path.write_text("{")
+    unreadable = f"; the result kept at {path} cannot be read (it is not what this version of fastnn writes)"
+    said = str(fastnn.info().cuda_proven)
+    assert said.startswith("nowhere, ")
+    assert said.endswith(unreadable)
 
 
 def test_info_without_a_module(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,14 @@ def _proof_on(index: int) -> _proof.Proof:
 @functools.cache
 def _kernels_reason(index: int, op: str) -> str | None:
     """Why the CUDA kernels of an op may not run on a device, or None."""
-    return _device_reason(index) or (None if cuda_unproven else _proof_on(index).why_not(op))
+    reason = _device_reason(index)
+    if reason is not None or cuda_unproven:
+        return reason
+    try:
+        proof = _proof_on(index)
+    except (OSError, RuntimeError, AssertionError) as error:  # no driver or file to ask, whatever the reason
+        return f"what device, driver and build are cannot be found out: {error}"
+    return proof.why_not(op)
 
 
 _is_compiling = torch.compiler.is_compiling

@@ -97,13 +97,15 @@ def _proven_text() -> str | None:
         return "not asked, FASTNN_CUDA_UNPROVEN is set"
     build = _proof.build_of(module)
     parts = [f"compute capability {capability}" for capability in sorted(_proof.VERIFIED_CAPABILITIES)]
-    for result in _proof.all_kept():
+    results, unreadable = _proof.all_kept()
+    for result in results:
         if result.subject.build == build:
             off = [f"{op} ({outcome})" for op, outcome in result.off().items()]
             but = f" but {', '.join(off)}" if off else ""
             where = f"{result.subject.name} {result.subject.uuid}, driver {result.subject.driver}"
             parts.append(f"on {where}{but}, {result.when} UTC")
-    return "; ".join(parts) or "nowhere, CUDA tensors run on torch's kernels: run `fastnn selftest`"
+    nowhere = "nowhere, CUDA tensors run on torch's kernels: run `fastnn selftest` and start Python again"
+    return "; ".join([*(parts or [nowhere]), *unreadable])
 
 
 def info() -> Info:

@@ -1,7 +1,7 @@
 """Whether the CUDA kernels have passed their self-test on a device, as `fastnn selftest` keeps it.
 
 A result is of one device, driver and build: after any of them has changed there is none. It is a file of the
-user's cache directory; one that is broken, or of something else, is as none.
+user's cache directory; one that cannot be read proves nothing, and the reason says so.
 """
 
 from __future__ import annotations
@@ -90,6 +90,10 @@ class Result:
         return f"the self-test on {self.subject.name} left out {op}{why}"
 
 
+class Unreadable(Exception):
+    """A result that is kept and cannot be read; its text says where and why."""
+
+
 @functools.cache
 def _digest(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
@@ -133,48 +137,85 @@ def path_of(subject: Subject) -> Path:
     return _directory() / f"{name}.json"
 
 
-def _read(path: Path) -> Result | None:
-    """The result in a file; None where there is none that is whole."""
-    try:
-        found = json.loads(path.read_bytes())
-        if found["format"] != _FORMAT:
-            return None
-        result = Result(
-            Subject(**found["subject"]), found["when"], tuple(Row(**row) for row in found["rows"])
-        )
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    texts = (*astuple(result.subject), result.when, *(text for row in result.rows for text in astuple(row)))
-    outcomes = {row.outcome for row in result.rows}
-    if not all(type(text) is str for text in texts) or not outcomes <= {PASSED, FAILED, LEFT_OUT}:
-        return None
+def _parsed(text: bytes) -> Result:
+    found = json.loads(text)
+    rows = tuple(Row(**row) for row in found["rows"])
+    result = Result(Subject(**found["subject"]), found["when"], rows)
+    texts = (*astuple(result.subject), result.when, *(text for row in rows for text in astuple(row)))
+    outcomes = {row.outcome for row in rows}
+    whole = all(type(text) is str for text in texts) and outcomes <= {PASSED, FAILED, LEFT_OUT}
+    if not whole or found["format"] != _FORMAT:
+        raise ValueError
     return result
 
 
-def kept(subject: Subject) -> Result | None:
-    """Its result, where there is one."""
+def _read(path: Path) -> Result | None:
+    """The result in a file; None where there is no file.
+
+    Raises:
+        Unreadable: there is one, without a result in it.
+    """
     try:
-        result = _read(path_of(subject))
-    except RuntimeError:
+        result = _parsed(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return result if result is not None and result.subject == subject else None
+    except OSError as error:
+        why = error.strerror or str(error)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        why = "it is not what this version of fastnn writes"
+    else:
+        if path == path_of(result.subject):
+            return result
+        why = "it is of another device, driver or build"
+    raise Unreadable(f"the result kept at {path} cannot be read ({why})")
 
 
-def all_kept() -> list[Result]:
-    """The results of all devices, drivers and builds, the newest first."""
+def read(subject: Subject) -> Result | None:
+    """Its result, where there is one.
+
+    Raises:
+        Unreadable: what is kept of it cannot be read.
+        RuntimeError: there is no cache directory.
+    """
+    return _read(path_of(subject))
+
+
+def kept(subject: Subject) -> Result | None:
+    """Its result, where there is one that can be read."""
+    try:
+        return read(subject)
+    except (Unreadable, RuntimeError):
+        return None
+
+
+def all_kept() -> tuple[list[Result], list[str]]:
+    """The results of all devices, drivers and builds, the newest first; and which files cannot be read."""
+    results, unreadable = [], []
     try:
         files = sorted(_directory().glob("*.json"))
     except (RuntimeError, OSError):
-        return []
-    results = [result for path in files if (result := _read(path)) is not None]
-    return sorted(results, key=lambda result: result.when, reverse=True)
+        files = []
+    for path in files:
+        try:
+            if (result := _read(path)) is not None:
+                results.append(result)
+        except Unreadable as why:
+            unreadable.append(str(why))
+    return sorted(results, key=lambda result: result.when, reverse=True), unreadable
 
 
 class Proof:
     """What is known of one device."""
 
     def __init__(self, subject: Subject, index: int) -> None:
-        self._result = kept(subject)
+        self._result: Result | None = None
+        self._unreadable: str | None = None
+        try:
+            self._result = read(subject)
+        except Unreadable as why:
+            self._unreadable = str(why)
+        except RuntimeError:
+            pass  # without a cache directory nothing is kept, which `fastnn selftest` says
         self._name = subject.name
         self._verified = subject.capability in VERIFIED_CAPABILITIES
         option = f" --device cuda:{index}" if index else ""
@@ -182,11 +223,13 @@ class Proof:
 
     def why_not(self, op: str) -> str | None:
         """Why the kernels of an op must not run there, or None."""
+        # What was found stays as it is as long as the process runs.
+        test = f"{self._command} and start Python again"
         if self._result is not None:
             why = self._result.why_off(op)
-            return why and f"{why} (to test it again: {self._command})"
+            return why and f"{why} (to test it again: {test})"
+        if self._unreadable is not None:
+            return f"{self._unreadable}: run {test}"
         if self._verified:
             return None
-        return (
-            f"fastnn's CUDA kernels have not passed their self-test on this {self._name}: run {self._command}"
-        )
+        return f"fastnn's CUDA kernels have not passed their self-test on this {self._name}: run {test}"

@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
             f"the result cannot be kept, so {holds}: {error}; FASTNN_CACHE_DIR names another place"
         ) from None
     print(
-        f"Kept in {path}: fastnn's CUDA kernels of the ops that passed run on this device from now on.",
+        f"Kept in {path}: from the next start of Python on fastnn's CUDA kernels of the ops that passed run "
+        "on this device.",
         file=sys.stderr if args.json else sys.stdout,
     )
     return status

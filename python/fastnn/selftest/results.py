@@ -41,10 +41,11 @@ def void(subject: Subject) -> bool:
     Raises:
         OSError: it cannot be removed.
     """
-    was = kept(subject) is not None
-    if was:
-        path_of(subject).unlink()
-    return was
+    try:
+        path_of(subject).unlink()  # also one that cannot be read: whoever may read it, it holds no more
+    except (FileNotFoundError, NotADirectoryError, RuntimeError):
+        return False
+    return True
 
 
 def add_failures(subject: Subject, rows: Sequence[Row]) -> Result | None:
