@@ -23,6 +23,7 @@ from building import CannotBuildError
 from cuda_emulation import ORDERS, Emulation, emulation, is_built
 from every_kernel import CUDA, EVERY_KERNEL, kernels_of, place
 from fastnn import _dispatch
+from gpu_warnings import allow
 from step_graphs import Graphs, set_up
 from thinning import thinned
 from variants import runnable_isas, selected
@@ -59,6 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    allow(items)
     rest = config.getoption("--rest")
     if rest or not config.getoption("--all"):
         few = set(thinned([item for item in items if not item.get_closest_marker("long")]))
