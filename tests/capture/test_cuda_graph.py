@@ -179,6 +179,34 @@ def test_lack_of_memory_passes(cuda: FakeCuda, fails_at: str) -> None:
     assert capture(cuda)[1] == "outputs"
 
 
+def test_whether_somebody_captures_is_asked_of_the_device(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_at = []
+
+    def ask() -> bool:
+        asked_at.append(cuda.at_device)
+        return len(asked_at) > 1
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", ask)
+    assert cuda_graph.why_not_now(DEVICE) is None
+    assert cuda_graph.why_not_now(DEVICE) == "a CUDA graph is being captured already"
+    assert asked_at == ["cuda:1", "cuda:1"]
+
+
+def test_a_capture_that_nobody_knows_of_is_a_reason(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> bool:
+        raise RuntimeError("CUDA error: operation would make the legacy stream depend on another\nand more")
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", fail)
+    unknown = "whether a CUDA graph is being captured cannot be found out: "
+    said = "CUDA error: operation would make the legacy stream depend on another"
+    assert cuda_graph.why_not_now(DEVICE) == unknown + said
+    assert cuda.at_device == "cuda:0"
+    monkeypatch.delattr(torch.cuda, "is_current_stream_capturing")
+    assert str(cuda_graph.why_not_now(DEVICE)).startswith(unknown)
+
+
 @pytest.mark.cuda
 def test_a_capture_that_breaks_leaves_the_device_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
@@ -187,7 +215,7 @@ def test_a_capture_that_breaks_leaves_the_device_usable(monkeypatch: pytest.Monk
     with pytest.raises(RuntimeError):
         cuda_graph.capture(device, lambda: None, lambda: None, lambda: x.sum().item())
     assert cuda_graph.why_failed(device) is not None
-    assert not cuda_graph.is_capturing(device)
+    assert cuda_graph.why_not_now(device) is None
     numbers = torch.rand(1000, device=device)
     assert 0.4 < float(numbers.mean()) < 0.6
     graph, counted = torch.cuda.CUDAGraph(), torch.zeros(1, device=device)

@@ -43,7 +43,7 @@ def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Wh
         capture = RecordedKernels(None).capture
         monkeypatch.setattr(_torch_internals, "dispatch_modes", lambda: 0)  # the recording's own
         monkeypatch.setattr(cuda_graph, "is_there", lambda _: True)
-        monkeypatch.setattr(cuda_graph, "is_capturing", lambda _: False)
+        monkeypatch.setattr(cuda_graph, "why_not_now", lambda _: None)
         monkeypatch.setattr(cuda_graph, "in_turn", lambda _: nullcontext())
         for name in ("adam", "rmsprop"):  # torch's refuse parameters of the CPU
             devices = "_get_capturable_supported_devices"
@@ -366,7 +366,7 @@ def test_a_graph_of_somebody_elses_runs_as_written(where: Where, monkeypatch: py
         captured(x)
     assert len(ran) == 3
     if where.device == "cpu":
-        monkeypatch.setattr(cuda_graph, "is_capturing", lambda _: True)
+        monkeypatch.setattr(cuda_graph, "why_not_now", lambda _: "captured")
         close(captured(x), x.cpu() * 2)
         assert len(ran) == 4
 

@@ -232,11 +232,14 @@ def test_no_capture_is_under_way_while_the_device_is_waited_for(monkeypatch: pyt
             waits.append(others.submit(cuda_graph.capturing.acquire, blocking=False).result())
 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(cuda_graph, "why_not_now", lambda _: None)
     not_taken: Any = NotTakenOnCuda()
     optimizer = torch.optim.Adam([torch.zeros(1)])
     monkeypatch.setitem(epoch_kernel._not_taken, optimizer, epoch_kernel._NotTaken([], not_taken))
     epoch_kernel._take_back()
+    assert waits == [False]
+    monkeypatch.setattr(cuda_graph, "why_not_now", lambda _: "cannot be found out")
+    epoch_kernel._take_back()  # and nobody waits
     assert waits == [False]
 
 

@@ -42,7 +42,7 @@ def set_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> G
         monkeypatch.setattr(_dispatch, "native", lambda _: kernels)
         monkeypatch.setattr(_torch_internals, "dispatch_modes", lambda: 0)  # the recording's own
         monkeypatch.setattr(cuda_graph, "is_there", lambda _: True)
-        monkeypatch.setattr(cuda_graph, "is_capturing", lambda _: False)
+        monkeypatch.setattr(cuda_graph, "why_not_now", lambda _: None)
         monkeypatch.setattr(cuda_graph, "current_stream", lambda _: found.stream)
 
     def counted(*args: Any) -> Any:

@@ -34,10 +34,16 @@ def current_stream(device: torch.device) -> object:
     return torch.cuda.current_stream(device)
 
 
-def is_capturing(device: torch.device) -> bool:
-    """Whether somebody captures that stream already."""
-    with torch.cuda.device(device):
-        return torch.cuda.is_current_stream_capturing()
+def why_not_now(device: torch.device) -> str | None:
+    """Why nothing may be captured, replayed or waited for on the current stream: somebody captures it."""
+    try:
+        with torch.cuda.device(device):
+            is_captured = torch.cuda.is_current_stream_capturing()
+    # What CUDA says of the legacy stream while another thread captures; a torch that cannot be asked.
+    except (RuntimeError, AttributeError) as error:
+        why = str(error).partition("\n")[0]
+        return f"whether a CUDA graph is being captured cannot be found out: {why}"
+    return "a CUDA graph is being captured already" if is_captured else None
 
 
 def arithmetic() -> tuple[object, ...]:

@@ -110,7 +110,7 @@ class GraphProgram:
     @property
     def running(self) -> bool:
         """Whether a call must run as written: another thread replays, or somebody captures this stream."""
-        return self._lock.locked() or cuda_graph.is_capturing(self._device)
+        return self._lock.locked() or cuda_graph.why_not_now(self._device) is not None
 
     def begin(self, arguments: tuple[Any, Any], fn: Callable[..., Any]) -> tuple[Any, str | None] | None:
         """Make the graph of `fn`, and take this call by its first replay.
@@ -164,7 +164,7 @@ class GraphProgram:
         if called.key != self.key or not self._lock.acquire(blocking=False):
             return NotImplemented
         try:
-            if cuda_graph.is_capturing(self._device) or not self._holds():
+            if cuda_graph.why_not_now(self._device) is not None or not self._holds():
                 return NotImplemented
             with torch.no_grad(), cuda_graph.in_turn(self._device):
                 return self._take(called.tensors)

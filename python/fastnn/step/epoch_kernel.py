@@ -103,7 +103,7 @@ def _take_back() -> None:
     """Subtract from the counts what was not taken; called when an index is about to be raised."""
     for counts, not_taken in list(_not_taken.values()):
         if not_taken.is_cuda:
-            if torch.cuda.is_current_stream_capturing():
+            if cuda_graph.why_not_now(not_taken.device) is not None:
                 continue  # one must not wait then; it is kept for the next error
             with cuda_graph.capturing:
                 torch.cuda.synchronize(not_taken.device)

@@ -174,9 +174,7 @@ def _reason(plan: StepPlan, input: Any, target: Any) -> str | None:
             return f"the {name} requires grad"
         if t.numel() == 0:
             return "the batch is empty"
-    if cuda_graph.is_capturing(device):
-        return "a CUDA graph is being captured already"
-    return None
+    return cuda_graph.why_not_now(device)
 
 
 class _Held:
