@@ -41,19 +41,32 @@ def _turned(a: int, b: int, c: int) -> Shapes:
 
 
 # Sizes at which other kernels compute a product (`ops/_cuda_limits.py`, `csrc/gemm/cuda/plan.h`), on a device
-# of any size: `tests/selftest/test_selftest_kernels.py` sees that none is left out. Tiles of 128 for all
-# multiprocessors; few of them, with K in parts; smaller ones with K in parts; many rows of few columns.
-_TILES, _PARTS, _SMALL_PARTS = _turned(1536, 1536, 96), _turned(256, 256, 2304), _turned(60, 40, 300)
-_NARROW = ((9100, 45, 40),)
+# of any size: `tests/selftest/test_selftest_kernels.py` sees that none is left out. 120 tiles of 128, whole
+# and at an edge, and four with K in parts; smaller ones with K in parts; many rows of few columns. The
+# reference is computed on the CPU, so they are no larger than that takes.
+_TILES, _SMALL_PARTS, _NARROW = _turned(136, 7656, 136), _turned(60, 40, 300), ((9100, 45, 40),)
+_PLAIN = (136, 7656, 80)  # float32 without the tensor cores, in such tiles
 # Torch's products with a pass of fastnn's, in packs and without.
 _TORCHS = ((1024, 1024, 1024), (1024, 1025, 1024))
 _LARGE: dict[torch.dtype, Shapes] = {
-    torch.float32: (*_TILES, *_PARTS, *_SMALL_PARTS, *_NARROW, (1536, 80, 1536), (256, 80, 6144)),
+    torch.float32: (*_TILES, *_SMALL_PARTS, *_NARROW, _PLAIN),
     torch.float64: (*_SMALL_PARTS, *_NARROW, (256, 256, 256), (256, 257, 256)),
-    **dict.fromkeys(_HALF, (*_TILES, *_PARTS, *_SMALL_PARTS, *_NARROW, *_TORCHS)),
+    **dict.fromkeys(_HALF, (*_TILES, *_SMALL_PARTS, *_NARROW, *_TORCHS)),
 }
-_CHUNKS: Shapes = (*_NARROW, (400, 32_000, 80), (400, 32_000, 128))
-_GRAMS: Shapes = ((1, 256, 2048), (72, 160, 100), (160, 48, 40))
+# And rows for two chunks: the weight gradients of the second are added to those of the first, which are
+# torch's but for float32.
+_TWO_CHUNKS = (224, 32_000, 96)  # float32 on the tensor cores
+_CHUNKS: dict[torch.dtype, Shapes] = {
+    torch.float32: (*_NARROW, _PLAIN, _TWO_CHUNKS),
+    torch.float64: (*_NARROW, (112, 32_000, 24)),
+    **dict.fromkeys(_HALF, (*_NARROW, _TILES[0], (400, 32_000, 88))),
+}
+# Several tiles of a matrix with K in parts, also for the tensor cores; many matrices of several and of one.
+_TENSOR_GRAM, _GRAMS = (1, 256, 2048), ((1, 160, 512), (60, 136, 72), (120, 40, 40))
+_LARGE_GRAMS: dict[torch.dtype, Shapes] = {
+    **dict.fromkeys(_DTYPES.values(), _GRAMS),
+    torch.float32: (_TENSOR_GRAM, *_GRAMS),
+}
 
 
 _UPDATES: tuple[tuple[type[NativeOptimizer], str, dict[str, Any]], ...] = (
@@ -113,8 +126,8 @@ def large_cases() -> list[Case]:
     for name, t in _DTYPES.items():
         cases += [
             Case("linear", f"{name}, large", partial(ops.linear, _LARGE[t], (None, "gelu"), t)),
-            Case("linear_cross_entropy", f"{name}, large", partial(ops.linear_cross_entropy, _CHUNKS, t)),
-            Case("gram_matrix", f"{name}, large", partial(ops.gram_matrix, _GRAMS, t)),
+            Case("linear_cross_entropy", f"{name}, large", partial(ops.linear_cross_entropy, _CHUNKS[t], t)),
+            Case("gram_matrix", f"{name}, large", partial(ops.gram_matrix, _LARGE_GRAMS[t], t)),
             Case(
                 "cross_entropy",
                 f"{name}, many classes",
@@ -123,9 +136,9 @@ def large_cases() -> list[Case]:
         ]
     f32 = torch.float32
     for op, run in (
-        ("linear", partial(ops.linear, (*_TILES, *_PARTS, *_TORCHS), (None, "gelu"), f32)),
-        ("linear_cross_entropy", partial(ops.linear_cross_entropy, _CHUNKS, f32)),
-        ("gram_matrix", partial(ops.gram_matrix, _GRAMS, f32)),
+        ("linear", partial(ops.linear, (*_TILES, *_TORCHS), (None, "gelu"), f32)),
+        ("linear_cross_entropy", partial(ops.linear_cross_entropy, (_TWO_CHUNKS,), f32)),
+        ("gram_matrix", partial(ops.gram_matrix, (_TENSOR_GRAM,), f32)),
     ):
         cases.append(Case(op, "float32, large, TF32 allowed", partial(ops.tf32_allowed, run)))
     for op, work in {**ops.TWO_AT_ONCE, **training.TWO_AT_ONCE}.items():
@@ -148,11 +161,13 @@ def _updates(name: str, t: torch.dtype, on_device: bool) -> list[Case]:
             add(kind, (word, what), options | more)
             if not on_device:
                 continue
+            # The same kernels, with numbers from elsewhere.
+            few, options = {"sizes": training.FEW_SIZES}, options | more
             capturable = {"capturable": True} if kind in _CAPTURABLE else {}
-            add(kind, (word, what, "lr on the device"), options | more | capturable, lr_on_device=True)
+            add(kind, (word, what, "lr on the device"), options | capturable, lr_on_device=True, **few)
             if kind in _FUSED:
-                add(kind, (word, what, "GradScaler"), options | more | {"fused": True}, scaled=True)
-    if on_device:
+                add(kind, (word, what, "GradScaler"), options | {"fused": True}, scaled=True, **few)
+    if on_device and t is torch.float32:
         many = {"sizes": training.MANY_SIZES, "lr_on_device": True}
         add(optim.Adam, ("many tensors",), {"capturable": True}, **many)
     return cases

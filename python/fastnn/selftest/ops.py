@@ -63,12 +63,12 @@ def linear(
     """Layers of (M, N, K) with bias and activation, and their three gradients."""
     for m, n, k in shapes:
         x, w, b, dy = made(dtype, m, k), made(dtype, n, k, scale=k**-0.5), made(dtype, n), made(dtype, m, n)
+        z = F.linear(x.double(), w.double(), b.double())
         for activation in activations:
             input, weight, bias = leaves = [leaf(t, device) for t in (x, w, b)]
             with natively("linear", "linear_backward"):
                 y = functional.linear(input, weight, bias, activation)
                 y.backward(dy.to(device))
-            z = F.linear(x.double(), w.double(), b.double())
             expected = torch_activation(z, activation)
             name = f"{activation or 'linear'} {m}x{n}x{k}"
             compare(f"{name}: y", y, expected, 2)  # torch's product is rounded before the activation
