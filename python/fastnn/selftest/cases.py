@@ -81,8 +81,7 @@ _UPDATES: tuple[tuple[type[NativeOptimizer], str, dict[str, Any]], ...] = (
     (optim.RMSprop, "centered", {"centered": True}),
     (optim.RMSprop, "centered, momentum", {"centered": True, "momentum": 0.9}),
 )
-# Of which optimizers count their steps on the device, and of which a GradScaler leaves the scale to them.
-_CAPTURABLE, _FUSED = (optim.Adam, optim.AdamW, optim.RMSprop), (optim.Adam, optim.AdamW, optim.SGD)
+_FUSED = (optim.Adam, optim.AdamW, optim.SGD)  # to which a GradScaler leaves the scale
 
 
 def cases_for(device: torch.device) -> list[Case]:
@@ -163,7 +162,7 @@ def _updates(name: str, t: torch.dtype, on_device: bool) -> list[Case]:
                 continue
             # The same kernels, with numbers from elsewhere.
             few, options = {"sizes": training.FEW_SIZES}, options | more
-            capturable = {"capturable": True} if kind in _CAPTURABLE else {}
+            capturable = {"capturable": True} if kind in training.CAPTURABLE else {}
             add(kind, (word, what, "lr on the device"), options | capturable, lr_on_device=True, **few)
             if kind in _FUSED:
                 add(kind, (word, what, "GradScaler"), options | {"fused": True}, scaled=True, **few)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from fastnn.selftest.ops import Work, made
 FEW_SIZES = ((3,), (16, 33), (0,), (9_001,))
 _SIZES = (*FEW_SIZES, *((7,),) * 90)  # more tensors than a launch takes
 MANY_SIZES = ((5,),) * 1100  # more than two launches count the steps of
+
+
+CAPTURABLE = (optim.Adam, optim.AdamW, optim.RMSprop)  # which count their steps on the device
 
 
 def number_on(device: torch.device, value: float) -> Tensor:
@@ -108,10 +112,11 @@ def _with_gradients(x: Tensor) -> list[nn.Parameter]:
     return params
 
 
-def _adam_steps(x: Tensor) -> list[Tensor]:
+def _steps(kind: Callable[..., NativeOptimizer], x: Tensor) -> list[Tensor]:
     params = _with_gradients(x)
     # Where the device counts the steps, what they have in common lies in memory that each step takes.
-    optimizer = optim.Adam(params, lr=0.5, eps=0.1, capturable=x.is_cuda)
+    capturable = {"capturable": True} if x.is_cuda and kind in CAPTURABLE else {}
+    optimizer = kind(params, lr=0.5, **capturable)
     for _ in range(2):
         optimizer.step()
     return [p.detach() for p in params]
@@ -123,7 +128,10 @@ def _clipped(x: Tensor) -> list[Tensor]:
     return [norm, *(p.grad for p in params if p.grad is not None)]
 
 
-TWO_AT_ONCE: dict[str, Work] = {"adam": _adam_steps, "clip_grad_norm": _clipped}
+TWO_AT_ONCE: dict[str, Work] = {
+    **{update_name(k): partial(_steps, k) for k in (optim.Adam, optim.SGD, optim.Adagrad, optim.RMSprop)},
+    "clip_grad_norm": _clipped,
+}
 
 
 Maker = Callable[[Any], torch.optim.Optimizer]
