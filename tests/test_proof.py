@@ -188,6 +188,17 @@ def test_a_capability_that_is_verified_needs_no_self_test(monkeypatch: pytest.Mo
     assert "failed" in str(why_not("linear"))
 
 
+STATUS = Path(__file__).parents[1] / "docs" / "gpu-status.md"
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs the checkout")
+def test_a_capability_is_verified_where_the_status_has_a_result() -> None:
+    _, _, table = STATUS.read_text(encoding="utf-8").partition("| compute capability |")
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    capabilities = {row.split("|")[1].strip() for row in rows}
+    assert capabilities - {"none yet"} == _proof.VERIFIED_CAPABILITIES
+
+
 def test_the_build_is_the_file(tmp_path: Path) -> None:
     one, other = tmp_path / "one.so", tmp_path / "other.so"
     one.write_bytes(b"1")
