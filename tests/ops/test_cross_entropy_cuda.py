@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captured import assert_capturable
@@ -25,6 +29,45 @@ def test_a_target_out_of_range_is_told_at_the_next_call(cuda_device: torch.devic
     with pytest.raises(IndexError, match=r"Target 10 is out of bounds\."):
         functional.cross_entropy(x, good)
     assert functional.cross_entropy(x, good).isfinite()
+
+
+WEIGHTS = {
+    "zero": [0.0, 0.0, 0.0],
+    "infinite": [1.0, math.inf, 2.0],
+    "all infinite": [math.inf] * 3,
+    "both": [math.inf, 1.0, -math.inf],
+    "nan": [math.nan, 1.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("kind", ["index", "probabilities", "infinite probabilities"])
+@pytest.mark.parametrize("shape", [(9, 3), (9, 300), (2, 3, 4)])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_class_weights_that_are_zero_or_not_finite(
+    weights: str, shape: tuple[int, ...], kind: str, cuda_device: torch.device
+) -> None:
+    """The loss is not always torch's (docs/numerics.md), its gradient is."""
+    x, index = torch.randn(shape), torch.randint(3, (shape[0], *shape[2:]))
+    target = index if kind == "index" else torch.randn(shape).softmax(1)
+    if kind == "infinite probabilities":
+        target[:, 1] = math.inf
+    weight = torch.ones(shape[1])
+    weight[:3] = torch.tensor(WEIGHTS[weights])
+    for reduction, smoothing in itertools.product(("none", "mean", "sum"), (0.0, 0.2, 1.0)):
+        options: dict[str, Any] = {"reduction": reduction, "label_smoothing": smoothing}
+        ours, theirs = (x.to(d, copy=True).requires_grad_() for d in (cuda_device, "cpu"))
+        loss = functional.cross_entropy(ours, target.to(cuda_device), weight.to(cuda_device), **options)
+        expected = F.cross_entropy(theirs, target, weight, **options)
+        found = loss.detach().cpu()
+        is_torchs = found.isclose(expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+        unlike = found.isnan() & expected.isinf()
+        if weights == "zero" and reduction == "mean" and smoothing > 0:
+            unlike |= found.isinf() & expected.isnan()
+        assert (is_torchs | unlike).all()
+        loss.sum().backward()
+        expected.sum().backward()
+        assert ours.grad is not None
+        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.cuda
