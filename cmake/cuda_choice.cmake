@@ -102,7 +102,10 @@ endfunction()
 
 function(fastnn_say_cuda_choice)
   if(NOT fastnn_cuda_why_not)
-    message(STATUS "CUDA kernels: built by nvcc ${fastnn_nvcc_version} for ${fastnn_archs}")
+    if(fastnn_cuda STREQUAL "AUTO")  # for whom they do not compile: no version but 13.0 has been tried
+      set(otherwise " (FASTNN_CUDA=OFF leaves them out)")
+    endif()
+    message(STATUS "CUDA kernels: built by nvcc ${fastnn_nvcc_version} for ${fastnn_archs}${otherwise}")
   elseif(fastnn_cuda STREQUAL "AUTO")
     message(STATUS "CUDA kernels: not built, ${fastnn_cuda_why_not} (FASTNN_CUDA=ON builds them anyway)")
   elseif(fastnn_cuda STREQUAL "ON")

@@ -86,7 +86,7 @@ def machine(tmp_path: Path) -> Machine:
         ("9.0\\n", "nothing", "", "nvcc does not tell its version"),
         ("12.0\\n", "12.4", "", "not built, nvcc 12.4 does not know the GPU's compute capability 120"),
         ("9.0\\n", "12.4", "80;130-real", "not built, nvcc 12.4 does not know FASTNN_CUDA_ARCHS=130-real"),
-        ("9.0\\n", "12.4", "", "built by nvcc 12.4 for 90-real"),
+        ("9.0\\n", "12.4", "", "built by nvcc 12.4 for 90-real (FASTNN_CUDA=OFF leaves them out)"),
         ("9.0\\n", "12.0", "", "built by nvcc 12.0 for 90-real"),
         ("8.6\\n7.5\\n8.6\\n12.0\\n8.0\\n", "12.4", "", "built by nvcc 12.4 for 86-real;80-real"),
         ("9.0\\n", "12.4", "80-real;90a;native", "built by nvcc 12.4 for 80-real;90a;native"),
