@@ -321,7 +321,7 @@ def test_the_variable_of_the_environment(value: str | None, unproven: bool) -> N
     assert done.stdout.strip() == str(unproven), done.stderr
 
 
-def test_info_tells_what_is_proven_where_and_when(module: Module) -> None:
+def test_info_tells_what_is_proven_where_and_when(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fastnn.info().cuda_proven == (
         "nowhere, CUDA tensors run on torch's kernels: run `fastnn selftest` and start Python again"
     )
@@ -336,6 +336,10 @@ def test_info_tells_what_is_proven_where_and_when(module: Module) -> None:
     )
     path.write_text(Result(subject, "2030-01-02 03:04", ROWS).as_json())
     assert " but linear (failed), train_epoch (left out), 2030-01-02 03:04 UTC" in str(fastnn.info())
+    monkeypatch.setattr(_proof, "VERIFIED_CAPABILITIES", frozenset({"8.0", "9.0"}))
+    said = str(fastnn.info().cuda_proven)
+    assert said.startswith("compute capability 8.0; compute capability 9.0; on NVIDIA X3 GPU-3")
+    monkeypatch.setattr(_proof, "VERIFIED_CAPABILITIES", frozenset())
     path.write_text("{")
     unreadable = f"; the result kept at {path} cannot be read (it is not what this version of fastnn writes)"
     said = str(fastnn.info().cuda_proven)
