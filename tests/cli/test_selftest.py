@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastnn import _dispatch, _proof
 from fastnn._proof import FAILED, LEFT_OUT, PASSED, Row, Subject
@@ -91,6 +92,7 @@ def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert Subject(**found["subject"]) == SUBJECT
     assert tuple(Row(**row) for row in found["rows"]) == BAD
     assert found["unusable"] is None
+    assert found["info"]["torch"] == torch.__version__  # which whoever is sent it wants to know
     assert "4 tests on cuda:0, NVIDIA X1 (driver 580.1, CUDA 13.0): 1 failed\n" in captured.err
     stopped(monkeypatch, parent.Unusable("no devices", parent.Found(SUBJECT, BAD[:3])))
     assert main(["selftest", "--json"]) == 1

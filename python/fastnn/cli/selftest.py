@@ -84,13 +84,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(found: Found, device: str, as_json: bool, unusable: str | None = None) -> None:
     """Print what was found."""
+    from fastnn._info import info
     from fastnn._proof import FAILED
 
     subject, rows = found
     table = sys.stderr if as_json else sys.stdout
     if as_json:
         fields = {"subject": subject and asdict(subject), "rows": [asdict(row) for row in rows]}
-        print(json.dumps({**fields, "unusable": unusable}, indent=1))
+        print(json.dumps({**fields, "unusable": unusable, "info": info().as_dict()}, indent=1))
     if rows:
         on = device if subject is None else f"{device}, {subject.name} (driver {subject.driver})"
         failed = sum(row.outcome == FAILED for row in rows)
