@@ -47,7 +47,7 @@ class Watch {
   void size(py::object container, Py_ssize_t size) { sizes_.emplace_back(std::move(container), size); }
   // The function has the same code and defaults, which whoever reloads a file replaces in place.
   void function(py::function function) { functions_.emplace_back(std::move(function)); }
-  // type.name is value, looked up along the bases.
+  // What the type or the first of its bases that has such a name has under it, bound to nothing, is value.
   void class_item(const py::type& type, py::object name, py::object value) {
     for (Class& watched : classes_)
       if (watched.type.is(type)) {
@@ -245,7 +245,9 @@ class Watch {
     const auto* const type = reinterpret_cast<const PyTypeObject*>(watched.type.ptr());
     if (watched.tag && watched.tag == type->tp_version_tag) return true;
     for (const auto& [name, value] : watched.attributes)
-      if (!is_attribute(watched.type, name, value)) return false;
+      if (!is_value(_PyType_Lookup(reinterpret_cast<PyTypeObject*>(watched.type.ptr()), name.ptr()),
+                    value.ptr()))
+        return false;
     watched.tag = type->tp_version_tag;
     return true;
   }

@@ -7,7 +7,7 @@ import types
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial, wraps
+from functools import cached_property, partial, partialmethod, singledispatchmethod, wraps
 from operator import attrgetter
 from typing import Any
 
@@ -24,6 +24,19 @@ class Scaler:
     """A helper, such as normalises observations."""
 
     of_class = types.SimpleNamespace(k=1.0)
+
+    def _times(self, factor: float, x: Tensor) -> Tensor:
+        return x * factor * self._k
+
+    once = partialmethod(_times, 1.0)
+
+    @singledispatchmethod
+    def by_type(self, x: Any) -> Any:
+        raise TypeError(type(x))
+
+    @by_type.register
+    def _(self, x: Tensor) -> Tensor:
+        return x * self._k
 
     def __init__(self) -> None:
         self._k, self._mean, self._table = 1.0, torch.zeros(3), {"k": 1.0}
@@ -150,6 +163,8 @@ READS: dict[str, tuple[Callable[[Agent, Tensor], Tensor], Callable[[Agent], Any]
     ),
     "name in an attribute": (lambda a, x: x * getattr(a, a.which), lambda a: setattr(a, "k0", 3.0)),
     "name with a dot": (lambda a, x: x * attrgetter("inner.scaler.k")(a), lambda a: _set_k(a.scaler)),
+    "method of a partial": (lambda a, x: a.scaler.once(x), lambda a: _set_k(a.scaler)),
+    "method by type": (lambda a, x: a.scaler.by_type(x), lambda a: _set_k(a.scaler)),
     "descriptor": (lambda a, x: x * a.described, lambda a: setattr(a, "_described", 3.0)),
 }
 
@@ -168,6 +183,31 @@ def test_what_a_helper_reads_is_noticed(
             same(captured(*arguments), read(agent, torch.ones(3)))
         assert captured.programs[0].checked is True
         change(agent)
+
+
+METHODS: dict[str, Callable[[float], Any]] = {
+    "method": lambda k: lambda self, x: x * k,
+    "class method": lambda k: classmethod(lambda cls, x: x * k),
+    "static method": lambda k: staticmethod(lambda x: x * k),
+    "method of a partial": lambda k: partialmethod(lambda self, factor, x: x * factor, k),
+    "method by type": lambda k: singledispatchmethod(lambda self, x: x * k),
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_method_that_is_replaced_in_its_class(method: Callable[[float], Any]) -> None:
+    class Model(nn.Module):
+        scaled = method(1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scaled(x)  # type: ignore[no-any-return]
+
+    captured = fastnn.capture(Model().forward, native=True)
+    for k in (1.0, 3.0):
+        Model.scaled = method(k)
+        for _ in range(4):
+            same(captured(torch.ones(3)), torch.full((3,), k))
+        assert captured.programs[0].checked is True
 
 
 def test_a_cached_property_that_is_made_anew() -> None:

@@ -9,7 +9,7 @@ import threading
 import weakref
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sized
-from functools import cached_property, partial
+from functools import partial
 from inspect import getattr_static
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -48,6 +48,12 @@ def is_plain(value: Any) -> bool:
     """Whether it is an object with attributes of its own and no more."""
     others = (torch.nn.Module, torch.Tensor, torch.optim.Optimizer, FunctionType, MethodType, partial, type)
     return isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, (*others, ModuleType))
+
+
+def of_class(kind: type, name: str) -> Any:
+    """What a class has under a name, or the first of its bases that has, as a Watch finds it: asked for, a
+    class method would be bound anew. None where there is none."""
+    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 
 def slots_of(value: Any) -> dict[str, Any]:
@@ -245,29 +251,29 @@ class Code:
             if (kind, name) in self._of_classes:
                 continue
             self._of_classes.add((kind, name))
-            self._read_descriptor(getattr_static(kind, name, None))
+            found = of_class(kind, name)
+            if found is not None:
+                self._watch.class_item(kind, name, found)
+                self._read_descriptor(found)
             for base in kind.__mro__[1:]:  # as its own calls `super()`
                 if name in vars(base):
                     self._read_class(base, {name})
             with contextlib.suppress(Exception):  # of a metaclass, which has something to say about names
-                of_class = getattr(kind, name)
-                if getattr(kind, name) is not of_class:  # a class method, bound anew whenever it is asked for
-                    self._read(getattr(of_class, "__func__", None))
-                    continue
-                self._watch.class_item(kind, name, of_class)
-                if isinstance(of_class, FunctionType):
-                    self._read(of_class)
+                asked = getattr(kind, name)
+                if isinstance(asked, FunctionType):
+                    self._read(asked)
                 else:
-                    self._variable(of_class, names, depth=1)
+                    self._variable(asked, names, depth=1)
 
     def _read_descriptor(self, value: Any) -> None:
         """What is run where an attribute of that class is asked for."""
         if isinstance(value, property):
             self._read(value.fget)
-        elif isinstance(value, cached_property):
-            self._read(value.func)
         elif hasattr(type(value), "__get__") and not isinstance(value, FunctionType):
             self.found(value, 1)
+            if is_library(type(value).__module__):  # functools's, whose functions call the class's
+                for part in getattr(value, "__dict__", {}).values():
+                    self.found(part, 1)
 
 
 class _Autocast:

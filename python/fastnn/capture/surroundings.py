@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 from array import array
@@ -28,6 +27,7 @@ from fastnn.capture.names import (
     has_attributes,
     is_library,
     names_in_class,
+    of_class,
     parts_of,
     slots_of,
 )
@@ -203,11 +203,9 @@ class Surroundings:
         self._classes.add((type(of), names))
         called = {"forward", *MODULE_CALL} if isinstance(of, nn.Module) else set()
         bases = _bases(of, libraries=isinstance(of, (nn.Module, Optimizer)))
-        for name in (names | called) & _names_of(bases):
-            for base in bases:
-                with contextlib.suppress(Exception):  # the base has none, or objects to being asked
-                    if getattr(base, name) is getattr(base, name):  # no class method
-                        self.class_item(base, name, getattr(base, name))
+        for base in bases:
+            for name in (names | called) & _names_of(base.__mro__):
+                self.class_item(base, name, of_class(base, name))
 
     def drawn(self) -> str | None:
         """Where the function has drawn numbers that a replay would not draw, or None."""
@@ -231,6 +229,8 @@ class Surroundings:
                 same = name in holder and _is_same(holder[name], value)
             elif method == "absent":
                 same = name not in holder
+            elif method == "class_item":
+                same = _is_same(of_class(holder, name), value)
             elif method == "function":
                 same = _is_same(_made_of(holder), value)
             else:
@@ -318,7 +318,7 @@ def _bases(of: Any, *, libraries: bool) -> list[type]:
     return [b for b in type(of).__mro__ if b is not object and (libraries or not is_library(b.__module__))]
 
 
-def _names_of(bases: list[type]) -> set[str]:
+def _names_of(bases: Iterable[type]) -> set[str]:
     return set().union(*map(vars, bases))
 
 

@@ -29,6 +29,7 @@ from fastnn._torch_internals import (
     on_leaf,
     on_saved_tensors,
 )
+from fastnn.capture.names import of_class
 
 _GLOBAL_HOOKS = (
     _torch_internals.all_forward_hooks,
@@ -82,9 +83,10 @@ def watch_module(watch: Any, module: torch.nn.Module) -> None:
     # Attributes of the module, parameters and buffers: a property of the class would come before them.
     for table in (module.__dict__, module.__dict__[PARAMETERS], module.__dict__[BUFFERS]):
         for key in table:
-            if not hasattr(kind, key):
+            found = of_class(kind, key)
+            if found is None:
                 watch.class_absent(kind, key)
-            elif hasattr(type(found := getattr(kind, key)), "__set__"):
+            elif hasattr(type(found), "__set__"):
                 raise Unsupported(f"{name} has a property {key}")
             else:
                 watch.class_item(kind, key, found)

@@ -9,7 +9,7 @@ import torch
 from fastnn import _replaced, _torch_internals
 from fastnn._dispatch import Unsupported
 from fastnn._torch_internals import COMPILED, COMPILED_CALL, MODULES
-from fastnn.capture.names import Code, is_library, is_plain, names_in_class
+from fastnn.capture.names import Code, is_library, is_plain, names_in_class, of_class
 from fastnn.capture.watch import watch_globals, watch_hooks, watch_optimizer, watch_parts
 
 _TABLES = (_torch_internals.PARAMETERS, _torch_internals.BUFFERS, _torch_internals.MODULES)
@@ -89,6 +89,6 @@ def _watch_inside(watch: Any, value: Any, names: set[str], depth: int = 2) -> No
     elif depth and is_plain(value):
         kind = type(value)
         for name in () if is_library(kind.__module__) else names:
-            if hasattr(kind, name):
-                watch.class_item(kind, name, getattr(kind, name))
+            if (found := of_class(kind, name)) is not None:
+                watch.class_item(kind, name, found)
         _watch_named(watch, value.__dict__, names, depth)
