@@ -353,3 +353,44 @@ def test_equal_entries_and_options_of_an_optimizer_are_the_same() -> None:
         groups[0]["lr"] = 0.1 / (i + 1)
         numbers[0], table["k"] = 1.0 / (2 + i - i), (2, 1.0 / (2 + i - i))
     assert len(captured.programs) == 1
+
+
+LOOKS: dict[str, Callable[[Tensor], float]] = {
+    "shape": lambda t: t.shape[0],
+    "size": lambda t: t.size(0),
+    "length": len,
+    "numel": torch.numel,
+    "stride": lambda t: 1 + t.stride(0),
+    "dtype": lambda t: 2.0 if t.dtype is torch.float64 else 1.0,
+    "requires_grad": lambda t: 2.0 if t.requires_grad else 1.0,
+}
+
+
+@pytest.mark.parametrize("attribute", [False, True])
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_a_tensor_that_only_python_looks_at(look: Callable[[Tensor], float], attribute: bool) -> None:
+    holder = types.SimpleNamespace(now=torch.zeros(4), all=[torch.zeros(4)])
+
+    def fn(x: Tensor) -> Tensor:
+        return x * look(holder.now if attribute else holder.all[0])
+
+    captured = fastnn.capture(fn, native=True)
+    other = torch.zeros(5, 2, dtype=torch.float64).T[0].requires_grad_()
+    for t in (torch.zeros(4), other):
+        if attribute:
+            holder.now.requires_grad_(t.requires_grad)
+            holder.now.data = t.detach()  # in place
+        else:
+            holder.all[0] = t
+        for _ in range(4):
+            same(captured(torch.ones(3)), torch.full((3,), float(look(t))))
+        assert captured.programs[0].checked is True
+
+
+def test_a_gradient_that_is_only_asked_whether_it_is_there() -> None:
+    w = torch.ones(3, requires_grad=True)
+    captured = fastnn.capture(lambda x: x if w.grad is None else x * 3, native=True)
+    for w.grad in (torch.ones(3), None, torch.ones(3), torch.zeros(3)):
+        for _ in range(4):
+            same(captured(torch.ones(3)), torch.full((3,), 1.0 if w.grad is None else 3.0))
+    assert len(captured.programs) == 2

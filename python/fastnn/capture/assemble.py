@@ -146,7 +146,8 @@ def _gradients(
             found.absent.append(leaf)
         elif old_storage is not None and new is not None and new is not old:
             found.lost.append(old_storage)  # it was read or written, and dropped
-        elif old_storage is not None:
+        elif old_storage is not None or (key in recording.asked and new is old):
+            old_storage = recording.view(old).storage
             if id(old_storage) in found.state:  # of which a call could look at one only
                 raise Unsupported("gradients of several parameters are parts of one tensor")
             found.state[id(old_storage)] = (leaf, old)

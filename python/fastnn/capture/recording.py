@@ -13,6 +13,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from fastnn import _torch_internals
 from fastnn._dispatch import Unsupported
 from fastnn._replaced import HOMES
 from fastnn.capture.ir import Storage, View
@@ -29,6 +30,7 @@ class Recording:
         tape: what has been noted.
         device: of all tensors, known when the first is met.
         leaves: those that require gradients, by id.
+        asked: the ids of tensors whose gradients Python has looked at.
         paused: how often: what runs meanwhile is not noted.
         ran_backward: in which hooks of leaves are called.
         thread: in which the function runs.
@@ -40,6 +42,7 @@ class Recording:
         self.device: torch.device | None = None
         self.tape = Tape()
         self.leaves: dict[int, Tensor] = {}
+        self.asked: set[int] = set()
         self.paused = 0
         self.ran_backward = False
         self.thread = threading.get_ident()
@@ -95,12 +98,17 @@ class Recording:
         """Whether it is the memory of an argument."""
         return id(storage) in self._inputs
 
-    def gradient_is_asked(self, tensor: Tensor) -> None:
-        """Somebody reads ``.grad``: of a tensor from before, it may be another one in each call."""
-        if type(tensor) in _PLAIN and _has_memory(tensor) and tensor.requires_grad and tensor.is_leaf:
-            storage = self.storage_of(tensor)
-            if storage is None or storage.tensor is tensor:
-                self.leaves[id(tensor)] = tensor
+    def is_asked(self, tensor: Tensor) -> None:
+        """Python looks at a tensor, at its shape for one: of one from before, that may change though no op
+        reads it."""
+        if (
+            type(tensor) in _PLAIN
+            and self.device in (None, tensor.device)
+            and _has_memory(tensor)
+            and _torch_internals.has_storage(tensor)  # within vmap it stands for another
+            and tensor.numel()
+        ):
+            self.view(tensor)
 
     def reaches_arguments(self, others: Iterable[Tensor]) -> bool:
         """Whether the memory of an argument was met otherwise too, as a parameter's is beside its ``.data``;

@@ -61,10 +61,13 @@ class Unseen(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(func, FunctionType) and not is_own(func):
             func = _wrapped_by(func, sys._getframe(1))
-        if func in _UNSEEN and not self._recording.paused:
-            self._recording.refuse(f"values go past torch's ops: .{_UNSEEN[func]}")
-        if func == _GRADIENT and not self._recording.paused:
-            self._recording.gradient_is_asked(args[0])
+        noted = self._recording
+        if not noted.paused and func in _UNSEEN:
+            noted.refuse(f"values go past torch's ops: .{_UNSEEN[func]}")
+        if not noted.paused and noted.refused is None and args and isinstance(args[0], Tensor):
+            noted.is_asked(args[0])
+            if func == _GRADIENT:
+                noted.asked.add(id(args[0]))
         if func is Tensor.__bool__ and sys._getframe(1).f_globals.get("__name__") in _VALIDATING:
             with self._recording.pause():
                 return func(*args)
