@@ -7,6 +7,7 @@ import copy
 import gc
 import pickle
 import random
+import re
 import types
 import warnings
 import weakref
@@ -245,7 +246,7 @@ def test_what_it_changes_itself_is_told_and_not_watched() -> None:
     agent = Counting()
     captured = fastnn.capture(agent.update)
     x = torch.ones(3, 4)
-    with pytest.warns(UserWarning, match="changes steps as it runs, which replays do not"):
+    with pytest.warns(UserWarning, match=r"changes self\.steps as it runs, which replays do not"):
         _ = [captured(x) for _ in range(3)]
     assert agent.steps == 3
     captured(x)  # nothing is told again
@@ -483,17 +484,73 @@ def test_what_it_reads_may_change_as_often_as_recordings_pay() -> None:
     assert len(captured.programs) == 8
 
 
-def test_what_changes_at_every_call_is_given_up() -> None:
-    options = Options()
-    captured = fastnn.capture(lambda x: x * options.scale)
+class Annealed:
+    def __init__(self) -> None:
+        self.k, self.table, self.all, self.numbers = 1.0, {"k": 1.0}, [1.0], np.ones(2)
+        self.options = Options()
 
-    def scaled_by(factor: float) -> Tensor:
-        options.scale = factor
+    def by_attribute(self, x: Tensor) -> Tensor:
+        return x * self.k
+
+    captured = fastnn.capture(by_attribute)
+
+    def by_entry(self, x: Tensor) -> Tensor:
+        return x * self.table["k"]
+
+    def by_length(self, x: Tensor) -> Tensor:
+        return x * len(self.all)
+
+    def by_array(self, x: Tensor) -> Tensor:
+        return x * float(self.numbers[0])
+
+    def by_attribute_of_an_attribute(self, x: Tensor) -> Tensor:
+        return x * self.options.scale
+
+    def by_variable(self) -> Callable[[Tensor], Tensor]:
+        return lambda x: x * self.k
+
+
+DIFFERING: dict[str, Callable[[Annealed], Callable[[Tensor], Tensor]]] = {
+    "self.k": lambda a: fastnn.capture(a.by_attribute),
+    "self.k ": lambda a: a.captured,
+    "self.table['k']": lambda a: fastnn.capture(a.by_entry),
+    "the length of self.all": lambda a: fastnn.capture(a.by_length),
+    "what is in self.numbers": lambda a: fastnn.capture(a.by_array),
+    "self.options.scale": lambda a: fastnn.capture(a.by_attribute_of_an_attribute),
+    "self.k  ": lambda a: fastnn.capture(a.by_variable()),
+    "a.k": lambda a: fastnn.capture(lambda x: x * a.k),
+}
+
+
+@pytest.mark.parametrize(("name", "make"), DIFFERING.items(), ids=DIFFERING)
+def test_what_changes_at_every_call_is_given_up(
+    name: str, make: Callable[[Annealed], Callable[[Tensor], Tensor]]
+) -> None:
+    annealed = Annealed()
+    captured = make(annealed)
+
+    def scaled_by(k: int) -> Tensor:
+        annealed.k = annealed.table["k"] = annealed.options.scale = float(k)
+        annealed.all[:], annealed.numbers[0] = [1.0] * k, k
         return captured(torch.ones(3))
 
-    with pytest.warns(fastnn.EagerStepWarning, match="differs in every call"):
-        results = [scaled_by(1.0 + i) for i in range(12)]
+    told = re.escape(f"eagerly: {name.strip()} differs in every call: give it as an argument")
+    with pytest.warns(fastnn.EagerStepWarning, match=told):
+        results = [scaled_by(1 + i) for i in range(12)]
     same(results, [torch.full((3,), 1.0 + i) for i in range(12)])
+
+
+def test_a_parameter_that_moves_at_every_call_is_given_up() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    captured = fastnn.capture(lambda x: x * weight.detach().mean())
+
+    def moved(n: int) -> Tensor:
+        weight.data = torch.ones(1 + n)
+        return captured(torch.ones(3))
+
+    with pytest.warns(fastnn.EagerStepWarning, match="memory or hooks .* differs in every call"):
+        results = [moved(i) for i in range(20)]
+    same(results, [torch.ones(3)] * 20)
 
 
 def test_what_cannot_be_called() -> None:

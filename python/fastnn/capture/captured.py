@@ -52,6 +52,8 @@ _LOST_BY = (
     "{} takes a step with gradients that replays have not kept, and has found zeros: keep_grad=True keeps "
     "them, as is done from now on"
 )
+_DIFFERS = "{} differs in every call: give it as an argument, a tensor if it is a number, or keep it as it is"
+_WHAT_IT_DEPENDS_ON = "what it reads, memory or hooks of its tensors or modules,"
 _UNSEEN = "the names that it reads cannot be inspected"
 # Functions in which optimizers take steps: what one leaves in gradients, another may take a step with.
 _training: weakref.WeakValueDictionary[int, Captured] = weakref.WeakValueDictionary()
@@ -67,6 +69,7 @@ class Known:
         self.replaced = 0  # programs that another was recorded after before they were worth their recording
         self.wasted = 0  # programs that had to make room before they were worth their recording
         self.refused: str | None = None
+        self.names: Surroundings | None = None  # of the last program
         self.drew = False  # random numbers that torch does not know
         # Parameters whose .grad the function may set: what it does with it shows in a later call.
         self.leaves: dict[int, Tensor] = {}
@@ -325,18 +328,20 @@ class Captured:
         if previous is not None and previous.native.runs < _WORTH:
             known.replaced += 1
         try:
+            if known.replaced == _MOST_REPLACED:
+                differing = sorted(set(known.names.differing())) if known.names is not None else []
+                raise Unsupported(_DIFFERS.format(", ".join(differing) or _WHAT_IT_DEPENDS_ON))
             changed = self._looked_around(names, known, new)
             if changed is not None:
                 leaves, check = recorder.recording.leaves, self._options["check"]
                 kept = leaves.keys() if self._options["keep_grad"] else self._stepped_elsewhere()
                 around = reached(self._fn, called.others)  # once more: it may have stored its arguments
                 program = assemble(called, recorder, before, around, names, result, kept=kept, check=check)
+                known.names = names
                 self._add(program)
                 self._tell_changes(changed)
         except Unsupported as reason:
             known.refused = str(reason)
-        if known.replaced == _MOST_REPLACED:
-            known.refused = "a value that it reads by name differs in every call"
 
     def _add(self, program: Program | GraphProgram) -> None:
         self._programs, gone = [program, *self._programs[: _PROGRAMS - 1]], self._programs[_PROGRAMS - 1 :]

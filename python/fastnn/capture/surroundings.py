@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import weakref
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -55,7 +56,6 @@ _SETTINGS = (
 )
 _DATA = (Tensor, np.ndarray)  # which are watched only where the function reads them
 _MOST_DATA = 10_000  # entries of a container that is searched for such
-_SHOWN = {"cell_contents": "a variable", "now": "what is in a container"}
 _DEEPEST = 4  # attributes of attributes, and entries of entries
 
 
@@ -73,6 +73,7 @@ class Surroundings:
         """`given` is what the arguments hold beside tensors, `around` all that the function can reach;
         `called` was called in an earlier call."""
         self._noted: dict[tuple[str, int, Any], tuple[Any, Any, Any]] = {}  # holder, name and value
+        self._names: dict[int, str] = {}  # of objects, of their attributes and of variables, by their ids
         self._containers: dict[int, tuple[Any, int, bool]] = {}  # and sizes, and whether these are watched
         self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
         self._classes: set[tuple[type, frozenset[str]]] = set()  # what is noted already
@@ -80,6 +81,8 @@ class Surroundings:
         # What an optimizer draws in its step, it draws in replays too.
         self._not_ours = {id(part) for optimizer in optimizers for part in vars(optimizer).values()}
         code = Code(self)
+        if isinstance(fn, MethodType):
+            self._names[id(fn.__self__)] = "self"
         for root in (fn, *given):
             code.found(root)
         code.follow_methods()
@@ -130,17 +133,39 @@ class Surroundings:
     def function(self, function: FunctionType) -> None:
         """As a Watch's: what a function is made of."""
         self._note("function", function, "a function", _made_of(function))
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+            self._names.setdefault(id(cell), name)
 
     def class_item(self, kind: type, name: str, value: Any) -> None:
         """As a Watch's: what an object has from its class."""
         self._note("class_item", kind, name, value)
 
     def _note(self, method: str, holder: Any, name: Any, value: Any) -> None:
+        if name == "__annotations__":  # which a class has from when it is first asked for them
+            return
         self._noted.setdefault((method, id(holder), name), (holder, name, value))
         self._note_generator(value)
+        shown = self._shown(method, holder, name)
+        if isinstance(value, weakref.ref):  # of the object of a method
+            self._names.setdefault(id(value()), "self")
+        self._names.setdefault(id(value), shown)
         if method != "entry" and isinstance(value, _Held.kinds) and _Held.size(value) <= LONGEST:
             held = _Held(value)
+            self._names[id(held)] = f"what is in {shown}"
             self._noted.setdefault(("held", id(value), "now"), (held, "now", held.now))
+
+    def _shown(self, method: str, holder: Any, name: Any) -> str:
+        """What a reader of the code would call it."""
+        found = self._names.get(id(holder))
+        if method == "entry":
+            return f"{found or 'a container'}[{name!r}]"
+        if method == "function":
+            return f"the code of {holder.__qualname__}"
+        if method == "class_item":
+            return f"{holder.__name__}.{name}"
+        if method == "held" or name == "cell_contents":
+            return found or "a variable"
+        return f"{found}.{name}" if found else name
 
     def _note_generator(self, value: Any) -> None:
         """A generator of random numbers, or a method of one."""
@@ -187,6 +212,7 @@ class Surroundings:
 
     def _note_attributes(self, of: Any, names: set[str]) -> Iterable[Any]:
         own, slots = getattr(of, "__dict__", {}), slots_of(of)
+        self._names.setdefault(id(own), self._names.setdefault(id(of), type(of).__name__))
         for name in names & own.keys():
             self.item(own, name, own[name])
         for name in names & slots.keys():
@@ -238,33 +264,42 @@ class Surroundings:
             if not same:
                 del self._noted[method, key, name]
             if same is False:
-                shown = _SHOWN.get(name, name)
-                names.append(f"entry {name!r}" if method == "entry" else shown)
+                names.append(self._shown(method, holder, name))
         return names
 
     def watch(self, watch: Any, read: Iterable[Tensor]) -> None:
-        """Add them to a Watch; of tensors and arrays in containers only those that the function reads."""
+        """Add them to a Watch; of tensors and arrays in containers only those that the function reads. Others
+        are not known from then on."""
         tensors = {id(t): t.data_ptr() for t in read}
         addresses = set(tensors.values())
-        for (method, _, _), (holder, name, value) in self._noted.items():
+        for key, (holder, name, value) in list(self._noted.items()):
+            method = key[0]
             if method == "absent":
                 watch.absent(holder, name)
             elif method == "function":
                 watch.function(holder)
+            elif (method == "held" and holder.is_read(addresses)) or (
+                method == "entry"
+                and isinstance(value, _DATA)
+                and not (
+                    _holds_one_of(value, addresses) if isinstance(value, np.ndarray) else id(value) in tensors
+                )
+            ):
+                del self._noted[key]
             elif method == "held":
-                if not holder.is_read(addresses):
-                    watch.attribute(holder, name, value)
+                watch.attribute(holder, name, value)
             elif method != "entry":
                 getattr(watch, method)(holder, name, value)
-            elif (
-                _holds_one_of(value, addresses)
-                if isinstance(value, np.ndarray)
-                else not isinstance(value, Tensor) or id(value) in tensors
-            ):
+            else:
                 (watch.item if isinstance(holder, dict) else watch.element)(holder, name, value)
         for container, size, is_watched in self._containers.values():
             if is_watched:
                 watch.size(container, size)
+
+    def differing(self) -> list[str]:
+        """What is not as it was when `watch` was called."""
+        sizes = [c for c, size, is_watched in self._containers.values() if is_watched and _size(c) != size]
+        return [f"the length of {self._names.get(id(c), 'a container')}" for c in sizes] + self.changed()
 
 
 class _Held:
