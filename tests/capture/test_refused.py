@@ -333,3 +333,37 @@ def test_side_effects_happen_at_recording_only() -> None:
     for _ in range(10):
         captured(torch.ones(2))
     assert len(calls) == 3  # eager, recorded, compared
+
+
+def _averaged(x: torch.Tensor) -> Any:
+    _average.update_parameters(_linear)
+    return x * 2
+
+
+_linear = nn.Linear(4, 4)
+_average = torch.optim.swa_utils.AveragedModel(_linear)
+_cumulative = nn.BatchNorm1d(4, momentum=None)
+
+
+@pytest.mark.parametrize(
+    ("fn", "name"),
+    [
+        (_averaged, "AveragedModel.update_parameters"),
+        (lambda x: _cumulative(x.expand(3, 4)).detach(), "BatchNorm1d.forward"),
+        (
+            lambda x: nn.utils.clip_grad_norm_(_linear.parameters(), 1.0, error_if_nonfinite=True),
+            "clip_grad_norm_",
+        ),
+        (lambda x: nn.functional.one_hot(x.long().abs(), 5), "one_hot"),
+        (lambda x: torch.zeros(4)[x[0].long().abs()], "__getitem__"),
+    ],
+    ids=["average", "batch norm", "clip", "one_hot", "index"],
+)
+def test_what_torch_itself_reads(fn: Any, name: str) -> None:
+    _linear.requires_grad_()
+    for p in _linear.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.warns(
+        fastnn.EagerStepWarning, match=rf"{re.escape(name)} of torch reads a value.*\(test_refused\.py:\d+\)"
+    ):
+        _repeat(fastnn.capture(fn))

@@ -143,6 +143,10 @@ class Recorder(TorchDispatchMode):
             raise Unsupported(f"{schema.name} changes the memory of a tensor")
         if schema.depends_on_values and schema.name not in _INDEXING:
             if schema.name == "_local_scalar_dense.default":
+                if (reader := self.recording.reader()) is not None:
+                    raise Unsupported(
+                        f"{reader} of torch reads a value, as .item() does: call it outside, or do without"
+                    )
                 raise Unsupported(
                     "a value is read, by .item() or by Python's control flow on a tensor: return the tensor "
                     "and read it outside, or choose by torch.where"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -20,6 +21,14 @@ from fastnn.capture.ir import Storage, View
 from fastnn.capture.tape import Tape, as_view
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+# By which users read a value.
+_READING = {
+    "item",
+    "is_nonzero",
+    *(f"__{kind}__" for kind in ("bool", "int", "float", "complex", "index", "format")),
+}
+# Whose functions do something of their own.
+_OF_TORCH = tuple(f"torch.{name}." for name in ("nn", "optim", "amp", "distributions", "utils", "func"))
 
 
 class Recording:
@@ -31,6 +40,7 @@ class Recording:
         device: of all tensors, known when the first is met.
         leaves: those that require gradients, by id.
         asked: the ids of tensors whose gradients Python has looked at.
+        function: the name of torch's that is called.
         paused: how often: what runs meanwhile is not noted.
         ran_backward: in which hooks of leaves are called.
         thread: in which the function runs.
@@ -43,6 +53,7 @@ class Recording:
         self.tape = Tape()
         self.leaves: dict[int, Tensor] = {}
         self.asked: set[int] = set()
+        self.function: str | None = None
         self.paused = 0
         self.ran_backward = False
         self.thread = threading.get_ident()
@@ -159,6 +170,15 @@ class Recording:
         address = tensor.untyped_storage().data_ptr()
         return address in self._storages or address in self._met
 
+    def reader(self) -> str | None:
+        """What of torch's reads a value for the user's code, which has not asked for that."""
+        for frame in itertools.takewhile(_is_not_users, _frames()):
+            module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+            if module.startswith(_OF_TORCH) and not name.startswith(("_", "<")):
+                owner = frame.f_locals.get("self")
+                return name if owner is None else f"{type(owner).__name__}.{name}"
+        return None if self.function in _READING else self.function
+
     def here(self) -> bool:
         """Whether it goes on, in the calling thread."""
         return threading.get_ident() == self.thread and self.refused is None
@@ -174,13 +194,20 @@ class Recording:
         ]
 
 
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_not_users(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(HOMES) or "<" in frame.f_code.co_filename
+
+
 def _place() -> str:
     """The line of the user's that is running."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and (
-        frame.f_code.co_filename.startswith(HOMES) or "<" in frame.f_code.co_filename
-    ):
-        frame = frame.f_back
+    frame = next(itertools.dropwhile(_is_not_users, _frames()), None)
     return "" if frame is None else f" ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
 
 

@@ -62,6 +62,7 @@ class Unseen(TorchFunctionMode):
         if isinstance(func, FunctionType) and not is_own(func):
             func = _wrapped_by(func, sys._getframe(1))
         noted = self._recording
+        noted.function = getattr(func, "__name__", None)
         if not noted.paused and func in _UNSEEN:
             noted.refuse(f"values go past torch's ops: .{_UNSEEN[func]}")
         if not noted.paused and noted.refused is None and args and isinstance(args[0], Tensor):
