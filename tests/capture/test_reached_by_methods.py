@@ -95,6 +95,43 @@ class Slots:
     k: float = 1.0
 
 
+class Settings:
+    k = 1.0
+
+
+class Times(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scaler: Scaler) -> Tensor:
+        ctx.scaler = scaler
+        return x * scaler._k
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * ctx.scaler._k * Settings.k, None
+
+
+class Scaled:
+    def __init__(self, x: Tensor) -> None:
+        self.x = x * Settings.k
+
+    def sum(self) -> Tensor:
+        return self.x
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.k = Settings.k
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.k
+
+
+def _derivative(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(fn(x).sum(), x)[0].clone()
+
+
 class Agent:
     described = Described()
 
@@ -103,6 +140,15 @@ class Agent:
         self.inner = types.SimpleNamespace(scaler=self.scaler)
         self.bound, self.partly = self.scaler.scale, partial(Scaler.scale, self.scaler)
         self.closed = self._closed()
+        self.settings = Settings
+        self.layer = nn.Linear(3, 3)
+        nn.init.eye_(self.layer.weight)
+        self.layer.register_forward_hook(lambda module, args, out: out * self.scaler.k)
+        self.layer.register_forward_pre_hook(lambda module, args: (args[0] * self.scaler.k,))
+        self.backward = nn.Linear(3, 3)
+        self.backward.register_full_backward_hook(lambda module, given, got: (given[0] * self.scaler.k,))
+        self.weight = torch.ones(3, requires_grad=True)
+        self.weight.register_hook(lambda grad: grad * self.scaler.k)
         self.net = Net()
         self._described = 1.0
         self.slots, self.window, self.flags = Slots(), deque([1.0, 1.0], maxlen=2), {1}
@@ -165,6 +211,23 @@ READS: dict[str, tuple[Callable[[Agent, Tensor], Tensor], Callable[[Agent], Any]
     "name with a dot": (lambda a, x: x * attrgetter("inner.scaler.k")(a), lambda a: _set_k(a.scaler)),
     "method of a partial": (lambda a, x: a.scaler.once(x), lambda a: _set_k(a.scaler)),
     "method by type": (lambda a, x: a.scaler.by_type(x), lambda a: _set_k(a.scaler)),
+    "of a class in an attribute": (lambda a, x: x * a.settings.k, lambda a: setattr(Settings, "k", 3.0)),
+    "object made in it": (lambda a, x: Scaled(x).sum(), lambda a: setattr(Settings, "k", 3.0)),
+    "model made in it": (lambda a, x: Layer()(x), lambda a: setattr(Settings, "k", 3.0)),
+    "forward of a Function": (
+        lambda a, x: Times.apply(x, a.scaler),  # type: ignore[no-untyped-call]
+        lambda a: _set_k(a.scaler),
+    ),
+    "backward of a Function": (
+        lambda a, x: _derivative(lambda x: Times.apply(x, a.scaler), x),  # type: ignore[no-untyped-call]
+        lambda a: setattr(Settings, "k", 3.0),
+    ),
+    "hooks of a model": (lambda a, x: a.layer(x).detach(), lambda a: _set_k(a.scaler)),
+    "hook of a model's backward": (lambda a, x: _derivative(a.backward, x), lambda a: _set_k(a.scaler)),
+    "hook of a tensor": (
+        lambda a, x: torch.autograd.grad((a.weight * x).sum(), a.weight)[0].clone(),
+        lambda a: _set_k(a.scaler),
+    ),
     "descriptor": (lambda a, x: x * a.described, lambda a: setattr(a, "_described", 3.0)),
 }
 
@@ -175,6 +238,7 @@ def test_what_a_helper_reads_is_noticed(
     read: Callable[..., Tensor], change: Callable[..., Any], given: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Scaler.of_class, "k", 1.0)
+    monkeypatch.setattr(Settings, "k", 1.0)
     agent = Agent()
     captured = fastnn.capture(read if given else lambda x: read(agent, x), native=True)
     arguments = (agent, torch.ones(3)) if given else (torch.ones(3),)

@@ -18,6 +18,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastnn import _replaced
+from fastnn._torch_internals import LEAF_HOOKS, MODULE_HOOKS, PARAMETERS
 from fastnn.capture.reach import global_names, wrapped
 
 _LIBRARIES = {"torch", "fastnn", "numpy", *sys.stdlib_module_names}
@@ -26,12 +27,15 @@ _NAMESPACES = (SimpleNamespace, Namespace, threading.local, LRScheduler)
 LONGEST = 64  # entries of a container that is looked into
 _DEEPEST = 4  # attributes of attributes, and entries of entries
 # Methods that are for those who make, copy or print an object: nothing else calls them unnamed.
+_MAKING = {"__new__", "__init__", "__post_init__", "forward"}
 _NOT_OF_USE = {
     *("__new__", "__init__", "__post_init__", "__del__", "__repr__", "__str__", "__copy__", "__deepcopy__"),
     *("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__init_subclass__", "__set_name__"),
 }
 _OF_WHAT_IS_THERE = {"LOAD_ATTR", "LOAD_METHOD"}
 _OF_A_BASE = {"LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"}
+# What autograd calls of a Function.
+_OF_FUNCTIONS = {"forward", "setup_context", "backward", "jvp", "vmap"}
 _BY_TEXT = {
     "getattr",
     "hasattr",
@@ -124,6 +128,16 @@ class Code:
                 for attribute in list(module.__dict__.values()):
                     if isinstance(attribute, (FunctionType, MethodType, partial)):
                         self.found(attribute)
+                for hooks in MODULE_HOOKS:
+                    self.found(module.__dict__.get(hooks))
+                for parameter in module.__dict__[PARAMETERS].values():
+                    self.found(parameter)
+        elif isinstance(value, torch.Tensor):
+            for hooks in LEAF_HOOKS:
+                self.found(getattr(value, hooks, None))
+        elif isinstance(value, type):
+            if not is_library(value.__module__):
+                self._is_new(value, depth)
         elif isinstance(value, partial):
             for part in (value.func, *value.args, value.keywords):
                 self.found(part, depth)
@@ -173,8 +187,10 @@ class Code:
         self.direct |= found
 
     def _follow(self, value: Any, names: set[str], depth: int) -> None:
-        kind = type(value)
+        kind = value if isinstance(value, type) else type(value)
         unnamed = _unnamed_in(kind) - ({"__len__"} - {f"__{name}__" for name in self.names})
+        if isinstance(value, type):  # of which the code may make objects
+            unnamed |= _MAKING
         self._read_class(kind, names | unnamed)
         if isinstance(value, torch.nn.Module) or has_attributes(value):
             attributes = {**slots_of(value), **getattr(value, "__dict__", {})}
@@ -227,8 +243,7 @@ class Code:
             self._read_module(value, names, set())
         elif isinstance(value, type):
             self._read_class(value, names)
-        else:
-            self.found(value, depth)
+        self.found(value, depth)
 
     def _read_module(self, module: ModuleType, names: set[str], within: set[int]) -> None:
         """Those `names` that are read of a module of Python, perhaps, or of one in it."""
@@ -247,6 +262,8 @@ class Code:
         """Those `names` that are read of a class, or of an object of it."""
         if is_library(kind.__module__) and kind is not torch.Tensor:
             return
+        if issubclass(kind, torch.autograd.Function):
+            names = names | _OF_FUNCTIONS
         for name in names:
             if (kind, name) in self._of_classes:
                 continue
