@@ -59,13 +59,32 @@ def test_a_broken_instruction(op: str, broken: Any, monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def _bias_without_effect() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
+
+
 def test_a_gradient_that_is_nothing_but_rounding() -> None:
     """Of a bias before a BatchNorm: Adam makes as much of it as of any other, in every run another."""
-    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    model = _bias_without_effect()
     step = fastnn.capture(classify(model, torch.optim.Adam(model.parameters(), lr=0.1)), native=True)
     for _ in range(8):
         step(*batch())
     assert step.programs[0].checked
+
+
+@pytest.mark.parametrize(("make", "runs"), [(net, 3), (_bias_without_effect, 7)], ids=["agree", "measured"])
+def test_what_rounding_changes_is_measured_where_that_matters(
+    make: Any, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = importlib.import_module("fastnn.capture.check")
+    outcome, calls = check._outcome, []
+    monkeypatch.setattr(check, "_outcome", lambda *args: (calls.append(args), outcome(*args))[1])
+    model = make()
+    step = fastnn.capture(classify(model, torch.optim.Adam(model.parameters())), native=True)
+    for _ in range(4):
+        step(*batch())
+    assert len(calls) == runs
+    assert step.programs[0].checked is True
 
 
 def test_the_comparison_leaves_no_trace() -> None:
@@ -183,7 +202,7 @@ def test_a_program_that_raises_while_it_is_compared(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(importlib.import_module("fastnn.capture.check"), "_nudge", fail)
-    twins = Twins(classify, net(), torch.optim.Adam)
+    twins = Twins(classify, _bias_without_effect(), torch.optim.Adam)
     for i in range(5):
         if i == 2:
             with pytest.warns(fastnn.EagerStepWarning, match="the program raises RuntimeError: no memory"):
