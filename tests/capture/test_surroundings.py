@@ -553,6 +553,18 @@ def test_a_parameter_that_moves_at_every_call_is_given_up() -> None:
     same(results, [torch.ones(3)] * 20)
 
 
+@pytest.mark.parametrize("collects", [True, False])
+def test_a_recording_leaves_the_collector_as_it_is(collects: bool) -> None:
+    before = gc.isenabled()
+    captured = fastnn.capture(lambda x: x * 2, native=True)
+    try:
+        (gc.enable if collects else gc.disable)()
+        calls(captured, lambda x: x * 2, 3, torch.ones(3))
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
 def test_what_cannot_be_called() -> None:
     with pytest.raises(TypeError, match="fn must be callable, got int"):
         fastnn.capture(3)  # type: ignore[call-overload]
