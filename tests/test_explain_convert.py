@@ -103,6 +103,12 @@ def test_repeated_convert_and_revert_are_reported() -> None:
     assert lines(fastnn.revert, loss)[""] == ["CrossEntropyLoss", None, "torch's has no z_loss"]
 
 
+def test_an_mlp_is_reported_as_already_fastnns() -> None:
+    found = lines(fastnn.convert, fastnn.nn.MLP([3, 4, 2]))
+    assert found[""] == ["MLP", None, "it is fastnn's already; one op: 0 to 2"]
+    assert set(found["0"][1:]) == {None, "it is fastnn's already"}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_is_left_alone_says_why() -> None:
     parametrized = T.Linear(3, 3)

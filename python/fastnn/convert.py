@@ -146,7 +146,8 @@ def _no_counterpart(part: Any, counterparts: dict[type, type]) -> str:
         return "it is scripted"
     base = next((base for base in kind.__mro__ if base in counterparts), None)
     wanted = _package(next(iter(counterparts.values())))
-    if kind in counterparts.values() or (base is None and _package(kind) == wanted):
+    # Of the wanted package itself, also where it derives from a class of the other's, as `nn.MLP` does.
+    if kind in counterparts.values() or _package(kind) == wanted:
         return _already(wanted)
     return "no counterpart" if base is None else f"a subclass of {_public_name(base)}"
 
