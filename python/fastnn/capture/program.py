@@ -97,9 +97,10 @@ class Program:
         """A few lines for `fastnn.explain`."""
         told = {None: "not yet compared with torch", True: "compared with torch", False: "not compared"}
         groups = self.instructions.count("elementwise")
+        fused = f", including {counted(groups, 'group')} of fused elementwise ops" if groups else ""
         lines = [
-            f"for {self.takes}: {counted(len(self.instructions), 'native instruction')}, {groups} of them "
-            f"for groups of elementwise ops, {counted(len(self.islands), 'op')} run by torch; "
+            f"for {self.takes}: {counted(len(self.instructions), 'native instruction')}{fused}; "
+            f"{counted(len(self.islands), 'op')} run by torch; "
             f"{counted(self.arena_bytes, 'byte')} of its own; {told[self.checked]}"
         ]
         if self.optimizers:

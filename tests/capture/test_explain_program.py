@@ -1,0 +1,47 @@
+"""What `fastnn.explain` says of a captured function's programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastnn
+
+X = torch.linspace(-1.0, 1.0, 64).reshape(8, 8)
+EYE = 3 * torch.eye(8)
+
+
+def explained(fn: Callable[[Tensor], Any]) -> str:
+    """The report's first line, with what differs between machines left out: the bytes."""
+    captured = fastnn.capture(fn)
+    for _ in range(4):
+        captured(X)
+    first, *_ = str(fastnn.explain(captured, X)).partition("\n")
+    return first.partition(": ")[2].rpartition("; ")[0].rpartition("; ")[0]
+
+
+@pytest.mark.parametrize(
+    ("fn", "expected"),
+    [
+        (lambda x: x @ x, "1 native instruction; 0 ops run by torch"),
+        (
+            lambda x: x.exp() + 1,
+            "1 native instruction, including 1 group of fused elementwise ops; 0 ops run by torch",
+        ),
+        (
+            lambda x: ((x.exp() + 1) @ x).cos(),
+            "3 native instructions, including 2 groups of fused elementwise ops; 0 ops run by torch",
+        ),
+        (
+            lambda x: torch.linalg.inv_ex(x + EYE)[0] @ x,
+            "2 native instructions, including 1 group of fused elementwise ops; 1 op run by torch",
+        ),
+    ],
+    ids=["no groups", "one group", "two groups", "one op of torch's"],
+)
+def test_counts_agree_in_number_with_their_nouns(fn: Callable[[Tensor], Any], expected: str) -> None:
+    assert explained(fn) == expected
