@@ -37,16 +37,16 @@ class TrainStep:
         loss = loss.detach()
 
     All arguments but the last are the model's: ``step(obs, act, y)``. Parameters and optimizer state stay in
-    model and optimizer: evaluate, save, load, schedule and change options, also the step's, between calls.
+    model and optimizer, so evaluate, save, load, schedule and change options (the step's too) between calls.
 
-    A chain of ``Linear`` and activations with one of the usual losses and Adam, AdamW, SGD, RMSprop or
+    A chain of ``Linear`` layers and activations with one of the usual losses and Adam, AdamW, SGD, RMSprop or
     Adagrad, in float32 or float64 on the CPU, is one native call from the first one on; on a CUDA device its
-    step is captured in a CUDA graph. Any other model is recorded as by :func:`fastnn.capture`: three calls
-    with a kind of batch run eagerly, and it is recorded again when anything it depends on has changed. Hooks
-    and what cannot be recorded make steps eager, with one warning for each reason
+    step is captured in a CUDA graph. Any other model is recorded as by :func:`fastnn.capture`: the first
+    three calls with each kind of batch run eagerly, and it is recorded again when anything that it depends on
+    has changed. Hooks, and whatever cannot be recorded, make steps eager, with one warning for each reason
     (:class:`fastnn.EagerStepWarning`); ``fastnn.explain(step, x, y)``, which takes a step, says why. Native
     steps give the same bits for every number of threads, and torch's numbers within rounding; subnormal
-    numbers are flushed to zero. ``docs/train-step.md`` has all of this in full.
+    numbers are flushed to zero. ``docs/train-step.md`` has the details.
 
     Args:
         model: any module.
@@ -54,12 +54,12 @@ class TrainStep:
         optimizer: of the model's parameters; not LBFGS.
         max_norm: clips the norm of all gradients, as :func:`torch.nn.utils.clip_grad_norm_` does.
         keep_grad: whether ``.grad`` holds the (clipped) gradients after the call, in tensors that the next
-            call may write over. Otherwise it is None.
+            call may overwrite. Otherwise it is None.
         mean: of images given as uint8, which become :math:`(x / 255 - \text{mean}) / \text{std}`; in units
-            after the division, so give ``data.mean / 255`` of a ``fastnn.data.Dataset``.
+            after the division, so pass ``data.mean / 255`` of a ``fastnn.data.Dataset``.
         std: see `mean`.
-        native: whether a step that would have to run eagerly raises RuntimeError instead, with the reason and
-            before anything is changed; only that a step cannot be recorded is found out by taking it.
+        native: raise RuntimeError, with the reason, where a step would have to run eagerly. Nothing has
+            changed then, unless the step could not be recorded, which is found out by taking it.
 
     Raises:
         TypeError: `model` is not a module, `loss` not callable, or `optimizer` not an optimizer, or LBFGS.
@@ -129,15 +129,15 @@ class TrainStep:
         Args:
             input: the model's input, or uint8 images of the same shape.
             rest: the model's other positional inputs, if it takes several, and last the target.
-            target: the loss's target, where it is given by name.
+            target: the loss's target, if it is passed by name.
 
         Returns:
             The loss before the update, detached.
 
         Raises:
             TypeError: the target is missing.
-            IndexError: a class index is out of range; nothing has been updated then. On CUDA one of an
-                earlier call may be meant, which has updated: see above.
+            IndexError: a class index is out of range; nothing has been updated. On CUDA the index may be one
+                of an earlier call, which has updated the parameters (docs/train-step.md).
             RuntimeError: the step cannot run natively, and `native` is set.
             Exception: whatever else model, loss and optimizer raise.
         """
@@ -161,33 +161,31 @@ class TrainStep:
     ) -> Tensor:
         """Take a step on each batch of a data set, as ``step(images[rows], labels[rows])`` in a loop does.
 
-        The model has one input.
+        The model has one input. To keep the order of the images, pass ``torch.arange(N)`` as `permutation`.
 
-        For images in the order they have, give ``torch.arange(N)`` as `permutation`.
-
-        On the CPU one native call gathers the batches and takes many steps, bit by bit those of the loop,
-        wherever a step is native and each row of `images` and `labels` is contiguous (where a chain flattens
-        its input: all of `images`); of a recorded step, once it is native, and where torch runs no part of
-        it. It costs no Python between steps, which for a small network is half of a step's time. Ctrl-C is
-        heard between such calls, some 50 ms or one step apart.
+        On the CPU one native call gathers the batches and takes many steps, bit for bit those of the loop,
+        with no Python between them, which for a small network is half of a step's time. It does so if the
+        step is native and each row of `images` and `labels` is contiguous (all of `images`, if a chain
+        flattens its input); a recorded step also must have no part that torch runs. Ctrl-C takes effect
+        between such calls, some 50 ms or one step apart.
 
         On a CUDA device of compute capability 9.0 one launch takes all steps (tested on an emulator, not yet
-        on a GPU), weights and the optimizer's state staying on the chip between steps, where they fit: for
+        on a GPU), and weights and optimizer state stay on the chip between steps if they fit: for
         ``Linear``, ReLU, ``Linear`` up to about 784-128-10 with biases in float32, plain mean cross-entropy
         over at most 32 classes, contiguous uint8 images, int64 labels, and Adam or AdamW with one group, a
-        number as lr and no amsgrad; without `max_norm` and `keep_grad`. It gives the same results, bit by
-        bit, in every run. Anything else is the loop, and :func:`fastnn.explain` says why.
+        number as lr and no amsgrad; without `max_norm` and `keep_grad`. It gives the same bits in every run.
+        Anything else runs as the loop, and :func:`fastnn.explain` says why.
 
         Args:
             images: `(N, ...)`, the model's inputs, or uint8 images.
-            labels: `(N,)`, or `(N, ...)` where the loss takes such targets; on the device of `images`.
-            batch_size: images a step. The last batch is smaller where it does not divide N.
-            permutation: int64 `(P,)`, the rows of `images` in the order in which they are trained on, on
-                their device; by default a new ``torch.randperm(N)``. Some may be left out or come again:
+            labels: `(N,)`, or `(N, ...)` if the loss takes such targets; on the device of `images`.
+            batch_size: images per step. The last batch is smaller if it does not divide N.
+            permutation: int64 `(P,)`, the rows of `images` in the order in which they are used, on their
+                device; by default a new ``torch.randperm(N)``. Rows may be left out or repeated:
                 ``torch.arange(N).repeat(k)`` is k passes in one call.
-            lr: the learning rate of each step, `(ceil(P / batch_size),)`, for all groups of the optimizer,
-                which have their own again afterwards; by default each step has that of its group. Only the
-                rate: torch's ``OneCycleLR`` also moves Adam's beta1, unless ``cycle_momentum=False``.
+            lr: the learning rate of each step, `(ceil(P / batch_size),)`, used for all groups of the
+                optimizer in this call only; by default each group's own. Only the rate: torch's
+                ``OneCycleLR`` also changes Adam's beta1, unless ``cycle_momentum=False``.
 
         Returns:
             The loss of each step before its update, detached: `(ceil(P / batch_size),)`, on the device of
@@ -197,10 +195,10 @@ class TrainStep:
             TypeError: an argument is of the wrong type, or `permutation` is not int64.
             ValueError: there are no images, lengths or devices differ, `batch_size` is not positive, or a
                 rate is negative.
-            IndexError: a class index or an entry of `permutation` is out of range; the steps before have been
-                taken. Where one launch takes all steps, none is then: the losses are NaN, and it is a later
-                call of a fastnn function that raises, or under ``FASTNN_CHECK=1`` this one. Step counts that
-                the optimizer keeps on the host include the epoch until the error is raised.
+            IndexError: a class index or an entry of `permutation` is out of range; the steps before it have
+                been taken. Where one launch takes all steps, none has: the losses are NaN, and a later call
+                of a fastnn function raises (under ``FASTNN_CHECK=1`` this one). Step counts that the
+                optimizer keeps on the host include the epoch until the error is raised.
             Exception: whatever else model, loss and optimizer raise.
         """
         with self._lock:
