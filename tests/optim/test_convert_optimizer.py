@@ -1,4 +1,4 @@
-"""convert and revert of optimizers: torch's become fastnn's in place, in mid-training, and back."""
+"""convert and revert of optimizers: torch's become fastnn's in place, during training too, and back."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def through_torch_save(x: Any) -> Any:
 @pytest.mark.parametrize("copied", [copy.deepcopy, through_pickle, through_torch_save])
 @line("pickle and deepcopy")
 def test_copies_train_the_same(cell: Cell, copied: Copier) -> None:
-    """A copy that is made in mid-training goes on as the original does."""
+    """A copy made during training continues as the original does."""
     pair = Pair(cell.column)
     pair.steps(2)
     parts = (pair.mine.model, pair.mine.optimizer, pair.mine.loss)
@@ -84,7 +84,7 @@ def test_torch_save_keeps_all(cell: Cell, writer: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("writer", ["mine", "theirs"])
 @line("safetensors")
 def test_safetensors_keep_all(cell: Cell, writer: str, tmp_path: Path) -> None:
-    """Weights that one has written are read by the other, in mid-training too."""
+    """Weights that one has written are read by the other, during training too."""
     safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
     pair = Pair(cell.column, optimizer="SGD")
     pair.steps()

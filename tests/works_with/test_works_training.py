@@ -125,7 +125,7 @@ def _global_hook(model: Any) -> Any:
 
 
 def come_and_go(pair: Pair, cell: Cell, add: Callable[[Training], Any], *, for_all: bool = False) -> None:
-    """Hooks are registered and removed in mid-training, when what can be native has become so."""
+    """Hooks are registered and removed during training, when what can be native has become so."""
     pair.steps()
     handles = [add(training) for training in ([pair.mine] if for_all else [pair.mine, pair.theirs])]
     try:
@@ -240,7 +240,7 @@ def test_tied_parameters(cell: Cell) -> None:
     pair.check(cell)
 
 
-@line("freezing and unfreezing in mid-training")
+@line("freezing and unfreezing during training")
 def test_frozen_parameters_stay(cell: Cell) -> None:
     pair = Pair(cell.column)
     pair.steps()
