@@ -50,7 +50,7 @@ class Native(Plain):
         self.automatic_optimization = False
 
     def on_fit_start(self) -> None:
-        """Take torch's optimizer out of Lightning's wrapper, with which a step would run eagerly."""
+        """Take torch's optimizer out of Lightning's wrapper, with which the step would run eagerly."""
         self.step = fastnn.TrainStep(self.net, self.loss_fn, self.optimizers().optimizer)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:

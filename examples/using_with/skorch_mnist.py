@@ -31,7 +31,7 @@ class FastClassifier(NeuralNetClassifier):
     """A classifier whose whole training step is one native call."""
 
     def initialize_optimizer(self, *args: Any, **kwargs: Any) -> FastClassifier:
-        """Make the step where skorch makes the optimizer: anew, too, when `set_params` changes the module."""
+        """Create the step where skorch creates the optimizer, also when `set_params` changes the module."""
         super().initialize_optimizer(*args, **kwargs)
         if not isinstance(self.criterion_, torch.nn.CrossEntropyLoss):
             raise TypeError("the criterion must be CrossEntropyLoss: get_loss is not called")
@@ -39,13 +39,13 @@ class FastClassifier(NeuralNetClassifier):
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make the step anew: the unpickled one has a module of its own, which nobody else sees."""
+        """Create a new step: the unpickled one has a copy of the module, which nothing else uses."""
         super().__setstate__(state)
         if self.initialized_:
             self.step_ = fastnn.TrainStep(self.module_, self.criterion_, self.optimizer_)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Take the whole step; the output of the module stays inside."""
+        """Take the whole step, which does not return the output of the module."""
         self._set_training(True)
         return {"loss": self.step_(*batch), "y_pred": None}
 
