@@ -126,7 +126,7 @@ def test_what_is_left_alone_says_why() -> None:
     found = {name: note for name, (_, became, note) in lines(fastnn.convert, model).items() if became is None}
     assert found["script"] == "it is scripted"
     assert found["param"] == "a subclass of torch.nn.Linear"
-    assert found["compiled"] == found["compiled.0"] == "torch.compile took it"
+    assert found["compiled"] == found["compiled.0"] == "it is compiled"
     assert found["lazy"] == "a subclass of torch.nn.Linear"
 
 

@@ -28,7 +28,7 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
     PyObject* lr = option(lr_key);
     options_.lr = read_lr();
     const auto betas = pybind11::reinterpret_steal<pybind11::object>(
-        PySequence_Fast(option(betas_key), "betas is no sequence"));
+        PySequence_Fast(option(betas_key), "betas is not a sequence"));
     if (!betas) throw pybind11::error_already_set();
     if (PySequence_Fast_GET_SIZE(betas.ptr()) != 2) throw NotCovered("betas is not a pair");
     PyObject* beta1 = PySequence_Fast_GET_ITEM(betas.ptr(), 0);
@@ -41,7 +41,7 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
     options_.maximize = flag_option(maximize_key);
     // torch has its own errors for these.
     if (flag_option(foreach_key) && !(PyFloat_Check(lr) && PyFloat_Check(beta1) && PyFloat_Check(beta2)))
-      throw NotCovered("foreach=True is asked for with a tensor for lr or betas");
+      throw NotCovered("foreach=True is set, and lr or betas is a tensor");
     refuse(differentiable_key);
     options_.decoupled = flag_option(decoupled_key);
   }

@@ -135,7 +135,7 @@ bool OptimizerGroup::flag_option(PyObject* key) const {
 }
 
 void OptimizerGroup::refuse(PyObject* key) const {
-  if (flag_option(key)) throw NotCovered(concat(text(key), "=True is asked for"));
+  if (flag_option(key)) throw NotCovered(concat(text(key), "=True is set"));
 }
 
 double OptimizerGroup::read_lr() {

@@ -83,7 +83,7 @@ void TrainStepBatches::read_input(bool flatten, TrainStepArgs& args) const {
     refuse_if(!x.is_contiguous(), "an input to be flattened is not contiguous");
     x = contiguous_matrix(x.data, x.dtype, x.shape[0], x.shape[0] ? x.numel() / x.shape[0] : 0);
   }
-  refuse_if(x.ndim != 2, "the input is no matrix");
+  refuse_if(x.ndim != 2, "the input is not a matrix");
   refuse_if(x.shape[0] == 0, "the batch is empty");
   refuse_if((rows_ || x.dtype == DType::u8) && x.shape[1] > 1 && x.strides[1] != 1,
             "the rows of the images are not contiguous");

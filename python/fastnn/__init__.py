@@ -1,14 +1,14 @@
 """fastnn: fused neural-network training for PyTorch.
 
-Environment variables; the first five are read when fastnn is imported. Of those that are switches ``0``,
-``false``, ``no``, ``off`` and nothing mean no, anything else yes.
+Environment variables; the first five are read when fastnn is imported. For switches ``0``, ``false``,
+``no``, ``off`` and an empty value mean no, anything else means yes.
 
 - ``FASTNN_DISABLE``: run torch's ops in the whole process, as `disabled` does in a block.
 - ``FASTNN_LOG``: log where each op ran, and why not natively, to the logger ``fastnn``.
-- ``FASTNN_ALWAYS_NATIVE``: run native kernels for all that they cover, however small.
-- ``FASTNN_CHECK``: on CUDA, raise for a class index out of range at once.
+- ``FASTNN_ALWAYS_NATIVE``: run native kernels for everything that they cover, however small.
+- ``FASTNN_CHECK``: on CUDA, raise an error for a class index out of range at once.
 - ``FASTNN_CPU_ISA``: the instruction set, one of ``sse2`` (``neon`` on Arm), ``avx2``, ``avx512`` and
-  ``avx512_bf16``; by default the best that there is.
+  ``avx512_bf16``; by default the best one available.
 - ``FASTNN_DATA_DIR``, ``FASTNN_CACHE_DIR``, ``FASTNN_MIRRORS``: where ``fastnn.data`` looks for MNIST, where
   it keeps what it downloads, and the addresses that it downloads from, separated by spaces (empty: none).
 """

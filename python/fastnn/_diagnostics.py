@@ -1,4 +1,4 @@
-"""Tell which ops a piece of code ran, and where, and what runs eagerly against expectation."""
+"""Report which ops a piece of code ran and where, and what unexpectedly runs eagerly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HERE = f"{Path(__file__).parent}{os.sep}"
 
 
 class EagerStepWarning(UserWarning):
-    """A :class:`TrainStep` or a captured function runs eagerly; said once by each of them for each reason.
+    """A :class:`TrainStep` or a captured function runs eagerly; each gives one warning for each reason.
 
     ``warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)`` silences it.
     """
@@ -38,11 +38,11 @@ class Explanation:
 
     Attributes:
         result: what the function returned.
-        decisions: one entry for each call of an op, in order: ``op``, and ``reason``, which is None for a
-            native kernel and else says why torch ran it.
+        decisions: one entry for each call of an op, in order: ``op``, and ``reason``, which says why torch
+            ran it and is None for a native kernel.
         conversions: one entry for each module or optimizer that ``convert`` or ``revert`` met, in order:
             ``name`` in the model, ``kind`` (the class that it had), ``became`` (the class that it has now,
-            None where it was left alone), and ``note``: why it was left, or what of it fuses when called.
+            None if it was left alone), and ``note``: why it was left alone, or what in it fuses.
         programs: what a captured function has recorded; see :func:`fastnn.capture`.
     """
 
@@ -87,10 +87,10 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """Run ``fn(*args, **kwargs)`` and report which fastnn ops ran natively, and why others did not.
 
     ``explain(fastnn.convert, model)`` reports what became of each module, why others stayed, and which
-    stretches of a ``Sequential`` run as one op when it is called. Backward ops that run inside `fn` are
-    reported too, and so is what other threads do at the same time. Of a captured function the programs are
-    shown: their instructions and fused groups, the ops that torch runs and why, their memory, and what the
-    comparison with torch said.
+    layers of a ``Sequential`` run as one op when it is called. Backward ops that run inside `fn` are
+    reported too, and so are ops that other threads run at the same time. For a captured function it shows
+    the recordings: how many instructions and fused groups they have, which ops torch runs and why, how much
+    memory they use, and whether they have been compared with torch.
 
     Args:
         fn: anything callable, such as a model or one step of a training loop.

@@ -54,7 +54,7 @@ class Conversion(NamedTuple):
         name: the qualified name in the model, "" for the root or an optimizer.
         kind: the name of the class that it had.
         became: that of the class that it has now, or None where it was left alone.
-        note: why it was left alone, and what of it fuses; may be empty.
+        note: why it was left alone, and what in it fuses; may be empty.
     """
 
     name: str
@@ -217,7 +217,7 @@ _recorders: list[Callable[[Any], None]] = []
 def disabled() -> Iterator[None]:
     """Run every fastnn op inside the block with plain torch ops.
 
-    Process-wide: other threads are switched too while the block lasts.
+    Process-wide: it affects other threads too, until the block ends.
     """
     global _disabled_depth
     with _disabled_lock:

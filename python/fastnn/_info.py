@@ -29,7 +29,7 @@ class Info:
         cuda: what the CUDA module is built for and what the driver supports, or why there is none.
         cuda_proven: on which devices the CUDA kernels have passed `fastnn selftest`, when, and which ops
             failed or were left out; None without a CUDA module.
-        threads: how many threads one op may use.
+        threads: how many threads an op may use.
     """
 
     fastnn: str

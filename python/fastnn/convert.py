@@ -34,23 +34,23 @@ _TO_TORCH[nn.MLP] = torch.nn.Sequential
 
 
 def convert(target: T) -> T:
-    """Turn torch's modules in a model, or torch's optimizer, into fastnn's where there are such, in place.
+    """Turn torch's modules in a model, or torch's optimizer, into fastnn's, in place.
 
-    These are ``Linear``, ``ReLU``, ``CrossEntropyLoss`` and ``Sequential`` (which then runs each stretch of
-    ``Linear`` and activation as one op), the root included, and the optimizers ``Adam``, ``AdamW``, ``SGD``,
-    ``Adagrad`` and ``RMSprop``, in mid-training too. Only the class of an object changes: its identity,
-    parameters, buffers, hooks, the training flag, sharing between places of the model, an optimizer's state,
-    groups, learning rate schedulers and the keys of every state_dict stay. A ``forward`` that is written by
-    hand runs as written, its layers one by one.
+    Modules: ``Linear``, ``ReLU``, ``CrossEntropyLoss`` and ``Sequential`` (which then runs consecutive
+    ``Linear`` layers and activations as one op), including `target` itself. Optimizers: ``Adam``, ``AdamW``,
+    ``SGD``, ``Adagrad`` and ``RMSprop``, also in the middle of a training. Only the class of an object
+    changes: its identity, parameters, buffers, hooks, training flag, sharing within the model, an optimizer's
+    state, groups and learning rate schedulers, and all state_dict keys stay. A hand-written ``forward`` runs
+    as written, layer by layer.
 
-    Left alone are subclasses (so also parametrized, lazy and quantised layers), scripted modules, whatever is
-    inside a module that ``torch.compile`` took, and optimizers with a ``step`` of their own on the object.
-    Calling it again changes nothing more. Where nothing in `target` is fastnn's afterwards it warns
-    (UserWarning). ``print(fastnn.explain(fastnn.convert, target))`` says what became of each module, and why
-    not.
+    Left alone are subclasses (and thus parametrized, lazy and quantised layers), scripted modules, modules
+    inside one that was compiled, and optimizers whose ``step`` was replaced. A second call changes nothing
+    more. If nothing in `target` is fastnn's afterwards, a UserWarning says so.
+    ``print(fastnn.explain(fastnn.convert, target))`` shows what became of each module, or why it was left
+    alone.
 
-    What looks for torch's exact classes finds none: ``torch.ao.quantization.quantize_dynamic`` would quantize
-    nothing, so call :func:`revert` first.
+    Code that looks for torch's exact classes finds none afterwards:
+    ``torch.ao.quantization.quantize_dynamic`` would quantize nothing, so call :func:`revert` first.
 
     Args:
         target: any module or optimizer.
@@ -64,7 +64,7 @@ def convert(target: T) -> T:
     parts = _parts("convert", target)
     eager = _eager_modules(target, set()) if isinstance(target, torch.nn.Module) else [target]
     mine = set(map(id, eager))
-    reasons = _change(parts, _TO_FASTNN, lambda part: None if id(part) in mine else "torch.compile took it")
+    reasons = _change(parts, _TO_FASTNN, lambda part: None if id(part) in mine else "it is compiled")
     if all(reasons) and _already("fastnn") not in reasons and not _dispatch.is_recording():
         warnings.warn(
             f"fastnn.convert changed nothing in {type(target).__name__} "
@@ -77,9 +77,9 @@ def convert(target: T) -> T:
 def revert(target: T) -> T:
     """Turn fastnn's modules in a model, or fastnn's optimizer, into torch's, in place: undo :func:`convert`.
 
-    What was made as fastnn's is turned too, an ``MLP`` into a ``Sequential``. What nothing of torch's equals
-    stays: ``Linear`` with an activation, ``CrossEntropyLoss`` with a z-loss, ``GramMatrix``, optimizers with
-    ``state_dtype`` or ``master_weights``, and subclasses.
+    Objects that were created as fastnn's are turned too, an ``MLP`` into a ``Sequential``. Those without an
+    equal in torch stay: ``Linear`` with an activation, ``CrossEntropyLoss`` with a z-loss, ``GramMatrix``,
+    optimizers with ``state_dtype`` or ``master_weights``, and subclasses.
 
     Args:
         target: any module or optimizer.

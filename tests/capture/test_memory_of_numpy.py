@@ -73,7 +73,7 @@ def test_their_memory_is_not_written(make: Callable[[Any], Tensor]) -> None:
         return make(array).add_(x).sum()
 
     captured = fastnn.capture(fn)
-    with pytest.warns(fastnn.EagerStepWarning, match="writes to the memory of an array of numpy's"):
+    with pytest.warns(fastnn.EagerStepWarning, match="writes to the memory of a NumPy array"):
         _ = [captured(torch.ones(3)) for _ in range(6)]
     assert array.tolist() == [6.0] * 3
 
@@ -81,7 +81,7 @@ def test_their_memory_is_not_written(make: Callable[[Any], Tensor]) -> None:
 def test_an_argument_in_their_memory() -> None:
     array = np.ones(3, np.float32)
     captured = fastnn.capture(lambda x: x + torch.from_numpy(array))
-    with pytest.warns(fastnn.EagerStepWarning, match="shares memory with an array of numpy's"):
+    with pytest.warns(fastnn.EagerStepWarning, match="shares memory with a NumPy array"):
         got = [captured(torch.from_numpy(array)) for _ in range(4)]
     same(got, [torch.full((3,), 2.0)] * 4)
     same(captured(torch.zeros(3)), torch.ones(3))

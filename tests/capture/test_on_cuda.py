@@ -284,8 +284,8 @@ def test_results_of_one_call_outlive_the_next(where: Where) -> None:
 @pytest.mark.parametrize(
     ("make", "optimizer", "reason"),
     [
-        (training, lambda p: torch.optim.Adam(p, lr=1e-2), "make it with capturable=True"),
-        (training, lambda p: torch.optim.Adagrad(p, lr=1e-2), "make it with capturable=True"),
+        (training, lambda p: torch.optim.Adam(p, lr=1e-2), "create it with capturable=True"),
+        (training, lambda p: torch.optim.Adagrad(p, lr=1e-2), "create it with capturable=True"),
         (lambda net, _: lambda x, y: net(x).sum().item(), None, "item"),
         (lambda net, _: lambda x, y: (net(x), x)[0], None, "an autograd graph"),
     ],
@@ -415,6 +415,6 @@ def test_what_it_changes_at_the_third_call(where: Where) -> None:
 
     captured = fastnn.capture(fn)
     x = torch.ones(3, device=where.device)
-    with pytest.warns(fastnn.EagerStepWarning, match="changes what it reads"):
+    with pytest.warns(fastnn.EagerStepWarning, match="changes something that it reads"):
         found = [captured(x) for _ in range(5)]
     close(found, [x, x, x * 2, x * 2, x * 2])

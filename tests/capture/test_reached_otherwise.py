@@ -308,7 +308,7 @@ def test_an_entry_that_it_changes_itself_is_told(counts: Any) -> None:
         return x * 2
 
     captured = fastnn.capture(fn)
-    with pytest.warns(UserWarning, match=re.escape(f"[{key!r}] as it runs")):
+    with pytest.warns(UserWarning, match=re.escape(f"[{key!r}] while it runs")):
         _ = [captured(torch.ones(3)) for _ in range(8)]
     assert counts[key] == 3
     assert len(captured.programs) == 1

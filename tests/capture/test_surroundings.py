@@ -246,7 +246,7 @@ def test_what_it_changes_itself_is_told_and_not_watched() -> None:
     agent = Counting()
     captured = fastnn.capture(agent.update)
     x = torch.ones(3, 4)
-    with pytest.warns(UserWarning, match=r"changes self\.steps as it runs, which replays do not"):
+    with pytest.warns(UserWarning, match=r"changes self\.steps while it runs, which replays do not"):
         _ = [captured(x) for _ in range(3)]
     assert agent.steps == 3
     captured(x)  # nothing is told again

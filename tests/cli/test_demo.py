@@ -113,7 +113,7 @@ def test_a_browser_that_goes_away_is_not_reported(page: Path, mnist: Dataset, ca
 def test_without_a_page_it_says_how_to_build_one(page: Path, capsys) -> None:
     (page / "index.html").unlink()
     assert main(["demo", "--no-browser"]) == 1
-    assert "run `make web` in a checkout of fastnn" in capsys.readouterr().err
+    assert "run `make web` and then `fastnn demo` in a checkout" in capsys.readouterr().err
 
 
 def test_the_page_that_was_built_here_comes_before_the_packages(page: Path, tmp_path: Path) -> None:

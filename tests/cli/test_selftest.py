@@ -110,7 +110,7 @@ def test_a_place_that_cannot_be_written(
     assert main(["selftest"]) == 1
     captured = capsys.readouterr()
     assert "2 tests on cuda:0" in captured.out
-    assert "the result cannot be kept, so CUDA kernels stay off" in captured.err
+    assert "the result cannot be stored, so CUDA kernels stay off" in captured.err
     assert "FASTNN_CACHE_DIR" in captured.err
 
 
@@ -126,7 +126,7 @@ def test_an_earlier_result_that_cannot_be_replaced(
     given(monkeypatch, SUBJECT, BAD)
     assert main(["selftest"]) == 1
     assert (
-        f"what an earlier one has found holds until you remove {path}: read-only" in capsys.readouterr().err
+        f"the result of an earlier one is valid until you remove {path}: read-only" in capsys.readouterr().err
     )
 
 
@@ -154,7 +154,7 @@ def test_an_unusable_device_voids_what_was_proven(
     assert _proof.kept(SUBJECT) is not None
     stopped(monkeypatch, unusable)
     _proof.path_of(SUBJECT).write_text("{")  # not to be read by this user, maybe by another
-    for more in ("; what an earlier self-test has proven there no longer holds\n", "\n"):
+    for more in ("; the result of an earlier self-test on it is no longer valid\n", "\n"):
         capsys.readouterr()
         assert main(["selftest"]) == 1
         said = capsys.readouterr().err
@@ -167,18 +167,18 @@ def test_an_interrupted_run_leaves_what_it_does_not_refute(
 ) -> None:
     stopped(monkeypatch, parent.Interrupted(parent.Found(SUBJECT, BAD)))
     assert main(["selftest"]) == 130
-    assert "ended after 4 tests; nothing is kept of them\n" in capsys.readouterr().err
+    assert "ended after 4 tests; their results are not stored\n" in capsys.readouterr().err
     assert _proof.kept(SUBJECT) is None
     results.keep(SUBJECT, GOOD)
     before = _proof.kept(SUBJECT)
     assert before is not None
     stopped(monkeypatch, parent.Interrupted(parent.Found(SUBJECT, GOOD[:1])))
     assert main(["selftest"]) == 130
-    assert f"ended after 1 test; the result of {before.when} UTC stays\n" in capsys.readouterr().err
+    assert f"ended after 1 test; the result of {before.when} UTC remains valid\n" in capsys.readouterr().err
     assert _proof.kept(SUBJECT) == before
     stopped(monkeypatch, parent.Interrupted(parent.Found(SUBJECT, BAD)))
     assert main(["selftest"]) == 130
-    assert "stays, but for what failed: linear\n" in capsys.readouterr().err
+    assert "remains valid, except for what failed: linear\n" in capsys.readouterr().err
     after = _proof.kept(SUBJECT)
     assert after is not None
     assert after.off() == {"linear": FAILED}

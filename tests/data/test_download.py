@@ -179,7 +179,7 @@ def test_an_unreachable_mirror_ends_in_the_digits(dead_address: str, monkeypatch
 
 @pytest.mark.parametrize(
     ("mirror", "told"),
-    [("downloads", "not an address: unknown url type"), ("http://127.0.0.1:port/", "no HTTP answer")],
+    [("downloads", "not an address: unknown url type"), ("http://127.0.0.1:port/", "no HTTP response")],
 )
 def test_a_mirror_that_is_no_address_ends_in_the_digits(monkeypatch, mirror: str, told: str) -> None:
     monkeypatch.setenv("FASTNN_MIRRORS", mirror)
@@ -200,7 +200,7 @@ def test_an_answer_that_is_no_http_is_refused(tmp_path: Path) -> None:
         answering = threading.Thread(target=answer)
         answering.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/f"
-        with pytest.raises(DataError, match="no HTTP answer: BadStatusLine"):
+        with pytest.raises(DataError, match="no HTTP response: BadStatusLine"):
             download(url, tmp_path / "f")
         answering.join()
 
@@ -217,7 +217,7 @@ def test_a_cache_that_cannot_be_written_ends_in_the_digits(
 def test_an_answer_that_breaks_off_is_refused(tmp_path: Path, server: Server) -> None:
     server.files["/half"] = gzip.compress(bytes(range(256)))
     server.cut.add("/half")
-    with pytest.raises(DataError, match="the answer is cut short or damaged: Compressed file ended before"):
+    with pytest.raises(DataError, match="the response is truncated or damaged: Compressed file ended before"):
         download(f"{server.address}half", tmp_path / "f")
 
 

@@ -190,7 +190,7 @@ def test_data_left_to_the_loop(device: str) -> None:
     assert "torch.float32, not uint8" in decided(a_step(device), images.float(), labels, 8, order)[0]
     flipped = images.transpose(0, 1).contiguous().transpose(0, 1)
     assert "not contiguous" in decided(a_step(device), flipped, labels, 8, order)[0]
-    assert "no vector of int64" in decided(a_step(device), images, labels.to(torch.uint8), 8, order)[0]
+    assert "not a vector of int64" in decided(a_step(device), images, labels.to(torch.uint8), 8, order)[0]
     with fastnn.disabled():
         assert decided(a_step(device), images, labels, 8, order)[0] == "fastnn is disabled"
 

@@ -284,13 +284,13 @@ def test_a_capture_that_lacks_memory_is_tried_again(
         for call in range(1, 9):
             why = str(pair.take(classes(size)))
             assert len(tried) == (call >= 3) + (call >= 8)  # after 2 calls, and after 4 more
-            assert ("lacked memory" in why) == (call >= 3)
+            assert ("ran out of memory" in why) == (call >= 3)
             assert "other kinds" not in why
-        assert why.startswith("a capture lacked memory, the next is after 8 such calls: CUDA")
+        assert why.startswith("a capture ran out of memory, the next one is after 8 such calls: CUDA")
         assert "\n" not in why
     monkeypatch.setattr(cuda_graph, "capture", capture)
     for _ in range(8):
-        assert "lacked memory" in str(pair.take(classes(1)))
+        assert "ran out of memory" in str(pair.take(classes(1)))
     pair.replay(classes(1))
     assert graphs.captures == 1
 

@@ -41,7 +41,7 @@ def test_disabled_and_reasons() -> None:
     ("x", "y", "why"),
     [
         (torch.randn(7, 6), classes_of(7, 5), "the input is float32, the model float64"),
-        (torch.randn(2, 7, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64), "no matrix"),
+        (torch.randn(2, 7, 6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64), "not a matrix"),
         (torch.randn(0, 6, dtype=torch.float64), classes_of(0, 5), "the batch is empty"),
         (
             torch.randn(7, 6, dtype=torch.float64),
@@ -139,13 +139,13 @@ def _capturable(step: fastnn.TrainStep) -> None:
         (_insert_module, "Dropout"),
         (
             _other_loss,
-            "no native loss for MultiMarginLoss: there are CrossEntropyLoss, NLLLoss, MSELoss, L1Loss",
+            "no native loss for MultiMarginLoss: native are CrossEntropyLoss, NLLLoss, MSELoss, L1Loss",
         ),
         (
             _loss_of_log_softmax,
-            "NLLLoss is native where the model ends in log_softmax, and this one does not",
+            "NLLLoss is native only if the model ends in log_softmax, and this one does not",
         ),
-        (_log_softmax, "after log_softmax NLLLoss is native, and not CrossEntropyLoss"),
+        (_log_softmax, "after log_softmax only NLLLoss is native, not CrossEntropyLoss"),
         (_no_reduction, "not reduced"),
         (_more_parameters, "parameters that the chain lacks"),
         (_capturable, "differentiable"),
@@ -182,7 +182,7 @@ def test_options_that_are_left_to_torch(make: str, option: str) -> None:
     # What is suppressed is torch's own error, of the eager step.
     with _dispatch.recording(seen.append), contextlib.suppress(RuntimeError, AssertionError):
         step(x, y)
-    assert f"{option}=True is asked for" in next(d.reason for d in seen if d.op == "chain_step")
+    assert f"{option}=True is set" in next(d.reason for d in seen if d.op == "chain_step")
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ LBFGS = torch.optim.LBFGS([nn.Parameter(torch.zeros(1))])
         ({"model": 3}, TypeError, "model must be a torch.nn.Module, got int"),
         ({"loss": "mse"}, TypeError, "loss must be callable, got str"),
         ({"optimizer": None}, TypeError, "optimizer must be a torch.optim.Optimizer, got NoneType"),
-        ({"optimizer": LBFGS}, TypeError, "once a step, got LBFGS, which does so several times"),
+        ({"optimizer": LBFGS}, TypeError, "once per step, got LBFGS, which does so several times"),
         ({"max_norm": -1.0}, ValueError, "max_norm must be at least 0, got -1.0"),
         ({"max_norm": "1"}, TypeError, "max_norm must be a number, got str"),
         ({"std": 0.0}, ValueError, "std must be finite and not 0, got 0.0"),

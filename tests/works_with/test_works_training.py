@@ -253,7 +253,7 @@ def test_frozen_parameters_stay(cell: Cell) -> None:
 
 
 # Each forward makes the pruned weight anew as an attribute, which a replay does not.
-@pytest.mark.filterwarnings("ignore:fastnn.capture. .*changes .*weight as it runs")
+@pytest.mark.filterwarnings("ignore:fastnn.capture. .*changes .*weight while it runs")
 @line("pruning")
 def test_pruned_weights_stay_pruned(cell: Cell) -> None:
     pair = Pair(cell.column)

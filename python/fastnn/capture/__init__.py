@@ -26,13 +26,12 @@ def capture(
     check: bool = True,
     keep_grad: bool = False,
 ) -> Captured | Callable[[Callable[..., Any]], Captured]:
-    """Record what a function does with tensors, and replay that natively, as a CUDA graph is on a GPU.
+    """Record what a function does with tensors, and replay that natively: what a CUDA graph is to a GPU.
 
-    Python runs at the recording only: prints, counters, hooks and whatever else the function does beside its
-    tensors do not happen in a replay. Which models, optimizers, tensors and numbers its code finds by name,
-    in variables, attributes and small lists and dicts, is watched: bound to something else, they lead to a
-    new recording. What the function itself rebinds is not, and warned of (UserWarning), as in
-    ``self.n += 1``: do that outside.
+    Python runs only while recording: a replay has no prints, counters, hooks or other side effects. The
+    models, optimizers, tensors and numbers that the code finds by name, in variables, attributes and small
+    lists and dicts, are watched: if one is bound to something else, the function is recorded again. If the
+    function itself rebinds a name, as in ``self.n += 1``, a UserWarning says so: do that outside.
 
     ::
 
@@ -41,33 +40,34 @@ def capture(
             ...  # models, losses, backward calls, optimizer steps, soft updates
             return loss.detach()
 
-    Of each signature (shapes, strides and dtypes of tensors, all other arguments) the first call runs as
-    written, the second is recorded, the third is compared with torch, from the same state and random numbers,
-    and from then on a call is one native call. Ops without a native instruction are run by torch within it;
-    random numbers come from torch's generator, in torch's order.
+    For each signature (shapes, strides and dtypes of tensors, all other arguments) the first call runs as
+    written, the second is recorded, the third is compared with torch from the same state and random numbers,
+    and every later one is a single native call. Ops without a native instruction are run by torch within it.
+    Random numbers come from torch's generator, in torch's order.
 
-    Parameters, buffers and optimizers' states are the user's own tensors and valid after each call; options
-    of optimizers are read when the step is taken. Results are new tensors in each call. ``.grad`` of a
-    parameter that the function updates is None after a replay where the function drops it itself.
+    Parameters, buffers and optimizer state remain the user's own tensors, up to date after each call. Options
+    of optimizers are read at each step. Results are new tensors in each call. If the function drops the
+    gradients of parameters that it updates, ``.grad`` is None after a replay.
 
-    What cannot be recorded, such as ``.item()`` and control flow on values, runs as written, and is warned of
-    once (:class:`fastnn.EagerStepWarning`). ``fastnn.explain(update, *args)`` reports where each call ran. On
-    a CUDA device a recording is a CUDA graph of torch's kernels (never run on hardware so far).
+    A function that does something that cannot be recorded, such as ``.item()`` or control flow on values,
+    runs as written, with one warning (:class:`fastnn.EagerStepWarning`). ``fastnn.explain(update, *args)``
+    reports where a call ran. On a CUDA device a recording is a CUDA graph of torch's kernels (never run on
+    hardware so far). ``docs/capture.md`` has the details.
 
     Args:
         fn: a function, method, lambda or module. Without it a decorator is returned.
-        native: whether a call that cannot be recorded raises RuntimeError; the one that finds it out has run.
+        native: raise RuntimeError if a call cannot be recorded; the call that finds this out has run.
         check: whether recordings are compared with torch before they are used.
         keep_grad: keep all gradients in ``.grad``, for code outside that reads them or steps with them.
 
     Returns:
-        :class:`Captured`, which is called as `fn` is; ``programs`` are its recordings.
+        :class:`Captured`, which is called like `fn`; ``programs`` are its recordings.
 
     Raises:
-        TypeError: `fn` cannot be called.
+        TypeError: `fn` is not callable.
         RuntimeError: see `native`.
-        IndexError, RuntimeError: an index is out of range, as torch's op has it; what came before it has been
-            done, as in torch, but gradients that are new tensors are not yet in ``.grad``.
+        IndexError, RuntimeError: an index is out of range; the type is that of torch's op. As in torch,
+            everything before that op has been done, but new gradients are not in ``.grad`` yet.
         Exception: whatever `fn` raises.
     """
     if fn is None:

@@ -77,7 +77,7 @@ def assemble(
         raise Unsupported(reason)
     gradients_before = [grad for _, grad in before.values() if grad is not None]
     if recording.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
-        raise Unsupported("an argument shares memory with a tensor that the function reaches otherwise too")
+        raise Unsupported("an argument shares memory with a tensor that the function reaches in another way")
     fresh = set(map(id, tape.fresh))
     gradients = _gradients(recording, recorder.steps.stepped, before, kept)
     returned = [recording.view(t) for t in tensors_in(result)]

@@ -45,12 +45,12 @@ _MOST_WASTED = 2
 # function reaches changes every time.
 _MOST_REPLACED = 7
 _LOST = (
-    "it may read gradients that replays have not kept, and has found zeros: keep_grad=True keeps them, as is "
-    "done from now on"
+    "it may read gradients that replays did not keep, and found zeros instead: pass keep_grad=True, which is "
+    "in effect from now on"
 )
 _LOST_BY = (
-    "{} takes a step with gradients that replays have not kept, and has found zeros: keep_grad=True keeps "
-    "them, as is done from now on"
+    "{} takes a step with gradients that replays did not keep, and found zeros instead: pass keep_grad=True, "
+    "which is in effect from now on"
 )
 _DIFFERS = "{} differs in every call: give it as an argument, a tensor if it is a number, or keep it as it is"
 _WHAT_IT_DEPENDS_ON = "what it reads, memory or hooks of its tensors or modules,"
@@ -209,14 +209,14 @@ class Captured:
         if len(self._known) > _SIGNATURES:
             self._known.popitem(last=False)  # the least recently used
             raise Unsupported(
-                f"it has been called with {_SIGNATURES} different signatures: give numbers that change as "
-                "tensors, and batches in few sizes"
+                f"it has been called with {_SIGNATURES} different signatures: pass numbers that change as "
+                "tensors, and use few batch sizes"
             )
         siblings = sum(other.family == known.family for other in self._known.values())
         if known.family is not None and siblings > _PROGRAMS:
             raise Unsupported(
                 "an argument that requires a gradient is a different tensor in every call: detach it, or "
-                "make it require gradients within"
+                "make it require gradients inside the function"
             )
         return known
 
@@ -352,7 +352,7 @@ class Captured:
                 if known.wasted == _MOST_WASTED:
                     known.refused = (
                         f"more than {_PROGRAMS} input signatures alternate, and {_PROGRAMS} recordings "
-                        "are kept: pad batches to few sizes"
+                        "are kept: pad batches to a few sizes"
                     )
 
     def _looked_around(self, names: Surroundings | None, known: Known, new: list[Any]) -> list[str] | None:
@@ -363,8 +363,8 @@ class Captured:
         generator = names.drawn()
         if generator is not None and known.drew:
             raise Unsupported(
-                f"it draws from {generator}, which a replay would not: draw outside and give it the numbers, "
-                "or draw by torch"
+                f"it draws from {generator}, which a replay would not: draw outside and pass the numbers, "
+                "or draw with torch"
             )
         changed = names.changed()
         try:
@@ -379,8 +379,8 @@ class Captured:
         self._told.update(untold)
         if untold:
             warnings.warn(
-                f"fastnn.capture: {self._name()} changes {', '.join(untold)} as it runs, which replays do "
-                "not: do that outside, and give it what it depends on as an argument.",
+                f"fastnn.capture: {self._name()} changes {', '.join(untold)} while it runs, which replays do "
+                "not: do that outside, and pass what it depends on as an argument.",
                 stacklevel=levels_out(),
             )
 

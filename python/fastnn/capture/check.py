@@ -53,8 +53,8 @@ _TYPICAL = 0.9
 _OF_NO_OPTIMIZER = ("result", "gradient")
 _GENERATOR = "generator"
 _SETS_STATES = (
-    "random numbers go on elsewhere than after a replay, as they do where it sets their state by "
-    "torch.manual_seed or torch.random.fork_rng: do that outside"
+    "it leaves a random generator in another state than a replay does, as torch.manual_seed and "
+    "torch.random.fork_rng do: call these outside"
 )
 _FOUND = "the self-check found a difference"
 
@@ -240,11 +240,11 @@ def compare(
         return result, None
     if difference != _SETS_STATES:
         difference += (
-            "; it may read what another call finds changed, such as a counter or numpy's random numbers: "
-            "give that as an argument"
+            "; it may read something that changes from call to call, such as a counter or NumPy's random "
+            "numbers: pass that as an argument"
         )
     if hooked:
-        difference += "; hooks of the optimizer's step, which are not called to compare, may be why"
+        difference += "; hooks of the optimizer's step, which the comparison does not call, may be the reason"
     return result, f"{_FOUND}: {difference}"
 
 
@@ -257,7 +257,7 @@ def _outcome(native: Any, arguments: tuple[Any, Any], state: State) -> list[Chan
 
 def _difference(runs: list[list[Change]], expected: list[Change], part: float = 1.0) -> str | None:
     if any(len(run) != len(expected) for run in runs):
-        return "the program leaves other tensors than torch"
+        return "the program leaves different tensors than torch"
     largest: dict[str, float] = {}
     for e in expected:
         largest[e.kind] = max(largest.get(e.kind, 0.0), _size(e.by))

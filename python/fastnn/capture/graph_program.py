@@ -151,7 +151,7 @@ class GraphProgram:
             taken = self.run(arguments)
             if taken is not NotImplemented:
                 return taken, None
-            why = "it changes what it reads beside its arguments"
+            why = "it changes something that it reads besides its arguments"
         return fn(*args, **kwargs), why
 
     def run(self, arguments: tuple[Any, Any]) -> Any:
@@ -276,7 +276,7 @@ class _Update:
         kind = type(optimizer)
         groups = optimizer.param_groups
         if kind not in _COUNT_NOTHING and not all(group.get("capturable") for group in groups):
-            raise Unsupported(f"{kind.__name__} counts its steps on the host: make it with capturable=True")
+            raise Unsupported(f"{kind.__name__} counts its steps on the host: create it with capturable=True")
         self.optimizer = optimizer
         # torch's fused kernels take a learning rate in float32 only, which is too coarse for float64.
         self._live = [

@@ -129,7 +129,7 @@ class Recorder(TorchDispatchMode):
         known = self.recording.storage_of(tensor)
         if not tensor.untyped_storage().resizable():
             if known is not None and self.recording.is_argument(known):
-                raise Unsupported("an argument shares memory with an array of numpy's")
+                raise Unsupported("an argument shares memory with a NumPy array")
             self._of_numpy.add(id(self.recording.view(tensor).storage))
         elif known is None:
             made, copy_ = self.recording.result(tensor), torch.ops.aten.copy_.default
@@ -149,14 +149,14 @@ class Recorder(TorchDispatchMode):
                     )
                 raise Unsupported(
                     "a value is read, by .item() or by Python's control flow on a tensor: return the tensor "
-                    "and read it outside, or choose by torch.where"
+                    "and read it outside, or choose with torch.where"
                 )
             raise Unsupported(f"the result of {schema.name} depends on values")
         if schema.name in _INDEXING:
             for t in tensors_in(args[1]):
                 if t.dtype in (torch.bool, torch.uint8):
                     raise Unsupported(
-                        "an index with a mask, whose result depends on values: choose by torch.where"
+                        "an index with a mask, whose result depends on values: choose with torch.where"
                     )
         for t in tensors_in((args, kwargs)):
             self.recording.check(t)
@@ -165,7 +165,7 @@ class Recorder(TorchDispatchMode):
         for position, name in schema.writes:
             written = args[position] if position < len(args) else kwargs.get(name)
             if any(id(view.storage) in self._of_numpy for view in views_in(written)):
-                raise Unsupported("it writes to the memory of an array of numpy's: copy it, by torch.tensor")
+                raise Unsupported("it writes to the memory of a NumPy array: copy it with torch.tensor")
 
     def _module_called(self, module: torch.nn.Module, args: Any) -> None:
         if not self.recording.here():

@@ -96,7 +96,7 @@ def _value_spec(x: Any) -> tuple[Any, ...]:
         if isinstance(error, RecursionError):
             raise
         raise Unsupported(
-            f"an argument is a {type(x).__name__}, which is not hashable: give its tensors, in tuples, "
+            f"an argument is a {type(x).__name__}, which is not hashable: pass its tensors, in tuples, "
             "lists or dicts"
         ) from None
     if simple:

@@ -71,7 +71,7 @@ class Steps:
         step = optimizer.__dict__.get("step", type(optimizer).step)
         if not getattr(getattr(step, "__code__", None), "co_filename", "").startswith(HOMES):
             # It began before torch told of the step: what it does is recorded, and a replay would repeat it.
-            raise Unsupported(f"somebody has put a function around {type(optimizer).__name__}.step")
+            raise Unsupported(f"another function has been wrapped around {type(optimizer).__name__}.step")
         gradients, parameters = [], []
         for group in optimizer.param_groups:
             for param in group["params"]:

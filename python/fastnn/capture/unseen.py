@@ -64,7 +64,7 @@ class Unseen(TorchFunctionMode):
         noted = self._recording
         noted.function = getattr(func, "__name__", None)
         if not noted.paused and func in _UNSEEN:
-            noted.refuse(f"values go past torch's ops: .{_UNSEEN[func]}")
+            noted.refuse(f"values are read or written without torch's ops: .{_UNSEEN[func]}")
         if not noted.paused and noted.refused is None and args and isinstance(args[0], Tensor):
             noted.is_asked(args[0])
             if func == _GRADIENT:

@@ -37,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--sweep", action="store_true", help="the training step over batch, width and depth")
     what.add_argument("--programs", action="store_true", help="whole training updates, captured")
     what.add_argument("--accuracy", action="store_true", help="training seconds to an accuracy on MNIST")
-    what.add_argument("--numerics", action="store_true", help="rounding errors beside torch's")
+    what.add_argument("--numerics", action="store_true", help="rounding errors compared with torch's")
     what.add_argument(
         "--all",
         action="store_true",
-        help="all reports, on one thread and on all (accuracy: on all), into --out, required",
+        help="all reports, on one thread and on all (accuracy: on all); needs --out",
     )
     parser.add_argument("--threads", type=positive, help="threads for every side (default: torch's)")
     parser.add_argument(
@@ -50,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"interleaved rounds (default: {_ROUNDS}), seeds with --accuracy (not with --all)",
     )
     parser.add_argument("--quick", action="store_true", help=f"small cases only, {_QUICK_ROUNDS} rounds")
-    parser.add_argument("--no-peers", action="store_true", help="against torch eager alone")
+    parser.add_argument("--no-peers", action="store_true", help="measure against torch eager only")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write NAME.json, NAME.md and plots there")
     parser.add_argument(
         "--name", help="stem of the files in --out (default: bench; with --all a short name of the processor)"

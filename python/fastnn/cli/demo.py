@@ -24,15 +24,21 @@ _PORT = 8000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastnn demo`."""
     parser.add_argument(
-        "--port", type=_port, default=_PORT, metavar="N", help=f"default {_PORT}; 0 takes any that is free"
+        "--port",
+        type=_port,
+        default=_PORT,
+        metavar="N",
+        help=f"port to listen on (default {_PORT}; 0: any free one)",
     )
-    parser.add_argument("--no-browser", action="store_true", help="tell the address, and open no browser")
+    parser.add_argument(
+        "--no-browser", action="store_true", help="print the address, and do not open a browser"
+    )
     parser.add_argument(
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="where the MNIST files are; else $FASTNN_DATA_DIR, the cache, a download, "
-        "the page's own 8x8 digits",
+        help="where the MNIST files are (default: $FASTNN_DATA_DIR, else the cache, else a download, else "
+        "the page's own 8x8 digits)",
     )
 
 
@@ -81,8 +87,8 @@ def find_page() -> Path:
         if all((folder / name).is_file() for name in ("index.html", "fastnn.wasm")):  # no other project's
             return folder
     raise CliError(
-        "the page is not part of this installation: run `make web` in a checkout of fastnn, and then "
-        "`fastnn demo` there; a wheel that is built after it has the page"
+        "the page is not part of this installation: run `make web` and then `fastnn demo` in a checkout of "
+        "fastnn; a wheel built after that includes the page"
     )
 
 

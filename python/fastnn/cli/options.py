@@ -27,5 +27,5 @@ def fraction(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, as 0.98, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, at most 1, such as 0.98, got {text!r}")
     return number

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fastnn selftest`` to `parser`."""
     parser.add_argument("--device", type=_device, default="cuda:0", help="cpu, cuda:0 (default), cuda:1, ...")
     parser.add_argument(
-        "--json", action="store_true", help="print a JSON object, to send, and the table to where errors go"
+        "--json",
+        action="store_true",
+        help="print JSON to standard output, and the table to standard error",
     )
 
 
@@ -67,15 +69,15 @@ def run(args: argparse.Namespace) -> int:
         path = keep(subject, rows)
     except (OSError, RuntimeError) as error:
         holds = (
-            f"what an earlier one has found holds until you remove {path_of(subject)}"
+            f"the result of an earlier one is valid until you remove {path_of(subject)}"
             if kept(subject)
             else "CUDA kernels stay off"
         )
         raise CliError(
-            f"the result cannot be kept, so {holds}: {error}; FASTNN_CACHE_DIR names another place"
+            f"the result cannot be stored, so {holds}: {error}; set FASTNN_CACHE_DIR to store it elsewhere"
         ) from None
     print(
-        f"Kept in {path}: from the next start of Python on fastnn's CUDA kernels of the ops that passed run "
+        f"Stored in {path}: from the next start of Python on fastnn's CUDA kernels of the ops that passed run "
         "on this device.",
         file=sys.stderr if args.json else sys.stdout,
     )
@@ -100,7 +102,7 @@ def _show(found: Found, device: str, as_json: bool, unusable: str | None = None)
 
 
 def _void(device: str, unusable: Unusable) -> str:
-    """What is wrong with a device, of which nothing that an earlier self-test has found holds any more."""
+    """What is wrong with a device; results of earlier self-tests on it become invalid."""
     from fastnn._proof import path_of
     from fastnn.selftest.results import void
 
@@ -113,11 +115,11 @@ def _void(device: str, unusable: Unusable) -> str:
         was = void(subject)
     except OSError as error:
         return f"{why}; remove {path_of(subject)}, which says otherwise: {error}"
-    return f"{why}; what an earlier self-test has proven there no longer holds" if was else why
+    return f"{why}; the result of an earlier self-test on it is no longer valid" if was else why
 
 
 def _after_interruption(found: Found) -> str:
-    """What holds after a run that the user has ended."""
+    """What is valid after a run that the user has interrupted."""
     from fastnn._proof import FAILED
     from fastnn.selftest.results import add_failures
 
@@ -125,13 +127,13 @@ def _after_interruption(found: Found) -> str:
     try:
         result = None if subject is None else add_failures(subject, rows)
     except OSError as error:
-        return f"\nwhat failed cannot be kept: {error}"
+        return f"\nthe failed tests cannot be stored: {error}"
     done = f"\nended after {_count(rows)}"
     if result is None:
-        return f"{done}; nothing is kept of them"
+        return f"{done}; their results are not stored"
     failed = [op for op, outcome in result.off().items() if outcome == FAILED]
-    but = f", but for what failed: {', '.join(failed)}" if failed else ""
-    return f"{done}; the result of {result.when} UTC stays{but}"
+    but = f", except for what failed: {', '.join(failed)}" if failed else ""
+    return f"{done}; the result of {result.when} UTC remains valid{but}"
 
 
 def _count(rows: tuple[Row, ...]) -> str:

@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="hidden",
         type=_hidden,
         metavar="WIDTHS",
-        help="widths of the hidden layers, as 128 or 256-128, or the whole chain as 784-128-10, "
-        "whose ends follow the data set (default 128); other chains that end in 10 could mean either and are "
-        "refused",
+        help="widths of the hidden layers, such as 128 or 256-128 (default 128), or of all layers, such as "
+        "784-128-10; the first and last follow the data set; other widths that end in 10 are ambiguous, and "
+        "an error",
     )
     run.add_argument(
         "--epochs", type=positive, metavar="N", help="passes over the training images (default 5)"
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size",
         type=positive,
         metavar="N",
-        help="images in a step, of all processes together (default 128)",
+        help="images per step, of all processes together (default 128)",
     )
     run.add_argument(
         "--lr",
@@ -58,50 +58,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + ", ".join(f"{rate} with {schedule}" for schedule, rate in DEFAULT_LR.items())
         + ")",
     )
-    run.add_argument("--schedule", choices=SCHEDULES, help="of the rate (default onecycle)")
-    run.add_argument("--seed", type=_seed, metavar="N", help="of weights and order (default 0)")
-    run.add_argument("--dtype", choices=DTYPES, help="of the arithmetic (default float32)")
+    run.add_argument("--schedule", choices=SCHEDULES, help="of the learning rate (default onecycle)")
+    run.add_argument("--seed", type=_seed, metavar="N", help="of weights and image order (default 0)")
+    run.add_argument("--dtype", choices=DTYPES, help="of parameters and computation (default float32)")
     run.add_argument("--train-samples", type=positive, metavar="N", help="train on the first N images only")
     run.add_argument(
         "--target",
         type=fraction,
         metavar="PART",
-        help="stop at this test accuracy, as 0.98, and report the training time up to then, without "
-        "the tests; tested eight times an epoch; exit code 1 if it is not reached in all epochs",
+        help="stop at this test accuracy, such as 0.98, and report the training time until then, not "
+        "counting the tests (eight per epoch); exit code 1 if it is not reached",
     )
     which = run.add_mutually_exclusive_group()
     which.add_argument(
-        "--native", action="store_true", help="the same run in pure torch with its fused Adam, without fastnn"
+        "--native",
+        action="store_true",
+        help="the same run in plain torch with its fused Adam, without fastnn",
     )
     which.add_argument(
         "--compare",
         action="store_true",
         default=False,
-        help="both, in turns, and a table with the speed-up (of the time to --target, if given)",
+        help="run both, in turns, and show the speed-up (of the time to --target, if given)",
     )
     where = parser.add_argument_group("where it runs")
     where.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one"
     )
     where.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads of a process (default: torch's choice)"
+        "--threads", type=positive, metavar="N", help="CPU threads per process (default: torch's choice)"
     )
     files = parser.add_argument_group("files")
     files.add_argument(
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="where the MNIST files are; else $FASTNN_DATA_DIR, the cache, a download, "
-        "scikit-learn's 8x8 digits",
+        help="where the MNIST files are (default: $FASTNN_DATA_DIR, else the cache, else a download, else "
+        "scikit-learn's 8x8 digits)",
     )
     files.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help=f"results (default {_DEFAULT_OUT}, or the resumed checkpoint's place)",
+        help=f"where results go (default {_DEFAULT_OUT}, or the folder of the resumed checkpoint)",
     )
-    files.add_argument("--resume", type=Path, metavar="FILE", help="continue from a checkpoint, exactly")
-    files.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too")
+    files.add_argument("--resume", type=Path, metavar="FILE", help="continue exactly from a checkpoint")
+    files.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
@@ -292,7 +294,7 @@ def _hidden(text: str) -> tuple[int, ...]:
         widths = tuple(int(width) for width in text.split("-"))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected widths as 128, 256-128 or 784-128-10, got {text!r}"
+            f"expected widths such as 128, 256-128 or 784-128-10, got {text!r}"
         ) from None
     if min(widths) < 1:
         raise argparse.ArgumentTypeError(f"expected widths of at least 1, got {text!r}")
@@ -303,7 +305,7 @@ def _hidden(text: str) -> tuple[int, ...]:
         inner = "-".join(map(str, widths[:-1]))
         raise argparse.ArgumentTypeError(
             f"{text!r} ends in the 10 classes but does not start with the 784 pixels; expected hidden widths "
-            f"alone, as {inner}, or the whole chain, as 784-{inner}-10 "
+            f"alone, such as {inner}, or those of all layers, such as 784-{inner}-10 "
             f"(784-{text}-10 if a hidden layer of 10 is meant)"
         )
     return widths

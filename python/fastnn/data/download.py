@@ -61,8 +61,8 @@ def download(
     except (OSError, DataError):
         raise
     except HTTPException as error:
-        raise DataError(f"no HTTP answer: {error!r}") from None
+        raise DataError(f"no HTTP response: {error!r}") from None
     except ValueError as error:
         raise DataError(f"not an address: {error}") from None
     except (EOFError, zlib.error) as error:
-        raise DataError(f"the answer is cut short or damaged: {error}") from None
+        raise DataError(f"the response is truncated or damaged: {error}") from None

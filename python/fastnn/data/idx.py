@@ -80,7 +80,7 @@ def _parse(path: Path, file: BinaryIO, shape: tuple[int, ...] | None, md5: str |
             f"{path}: truncated: {_by(found)} {dtype.name} need {expected} bytes, got {len(body)}"
         )
     if file.read(1):
-        raise DataError(f"{path}: {_by(found)} {dtype.name} need {expected} bytes; more follow them")
+        raise DataError(f"{path}: {_by(found)} {dtype.name} need {expected} bytes; there are more")
     if md5 is not None:
         digest = hashlib.md5(magic + sizes, usedforsecurity=False)
         digest.update(body)

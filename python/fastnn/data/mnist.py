@@ -60,7 +60,7 @@ def load_mnist(
 ) -> Dataset:
     """Read MNIST from ``data_dir`` or else ``$FASTNN_DATA_DIR``; with neither, from the cache or the mirrors.
 
-    A directory that was named is the only place looked in. A bad file in the cache is fetched anew.
+    A directory that was named is the only place looked in. A bad file in the cache is downloaded again.
 
     Raises:
         DataError: the named directory lacks a file or holds a bad one.
@@ -81,7 +81,7 @@ def load_mnist(
         try:
             return _from_directory(cache, files)
         except (DataError, OSError) as error:
-            notify(f"the cached copy is bad and is fetched anew: {error}")
+            notify(f"the cached copy is bad and is downloaded again: {error}")
     for file in files:
         _fetch(cache, file)
     return _from_directory(cache, files)
@@ -129,7 +129,9 @@ def _fetch(cache: Path, file: IdxFile) -> None:
     try:
         import pooch
     except ImportError as error:
-        raise MnistUnavailableError(f'downloads need pooch ({error}): pip install "fastnn[train]"') from None
+        raise MnistUnavailableError(
+            f'a download needs pooch ({error}): pip install "fastnn[train]"'
+        ) from None
 
     failures = []
     for mirror in mirrors():

@@ -37,7 +37,7 @@ class Linear(torch.nn.Linear):
         in_features: size K of each input sample.
         out_features: size N of each output sample.
         bias: whether to add a learnable bias.
-        device: where the parameters are made.
+        device: the device of the parameters.
         dtype: dtype of the parameters.
         activation: None for the identity, ``"relu"``, ``"sigmoid"``, ``"tanh"``, ``"gelu"``,
             ``"gelu_tanh"`` or ``"silu"``.

@@ -18,7 +18,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     Args:
         weight: class weights (C), kept as a buffer.
         size_average: deprecated, see ``reduction``.
-        ignore_index: index of rows that do not count.
+        ignore_index: index of rows to ignore.
         reduce: deprecated, see ``reduction``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         label_smoothing: in [0, 1].

@@ -1,4 +1,4 @@
-"""Chains of layers that run a run of Linear and activation as one op."""
+"""Sequences of layers that run consecutive Linear layers and activations as one op."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _torch_forward = torch.nn.Sequential.forward
 
 
 def why_nothing_fuses() -> str | None:
-    """What stands against passing any layer's call by, or None."""
+    """Why no layer may run other than by its own call, or None."""
     if _is_compiling():
         return "torch.compile is tracing"
     if any_hook_of_all_modules():
@@ -70,13 +70,12 @@ def _run(layers: list[torch.nn.Module], input: Any) -> Any:
 
 
 class Sequential(torch.nn.Sequential):
-    """A drop-in for :class:`torch.nn.Sequential` that runs each stretch of `Linear` and activation as one op.
+    """A drop-in for :class:`torch.nn.Sequential` that runs consecutive `Linear` and activations as one op.
 
     The modules keep their places, names and parameters; only the call differs: consecutive `Linear`
-    modules, each with the activation after it, are one node of the autograd graph, forward and backward in
-    one native call each. Activations are `ReLU` and torch's ``ReLU``, ``Sigmoid``, ``Tanh``, ``GELU`` and
-    ``SiLU``. A module that anyone watches (a hook, a replaced ``forward``, a subclass) is called as
-    in torch.
+    modules, each with the activation after it, are one node of the autograd graph, with one native call
+    forward and one backward. Activations are `ReLU` and torch's ``ReLU``, ``Sigmoid``, ``Tanh``, ``GELU`` and
+    ``SiLU``. A module with a hook or a replaced ``forward``, or of a subclass, is called as in torch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -121,7 +120,7 @@ class MLP(Sequential):
         activation: ``"relu"``, ``"sigmoid"``, ``"tanh"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``, a module
             between the layers; or None for a purely affine chain (keys ``0.weight``, ``1.weight`` ...).
         bias: whether each layer has a bias.
-        device: where the parameters are made.
+        device: the device of the parameters.
         dtype: dtype of the parameters.
 
     Shape:

@@ -20,32 +20,31 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> Tensor:
-    r"""Scale gradients down, in place, where their global norm exceeds a bound.
+    r"""Scale gradients down, in place, if their global norm exceeds a bound.
 
     .. math:: g \leftarrow g \cdot \min\!\left(1, \frac{\text{max\_norm}}{\lVert g \rVert + 10^{-6}}\right)
 
-    with :math:`g` all gradients as one vector. Drop-in for :func:`torch.nn.utils.clip_grad_norm_`, whose
-    arguments, defaults and result it has.
+    with :math:`g` all gradients as one vector. Drop-in for :func:`torch.nn.utils.clip_grad_norm_`, with the
+    same arguments, defaults and result.
 
-    One native call where the norm is of type 2 and all gradients are of one dtype (float32, float64, bfloat16
-    or float16), each fills one block of memory, none shares it, and all are on the CPU or on one CUDA device.
-    The squares are summed in float64, so that no square overflows or vanishes in float32, and always in the
-    same order. Where nothing exceeds the bound, the gradients are not written to. On CUDA the factor is
-    computed and read on the device: nothing waits for it, unless ``error_if_nonfinite`` is set. Anything else
-    is left to torch.
+    It is one native call if the norm is of type 2 and all gradients have one dtype (float32, float64,
+    bfloat16 or float16), each fills one block of memory, none shares it, and all are on the CPU or on one
+    CUDA device. Anything else is left to torch. The squares are summed in float64, so that no square
+    overflows or vanishes in float32, and always in the same order. If the norm does not exceed the bound,
+    the gradients are not written to. On CUDA the factor is computed and read on the device, and nothing
+    waits for it unless ``error_if_nonfinite`` is set.
 
     Args:
         parameters: a tensor, or tensors, whose ``grad`` is clipped; those without one are skipped.
         max_norm: the bound.
         norm_type: the type of the p-norm, ``inf`` for the largest absolute value.
-        error_if_nonfinite: raise an error where the norm is NaN or infinite, and change no gradient. Without
-            it an infinite norm makes zeros of finite gradients and NaN of infinite ones, a norm that is NaN
-            makes all of them NaN.
-        foreach: as in torch; makes no difference where the native call is made.
+        error_if_nonfinite: raise an error if the norm is NaN or infinite, and change no gradient. Without
+            it, an infinite norm turns finite gradients into 0 and infinite ones into NaN, and a norm of NaN
+            turns all of them into NaN.
+        foreach: as in torch; makes no difference to the native call.
 
     Returns:
-        The norm before clipping, a tensor without dimensions on the device of the gradients and of their
-        dtype.
+        The norm before clipping, a scalar tensor with the device and dtype of the gradients.
 
     Raises:
         RuntimeError: the norm is not finite, and ``error_if_nonfinite`` is set.

@@ -243,13 +243,13 @@ def cross_entropy(
 
     ``"mean"`` divides the loss by the sum of :math:`w_y` over the rows that are not ignored (class
     probabilities: by the number of rows) and the z-loss by the number of rows that are not ignored;
-    ``"sum"`` divides nothing. Losses are summed in float64; 16-bit types compute in float32. Rows with
-    ``ignore_index`` have loss and gradient 0, whatever their logits and the weights hold.
+    ``"sum"`` does not divide. Losses are summed in float64; 16-bit types are computed in float32. Rows with
+    ``ignore_index`` have loss and gradient 0, whatever their logits and weights are.
 
-    Where ``input`` requires grad the same pass writes the gradient of the logits, of the size of ``input``.
+    If ``input`` requires grad, the same pass writes the gradient of the logits, as large as ``input``.
 
-    On the CPU subnormal numbers are flushed to zero with class indices and no class weights, and where the
-    gradient is scaled by the incoming one.
+    On the CPU subnormal numbers are flushed to zero with class indices and no class weights, and when the
+    gradient is multiplied by the incoming one.
 
     Args:
         input: logits (C), (N, C) or (N, C, d1, ...); float32, float64, bfloat16 or float16, any strides.
@@ -257,20 +257,20 @@ def cross_entropy(
             and dtype of ``input``.
         weight: (C), of the dtype of ``input``.
         size_average: deprecated, see ``reduction``.
-        ignore_index: index of rows that do not count; only with class indices.
+        ignore_index: index of rows to ignore; only with class indices.
         reduce: deprecated, see ``reduction``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         label_smoothing: :math:`\varepsilon` in [0, 1].
         z_loss: :math:`z`, weight of the squared log-sum-exp (Liger-Kernel's ``lse_square_scale``).
 
     Returns:
-        Scalar; with ``"none"`` one loss a row, of the shape of the class indices.
+        Scalar; with ``"none"`` one loss per row, in the shape of the class indices.
 
     Raises:
         IndexError: an index is neither in [0, C) nor ``ignore_index``. On CUDA the loss is NaN then, and the
-            next call raises, or with FASTNN_CHECK=1 in the environment this one, which waits for the device.
+            next call raises; with FASTNN_CHECK=1 in the environment this call waits and raises.
         ValueError: the batch sizes of ``input`` and ``target`` differ; an unknown ``reduction``.
-        RuntimeError: other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1].
+        RuntimeError: other shapes or dtypes that do not match; ``label_smoothing`` outside [0, 1].
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)

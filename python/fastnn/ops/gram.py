@@ -97,8 +97,8 @@ def gram_matrix(input: Tensor, normalize: bool = False) -> Tensor:
         ``normalize``).
 
     Raises:
-        TypeError: ``input`` is no Tensor.
-        RuntimeError: an input of another number of dimensions.
+        TypeError: ``input`` is not a Tensor.
+        RuntimeError: ``input`` has another number of dimensions.
     """
     features = _features("gram_matrix", input)
     reason = SMALL if is_small_gram(features) else _dispatch.torch_reason(features, cuda="gram_matrix")

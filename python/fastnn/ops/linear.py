@@ -223,16 +223,17 @@ def linear(
     .. math:: g = \operatorname{act}'(z) \cdot dY,\quad dX = g W,\quad dW = g^\top x,\quad
         db = \textstyle\sum g
 
-    Backward computes only the gradients that are asked for; it takes the activation's from y, for GELU and
-    SiLU from :math:`z = x W^\top + b`, which forward then stores too. 16-bit inputs are summed in float32,
-    and the activation sees the sum before it is rounded.
+    Backward computes only the gradients that are needed. It computes act' from y, or for GELU and SiLU from
+    :math:`z = x W^\top + b`, which forward then stores too. 16-bit inputs are summed in float32, and the
+    activation is applied to the sum before it is rounded.
 
-    On the CPU the activation of a given z is off by at most 2 eps of its value (sigmoid), 0.75 eps (tanh) or
-    4 eps :math:`(1 + \min(z, 0)^2)` of it (GELU, SiLU); below e^-80 (float32; float64 e^-700) it may be 0.
+    On the CPU the relative error of the activation of a given z is at most 2 eps (sigmoid), 0.75 eps (tanh)
+    or 4 eps :math:`(1 + \min(z, 0)^2)` (GELU, SiLU); values below e^-80 (float32; float64: e^-700) may
+    become 0.
 
     On CUDA float32 keeps its accuracy (large products run on the tensor cores in three parts) unless
-    ``torch.backends.cuda.matmul`` allows TF32. Large products of the other dtypes are torch's; what is fused
-    to them sees a 16-bit result after it is rounded.
+    ``torch.backends.cuda.matmul`` allows TF32. Large products of the other dtypes are torch's; bias and
+    activation are then applied to the rounded result.
 
     Args:
         input: ``(*, K)``, any strides; float32, float64, bfloat16 or float16.
@@ -246,7 +247,7 @@ def linear(
 
     Raises:
         ValueError: unknown activation.
-        RuntimeError: shapes or dtypes that do not fit together.
+        RuntimeError: shapes or dtypes that do not match.
     """
     if not _is_compiling():
         output: Tensor | None = _run_small(input, weight, bias, activation)

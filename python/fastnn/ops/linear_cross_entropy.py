@@ -309,21 +309,21 @@ def linear_cross_entropy(
     options: object = None,
     z_loss: float = 0.0,
 ) -> Tensor:
-    r"""Softmax cross-entropy of a linear layer, whose logits never are in memory all at once.
+    r"""Softmax cross-entropy of a linear layer, whose logits are never all in memory at once.
 
     .. math:: \ell = \operatorname{cross\_entropy}(x W^\top + b,\ y)
 
-    as :func:`fastnn.functional.cross_entropy` has it, with the names of torch 2.13's function. The logits
-    are computed for a chunk of rows at a time (24 MiB, but at least 64 rows), their gradient is written over
-    them, and, where gradients are wanted, the chunk's part of
+    with the loss of :func:`fastnn.functional.cross_entropy` and the names of torch 2.13's function. The
+    logits are computed for one chunk of rows at a time (24 MiB, but at least 64 rows), their gradient is
+    written over them, and, if gradients are needed, the chunk's part of
 
     .. math:: dX = g W,\quad dW = g^\top x,\quad db = \textstyle\sum g,\qquad g = \partial\ell / \partial z
 
     is added in the same pass, so that backward only multiplies by ``grad_output``. Reduction ``"none"`` and a
-    second backward compute the logits again in backward. 16-bit types sum gradients in float32, which are
-    kept until backward and take twice the memory of the gradients themselves; on CUDA those of weight and
-    bias, while that of the input is rounded as each chunk writes it. On CUDA chunks are multiples of 128 rows
-    where they can be, and nothing waits for the device.
+    second backward compute the logits again in backward. For 16-bit types gradients are summed in float32
+    and kept like that until backward, which takes twice the memory of the gradients themselves; on CUDA only
+    those of weight and bias, while that of the input is rounded when a chunk writes it. On CUDA chunks are
+    multiples of 128 rows where possible, and nothing waits for the device.
 
     Args:
         input: ``(K)``, ``(N, K)`` or ``(*, K)`` (torch: at most two dimensions), any strides; float32,
@@ -335,20 +335,20 @@ def linear_cross_entropy(
         linear_bias: ``(C)`` or None.
         weight: class weights ``(C)`` or None.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        ignore_index: index of rows that do not count; None stands for -100.
+        ignore_index: index of rows to ignore; None means -100.
         label_smoothing: in [0, 1].
-        options: how torch is to cut the batch; taken so that torch's calls run unchanged, and not used.
+        options: how torch divides the batch; accepted so that calls written for torch work, and not used.
         z_loss: weight of the squared log-sum-exp.
 
     Returns:
-        Scalar; with ``"none"`` one loss a row, of the shape of the class indices.
+        Scalar; with ``"none"`` one loss per row, in the shape of the class indices.
 
     Raises:
         IndexError: an index is neither in [0, C) nor ``ignore_index``. On CUDA the loss is NaN then, and the
-            next call raises, or with FASTNN_CHECK=1 in the environment this one, which waits for the device.
-        TypeError: one of the required arguments is no Tensor.
+            next call raises; with FASTNN_CHECK=1 in the environment this call waits and raises.
+        TypeError: one of the required arguments is not a Tensor.
         ValueError: the batch sizes of ``input`` and ``target`` differ; an unknown ``reduction``.
-        RuntimeError: other shapes or dtypes that do not fit; ``label_smoothing`` outside [0, 1];
+        RuntimeError: other shapes or dtypes that do not match; ``label_smoothing`` outside [0, 1];
             ``ignore_index`` together with class probabilities.
     """
     _check(input, linear_weight, target, linear_bias)

@@ -80,7 +80,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
     .. math:: y = \max(x, 0), \qquad dX = dY \cdot [\,y > 0\,]
 
-    NaN stays NaN, and the gradient passes there; the gradient at 0 is 0. Only the output is saved for
+    NaN stays NaN, and its gradient is passed on; the gradient at 0 is 0. Only the output is saved for
     backward.
 
     Args:

@@ -18,37 +18,37 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 def polyak_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tensor], tau: float) -> None:
-    r"""Move target tensors, in place, a part of the way to their sources: the soft update of DDPG, TD3, SAC.
+    r"""Move target tensors, in place, part of the way to their sources: the soft update of DDPG, TD3, SAC.
 
     .. math:: t \leftarrow t + \tau \, (s - t)
 
     computed as :func:`torch.lerp` does: from :math:`\tau = 1/2` on as :math:`s + (\tau - 1)(s - t)`. A target
     that equals its source stays as it is. The two forms in common use, ``tau * s + (1 - tau) * t`` (CleanRL)
-    and ``t.mul_(1 - tau)`` before ``t.add_(s, alpha=tau)`` (Stable-Baselines3), also round what they keep of
+    and ``t.mul_(1 - tau)`` before ``t.add_(s, alpha=tau)`` (Stable-Baselines3), also round the kept part of
     the target, and differ from this one by an eps or two. :math:`\tau = 1` copies the source and
     :math:`\tau = 0` changes nothing, whatever the values; between them NaN and infinity pass as in
     :func:`torch.lerp`.
 
-    One native call for all tensors where they are on the CPU, of float32, float64, bfloat16 or float16 (mixed
-    as they come), fill one block of memory each, have the strides of their sources, and share no memory with
-    others; the same tensor as target and source is fine. 16-bit tensors are computed in float32 and rounded
-    once. Anything else is left to torch, on CUDA to torch's lerp of many tensors, which takes few launches.
+    All tensors are updated in one native call if they are on the CPU, in any mixture of float32, float64,
+    bfloat16 and float16, fill one block of memory each, have the strides of their sources, and share no
+    memory with others (the same tensor as target and source is fine). 16-bit tensors are computed in float32
+    and rounded once. Anything else is left to torch; on CUDA to torch's lerp of many tensors, which takes few
+    launches.
 
-    Tensors of integers and booleans, which have no average (``num_batches_tracked`` of batch norm), are
-    copied unless :math:`\tau = 0`. Buffers are updated where they are among the tensors given;
-    ``parameters()`` does not give them.
+    Integer and boolean tensors, which have no average (``num_batches_tracked`` of batch norm), are copied
+    unless :math:`\tau = 0`. Buffers are updated if you pass them; ``parameters()`` does not contain them.
 
     Args:
         targets: a tensor, or tensors, to be written, of any shapes: most often ``target.parameters()``. No
-            gradient is recorded, also of parameters that require one.
+            gradient is recorded, even if they require one.
         sources: as many, in the same order, each with the shape, dtype and device of its target.
         tau: how far to go, from 0 to 1.
 
     Raises:
-        ValueError: there are more targets than sources or fewer, or ``tau`` is not in [0, 1].
-        TypeError: what is given are not tensors, or ``tau`` is not a number.
-        RuntimeError: a source has another shape, dtype or device than its target. Nothing has been written
-            then, nor with the other errors.
+        ValueError: the numbers of targets and sources differ, or ``tau`` is not in [0, 1].
+        TypeError: an argument is not a tensor or tensors, or ``tau`` is not a number.
+        RuntimeError: a source has another shape, dtype or device than its target. With any of these errors
+            nothing has been written.
 
     Source: Lillicrap et al., `Continuous Control with Deep Reinforcement Learning
     <https://arxiv.org/abs/1509.02971>`_.

@@ -115,7 +115,7 @@ class _Run:
                 return
         why = process.why_ended()
         if running is None:
-            raise Unusable(f"the process that tests ended between tests: {why}", self.found)
+            raise Unusable(f"the process of the tests ended between two tests: {why}", self.found)
         self._end(*running, FAILED, why)
 
     def _end(self, number: int, op: str, what: str, outcome: str, why: str) -> None:

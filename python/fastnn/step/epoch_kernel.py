@@ -165,10 +165,10 @@ def _check_data(plan: StepPlan, params: list[Tensor], images: Tensor, labels: Te
         _refuse_if(_torch_internals.on_leaf(p), "a parameter has a hook")
         _refuse_if(p.device != images.device, "devices are mixed")
     _refuse_if(images.dtype is not torch.uint8, f"the images are {images.dtype}, not uint8")
-    _refuse_if(images.dim() != 2 and not plan.chain.flatten, "the images are no matrix")
-    _refuse_if(images[0].numel() != params[0].shape[1], "the images have not as many features as the model")
+    _refuse_if(images.dim() != 2 and not plan.chain.flatten, "the images are not a matrix")
+    _refuse_if(images[0].numel() != params[0].shape[1], "images and model differ in their number of features")
     plain = labels.dtype is torch.int64 and labels.dim() == 1
-    _refuse_if(not plain, "the labels are no vector of int64")
+    _refuse_if(not plain, "the labels are not a vector of int64")
     contiguous = images.is_contiguous() and labels.is_contiguous()
     _refuse_if(not contiguous, "images or labels are not contiguous")
 
@@ -197,7 +197,7 @@ def _check_states(params: list[Tensor], states: dict[Tensor, dict[str, Any]]) ->
             _refuse_if(not alike, f"{key} is not like its parameter")
             tensors.append(t)
         count = state["step"]
-        _refuse_if(not isinstance(count, Tensor) or count.dtype is not torch.float32, "step is no float32")
+        _refuse_if(not isinstance(count, Tensor) or count.dtype is not torch.float32, "step is not float32")
     _refuse_if(len({t.data_ptr() for t in tensors}) != len(tensors), "parameters or states share memory")
 
 

@@ -100,7 +100,7 @@ class GraphUpdate:
             if type(done) is not list:
                 raise Unsupported("a parameter has no state" if done is None else str(done))
             if not group.holds_states():
-                raise Unsupported("the optimizer has not yet all of its state")
+                raise Unsupported("the optimizer does not have all of its state yet")
             written += done
         self.written = written
 

@@ -107,7 +107,7 @@ class StepGraphs:
                 self._seen.clear()
                 self._short.clear()
             self._seen[kind] = seen + 1
-            expected = WarmUp(f"a step is captured after {wait} calls with such a batch")
+            expected = WarmUp(f"a step is captured after {wait} calls with a batch of this kind")
             return short or self._refusal or expected
         self._refusal = None
         try:
@@ -124,7 +124,7 @@ class StepGraphs:
             # The eager step raises its own error, if it has one.
             why = str(error).partition("\n")[0]
             if cuda_graph.lacks_memory(error):
-                reason = f"a capture lacked memory, the next is after {2 * wait} such calls: {why}"
+                reason = f"a capture ran out of memory, the next one is after {2 * wait} such calls: {why}"
                 self._seen[kind], self._short[kind] = 0, (2 * wait, reason)
                 return reason
             self._graphs[kind] = f"it cannot be captured: {why}"

@@ -148,10 +148,10 @@ class StepPlan:
         if kind.takes_classes or loss == "binary_cross_entropy_with_logits":
             buffers = module.__dict__[_torch_internals.BUFFERS]
             if "weight" not in buffers:
-                return "the class weights are no buffer"
+                return "the class weights are not a buffer"
             if loss == "binary_cross_entropy_with_logits":
                 if "pos_weight" not in buffers:
-                    return "pos_weight is no buffer"
+                    return "pos_weight is not a buffer"
                 return plain._replace(weight=buffers["weight"], pos_weight=buffers["pos_weight"])
             ignore_index = options["ignore_index"]
             smoothing = 0.0 if loss == "nll_loss" else options["label_smoothing"]
@@ -182,8 +182,8 @@ def make_plan(spec: StepSpec) -> StepPlan:
     given = getattr(loss, "__name__", type(loss).__name__)
     if loss_name is None:
         raise Unsupported(
-            f"no native loss for {given}: there are {_NATIVE_LOSSES} with their options, none of their "
-            "subclasses, and torch's functions of that name"
+            f"no native loss for {given}: native are {_NATIVE_LOSSES} with their options, but none of their "
+            "subclasses, and torch's functions of the same names"
         )
     update = _OPTIMIZERS.get(type(optimizer))
     if update is None:
@@ -196,6 +196,6 @@ def make_plan(spec: StepSpec) -> StepPlan:
         raise Unsupported(f"the model is not a chain of linear layers: {refusal}") from None
     if chain.log_softmax != (loss_name == "nll_loss"):
         if chain.log_softmax:
-            raise Unsupported(f"after log_softmax NLLLoss is native, and not {given}")
-        raise Unsupported(f"{given} is native where the model ends in log_softmax, and this one does not")
+            raise Unsupported(f"after log_softmax only NLLLoss is native, not {given}")
+        raise Unsupported(f"{given} is native only if the model ends in log_softmax, and this one does not")
     return StepPlan(spec, chain, loss_name, update)

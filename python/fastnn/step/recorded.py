@@ -22,7 +22,9 @@ from fastnn.step.refused import WarmUp
 from fastnn.step.spec import StepSpec
 from fastnn.step.watch import watch_step
 
-_WARM_UP = WarmUp("a step is recorded after a call with such a batch, and compared with torch in the next")
+_WARM_UP = WarmUp(
+    "a step is recorded after a call with a batch of this kind, and compared with torch in the next"
+)
 _DTYPES = frozenset({torch.float32, torch.float64})  # of parameters
 # Recordings in a row that nobody replayed, after which the step stays eager for a while.
 _MOST_IN_A_ROW = 8

@@ -92,8 +92,8 @@ class Runner:
         if reason in self._told:
             return
         warnings.warn(
-            f"TrainStep runs eagerly: {reason}. Its single ops are native where they are fastnn's: see "
-            "fastnn.convert. This is said once for each reason; to silence it: "
+            f"TrainStep runs eagerly: {reason}. Only ops of fastnn's modules and optimizers are native then, "
+            "see fastnn.convert. This warning comes once for each reason; to silence it: "
             'warnings.filterwarnings("ignore", category=fastnn.EagerStepWarning)',
             EagerStepWarning,
             stacklevel=levels_out(),

@@ -34,7 +34,7 @@ def _check_optimizer(optimizer: object) -> None:
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError(
-            "TrainStep: expected an optimizer that evaluates the loss once a step, got "
+            "TrainStep: expected an optimizer that evaluates the loss once per step, got "
             f"{type(optimizer).__name__}, which does so several times"
         )
 
