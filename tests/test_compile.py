@@ -82,7 +82,7 @@ def each(table: dict[str, list[Any]]) -> list[Any]:
     ]
 
 
-def test_all_that_is_public_is_here() -> None:
+def test_everything_public_is_listed() -> None:
     assert set(FUNCTIONS) == set(F.__all__)
     assert {*MODULES, "utils"} == set(nn.__all__)
     assert nn.utils.__all__ == ["clip_grad_norm_"]

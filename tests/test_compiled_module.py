@@ -38,7 +38,7 @@ def test_needs_only_the_system_libraries(elf) -> None:  # type: ignore[no-untype
     assert {name for name in needed if not allowed.match(name)} == set()
 
 
-def test_no_undefined_symbol_is_torchs(elf) -> None:  # type: ignore[no-untyped-def]
+def test_no_undefined_symbol_is_from_torch(elf) -> None:  # type: ignore[no-untyped-def]
     undefined = {
         s.name for s in elf.get_section_by_name(".dynsym").iter_symbols() if s["st_shndx"] == "SHN_UNDEF"
     }

@@ -40,7 +40,7 @@ def test_a_missing_barrier_shows(checks: Any, kernel: str, n: int, more: tuple[i
     assert len({tuple(out.isnan().tolist()) for out in results}) > 1 or kernel == "sum_warp"
 
 
-def test_waiting_in_vain_is_an_error(checks: Any) -> None:
+def test_waiting_without_result_is_an_error(checks: Any) -> None:
     with pytest.raises(RuntimeError, match=r": 31 threads have ended, 33 threads wait at __syncthreads"):
         checks.some_wait(33)
     checks.some_wait(64)

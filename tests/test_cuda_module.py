@@ -37,7 +37,7 @@ def test_import_of_fastnn_does_not_load_the_module() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_info_tells_what_there_is() -> None:
+def test_info_says_what_there_is() -> None:
     text = fastnn.info().cuda
     if built is None:
         assert str(why_not_built) in text
@@ -49,7 +49,7 @@ def test_info_tells_what_there_is() -> None:
 
 @needs_module
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_machine_without_a_gpu_says_why() -> None:
+def test_without_a_gpu_it_says_why() -> None:
     assert "CUDA error" in built.why_unusable(0)
 
 

@@ -70,12 +70,12 @@ def test_plain_tensors_run_natively(op: str) -> None:
 
 @pytest.mark.parametrize("op", WITHOUT_TARGET)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8])
-def test_an_uncovered_dtype_is_torchs(op: str, dtype: torch.dtype) -> None:
+def test_an_uncovered_dtype_is_left_to_torch(op: str, dtype: torch.dtype) -> None:
     check_falls_back(op, torch.ones(4, 3, dtype=dtype), f"no kernels for dtype {dtype}")
 
 
 @pytest.mark.parametrize("op", WITHOUT_TARGET)
-def test_complex_numbers_are_torchs(op: str) -> None:
+def test_complex_numbers_are_left_to_torch(op: str) -> None:
     if op == "relu":
         with pytest.raises(RuntimeError, match="complex"):
             functional.relu(torch.ones(4, 3, dtype=torch.complex64))
@@ -87,16 +87,16 @@ class Tagged(Tensor):
     """A subclass that changes nothing, and must survive."""
 
 
-def test_a_subclass_is_torchs(op: str) -> None:
+def test_a_subclass_is_left_to_torch(op: str) -> None:
     check_falls_back(op, torch.randn(4, 3).as_subclass(Tagged), "Tagged is a tensor subclass")
 
 
-def test_meta_tensors_are_torchs(op: str) -> None:
+def test_meta_tensors_are_left_to_torch(op: str) -> None:
     check_falls_back(op, torch.empty(4, 3, device="meta"), "no kernels for device meta")
 
 
 @pytest.mark.parametrize("op", WITHOUT_TARGET)
-def test_fake_tensors_are_torchs(op: str) -> None:
+def test_fake_tensors_are_left_to_torch(op: str) -> None:
     fake = FakeTensorMode().from_tensor(torch.randn(4, 3))
     check_falls_back(op, fake, "FakeTensor is a tensor subclass")
 
@@ -107,7 +107,7 @@ def test_plain_tensor_inside_fake_mode(op: str) -> None:
         assert reasons(OPS[op][0], x) == ["a torch dispatch mode is active"]
 
 
-def test_sparse_tensors_are_torchs() -> None:
+def test_sparse_tensors_are_left_to_torch() -> None:
     x = torch.eye(3).to_sparse()
     explanation = fastnn.explain(functional.relu, x)
     assert explanation.decisions == (Decision("relu", "no kernels for layout torch.sparse_coo"),)
@@ -115,7 +115,7 @@ def test_sparse_tensors_are_torchs() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_tensors_are_torchs() -> None:
+def test_nested_tensors_are_left_to_torch() -> None:
     x = torch.nested.nested_tensor([torch.randn(2), torch.randn(3)])
     explanation = fastnn.explain(functional.relu, x)
     assert explanation.decisions == (Decision("relu", "the tensor is nested"),)
@@ -123,7 +123,7 @@ def test_nested_tensors_are_torchs() -> None:
         assert torch.equal(mine, F.relu(theirs))
 
 
-def test_a_negated_view_is_torchs(op: str) -> None:
+def test_a_negated_view_is_left_to_torch(op: str) -> None:
     x = torch.randn(4, 3, dtype=torch.complex64).conj().imag
     assert x.is_neg()
     check_falls_back(op, x, "lazily negated")
@@ -246,7 +246,7 @@ def test_the_quick_answer_needs_every_state_as_expected() -> None:
     assert not answer(broken)
 
 
-def test_disabled_all_is_torchs(op: str) -> None:
+def test_disabled_everything_runs_on_torch(op: str) -> None:
     x = torch.randn(4, 3)
     with fastnn.disabled():
         check_falls_back(op, x, "fastnn is disabled")
@@ -259,19 +259,19 @@ def test_disabled_all_is_torchs(op: str) -> None:
     assert reasons(OPS[op][0], x) == [None]
 
 
-def test_mixed_dtypes_are_torchs() -> None:
+def test_mixed_dtypes_are_left_to_torch() -> None:
     x, w = torch.randn(4, 3), torch.randn(5, 3, dtype=torch.float64)
     assert "mixed" in str(_dispatch.torch_reason(x, w))
     with pytest.raises(RuntimeError, match="same dtype"):
         functional.linear(x, w)
 
 
-def test_mixed_devices_are_torchs() -> None:
+def test_mixed_devices_are_left_to_torch() -> None:
     x, w = torch.randn(4, 3), torch.randn(5, 3, device="meta")
     assert reasons(functional.linear, x, w) == ["no kernels for device meta"]
 
 
-def test_autocast_is_torchs(op: str) -> None:
+def test_autocast_is_left_to_torch(op: str) -> None:
     x = torch.randn(4, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         check_falls_back(op, x, "autocast is active")
@@ -279,7 +279,7 @@ def test_autocast_is_torchs(op: str) -> None:
         assert reasons(OPS[op][0], x) == [None]
 
 
-def test_vmap_is_torchs(op: str) -> None:
+def test_vmap_is_left_to_torch(op: str) -> None:
     ours, theirs = OPS[op]
     x = torch.randn(2, 4, 3)
     explanation = fastnn.explain(torch.func.vmap(ours), x)
@@ -338,7 +338,7 @@ def test_vectorized_jacobian(op: str) -> None:
     assert torch.allclose(mine, torch.autograd.functional.jacobian(theirs, x), atol=1e-5)
 
 
-def test_a_graph_of_the_gradient_is_torchs(op: str) -> None:
+def test_a_graph_of_the_gradient_is_left_to_torch(op: str) -> None:
     ours, _ = OPS[op]
     x = torch.randn(4, 3, requires_grad=True)
     y = ours(x)
@@ -380,13 +380,13 @@ def test_dispatch_mode_sees_the_torch_op() -> None:
     assert "relu.default" in mode.names
 
 
-def test_a_default_device_is_no_reason(op: str) -> None:
+def test_a_default_device_is_not_a_reason(op: str) -> None:
     with torch.device("cpu"):
         assert reasons(OPS[op][0], torch.randn(4, 3)) == [None]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_jit_trace_is_torchs(op: str) -> None:
+def test_jit_trace_is_left_to_torch(op: str) -> None:
     ours, theirs = OPS[op]
     traced = torch.jit.trace(ours, torch.randn(4, 3))
     x = torch.randn(4, 3)

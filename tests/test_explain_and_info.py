@@ -25,7 +25,7 @@ def step(x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
 
 
 @native
-def test_explain_tells_where_each_op_ran() -> None:
+def test_explain_says_where_each_op_ran() -> None:
     seen = fastnn.explain(step, torch.ones(3, requires_grad=True), scale=2.0)
     assert seen.result.tolist() == [2.0] * 3
     integer = Decision("relu", "no kernels for dtype torch.int64")
@@ -61,7 +61,7 @@ def test_info_describes_this_installation() -> None:
 
 
 @native
-def test_info_tells_the_instruction_sets(isa: str) -> None:
+def test_info_reports_the_instruction_sets(isa: str) -> None:
     info = fastnn.info()
     assert (info.isa, info.best_isa) == (isa, _dispatch.cpu.best_isa)
     assert (f"the best here is {info.best_isa}" in str(info)) == (isa != info.best_isa)
@@ -69,7 +69,7 @@ def test_info_tells_the_instruction_sets(isa: str) -> None:
 
 
 @native
-def test_info_tells_that_fastnn_is_off() -> None:
+def test_info_says_that_fastnn_is_off() -> None:
     assert fastnn.info().why_not_native is None
     with fastnn.disabled():
         assert fastnn.info().why_not_native == "fastnn is disabled"

@@ -133,7 +133,7 @@ def test_what_cannot_be_captured_is_called(monkeypatch: pytest.MonkeyPatch) -> N
     assert graphs.captures == 2
 
 
-def test_a_contender_that_fails_costs_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_contender_that_fails_does_not_end_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> object:
         raise RuntimeError("out of order")
 

@@ -247,7 +247,7 @@ def test_modules_are_compiled_again_only_where_something_has_changed(tree: Tree)
     assert tree.calls("cmake --build")
 
 
-def test_a_stage_that_fails_ends_no_other(tree: Tree) -> None:
+def test_a_stage_that_fails_does_not_end_the_others(tree: Tree) -> None:
     tree.write("bin/nvcc", "#!/bin/sh\necho no such architecture >&2; exit 3\n")
     said = tree.run("probe", "sweep", status=1)
     assert "no such architecture" in said
@@ -302,7 +302,7 @@ def test_after(): synchronize()
 }
 
 
-def test_what_ends_a_test_file_ends_no_other(tree: Tree) -> None:
+def test_what_ends_a_test_file_does_not_end_the_others(tree: Tree) -> None:
     for name, text in BAD.items():
         tree.write(f"tests/test_{name}.py", text)
     said = tree.run("test", status=1, PYTEST_OPTIONS="--all")

@@ -303,7 +303,7 @@ thread.join()
 
 
 @native
-def test_log_variable_tells_each_decision_once_on_stderr(run: Runner) -> None:
+def test_log_variable_logs_each_decision_once_on_stderr(run: Runner) -> None:
     code = """
 import torch, fastnn
 for _ in range(3):

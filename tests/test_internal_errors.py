@@ -85,7 +85,7 @@ def test_an_error_while_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
         ("weight_decay", torch.zeros(2), "several numbers"),
     ],
 )
-def test_what_is_no_number_is_left_to_torch(option: str, value: Any, why: str) -> None:
+def test_what_is_not_a_number_is_left_to_torch(option: str, value: Any, why: str) -> None:
     model = chain([6, 5])
     optimizer = fastnn.optim.Adam(model.parameters())
     model(torch.randn(2, 6, dtype=torch.float64)).sum().backward()
@@ -96,7 +96,7 @@ def test_what_is_no_number_is_left_to_torch(option: str, value: Any, why: str) -
     assert why in next(d.reason for d in seen if d.op == "adam")
 
 
-def test_a_loss_with_an_option_that_is_no_number() -> None:
+def test_a_loss_with_an_option_that_is_not_a_number() -> None:
     model = chain([6, 5])
     loss = fastnn.nn.CrossEntropyLoss()
     loss.z_loss = "a little"

@@ -51,7 +51,7 @@ def pieces_of(operations: int, *, late: int) -> int:
 
 
 @pytest.mark.parametrize("team", [False, True])
-def test_short_work_is_done_alone_after_a_wait_in_vain(aside: Callable, team: bool) -> None:
+def test_short_work_is_done_alone_after_a_wait_without_result(aside: Callable, team: bool) -> None:
     def run() -> list[int]:
         first = threads_of(SHORT, late=200 * MS, team=team)
         return [first, *(threads_of(work, team=team) for work in (SHORT, LONG, SHORT))]
@@ -83,7 +83,7 @@ def test_a_wait_within_what_the_work_takes_is_none(aside: Callable, team: bool) 
     assert any(aside(run) for _ in range(500))
 
 
-def test_work_of_many_pieces_ends_at_the_first_wait_in_vain(aside: Callable) -> None:
+def test_work_of_many_pieces_ends_at_the_first_wait_without_result(aside: Callable) -> None:
     assert aside(lambda: (pieces_of(SHORT, late=20 * MS), threads_of(SHORT))) == (1, 1)
 
 
@@ -102,7 +102,7 @@ def test_long_pieces_are_done_to_the_end(aside: Callable) -> None:
     assert aside(lambda: (pieces_of(LONG, late=MS // 100), threads_of(SHORT))) == (20, 2)
 
 
-def test_an_epoch_goes_on_with_another_number_of_threads(
+def test_an_epoch_continues_with_another_number_of_threads(
     aside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(epoch, "_CALL_WORK", 2**40)  # one native call, as long as nothing ends it
@@ -131,11 +131,11 @@ def test_an_epoch_goes_on_with_another_number_of_threads(
         assert torch.equal(a, b)
 
 
-def test_long_work_tells_nothing_of_oversubscription(aside: Callable) -> None:
+def test_long_work_says_nothing_about_oversubscription(aside: Callable) -> None:
     assert aside(lambda: (threads_of(LONG, late=200 * MS), threads_of(SHORT))) == (2, 2)
 
 
-def test_other_threads_go_on(aside: Callable) -> None:
+def test_other_threads_continue(aside: Callable) -> None:
     assert aside(lambda: (threads_of(SHORT, late=200 * MS), threads_of(SHORT))) == (2, 1)
     assert aside(lambda: threads_of(SHORT)) == 2
 

@@ -74,7 +74,7 @@ def test_a_later_result_replaces_an_earlier_one() -> None:
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Subject)])
-def test_a_result_is_of_one_device_driver_and_build(field: str) -> None:
+def test_a_result_is_valid_for_one_device_driver_and_build(field: str) -> None:
     keep(SUBJECT, ROWS)
     other = dataclasses.replace(SUBJECT, **{field: "another"})
     assert "have not passed" in str(why_not("relu", other))
@@ -125,7 +125,7 @@ def test_a_broken_or_foreign_file_is_a_reason(change: Callable[[bytes], bytes]) 
     assert why_not("relu") is None
 
 
-def test_a_file_that_is_no_file(cache: Path) -> None:
+def test_a_file_that_is_not_a_file(cache: Path) -> None:
     _proof.path_of(SUBJECT).mkdir(parents=True)
     assert "cannot be read (Is a directory): run `fastnn selftest` and start Python" in str(why_not("relu"))
     (cache / "selftest" / "x.json").write_text("{}")
@@ -321,7 +321,7 @@ def test_the_variable_of_the_environment(value: str | None, unproven: bool) -> N
     assert done.stdout.strip() == str(unproven), done.stderr
 
 
-def test_info_tells_what_is_proven_where_and_when(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_says_what_has_passed_where_and_when(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fastnn.info().cuda_proven == (
         "nowhere, CUDA tensors run on torch's kernels: run `fastnn selftest` and start Python again"
     )

@@ -108,6 +108,6 @@ def test_too_many_dimensions() -> None:
         (torch.ones(3) * 1j, torch.empty(3), "do not take tensors of dtype complex64"),
     ],
 )
-def test_messages_name_op_expectation_and_what_came(x: Tensor, out: Tensor, message: str) -> None:
+def test_messages_name_op_expectation_and_what_was_given(x: Tensor, out: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         _dispatch.cpu.relu_forward(x, out)

@@ -160,7 +160,7 @@ def _done() -> bool:
     return True
 
 
-def test_the_first_failure_is_told(cuda: FakeCuda) -> None:
+def test_the_first_failure_is_reported(cuda: FakeCuda) -> None:
     cuda.fails_at = {"body", "end", "leave the pool of 1"}
     with pytest.raises(RuntimeError, match="body fails"):
         capture(cuda)

@@ -148,7 +148,7 @@ def test_errors_in_the_comparison_are_those_of_torch() -> None:
         pick(torch.ones(3), torch.tensor([0, 7]))
 
 
-def test_constants_are_made_anew() -> None:
+def test_constants_are_made_again() -> None:
     def penalty(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         total = torch.tensor(0.0)
         total += x.sum()
@@ -171,7 +171,7 @@ def test_constants_are_made_anew() -> None:
     ],
     ids=["tolist", "numpy", "data"],
 )
-def test_what_goes_past_torchs_ops_is_refused(fn: Any) -> None:
+def test_what_bypasses_torchs_ops_is_refused(fn: Any) -> None:
     captured = fastnn.capture(fn)
     with pytest.warns(fastnn.EagerStepWarning, match="without torch.s ops"):
         captured(torch.ones(3))

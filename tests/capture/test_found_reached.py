@@ -21,7 +21,7 @@ def _repeat(captured: Any, *given: Tensor) -> None:
         captured(*given)
 
 
-def test_arguments_that_are_reached_otherwise_too() -> None:
+def test_arguments_that_are_also_reached_in_another_way() -> None:
     model, other, running = nn.Linear(3, 2), nn.Linear(3, 2), torch.zeros(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 

@@ -58,7 +58,7 @@ def test_values_that_are_equal_but_not_the_same(a: Any, b: Any) -> None:
         lambda: {"a": [1, (2.0, "b")]},
     ],
 )
-def test_values_that_are_made_anew(make: Any) -> None:
+def test_values_that_are_made_again(make: Any) -> None:
     tell = fastnn.capture(lambda x, v: x + 1, native=True)
     for _ in range(5):
         tell(torch.zeros(2), make())

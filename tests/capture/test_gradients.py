@@ -90,7 +90,7 @@ def test_another_function_that_cannot_be_recorded_steps_on_what_is_left() -> Non
         same(list(ours.encoder.parameters()), list(theirs.encoder.parameters()))
 
 
-def test_another_function_that_comes_late_is_told_of() -> None:
+def test_another_function_that_comes_late_is_warned_about() -> None:
     pair = _SharedEncoder(fastnn.capture)
     for _ in range(5):
         pair.critic()
@@ -145,7 +145,7 @@ def test_what_another_thread_works_with_is_left_alone() -> None:
     assert seen == [None] * 3
 
 
-def test_a_function_of_another_thread_is_told_of_who_steps_on_what_it_leaves() -> None:
+def test_a_function_of_another_thread_is_warned_about_who_steps_on_what_it_leaves() -> None:
     pair = _SharedEncoder(fastnn.capture)
     _in_a_thread(pair.critic, 5)
     with pytest.warns(fastnn.EagerStepWarning, match="critic.* eagerly: .*actor.* takes a step"):

@@ -45,7 +45,7 @@ def test_copy_between_any_layouts(isa: str, shape: tuple[int, ...], dtype: torch
         assert torch.equal(y.nan_to_num(-1), x.nan_to_num(-1)) if dtype != torch.bool else torch.equal(y, x)
 
 
-def test_copy_leaves_what_lies_between(isa: str) -> None:
+def test_copy_leaves_what_is_between(isa: str) -> None:
     memory, x = torch.full((40, 50), -1.0), values(20, 17)
     run("copy", [memory[::2, 3:37:2]], [x], [], [])
     expected = torch.full((40, 50), -1.0)

@@ -176,7 +176,7 @@ def test_gradients_that_are_accumulated(where: Where) -> None:
         close(ours, theirs)
 
 
-def test_gradients_that_somebody_else_drops(where: Where) -> None:
+def test_gradients_that_other_code_drops(where: Where) -> None:
     pair = Pair(where, accumulate, native=True)
     for _ in range(5):
         pair.ours.zero_grad(), pair.theirs.zero_grad()
@@ -189,7 +189,7 @@ def test_gradients_that_somebody_else_drops(where: Where) -> None:
         close(ours, theirs)
 
 
-def test_the_learning_rate_is_read_and_other_options_are_recorded_anew(where: Where) -> None:
+def test_the_learning_rate_is_read_and_other_options_are_recorded_again(where: Where) -> None:
     pair = Pair(where, training, native=True)
     schedulers = [torch.optim.lr_scheduler.ExponentialLR(o, 0.7) for o in (pair.ours, pair.theirs)]
     for _ in range(8):
@@ -229,7 +229,7 @@ def _new_weight(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("change", [_load_state, _move_parameter, _evaluate, _freeze, _new_weight])
-def test_what_changes_is_recorded_anew(change: Callable[[Pair], None], where: Where) -> None:
+def test_what_changes_is_recorded_again(change: Callable[[Pair], None], where: Where) -> None:
     pair = Pair(where, training, native=True)
     pair.calls(4, *batch())
     change(pair)
@@ -358,7 +358,7 @@ def test_graphs_have_torchs_kernels(where: Where) -> None:
             close(captured(x), expected)
 
 
-def test_a_graph_of_somebody_elses_runs_as_written(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_of_other_code_runs_as_written(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
     captured = fastnn.capture(lambda x: ran.append(1) or x * 2, native=True)
     x = torch.randn(4).to(where.device)

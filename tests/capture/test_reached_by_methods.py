@@ -274,7 +274,7 @@ def test_a_method_that_is_replaced_in_its_class(method: Callable[[float], Any]) 
         assert captured.programs[0].checked is True
 
 
-def test_a_cached_property_that_is_made_anew() -> None:
+def test_a_cached_property_that_is_made_again() -> None:
     agent = Agent()
     captured = fastnn.capture(lambda x: x * agent.scaler.cached, native=True)
     for k in (1.0, 3.0):

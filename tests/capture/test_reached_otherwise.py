@@ -300,7 +300,7 @@ def test_a_function_of_pythons_generator() -> None:
 
 
 @pytest.mark.parametrize("counts", [{"n": 0}, [0]], ids=["dict", "list"])
-def test_an_entry_that_it_changes_itself_is_told(counts: Any) -> None:
+def test_an_entry_that_it_changes_itself_is_reported(counts: Any) -> None:
     key = "n" if isinstance(counts, dict) else 0
 
     def fn(x: Tensor) -> Tensor:

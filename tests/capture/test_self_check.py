@@ -145,7 +145,7 @@ def test_a_tolerance_floor_does_not_hide_wrong_values(whole: bool, monkeypatch: 
     _refuses(fastnn.capture(torch.floor), x)
 
 
-def test_an_infinity_is_no_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_infinity_is_not_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         RULES, "log.default", lambda low, out, x: low.elementwise(out, ("log", ("sub", x, 1)))
     )
@@ -184,7 +184,7 @@ def test_optimizers_that_count_steps_and_call_hooks(kind: Any) -> None:
     assert len(step.programs) == 1
 
 
-def test_hooks_that_change_a_step_are_told() -> None:
+def test_hooks_that_change_a_step_are_reported() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_value_(model.parameters(), 1e-3))

@@ -172,7 +172,7 @@ def view(t: Tensor) -> View:
 
 @pytest.mark.parametrize("rows", [5, 3000])
 @pytest.mark.parametrize("index", [3, -1, 2**62, -(2**62)])
-def test_an_index_out_of_range_is_told_and_not_followed(rows: int, index: int, isa: str) -> None:
+def test_an_index_out_of_range_is_reported_and_not_followed(rows: int, index: int, isa: str) -> None:
     x, target = torch.randn(rows, 3), torch.zeros(rows, dtype=torch.int64)
     target[rows - 2], target[rows - 1] = index, 7
     loss, total, dx = torch.empty(rows), torch.empty(()), torch.full((rows, 3), float("nan"))

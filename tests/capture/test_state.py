@@ -123,7 +123,7 @@ def test_a_view_is_returned_of_what_nobody_else_holds() -> None:
         same(list(halves(x)), [2 * x[0], 2 * x[1]])
 
 
-def test_what_hangs_in_a_cycle_is_not_kept() -> None:
+def test_what_is_in_a_cycle_is_freed() -> None:
     class Node:
         pass
 

@@ -242,7 +242,7 @@ class Counting(Agent):
         return super().update(x)
 
 
-def test_what_it_changes_itself_is_told_and_not_watched() -> None:
+def test_what_it_changes_itself_is_reported_and_not_watched() -> None:
     agent = Counting()
     captured = fastnn.capture(agent.update)
     x = torch.ones(3, 4)
@@ -254,7 +254,7 @@ def test_what_it_changes_itself_is_told_and_not_watched() -> None:
     assert captured.programs[0].checked is True
 
 
-def test_a_number_that_it_sets_to_what_it_was_is_not_told() -> None:
+def test_a_number_that_it_sets_to_what_it_was_is_not_reported() -> None:
     agent = Agent()
 
     def fn(x: Tensor) -> Tensor:
@@ -321,7 +321,7 @@ def test_an_object_that_leads_back_to_itself_is_freed() -> None:
     assert [reference() for reference in gone] == [None, None]
 
 
-def test_copies_of_an_object_begin_anew() -> None:
+def test_copies_of_an_object_begin_again() -> None:
     agent = Cyclic()
     for _ in range(5):
         agent.captured(torch.ones(3, 4))
@@ -438,7 +438,7 @@ def test_class_methods_are_recorded() -> None:
     assert len(step.programs) == 1
 
 
-def test_too_many_kinds_that_take_turns_are_given_up_soon() -> None:
+def test_too_many_kinds_that_alternate_are_given_up_soon() -> None:
     runs = 0
 
     class Fn:
@@ -570,7 +570,7 @@ def test_what_cannot_be_called() -> None:
         fastnn.capture(3)  # type: ignore[call-overload]
 
 
-def test_the_line_of_a_refusal_is_told() -> None:
+def test_the_line_of_a_refusal_is_reported() -> None:
     def fn(x: Tensor) -> Any:
         return x * x.sum().item()
 

@@ -58,7 +58,7 @@ def test_rounds_alternate() -> None:
     assert samples["torch"].repeats == 1
 
 
-def test_a_short_call_is_repeated_until_the_clock_can_tell() -> None:
+def test_a_short_call_is_repeated_until_the_clock_is_precise_enough() -> None:
     machine = FakeMachine()
     (samples,) = runner.measure({"fastnn": machine.call("a", 1e-6)}, 2, machine.clock).values()
     assert samples.repeats * 1e-6 == pytest.approx(runner.MIN_SAMPLE_SECONDS, rel=0.25)
@@ -283,12 +283,12 @@ def test_list_names_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "relu forward 1M float32\n"
 
 
-def test_nothing_to_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_run_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--filter", "no such case") == 1
     assert "no case contains 'no such case'" in capsys.readouterr().err
 
 
-def test_missing_benchmarks_are_told(
+def test_missing_benchmarks_are_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As where the package was copied without the folder beside it."""

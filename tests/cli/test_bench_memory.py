@@ -22,7 +22,7 @@ OPTIONS = ["--no-peers", "--threads", "1", "--rounds", "1", "--filter", memory.L
 
 
 @needs_proc
-def test_torch_holds_the_logits_and_the_gradients_are_told_apart() -> None:
+def test_torch_holds_the_logits_and_the_gradients_are_distinguished() -> None:
     n, k, c = 1024, 16, 32000
     (comparison,) = memory.measure(1, (n, k, c), ["float32"])
     assert comparison.shape == "1024x16x32000"
@@ -34,7 +34,7 @@ def test_torch_holds_the_logits_and_the_gradients_are_told_apart() -> None:
 
 
 @needs_proc
-def test_a_process_that_fails_is_told() -> None:
+def test_a_process_that_fails_is_reported() -> None:
     with pytest.raises(RuntimeError, match=r"fastnn ends with 1: .*no_such_type"):
         memory.measure(1, (2, 3, 4), ["no_such_type"])
 

@@ -75,7 +75,7 @@ def worker(environment: dict[str, str]) -> Iterator[Any]:
     made.close()
 
 
-def test_a_worker_tells_what_it_is_and_answers(worker: Any) -> None:
+def test_a_worker_says_what_it_is_and_answers(worker: Any) -> None:
     assert worker.description == "fake of 1 with a flag"
     assert worker.operations == ["count", "die", "double", "fail"]
     call = worker.build(case_module.Foreign("double", {"x": torch.tensor([1.0, 2.0])}))
@@ -92,7 +92,7 @@ def test_a_sample_makes_so_many_calls(worker: Any) -> None:
     assert call()[0].item() == 7  # one of them before the clock starts, and this one
 
 
-def test_errors_of_a_worker_are_told(worker: Any) -> None:
+def test_errors_of_a_worker_are_reported(worker: Any) -> None:
     with pytest.raises(remote.PeerError, match="ValueError: no such thing"):
         worker.build(case_module.Foreign("fail", {"x": 1}))
     worker.build(case_module.Foreign("double", {"x": 1}))  # it lives on

@@ -112,7 +112,7 @@ def test_the_picture_shows_what_the_reports_say(checkout: Path) -> None:
     assert picture.read_bytes() == drawn  # nothing in it changes from run to run
 
 
-def test_check_tells_of_a_picture_that_shows_something_else(
+def test_check_reports_a_picture_that_shows_something_else(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     readme.main([], checkout)
@@ -124,7 +124,7 @@ def test_check_tells_of_a_picture_that_shows_something_else(
     assert readme.main(["--check"], checkout) == 1
 
 
-def test_check_tells_and_changes_nothing(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_and_changes_nothing(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (checkout / "README.md").read_text()
     assert readme.main(["--check"], checkout) == 1
     said = capsys.readouterr().err

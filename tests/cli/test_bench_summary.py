@@ -61,7 +61,7 @@ def test_the_text_is_the_document_with_a_line_for_each_result() -> None:
     assert [line for line in text.splitlines() if line.startswith('{"a"')] == ['{"a": [1, 2]},', '{"a": []}']
 
 
-def test_a_report_takes_the_place_of_its_old_self_alone(tmp_path: Path) -> None:
+def test_a_report_replaces_only_its_older_version(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     assert summary.reports(path) == {}
     summary.add(path, {"b": {"x": 1.23456}, "a": {"x": 1}})

@@ -144,7 +144,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr(parent, "run", run)
 
 
-def test_an_unusable_device_voids_what_was_proven(
+def test_an_unusable_device_invalidates_earlier_results(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results.keep(SUBJECT, GOOD)
@@ -162,7 +162,7 @@ def test_an_unusable_device_voids_what_was_proven(
         assert _proof.kept(SUBJECT) is None
 
 
-def test_an_interrupted_run_leaves_what_it_does_not_refute(
+def test_an_interrupted_run_leaves_valid_what_it_does_not_refute(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stopped(monkeypatch, parent.Interrupted(parent.Found(SUBJECT, BAD)))

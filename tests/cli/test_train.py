@@ -80,7 +80,7 @@ def test_compare_runs_both(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--native"]])
-def test_a_target_ends_the_run_and_tells_the_time(tmp_path: Path, capsys, options: list[str]) -> None:
+def test_a_target_ends_the_run_and_reports_the_time(tmp_path: Path, capsys, options: list[str]) -> None:
     run("--target", "0.3", "--batch-size", "32", "--out", "out", *options)
     values = result(tmp_path / "out")
     assert 0 < values["steps"] < 100
@@ -262,7 +262,7 @@ def test_cuda_without_a_device(capsys) -> None:
     assert "--device cuda: this torch sees no CUDA device" in capsys.readouterr().err
 
 
-def test_missing_extras_are_told_before_any_work(monkeypatch, capsys) -> None:
+def test_missing_extras_are_reported_before_any_work(monkeypatch, capsys) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tqdm" else find(name))
     run(code=1)

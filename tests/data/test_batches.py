@@ -46,7 +46,7 @@ def test_the_order_is_new_in_each_epoch_and_the_same_for_a_seed() -> None:
     assert epoch_labels(one) == epoch_labels(same) != first
 
 
-def test_restore_goes_on_as_the_original() -> None:
+def test_restore_continues_as_the_original() -> None:
     original, restored = make(), make(seed=9)
     original.start_epoch()
     restored.restore(original.state())

@@ -103,7 +103,7 @@ def test_downloads_once_into_the_cache(server: Server, miniature, monkeypatch) -
 
 
 @pytest.mark.parametrize("fault", ["dead", "404", "cut", "html", "wrong content"])
-def test_goes_on_to_the_next_mirror(
+def test_continues_to_the_next_mirror(
     server: Server, dead_address: str, miniature, monkeypatch, fault: str
 ) -> None:
     bad, good = offer(server, miniature, "bad"), offer(server, miniature, "good")
@@ -126,7 +126,7 @@ def test_goes_on_to_the_next_mirror(
     assert cached() == sorted(miniature.content)
 
 
-def test_a_bad_cached_file_is_fetched_anew(server: Server, miniature, monkeypatch) -> None:
+def test_a_bad_cached_file_is_fetched_again(server: Server, miniature, monkeypatch) -> None:
     cache = miniature.write(cache_dir() / "mnist", compressed=False)
     bad = miniature.files[1].name
     (cache / bad).write_bytes(b"half a fi")
@@ -139,7 +139,7 @@ def test_a_bad_cached_file_is_fetched_anew(server: Server, miniature, monkeypatc
     assert len(server.asked) == 1
 
 
-def test_every_mirror_failing_is_told_one_by_one(
+def test_every_mirror_failing_is_reported_one_by_one(
     server: Server, dead_address: str, miniature, monkeypatch
 ) -> None:
     server.files[f"/bad/{miniature.files[0].name}.gz"] = b"<html>"
@@ -151,7 +151,7 @@ def test_every_mirror_failing_is_told_one_by_one(
     assert cached() == []
 
 
-def test_a_file_that_is_not_the_expected_one_is_told_by_its_hash(
+def test_a_file_that_is_not_the_expected_one_is_recognised_by_its_hash(
     server: Server, miniature, monkeypatch
 ) -> None:
     server.files[f"/{miniature.files[0].name}.gz"] = gzip.compress(b"another file")
@@ -181,14 +181,14 @@ def test_an_unreachable_mirror_ends_in_the_digits(dead_address: str, monkeypatch
     ("mirror", "told"),
     [("downloads", "not an address: unknown url type"), ("http://127.0.0.1:port/", "no HTTP response")],
 )
-def test_a_mirror_that_is_no_address_ends_in_the_digits(monkeypatch, mirror: str, told: str) -> None:
+def test_a_mirror_that_is_not_an_address_ends_in_the_digits(monkeypatch, mirror: str, told: str) -> None:
     monkeypatch.setenv("FASTNN_MIRRORS", mirror)
     said: list[str] = []
     assert load(None, said.append).name == "digits"
     assert told in said[-1]
 
 
-def test_an_answer_that_is_no_http_is_refused(tmp_path: Path) -> None:
+def test_an_answer_that_is_not_http_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer() -> None:

@@ -133,7 +133,7 @@ def test_directories_that_may_not_be_used_end_in_the_digits(
         load(tmp_path / FORBIDDEN, said.append)
 
 
-def test_an_unreadable_cached_copy_is_fetched_anew(miniature, monkeypatch) -> None:
+def test_an_unreadable_cached_copy_is_fetched_again(miniature, monkeypatch) -> None:
     directory = miniature.write(cache_dir() / "mnist")
 
     def refuse_it(path: Path, **_: object) -> None:

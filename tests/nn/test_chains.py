@@ -70,7 +70,7 @@ def test_keys_and_activation() -> None:
             nn.MLP(bad)  # type: ignore[arg-type]
 
 
-def test_sizes_may_be_numpys() -> None:
+def test_sizes_may_be_numpy_numbers() -> None:
     model = nn.MLP([np.array((3, 4)).prod(), np.int64(5), 2])
     assert [type(layer.in_features) for layer in model if isinstance(layer, nn.Linear)] == [int, int]
     assert model(torch.randn(3, 12)).shape == (3, 2)
@@ -239,7 +239,7 @@ def test_copies_are_independent() -> None:
         assert twin[0].weight is not model[0].weight
 
 
-def test_inputs_that_are_no_tensor_pass_as_in_torch() -> None:
+def test_inputs_that_are_not_tensors_pass_as_in_torch() -> None:
     class Pair(torch.nn.Module):
         def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
             return pair[0] + pair[1]

@@ -93,7 +93,7 @@ def test_wrong_input_is_torchs_error() -> None:
         nn.Linear(5, 3)(None)
 
 
-def test_the_activation_is_no_state() -> None:
+def test_the_activation_is_not_state() -> None:
     plain, fused = torch.nn.Linear(4, 4), nn.Linear(4, 4, activation="relu")
     fused.load_state_dict(plain.state_dict())
     plain.load_state_dict(fused.state_dict())

@@ -189,7 +189,7 @@ def test_disabled_runs_torch() -> None:
     torch.testing.assert_close(loss, FF.cross_entropy(x, t))
 
 
-def test_mixed_dtypes_are_torchs() -> None:
+def test_mixed_dtypes_are_left_to_torch() -> None:
     x = torch.randn(6, 4)
     t = torch.rand(6, 4, dtype=torch.float64)
     assert FF.cross_entropy(x, t).dtype == F.cross_entropy(x, t).dtype == torch.float64

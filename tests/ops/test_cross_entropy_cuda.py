@@ -19,7 +19,7 @@ from fastnn import _dispatch, functional
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
-def test_a_target_out_of_range_is_told_at_the_next_call(cuda_device: torch.device) -> None:
+def test_a_target_out_of_range_is_reported_at_the_next_call(cuda_device: torch.device) -> None:
     x = torch.randn(4, 10, device=cuda_device)
     bad, good = (torch.tensor([0, 1, k, 2], device=cuda_device) for k in (10, 9))
     loss = functional.cross_entropy(x, bad)

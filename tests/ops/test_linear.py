@@ -236,7 +236,7 @@ class TestErrors:
         with pytest.raises(RuntimeError):
             FF.linear(torch.tensor(1.0, device=device), layer(device)[1])
 
-    def test_what_is_no_tensor_is_refused(self, device: torch.device) -> None:
+    def test_what_is_not_a_tensor_is_refused(self, device: torch.device) -> None:
         with pytest.raises(TypeError):
             FF.linear([1.0], layer(device)[1])  # type: ignore[arg-type]
 

@@ -56,7 +56,7 @@ def test_chunk_boundaries(every_device: torch.device, dtype: torch.dtype, reduct
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_an_empty_batch_is_torchs(reduction: str, device: torch.device) -> None:
+def test_an_empty_batch_is_left_to_torch(reduction: str, device: torch.device) -> None:
     tensors = example(0, CLASSES, torch.float32, device=device)
     options = {"reduction": reduction}
     ours, theirs = (

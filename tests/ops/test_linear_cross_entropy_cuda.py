@@ -94,7 +94,9 @@ def test_float32_on_tensor_cores(cuda_device: torch.device, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_a_target_out_of_range_is_told_at_the_next_call(reduction: str, cuda_device: torch.device) -> None:
+def test_a_target_out_of_range_is_reported_at_the_next_call(
+    reduction: str, cuda_device: torch.device
+) -> None:
     tensors = example(3 * CHUNK, CLASSES, torch.float32, device=cuda_device)
     bad = tensors["target"].clone()
     bad[CHUNK + 1] = CLASSES

@@ -80,7 +80,7 @@ def test_float32_on_tensor_cores(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(130, 70, 203), (40, 33, 300), (9, 129, 64)])
-def test_lines_that_end_amid_a_pack(
+def test_lines_that_end_inside_a_pack(
     shape: tuple[int, int, int], dtype: torch.dtype, cuda_device: torch.device
 ) -> None:
     """They are aligned, so that whole slices are copied in packs; what is beside them is NaN."""

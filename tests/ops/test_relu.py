@@ -133,7 +133,7 @@ def test_in_place_it_writes_its_input(layout: str, grad: bool, device: torch.dev
         assert torch.equal(got, (base.detach() > 0).to(got.dtype))
 
 
-def test_inplace_keeps_what_lies_between_strided_elements(device: torch.device) -> None:
+def test_inplace_keeps_what_is_between_strided_elements(device: torch.device) -> None:
     base = -torch.ones(4, 6, device=device)
     relu(base[:, ::2], inplace=True)
     assert torch.equal(base.cpu(), torch.tensor([0.0, -1.0]).repeat(4, 3))

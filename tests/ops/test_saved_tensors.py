@@ -224,7 +224,7 @@ def test_memory_that_torch_frees_is_freed(programs: tuple[Program, Program, list
         gc.enable()
 
 
-def test_the_graph_is_no_reference_cycle(programs: tuple[Program, Program, list[Tensor]]) -> None:
+def test_the_graph_is_not_a_reference_cycle(programs: tuple[Program, Program, list[Tensor]]) -> None:
     ours, _, tensors = programs
     mine = leaves(tensors, [True] * len(tensors))
     gc.disable()

@@ -90,7 +90,7 @@ def _run(checks: str, **environment: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_small_work_is_torchs() -> None:
+def test_small_work_is_left_to_torch() -> None:
     _run(
         """
 for name, (small, large) in found.items():
@@ -103,14 +103,14 @@ assert after_a_chain == [[], ["mlp", "cross_entropy"]], after_a_chain
     )
 
 
-def test_all_that_is_covered_is_native_if_asked_for() -> None:
+def test_everything_covered_is_native_if_asked_for() -> None:
     _run(
         "assert all(small and large for small, large in found.values()), found",
         FASTNN_ALWAYS_NATIVE="1",
     )
 
 
-def test_the_reason_is_said() -> None:
+def test_the_reason_is_reported() -> None:
     _run(
         """
 x = tensor(1, 64)

@@ -66,7 +66,7 @@ def assert_same(mine: Optimizer, theirs: Optimizer) -> None:
 
 
 @kinds
-def test_convert_and_revert_in_mid_training_match_torch(name: str) -> None:
+def test_convert_and_revert_during_training_match_torch(name: str) -> None:
     mine, theirs = made(name), made(name)
     identity = (mine, mine.state, mine.param_groups, mine.param_groups[0], mine.defaults)
     for number in range(9):
@@ -167,7 +167,7 @@ def test_hooks_and_closures() -> None:
 @kinds
 @pytest.mark.parametrize("first", ["scheduler", "convert"])
 @pytest.mark.parametrize("reverted", [False, True])
-def test_schedulers_go_on(name: str, first: str, reverted: bool) -> None:
+def test_schedulers_continue(name: str, first: str, reverted: bool) -> None:
     mine, theirs = made(name), made(name)
     if first == "convert":
         fastnn.convert(mine)

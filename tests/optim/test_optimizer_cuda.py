@@ -257,7 +257,7 @@ def as_misaligned(t: Tensor, elements: int) -> Tensor:
     ids=str,
 )
 @every_case
-def test_bitwise_the_same_wherever_an_element_lies(
+def test_bitwise_the_same_wherever_an_element_is(
     case: Case, dtype: torch.dtype, extra: Options, state_ahead: float, cuda_device: torch.device
 ) -> None:
     """At another alignment, in another tensor, beside others: the same bits.
@@ -326,7 +326,7 @@ def test_a_cuda_graph_gives_the_same(name: str, dtype: torch.dtype, extra: Optio
 
 @pytest.mark.cuda
 @every_case
-def test_without_the_module_torch_goes_on(case: Case) -> None:
+def test_without_the_module_torch_continues(case: Case) -> None:
     params = parameters([300, 5], torch.bfloat16, "cuda")
     run = Beside(case, params, MASTERS)
     for _ in range(3):

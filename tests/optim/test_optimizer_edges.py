@@ -197,7 +197,7 @@ def test_options_and_state_that_change_between_steps_are_seen() -> None:
 
 
 @every_kind
-def test_state_that_is_dropped_begins_anew(kind: Kind) -> None:
+def test_state_that_is_dropped_begins_again(kind: Kind) -> None:
     needs_state_begun_late(kind.torchs)
     p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     for optimizer, parameter in ((kind.ours([p]), p), (kind.torchs([q]), q)):

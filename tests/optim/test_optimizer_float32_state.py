@@ -41,7 +41,7 @@ pytestmark = needs_native
 @either
 @every_half
 @every_case
-def test_they_are_a_float32_optimizers_bit_by_bit(
+def test_they_are_a_float32_optimizers_bit_for_bit(
     every_device: torch.device, case: Case, dtype: torch.dtype, extra: Options
 ) -> None:
     params = parameters(SIZES, dtype, every_device)
@@ -86,7 +86,7 @@ def test_against_float64(every_device: torch.device, case: Case, dtype: torch.dt
 
 
 @every_case
-def test_bfloat16_alone_stands_still_where_masters_move(every_device: torch.device, case: Case) -> None:
+def test_bfloat16_alone_does_not_move_where_masters_move(every_device: torch.device, case: Case) -> None:
     options = {**case.options, "weight_decay": 0.0, "maximize": False}
     # So that a step is below 2^-9, half the distance to the number before 1, and 200 are above.
     options["lr"] = 1e-5 if "centered" in options else 1e-4
@@ -181,7 +181,7 @@ def test_wider_parameters_are_unaffected(every_device: torch.device, case: Case,
 
 
 @every_case
-def test_masters_that_are_dropped_begin_anew(every_device: torch.device, case: Case) -> None:
+def test_masters_that_are_dropped_begin_again(every_device: torch.device, case: Case) -> None:
     params = parameters([50], torch.bfloat16, every_device)
     run = Beside(case, params, MASTERS, lr=0.1)
     for drop in (False, True, False):
@@ -195,7 +195,7 @@ def test_masters_that_are_dropped_begin_anew(every_device: torch.device, case: C
 @either
 @every_half
 @every_case
-def test_disabled_goes_on_with_the_same_state(
+def test_disabled_continues_with_the_same_state(
     case: Case, dtype: torch.dtype, extra: Options, device: torch.device
 ) -> None:
     params = parameters([(5, 6), (7,), 0], dtype, device)

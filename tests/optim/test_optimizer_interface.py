@@ -39,7 +39,7 @@ def test_the_signature_is_torchs_and_two_more(kind: Kind) -> None:
 
 
 @every_kind
-def test_the_signature_of_a_users_subclass_is_its_own(kind: Kind) -> None:
+def test_the_signature_of_a_user_defined_subclass_is_its_own(kind: Kind) -> None:
     class Mine(kind.ours):
         def __init__(self, params: Any, warm_up: int) -> None:
             super().__init__(params, lr=1.0 / warm_up)

@@ -96,7 +96,7 @@ def test_tests_that_end(tests_named: Command, monkeypatch: pytest.MonkeyPatch) -
     }
 
 
-def test_of_children_that_end_others_go_on(tests_named: Command) -> None:
+def test_a_child_that_ends_does_not_end_the_others(tests_named: Command) -> None:
     assert rows(tests_named("good crash leave good hang lose good", TOLD), answers_within=2.0) == {
         "good": (PASSED, ""),
         "crash": (FAILED, "the process was ended by SIGSEGV"),
@@ -107,7 +107,7 @@ def test_of_children_that_end_others_go_on(tests_named: Command) -> None:
 
 
 @pytest.mark.long
-def test_a_crash_fails_one_test_and_the_others_go_on(tests_named: Command) -> None:
+def test_a_crash_fails_one_test_and_the_others_continue(tests_named: Command) -> None:
     assert rows(tests_named("good crash environment leave lose dirty")) == {
         "good": (PASSED, ""),
         "crash": (FAILED, "the process was ended by SIGSEGV"),
@@ -152,7 +152,7 @@ def test_a_device_that_is_not_there() -> None:
         parent.run("cuda:0")
 
 
-def test_the_subject_is_told() -> None:
+def test_the_subject_is_reported() -> None:
     lines = [{"subject": FIELDS}, {"begin": 0, "op": "relu", "what": "float32"}]
     lines += [{"outcome": PASSED, "why": ""}, {"done": True}]
     program = f"import json\nfor line in {lines!r}: print(json.dumps(line), flush=True)"
@@ -161,7 +161,7 @@ def test_the_subject_is_told() -> None:
     assert found.rows == (Row("relu", "float32", PASSED, ""),)
 
 
-def test_an_ending_between_tests_is_no_endless_loop() -> None:
+def test_an_ending_between_tests_is_not_an_endless_loop() -> None:
     program = 'print("""{"subject": null}""", flush=True)'
     with pytest.raises(parent.Unusable, match="ended between tests: the process ended with exit code 0"):
         parent.run("cpu", command=[sys.executable, "-c", program])
@@ -170,7 +170,7 @@ def test_an_ending_between_tests_is_no_endless_loop() -> None:
 FIELDS = {name: name.upper() for name in ("name", "uuid", "capability", "driver", "build")}
 
 
-def test_a_device_that_is_unusable_later_is_told_with_what_was_found(tmp_path: Path) -> None:
+def test_a_device_that_is_unusable_later_is_reported_with_what_was_found(tmp_path: Path) -> None:
     """As one that has fallen off the bus, and no longer tells what it is either."""
     script = tmp_path / "child.py"
     lines = [{"subject": FIELDS}, {"begin": 0, "op": "relu", "what": "float32"}]
@@ -185,7 +185,7 @@ def test_a_device_that_is_unusable_later_is_told_with_what_was_found(tmp_path: P
     assert unusable.value.found == (Subject(**FIELDS), (Row("relu", "float32", FAILED, "CUDA error"),))
 
 
-def test_an_interruption_tells_what_was_found(tests_named: Command) -> None:
+def test_an_interruption_says_what_was_found(tests_named: Command) -> None:
     def interrupt(row: Row) -> None:
         if row.op == "bad":
             raise KeyboardInterrupt
@@ -224,7 +224,7 @@ def test_a_device_that_is_newer_than_the_kernels_is_slow(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("unusable", ["", "no limits"])
-def test_a_device_tells_what_it_is_before_it_is_found_unusable(
+def test_a_device_says_what_it_is_before_it_is_found_unusable(
     unusable: str, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def properties(index: int) -> object:

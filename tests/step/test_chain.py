@@ -98,7 +98,7 @@ def test_these_models_are_chains(model: T.Module, want: list[str | None]) -> Non
         T.Sequential(T.Linear(3, 2), T.ReLU(), T.Sequential(T.LogSoftmax(-1))),
     ],
 )
-def test_the_log_softmax_is_told(model: T.Module) -> None:
+def test_the_log_softmax_is_reported(model: T.Module) -> None:
     chain = linear_chain(model)
     assert names(chain) == ["relu"]
     assert chain.log_softmax
@@ -108,7 +108,7 @@ def test_the_log_softmax_is_told(model: T.Module) -> None:
     assert not linear_chain(T.Sequential(T.Linear(3, 2))).log_softmax
 
 
-def test_the_flattening_is_told() -> None:
+def test_the_flattening_is_reported() -> None:
     assert linear_chain(T.Sequential(T.Flatten(), T.Linear(3, 2))).flatten
     assert not linear_chain(T.Sequential(T.Linear(3, 2))).flatten
 
@@ -157,7 +157,7 @@ class Written(T.Module):
         (T.Sequential(T.Linear(3, 3), T.Softmax(1)), r"1 \(Softmax\) is not a layer of a chain"),
     ],
 )
-def test_what_is_no_chain_says_why(model: T.Module, reason: str) -> None:
+def test_what_is_not_a_chain_says_why(model: T.Module, reason: str) -> None:
     assert re.search(reason, found := why_not(model)), found
 
 
@@ -182,7 +182,7 @@ REPLACEMENTS: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_watched_is_no_chain(change: str) -> None:
+def test_what_is_watched_is_not_a_chain(change: str) -> None:
     model = nested()
     unchanged = holds(linear_chain(model))
     CHANGES[change](model)
@@ -190,7 +190,7 @@ def test_what_is_watched_is_no_chain(change: str) -> None:
     assert "has a hook, a replaced forward or a compiled one" in why_not(model)
 
 
-def test_global_hooks_make_it_no_chain() -> None:
+def test_global_hooks_make_it_no_longer_a_chain() -> None:
     model = nested()
     unchanged = holds(linear_chain(model))
     handle = register_module_forward_pre_hook(hook)

@@ -64,12 +64,12 @@ def test_targets_of_any_shape() -> None:
     assert step.epoch(torch.randn(10, 6), torch.randn(10, 4), 4).shape == (3,)
 
 
-def test_a_batch_size_of_numpy() -> None:
+def test_a_numpy_batch_size() -> None:
     images, labels = data()
     assert len(a_step().epoch(images, labels, np.int64(5))) == 5  # type: ignore[arg-type]
 
 
-def test_a_batch_size_beyond_all_integers() -> None:
+def test_a_batch_size_too_large_for_an_integer() -> None:
     assert len(a_step().epoch(*data(), 2**70)) == 1
 
 

@@ -276,7 +276,7 @@ def test_steps_of_a_bad_epoch_are_not_counted(told: Callable[..., None], device:
     assert counts(step) == counts(twin) == [6] * 4
 
 
-def test_steps_of_a_bad_epoch_told_at_once(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_steps_of_a_bad_epoch_reported_at_once(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     images, labels, order = data(device)
     step = a_step(device)
     step.epoch(images, labels, 8, order)

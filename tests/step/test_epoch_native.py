@@ -211,7 +211,7 @@ def test_same_for_every_number_of_threads() -> None:
             assert torch.equal(a, b)
 
 
-def test_rates_may_be_numpys() -> None:
+def test_rates_may_be_numpy_numbers() -> None:
     step = a_step()
     twin = copy.deepcopy(step)
     images, labels = data()

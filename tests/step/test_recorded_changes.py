@@ -197,7 +197,7 @@ OF_LOSSES: dict[str, Callable[[pytest.MonkeyPatch, Weighted], object]] = {
 
 @pytest.mark.parametrize("change", OF_LOSSES)
 @pytest.mark.parametrize("name", LOSSES)
-def test_what_a_loss_of_ones_own_reads_is_watched(
+def test_what_a_loss_of_the_users_reads_is_watched(
     name: str, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, fixed = Weighted(), batch()

@@ -149,7 +149,7 @@ def test_what_it_prints_is_printed_until_it_is_native(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == 3 * "here\n"
 
 
-def test_why_it_is_not_recorded_is_said_once() -> None:
+def test_why_it_is_not_recorded_is_reported_once() -> None:
     step = step_of(Branches())
     with pytest.warns(fastnn.EagerStepWarning, match="and it cannot be recorded: .*a value is read") as seen:
         recorded(step, *batch())

@@ -178,7 +178,7 @@ def _in(number: int, change: Callable[[Tensor], Any]) -> Callable[..., list[Any]
     ],
 )
 @pytest.mark.filterwarnings("ignore:Using a target size")
-def test_odd_batches_are_torchs(change: Callable[..., list[Any]]) -> None:
+def test_odd_batches_are_left_to_torch(change: Callable[..., list[Any]]) -> None:
     """The same loss, or an error of the same type, each time."""
     batch = change(*batch_of())
     results = []

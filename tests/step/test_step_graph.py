@@ -154,7 +154,7 @@ def test_numbers_of_sgd_are_read_at_each_call(options: dict[str, Any], graphs: G
 
 
 @pytest.mark.parametrize("options", [{"maximize": True}, {"decoupled_weight_decay": True}], ids=str)
-def test_a_changed_flag_is_captured_anew(options: dict[str, Any], graphs: Graphs) -> None:
+def test_a_changed_flag_is_captured_again(options: dict[str, Any], graphs: Graphs) -> None:
     pair = Pair(graphs, make=lambda p: adam(p, weight_decay=0.1))
     pair.capture(classes(7))
     pair.both(set_options(**options))

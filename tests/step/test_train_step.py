@@ -283,7 +283,7 @@ def test_strided_targets() -> None:
     ],
     ids=["int64", "uint8", "mse"],
 )
-def test_strided_classes_are_read_where_they_lie(
+def test_strided_classes_are_read_where_they_are(
     loss: nn.Module, target: Tensor, copies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y = torch.randn(9, 20), target[::2]

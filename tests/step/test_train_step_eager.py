@@ -285,7 +285,7 @@ def test_the_warning_points_at_the_caller(take: str) -> None:
     assert seen[0].filename == __file__
 
 
-def test_it_is_said_once_for_each_reason() -> None:
+def test_it_warns_once_for_each_reason() -> None:
     x, y = _batch()
     step = _step("adam", _watched())
     with pytest.warns(EagerStepWarning, match=r"runs eagerly: .*hook.*filterwarnings\(\"ignore\"") as seen:
@@ -307,14 +307,14 @@ def test_a_native_step_says_nothing() -> None:
     assert _warnings(lambda: step.epoch(*_batch(), 3)) == []
 
 
-def test_an_epoch_says_it_once() -> None:
+def test_an_epoch_warns_once() -> None:
     step = _step("adam", _watched())
     x, y = torch.randn(21, 6, dtype=torch.float64), classes_of(21, 5)
     assert len(_warnings(lambda: step.epoch(x, y, 4))) == 1
     assert _warnings(lambda: step.epoch(x, y, 4)) == []
 
 
-def test_who_switches_it_off_is_told_nothing() -> None:
+def test_switching_it_off_gives_no_warning() -> None:
     for native_only in (False, True):
         step = _step("adam", _watched(), native=native_only)
         with fastnn.disabled():

@@ -217,7 +217,7 @@ def test_momentum_that_the_state_lacks_is_torchs_error() -> None:
 
 
 @pytest.mark.parametrize("base", [torch.optim.RMSprop, fastnn.optim.RMSprop, torch.optim.Adagrad])
-def test_an_optimizer_of_ones_own_runs_eagerly(base: Any) -> None:
+def test_an_optimizer_of_the_users_runs_eagerly(base: Any) -> None:
     class Own(base):
         pass
 
@@ -358,7 +358,7 @@ def test_options_that_run_eagerly(loss: Any, options: dict[str, Any], why: str) 
     assert why in next(d.reason for d in seen if d.op == "chain_step")
 
 
-def test_probabilities_are_no_classes_of_nll_loss() -> None:
+def test_probabilities_are_not_classes_of_nll_loss() -> None:
     model = model_for(LOSSES["nll"], [6, 8, 5])
     step = fastnn.TrainStep(model, nn.NLLLoss(), OPTIMIZERS["sgd"](model.parameters()))
     x, y = torch.randn(7, 6, dtype=torch.float64), LOSSES["probabilities"].target(7, 5)

@@ -75,7 +75,7 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
         Checkpoint.load(tmp_path)
 
 
-def test_somebody_elses_safetensors_file_is_refused(tmp_path: Path) -> None:
+def test_someone_elses_safetensors_file_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "c")
     with pytest.raises(CheckpointError, match="not a checkpoint of fastnn train: 'format' is missing"):
         Checkpoint.load(tmp_path / "c")

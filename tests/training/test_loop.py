@@ -52,7 +52,7 @@ def test_the_end_at_the_target_is_saved_within_an_epoch(make_run, tmp_path: Path
     assert Checkpoint.load(path).step == 2
 
 
-def test_two_runs_take_turns_and_neither_always_goes_first(make_run, tmp_path: Path) -> None:
+def test_two_runs_alternate_and_neither_always_goes_first(make_run, tmp_path: Path) -> None:
     runs = [make_run(batch_size=1), make_run(batch_size=1, native=True)]
     log = Log()
     assert train(runs, [tmp_path / "a", tmp_path / "b"], log)
@@ -72,7 +72,7 @@ def test_a_finished_run_is_left_alone(make_run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [5, 11, 15])
-def test_an_interrupted_run_continues_bit_by_bit(
+def test_an_interrupted_run_continues_bit_for_bit(
     make_run, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "_MOST_STRIDE", 1)

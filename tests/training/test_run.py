@@ -109,7 +109,7 @@ def test_it_learns_the_digits(make_run, native: bool) -> None:
 @BOTH
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("stop", [0, 1, 7, 11, 22, 29, 33])
-def test_resumed_equals_uninterrupted_bit_by_bit(
+def test_resumed_equals_uninterrupted_bit_for_bit(
     make_run, tmp_path: Path, native: bool, dtype: str, stop: int
 ) -> None:
     """Stops before the first step, within an epoch, at its end, and after the last step."""
@@ -140,7 +140,7 @@ def test_a_constant_rate_can_be_continued_for_longer(make_run, tmp_path: Path) -
     assert_bitwise(weights(whole), weights(resumed))
 
 
-def test_advance_stops_at_the_epochs_end_at_the_last_step_and_when_told(
+def test_advance_stops_at_the_epochs_end_at_the_last_step_and_when_asked(
     make_run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "_MOST_STRIDE", 1)
@@ -167,7 +167,7 @@ def test_a_rehearsal_changes_nothing(make_run) -> None:
     assert not torch.equal(before["0.weight"], weights(run)["0.weight"])
 
 
-def test_the_backend_is_told_as_observed(make_run) -> None:
+def test_the_backend_is_reported_as_observed(make_run) -> None:
     assert make_run(native=True).backend == "torch"
     if _dispatch.cpu is not None:
         assert make_run().backend.startswith(f"fastnn {_dispatch.cpu.isa}, ")
@@ -176,7 +176,7 @@ def test_the_backend_is_told_as_observed(make_run) -> None:
         assert make_run().backend == "torch (fastnn is disabled)"
 
 
-def test_a_reason_of_the_first_step_alone_is_not_told(make_run) -> None:
+def test_a_reason_of_the_first_step_alone_is_not_reported(make_run) -> None:
     """In it the optimizer makes its state, so it may take another way."""
     if _dispatch.cpu is None:
         pytest.skip("needs the compiled module")

@@ -120,7 +120,7 @@ def test_a_resumed_run_stops_where_the_whole_one_does(
         assert torch.equal(value, resumed.parts.model.state_dict()[name])
 
 
-def test_a_run_that_met_its_target_goes_on_to_a_higher_one(make_timed) -> None:
+def test_a_run_that_met_its_target_continues_to_a_higher_one(make_timed) -> None:
     saved = finish(make_timed([0.5, 0.9], target=0.9)).checkpoint()
     same = make_timed([], saved, target=0.9)
     assert same.finished
@@ -140,7 +140,7 @@ def test_a_run_that_began_without_a_target_is_tested_from_here_on(make_timed) ->
     assert run.seconds_to_target == 17.0
 
 
-def test_the_report_tells_the_time_to_the_target(make_timed, make_run, tmp_path: Path) -> None:
+def test_the_report_has_the_time_to_the_target(make_timed, make_run, tmp_path: Path) -> None:
     ours = finish(make_timed([0.5, 0.9], target=0.9))
     theirs = finish(make_timed([0.5, 0.5, 0.5, 0.91], target=0.9, native=True))
     values = metrics(ours)

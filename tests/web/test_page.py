@@ -233,7 +233,7 @@ def test_enter_in_a_field_applies_it_and_does_not_pause(page: Page) -> None:
     page.until(lambda: page.says("digits-status", "Diverged"))
 
 
-def test_a_training_that_diverges_stops_and_is_told(page: Page) -> None:
+def test_a_training_that_diverges_stops_and_is_reported(page: Page) -> None:
     page["optimizer"].send_keys("SGD")
     page.fill("lr", "1e6")
     page.fill("epochs", "1000")
@@ -313,7 +313,7 @@ def test_draws_by_keyboard_and_shows_test_images(page: Page) -> None:
     page.until(lambda: "The label says" in page["verdict"].text)
 
 
-def test_a_screen_reader_is_told_of_another_digit_alone(page: Page) -> None:
+def test_a_screen_reader_is_told_about_another_digit_alone(page: Page) -> None:
     assert page["pad"].get_attribute("role") == "application"
     assert "arrow keys move the pen" in page["pad"].accessible_name
     page.draw(ZERO)
@@ -483,7 +483,7 @@ def test_kernels_that_are_missing_are_named(page: Page, built: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("file", ["worker.js", "training.js"])
-def test_a_worker_that_is_missing_is_told(file: str, page: Page, built: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_missing_is_reported(file: str, page: Page, built: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     shutil.copytree(built, site)
     (site / "page" / file).unlink()
@@ -492,7 +492,7 @@ def test_a_worker_that_is_missing_is_told(file: str, page: Page, built: Path, tm
         page.until(lambda: "the worker could not be started" in page["trouble"].text)
 
 
-def test_a_page_of_html_is_no_mnist(page: Page, built: Path, tmp_path: Path) -> None:
+def test_a_page_of_html_is_not_mnist(page: Page, built: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     shutil.copytree(built, site)
     (site / "data" / "mnist").mkdir()
@@ -513,7 +513,7 @@ def test_a_page_of_html_is_no_mnist(page: Page, built: Path, tmp_path: Path) -> 
         "delete Array.prototype.findLastIndex",
     ],
 )
-def test_a_browser_that_is_too_old_is_told(lacking: str, page: Page) -> None:
+def test_a_browser_that_is_too_old_is_reported(lacking: str, page: Page) -> None:
     script = {"source": lacking}
     added = page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
     try:

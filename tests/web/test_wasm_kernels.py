@@ -98,7 +98,7 @@ def test_cross_entropy_where_no_row_counts(node: Node) -> None:
 
 
 @pytest.mark.parametrize("label", [3, -1, 2**31 - 1])
-def test_a_label_that_is_no_class(label: int, node: Node) -> None:
+def test_a_label_that_is_not_a_class(label: int, node: Node) -> None:
     with pytest.raises(WebError, match=f"RangeError: cross_entropy: target {label} is out of bounds"):
         cross_entropy(node, torch.randn(2, 3), torch.tensor([0, label]))
 
@@ -183,6 +183,6 @@ def test_memory_that_ends_is_an_error(node: Node) -> None:
     test_linear_matches_float64((9, 49, 33), node)
 
 
-def test_a_browser_without_simd_is_told(node: Node) -> None:
+def test_a_browser_without_simd_is_reported(node: Node) -> None:
     with pytest.raises(WebError, match="needs WebAssembly with SIMD, which this browser lacks"):
         node("withoutSimd")

@@ -201,7 +201,7 @@ def test_special_values_pass(special: float, node: Node) -> None:
     assert weight.isnan().any()
 
 
-def test_the_learning_rate_changes_and_an_optimizer_begins_anew(node: Node) -> None:
+def test_the_learning_rate_changes_and_an_optimizer_begins_again(node: Node) -> None:
     x, y = batches_for("cross_entropy", [9, 4], [16])[0]
     step = ["trainStep", x, y]
     sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.9}
@@ -360,7 +360,7 @@ def test_weights_come_from_python(sizes: list[int], node: Node) -> None:
         node("mlp", [2, 2], {}, [["loadStateDict", state]])
 
 
-def test_files_that_are_no_weights(node: Node) -> None:
+def test_files_that_are_not_weights(node: Node) -> None:
     good = safetensors.save({"0.weight": torch.zeros(2, 3), "0.bias": torch.zeros(2)})
     for file, message in (
         (b"", "shorter than its header"),

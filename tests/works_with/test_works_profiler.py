@@ -119,7 +119,7 @@ def test_names_of_many_steps() -> None:
         assert labels(lambda step=step, x=x, y=y: step.epoch(x, y, 8)) == {wanted}
 
 
-def test_no_names_without_a_profiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_profiler_calls_have_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name takes about as long as a small op."""
     opened: list[str] = []
 

@@ -77,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
             f"the result cannot be stored, so {holds}: {error}; set FASTNN_CACHE_DIR to store it elsewhere"
         ) from None
     print(
-        f"Stored in {path}: from the next start of Python on fastnn's CUDA kernels of the ops that passed run "
-        "on this device.",
+        f"Stored in {path}: from the next start of Python on fastnn's CUDA kernels of the ops that passed "
+        "run on this device.",
         file=sys.stderr if args.json else sys.stdout,
     )
     return status
