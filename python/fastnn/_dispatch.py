@@ -200,8 +200,11 @@ else:
 
 cuda: Any = None
 
-_disabled_depth = int(_switched_on("FASTNN_DISABLE"))
-_disabled_lock = threading.Lock()
+_DISABLED = "fastnn is disabled"
+_RECORDED = "a captured function is being recorded"
+# Why torch's ops run, for each block that asks for them; a new tuple at each change, for other threads.
+_off: tuple[str, ...] = (_DISABLED,) if _switched_on("FASTNN_DISABLE") else ()
+_off_lock = threading.Lock()
 # Whether an op on CUDA waits for its kernel where the kernel may find an error, to raise it at once.
 check_at_once = _switched_on("FASTNN_CHECK")
 # Whether ops run natively however small they are (`ops/sizes.py`).
@@ -219,19 +222,32 @@ def disabled() -> Iterator[None]:
 
     Process-wide: it affects other threads too, until the block ends.
     """
-    global _disabled_depth
-    with _disabled_lock:
-        _disabled_depth += 1
+    with _torch_only(_DISABLED):
+        yield
+
+
+def recorded() -> contextlib.AbstractContextManager[None]:
+    """Like `disabled`, while a captured function is recorded, which records torch's ops."""
+    return _torch_only(_RECORDED)
+
+
+@contextlib.contextmanager
+def _torch_only(why: str) -> Iterator[None]:
+    global _off
+    with _off_lock:
+        _off = (*_off, why)
     try:
         yield
     finally:
-        with _disabled_lock:
-            _disabled_depth -= 1
+        with _off_lock:
+            kept = list(_off)
+            kept.remove(why)
+            _off = tuple(kept)
 
 
 def is_disabled() -> bool:
-    """Whether torch's ops have been asked for, by `disabled` or FASTNN_DISABLE."""
-    return _disabled_depth > 0
+    """Whether torch's ops have been asked for, by `disabled`, `recorded` or FASTNN_DISABLE."""
+    return bool(_off)
 
 
 @contextlib.contextmanager
@@ -313,8 +329,9 @@ def torch_reason(*tensors: Tensor | None, cuda: str | None = None) -> str | None
         tensors: what the op is called with; all but the first may be None.
         cuda: the CUDA kernels of the op, by their name in the self-test; None where it has none.
     """
-    if _disabled_depth:
-        return "fastnn is disabled"
+    off = _off
+    if off:
+        return off[-1]
     if cpu_missing is not None:
         return cpu_missing
     if not _is_compiling() and _forward_ad[FORWARD_LEVEL] < 0 and _is_plain_call(tensors):

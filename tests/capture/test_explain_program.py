@@ -45,3 +45,14 @@ def explained(fn: Callable[[Tensor], Any]) -> str:
 )
 def test_counts_agree_in_number_with_their_nouns(fn: Callable[[Tensor], Any], expected: str) -> None:
     assert explained(fn) == expected
+
+
+def test_ops_of_a_call_that_is_recorded_say_so() -> None:
+    layer, x = fastnn.nn.Linear(512, 512), torch.randn(512, 512)  # large enough to be native by itself
+    captured = fastnn.capture(lambda x: layer(x).detach())
+    reasons = []
+    for _ in range(4):
+        report = fastnn.explain(captured, x)
+        reasons.append([decision.reason for decision in report.decisions if decision.op == "linear"])
+    recorded = "a captured function is being recorded"
+    assert reasons == [[recorded], [recorded], [None], []]  # looked around, recorded, compared, replayed

@@ -263,7 +263,7 @@ class Captured:
         recorder = Recorder(called.tensors, [*known.optimizers.values(), *nearby])
         names = self._names(called, known, around, recorder.recording)
         try:
-            with _dispatch.disabled(), without_compilation(), recorder:
+            with _dispatch.recorded(), without_compilation(), recorder:
                 result = self._fn(*args, **kwargs)
         finally:
             losing = self._take_back(planted, recorder)

@@ -195,7 +195,7 @@ class GraphProgram:
 
     def _body(self, call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
         with ExitStack() as during:
-            during.enter_context(_dispatch.disabled())
+            during.enter_context(_dispatch.recorded())
             for update in self._updates:
                 during.enter_context(update.on_device())
             result = call()
