@@ -295,7 +295,7 @@ def test_what_is_not_known_of_a_device_is_a_reason(
 
     monkeypatch.setattr(_proof, "subject_of", unknown)
     for _ in range(2):
-        assert "device, driver and build" in str(reason("relu"))
+        assert "device, driver or build cannot be determined" in str(reason("relu"))
 
 
 def test_a_device_that_is_unusable_is_so_first(module: Module) -> None:

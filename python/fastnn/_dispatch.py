@@ -144,7 +144,7 @@ def _kernels_reason(index: int, op: str) -> str | None:
     try:
         proof = _proof_on(index)
     except (OSError, RuntimeError, AssertionError) as error:  # no driver or file to ask, whatever the reason
-        return f"what device, driver and build are cannot be found out: {error}"
+        return f"device, driver or build cannot be determined: {error}"
     return proof.why_not(op)
 
 

@@ -199,7 +199,7 @@ def test_a_capture_that_nobody_knows_of_is_a_reason(cuda: FakeCuda, monkeypatch:
         raise RuntimeError("CUDA error: operation would make the legacy stream depend on another\nand more")
 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", fail)
-    unknown = "whether a CUDA graph is being captured cannot be found out: "
+    unknown = "CUDA does not say whether a graph is being captured: "
     said = "CUDA error: operation would make the legacy stream depend on another"
     assert cuda_graph.why_not_now(DEVICE) == unknown + said
     assert cuda.at_device == "cuda:0"

@@ -534,7 +534,7 @@ def test_what_changes_at_every_call_is_given_up(
         annealed.all[:], annealed.numbers[0] = [1.0] * k, k
         return captured(torch.ones(3))
 
-    told = re.escape(f"eagerly: {name.strip()} differs in every call: give it as an argument")
+    told = re.escape(f"eagerly: {name.strip()} differs in every call: pass it as an argument")
     with pytest.warns(fastnn.EagerStepWarning, match=told):
         results = [scaled_by(1 + i) for i in range(12)]
     same(results, [torch.full((3,), 1.0 + i) for i in range(12)])

@@ -52,8 +52,8 @@ _LOST_BY = (
     "{} takes a step with gradients that replays did not keep, and found zeros instead: pass keep_grad=True, "
     "which is in effect from now on"
 )
-_DIFFERS = "{} differs in every call: give it as an argument, a tensor if it is a number, or keep it as it is"
-_WHAT_IT_DEPENDS_ON = "what it reads, memory or hooks of its tensors or modules,"
+_DIFFERS = "{} differs in every call: pass it as an argument (a number as a tensor), or keep it as it is"
+_WHAT_IT_DEPENDS_ON = "something that it reads, memory or hooks of its tensors or modules,"
 _UNSEEN = "the names that it reads cannot be inspected"
 # Functions in which optimizers take steps: what one leaves in gradients, another may take a step with.
 _training: weakref.WeakValueDictionary[int, Captured] = weakref.WeakValueDictionary()

@@ -42,7 +42,7 @@ def why_not_now(device: torch.device) -> str | None:
     # What CUDA says of the legacy stream while another thread captures; a torch that cannot be asked.
     except (RuntimeError, AttributeError) as error:
         why = str(error).partition("\n")[0]
-        return f"whether a CUDA graph is being captured cannot be found out: {why}"
+        return f"CUDA does not say whether a graph is being captured: {why}"
     return "a CUDA graph is being captured already" if is_captured else None
 
 

@@ -145,7 +145,7 @@ class Recorder(TorchDispatchMode):
             if schema.name == "_local_scalar_dense.default":
                 if (reader := self.recording.reader()) is not None:
                     raise Unsupported(
-                        f"{reader} of torch reads a value, as .item() does: call it outside, or do without"
+                        f"{reader} of torch reads a value, like .item(): call it outside, or avoid it"
                     )
                 raise Unsupported(
                     "a value is read, by .item() or by Python's control flow on a tensor: return the tensor "
