@@ -1,4 +1,4 @@
-// Times what kernels for clusters of blocks rest on: a barrier of the cluster, reads of another block's
+// Times what kernels for clusters of blocks depend on: a barrier of the cluster, reads of another block's
 // shared memory, and a sum over the blocks. Prints a line for each size of cluster and last a line of JSON,
 // in nanoseconds; where the device has no clusters, says so in both.
 //
@@ -78,7 +78,7 @@ __device__ float copied[kFloats];
 // A barrier while copies of kBytes from the L2 cache are under way, as those of the next batch are in the
 // epoch kernel: its fence may have to wait for them. Counts the time from one side of the barrier to the
 // other.
-__global__ void barriers_amid_copies(Times* times, float*, int) {
+__global__ void barriers_during_copies(Times* times, float*, int) {
   float* mine = ptx::dynamic_shared<float>();
   Times sum = {0, 0};
   for (int i = 0; i < kWarmUps + kRepeats; ++i) {
@@ -151,8 +151,10 @@ struct Probe {
   double calls;  // what the time of a repeat is divided by
 };
 constexpr Probe kProbes[] = {
-    {"barrier", barriers, kThreads, 1},         {"barrier amid copies", barriers_amid_copies, kThreads, 1},
-    {"dependent read", dependent_reads, 32, 1}, {"read of 1 KB", whole_reads, kThreads, kBytes / 1024.0},
+    {"barrier", barriers, kThreads, 1},
+    {"barrier during copies", barriers_during_copies, kThreads, 1},
+    {"dependent read", dependent_reads, 32, 1},
+    {"read of 1 KB", whole_reads, kThreads, kBytes / 1024.0},
     {"sum of 1024 floats", sums, kThreads, 1},
 };
 

@@ -1,6 +1,6 @@
 """The plots of a report, as SVG: speed-up bars, a roofline, and lines over what a sweep varies.
 
-They are drawn from the report's JSON. ``python -m benchmarks.plots FILE`` draws those of a summary anew.
+They are drawn from the report's JSON. ``python -m benchmarks.plots FILE`` draws those of a summary again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def save_all(report: Document, stem: Path) -> list[Path]:
 
 
 def to_markdown(plots: Sequence[Path]) -> str:
-    """The plots as pictures of a page that lies beside them."""
+    """The plots as pictures of a page that is beside them."""
     return "".join(f"\n![{path.stem}]({path.name})\n" for path in plots)
 
 

@@ -1,7 +1,7 @@
 """What nvcc made of each CUDA kernel: registers, spills, widths of accesses, instructions.
 
 ``python -m benchmarks.sass fastnn/_cuda*.so`` compares the kernels of a compiled module with the committed
-table and exits with 1 where one got worse, or is not in the table; with ``--write`` it makes the table anew.
+table and exits with 1 where one got worse, or is not in the table; with ``--write`` it rewrites the table.
 Counts may grow by a small share; spills, shared memory and accesses of 128 bits must stay. Code of another
 nvcc than the table's is not compared. Cubins can be given instead (``nvcc -cubin -arch=sm_90``): of what they
 lack nothing is said. It needs NVIDIA's cuobjdump and nvdisasm, which ``pip install "fastnn[sass]"`` brings,

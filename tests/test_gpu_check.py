@@ -222,7 +222,7 @@ def test_what_is_said_to_fit_into_ten_minutes_does(tree: Tree) -> None:
 def test_modules_are_compiled_again_only_where_something_has_changed(tree: Tree) -> None:
     tree.run("build")
     assert tree.calls("cmake --build")
-    tree.run("build")  # as they lie where they were built
+    tree.run("build")  # as they are where they were built
     assert not tree.calls("cmake")
     package = tree.root / "python" / "fastnn"
     brought = [f"_cpu{SUFFIX}", f"_cuda{SUFFIX}", "modules.sha256"]

@@ -72,7 +72,7 @@ def _build_on_threads(recipe: Recipe) -> Workload:
 
         return run
 
-    # Results do not depend on the number of threads: to the bit.
+    # Results are bit for bit the same for every number of threads.
     calls = {OURS: held_to(torch.get_num_threads()), ONE_THREAD: held_to(1)}
     return Workload(calls, tolerance=0.0, checked_calls=5)
 
@@ -120,7 +120,7 @@ CASES += [
     for recipe, quick in _CLASSIFIERS
 ]
 
-# One thing varies at a time; torch.compile, which compiles anew for each shape, stays out.
+# One thing varies at a time; torch.compile, which recompiles for each shape, stays out.
 _SWEEPS: dict[str, list[tuple[int, tuple[int, ...], int]]] = {
     "batch": [(2**i, (784, 128, 10), 2**i) for i in range(4, 11)],
     "width": [(2**i, (784, 2**i, 10), 64) for i in range(5, 11)],

@@ -19,7 +19,7 @@ def setup(threads: int) -> str:
         raise RuntimeError(f"this numpy multiplies with {[each['internal_api'] for each in libraries]}")
     (library,) = libraries
     if library["num_threads"] != threads:
-        raise RuntimeError(f"OpenBLAS has {library['num_threads']} threads in place of {threads}")
+        raise RuntimeError(f"OpenBLAS has {library['num_threads']} threads instead of {threads}")
     return f"OpenBLAS {library['version']}, {library['architecture']} kernels, numpy {np.__version__}"
 
 

@@ -1,6 +1,6 @@
 """A peer in a process of its own: started, asked and timed from here.
 
-The process is stopped while nobody asks it anything: the threads of an idle library go on spinning for a
+The process is stopped while nobody asks it anything: the threads of an idle library keep spinning for a
 while and would take a processor from the side that is measured next.
 """
 
@@ -74,7 +74,7 @@ class Worker:
         return value
 
     def build(self, work: Foreign) -> RemoteCall:
-        """Give it a workload, in place of the one before."""
+        """Give it a workload, which replaces the one before."""
         arguments = {name: _as_numpy(value) for name, value in work.arguments.items()}
         self._ask("build", work.op, arguments)
         return RemoteCall(self)

@@ -220,7 +220,7 @@ class OptimizerStep : protected OptimizerGroup {
     check_disjoint();
   }
 
-  // The same with gradients that lie elsewhere: gradient_of(param) is null where there is none, else the
+  // The same with gradients that are elsewhere: gradient_of(param) is null where there is none, else the
   // address of one that has the parameter's dtype and memory order.
   template <class GradientOf>
   void prepare_with(const GradientOf& gradient_of) {

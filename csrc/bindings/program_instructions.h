@@ -31,7 +31,7 @@ class ProgramInstructions {
   // Once all are there: puts what they point to where it will stay.
   void lay_out(const ProgramMemory& memory);
 
-  // Points to where the memory lies in the present call.
+  // Points to where the memory is in the present call.
   void bind(const ProgramMemory& memory);
 
   // Throws what an instruction says of a bad index.

@@ -1,4 +1,4 @@
-// The memory that a captured step works on, and where it lies in each call.
+// The memory that a captured step works on, and where it is in each call.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -27,11 +27,11 @@ class ProgramMemory {
 
   char* at(const Operand& operand) const { return buffers_[operand.buffer].base + operand.offset; }
 
-  // Whether it lies elsewhere in each call.
+  // Whether it is elsewhere in each call.
   bool moves(const Operand& operand) const { return buffers_[operand.buffer].kind != Kind::arena; }
 
-  // Looks where all but the outputs lies in a call with these arguments. False where something is not as it
-  // was recorded, or where an argument lies where the program writes something else. Gradients that are
+  // Looks where all but the outputs are in a call with these arguments. False where something is not as it
+  // was recorded, or where an argument is where the program writes something else. Gradients that are
   // written are added to `written_gradients`.
   bool find(const std::vector<TensorView>& inputs, pybind11::list& written_gradients);
 
@@ -53,7 +53,7 @@ class ProgramMemory {
     int64_t first;            // byte of the memory at which the tensor begins
     int64_t bytes;
     bool written;
-    bool only_here = false;  // instructions reach memory beyond the tensor's own: it must lie where it lay
+    bool only_here = false;  // instructions reach memory beyond the tensor's own: it must be where it was
 
     char* base = nullptr;  // in the present call
   };

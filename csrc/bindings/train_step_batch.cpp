@@ -213,8 +213,8 @@ void TrainStepBatches::repeat(const TensorView& weight, void* to) {
                 size);
 }
 
-// Values are read row by row, each row at once; class indices, which are copied one by one, may lie at any
-// stride. A data set's rows may lie apart: a batch of them is copied.
+// Values are read row by row, each row at once; class indices, which are copied one by one, may be at any
+// stride. A data set's rows may be apart: a batch of them is copied.
 void TrainStepBatches::read_rows_of_target() {
   if (target_view_.is_contiguous()) return;
   if (rows_) {

@@ -186,7 +186,7 @@ class Watch {
     AccumulatorHooks accumulator;
   };
 
-  // The same object, or an equal number, text, bytes or tuple of those, which are made anew where they are
+  // The same object, or an equal number, text, bytes or tuple of those, which are made again where they are
   // computed.
   static bool is_value(PyObject* found, PyObject* expected) {
     if (found == expected) return true;

@@ -1,4 +1,4 @@
-// Argument checks whose message names the op, the expectation and what came.
+// Argument checks whose message names the op, the expectation and what was given.
 #pragma once
 
 #include <sstream>

@@ -41,7 +41,7 @@ struct TensorView {
   }
 };
 
-// The contiguous (rows, columns) matrix that lies at `data`.
+// The contiguous (rows, columns) matrix that is at `data`.
 TensorView contiguous_matrix(void* data, DType dtype, int64_t rows, int64_t columns);
 
 }  // namespace fastnn

@@ -1,4 +1,4 @@
-// Transposes a square of kLanes x kLanes values that lies in kLanes vector registers.
+// Transposes a square of kLanes x kLanes values that is in kLanes vector registers.
 #pragma once
 
 #include <type_traits>

@@ -1,4 +1,4 @@
-// A matrix operand where it lies, with any strides.
+// A matrix operand where it is, with any strides.
 #pragma once
 
 #include <cstdint>

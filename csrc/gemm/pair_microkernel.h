@@ -11,7 +11,7 @@ namespace fastnn {
 
 // (pairs, a, a_row, a_pair, b, b_row, tile, tile_stride, accumulate):
 //   tile[i * tile_stride + j] (+)= sum over p < 2 pairs of a(i, p) * b(p, j), where the pair (i, p), (i, p +
-//   1) lies at a[i * a_row + (p / 2) * a_pair] and the pair (p, j), (p + 1, j) at b[(p / 2) * b_row + j].
+//   1) is at a[i * a_row + (p / 2) * a_pair] and the pair (p, j), (p + 1, j) at b[(p / 2) * b_row + j].
 // Pairs are added in order, the second value of each first (core/simd.h: add_products).
 using PairMicrokernel = void (*)(int64_t, const bfloat16*, int64_t, int64_t, const uint32_t*, int64_t, float*,
                                  int64_t, bool);

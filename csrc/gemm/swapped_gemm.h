@@ -1,6 +1,6 @@
 // The product by way of its transpose, C^T = B^T A^T: for the forward of a linear layer that has more outputs
 // than the batch has rows. What is packed then is the small input and not the large weight, whose rows are
-// read where they lie; the price is a pass that transposes C.
+// read where they are; the price is a pass that transposes C.
 #pragma once
 
 #include "core/scratch.h"

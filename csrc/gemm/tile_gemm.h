@@ -17,7 +17,7 @@ namespace fastnn::FASTNN_ISA {
 // nothing hides, took up to a fifth of the time.
 constexpr int64_t kBlockBytes = int64_t{640} << 10;
 
-// Bytes of B, with what lies between its rows, up to which all row tiles read it in place: each row of a
+// Bytes of B, with what is between its rows, up to which all row tiles read it in place: each row of a
 // panel costs a miss in the first TLB for each of them. Rows a multiple of a page apart fall on the same set
 // of L1, so that what is asked for ahead pushes itself out. Measured against packing: 28x784x64 (200 KB) 10%
 // faster, 256x256x256 (256 KB) 8%, 512x784x128 (400 KB) level, 512x1024x32 (rows of 4 KB, 128 KB) 6% slower.
@@ -117,8 +117,8 @@ class TileGemm {
       return count;
     }
 
-    // Packs A, or finds it good where it lies: the micro-kernel reads any strides, but of rows that are not
-    // contiguous it uses a part of each cache line only, and where they lie a multiple of 2 KB apart the
+    // Packs A, or finds it good where it is: the micro-kernel reads any strides, but of rows that are not
+    // contiguous it uses a part of each cache line only, and where they are a multiple of 2 KB apart the
     // lines fall on the same sets of L1.
     void place_a() {
       const Operand<T> a = g_.a_.at(first_row_, k_);
@@ -140,13 +140,13 @@ class TileGemm {
       by_columns_ = !layout.by_rows;
     }
 
-    // Whether a panel of B need not be packed: few row tiles read it, or all of B lies close together.
+    // Whether a panel of B need not be packed: few row tiles read it, or all of B is close together.
     bool b_in_place() const {
       const int64_t row = g_.b_.row_stride * kSize;
       return bottom_ - top_ <= 2 || depth_ * row <= (row % kPage ? kInPlaceBytes : kInPlaceAliasedBytes);
     }
 
-    // Packs the panels [left, right) of B, or finds them good where they lie. A panel whose rows are
+    // Packs the panels [left, right) of B, or finds them good where they are. A panel whose rows are
     // contiguous is packed by the kernel of its first row tile, at the price of the stores alone.
     void place_b(int64_t left, int64_t right, Panel* panels) const {
       const int64_t first = g_.panels_.begin(left), vectors = g_.panels_.begin(right) - first;

@@ -79,7 +79,7 @@ FASTNN_INLINE void for_vectors(const ChannelShape& s, int64_t first, int count, 
 template <class T>
 class ChannelSums {
  public:
-  // Values that lie in the same lanes as a vector at `channel` of the group.
+  // Values that are in the same lanes as a vector at `channel` of the group.
   FASTNN_INLINE void add(int channel, Vec<T> v) { run_[channel / kLanes<T>] += v; }
 
   // To be called wherever for_vectors pauses.

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kRowsGrain = 8192;
 
 // The rows of up to kMost tensors of one shape: `along` of them, evenly spaced in every tensor, for each of
-// `outer` places. Dimensions that lie one after the other in every tensor are taken as one.
+// `outer` places. Dimensions that are one after the other in every tensor are taken as one.
 struct ClassRows {
   static constexpr int kMost = 5;
 

@@ -27,7 +27,7 @@ struct Nest {
     return n;
   }
 
-  // Adds a loop within the others; one that goes on where the last one ends becomes part of it.
+  // Adds a loop within the others; one that continues where the last one ends becomes part of it.
   void add(int64_t n, const Offsets<kViews>& by) {
     if (n == 1) return;
     if (dims > 0) {

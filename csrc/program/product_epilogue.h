@@ -21,7 +21,7 @@ struct Target {
   }
 };
 
-// z = alpha sum + beta d, then c = act(z) or, with kGradient, act'(saved) z. d and saved may lie at c.
+// z = alpha sum + beta d, then c = act(z) or, with kGradient, act'(saved) z. d and saved may be at c.
 template <class T, bool kWithGradient>
 struct ProductEpilogue {
   static constexpr bool kGradient = kWithGradient;

@@ -1,7 +1,7 @@
 """Lightning: a whole step of `TrainStep` under `Trainer.fit`, and the same in plain torch.
 
 Checks that both train the same weights, that `global_step` and the schedule advance, that every step was
-native, and that a run goes on from its checkpoint.
+native, and that a run continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def main() -> None:
         fit(rest, EPOCHS, checkpoint)
         same(plain, rest)
         same(half, Plain.load_from_checkpoint(checkpoint))
-    print("a run goes on from its checkpoint, which plain torch loads")
+    print("a run continues from its checkpoint, which plain torch loads")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main() -> None:
         net.partial_fit(images, labels)
     same(plain, fast)
     same(plain, copied)
-    print("a pickled net goes on with its own module")
+    print("a pickled net continues with its own module")
 
     fast.set_params(module__hidden=32)
     assert fast.step_.model is fast.module_

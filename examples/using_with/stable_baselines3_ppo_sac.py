@@ -1,7 +1,7 @@
 """Stable-Baselines3: PPO and SAC with fastnn's modules and optimizers, and the same in plain torch.
 
-Checks that both train the same weights, that PPO and A2C keep their eps, that a run goes on after `load`, and
-that a saved model needs no fastnn.
+Checks that both train the same weights, that PPO and A2C keep their eps, that a run continues after
+`load`, and that a saved model needs no fastnn.
 """
 
 from __future__ import annotations

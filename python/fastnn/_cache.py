@@ -1,4 +1,4 @@
-"""Where fastnn keeps what it can make anew."""
+"""Where fastnn keeps what it can recreate."""
 
 from __future__ import annotations
 

@@ -255,7 +255,7 @@ def clear_workspaces() -> None:
 def on_accumulator(param: Tensor) -> tuple[dict[int, Any], ...] | None:
     """The dicts in which the gradient accumulator of `param` keeps its hooks; None where it may have others.
 
-    An accumulator that nobody holds is made anew, without hooks: no dicts then.
+    An accumulator that nobody holds is made again, without hooks: no dicts then.
 
     torch keeps one dict of hooks and one of pre-hooks with each accumulator, as long as that lives, and puts
     later ones into the same; a hook that is added and removed shows them. Those of C++, by which

@@ -185,7 +185,7 @@ def _fusion(part: Any) -> str | None:
 def _take_step_along(optimizer: torch.optim.Optimizer, counterpart: Any) -> str | None:
     """Let a learning rate scheduler's counter around `step` call the counterpart's, or say why it cannot.
 
-    Such a counter lies on the object and holds, as a variable, the function that it found in the class.
+    Such a counter is on the object and holds, as a variable, the function that it found in the class.
     """
     step: Any = optimizer.__dict__.get("step")
     if step is None:

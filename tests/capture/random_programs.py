@@ -90,7 +90,7 @@ OPTIMIZERS: list[Callable[[Any], torch.optim.Optimizer]] = [
 
 
 class Program:
-    """One random training step; ``make()`` gives it anew, from the same weights."""
+    """One random training step; ``make()`` gives it again, from the same weights."""
 
     def __init__(self, seed: int) -> None:
         rng = random.Random(seed)

@@ -170,7 +170,7 @@ def test_not_where_memory_is_wanted_in_between(factors: tuple[View, View]) -> No
     slope = elementwise(y, "relu_gradient", c, saved)
     check([make, elementwise(saved, "tanh", other_user := given(torch.randn(6, 7))), slope], 3, y)
     assert other_user.numel == 42
-    # The result lies where a factor is, or is that of which the gradient is taken.
+    # The result is where a factor is, or is that of which the gradient is taken.
     square = given(torch.randn(6, 6)), given(torch.randn(6, 6))
     d = planned(6, 6)
     check([product(d, *square), elementwise(square[0], "relu", d)], 2)

@@ -266,7 +266,7 @@ def test_objects_that_are_equal_are_not_one() -> None:
 
 
 def test_two_threads_work_on_large_products() -> None:
-    """With instructions between them that check indices, whose flags lie in memory that is used again."""
+    """With instructions between them that check indices, whose flags are in memory that is used again."""
     model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     optimizer = torch.optim.Adam(model.parameters())
 

@@ -40,7 +40,7 @@ def test_ten_steps_of_a_random_program_equal_eager(seed: int) -> None:
         if program.keep_grad:
             same([p.grad for p in twin.parameters()], [p.grad for p in model.parameters()], **tolerances)
         same(twin_optimizer.state_dict()["state"], optimizer.state_dict()["state"], **tolerances)
-        # Rounding errors must not grow from step to step: both go on from the same place.
+        # Rounding errors must not grow from step to step: both continue from the same place.
         twin.load_state_dict(model.state_dict())
         for mine, theirs in zip(twin_optimizer.state.values(), optimizer.state.values(), strict=True):
             mine.update(copy.deepcopy(theirs))

@@ -1,4 +1,4 @@
-"""Functions of torch's that somebody has put another one around do once what they do."""
+"""Functions of torch's that another function has been wrapped around do once what they do."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def wait_for_another_file(before: os.stat_result, process: BaseProcess) -> None:
 @needs_fork
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.long)])
 def test_the_checkpoint_of_a_killed_run_always_loads(start: Callable[..., BaseProcess], kills: int) -> None:
-    """And resumes: in the end the weights are, bit by bit, those of a run that nobody disturbed."""
+    """And resumes: in the end the weights are, bit for bit, those of a run that nobody disturbed."""
     assert main([*COMMAND, "--epochs", "1"]) == 0
     moments = random.Random(kills)
     steps = Checkpoint.load(SAVED).step

@@ -106,7 +106,7 @@ def test_a_killed_process_ends_the_other(
     step = Checkpoint.load(path).step
     assert step > 0
     assert step % 11 == 0
-    # And one process goes on from there.
+    # And one process continues from there.
     assert main(["train", "--no-progress", "--resume", str(path), "--epochs", str(step // 11 + 1)]) == 0
     assert Checkpoint.load(path).step == step + 11
 

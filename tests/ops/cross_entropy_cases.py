@@ -1,4 +1,4 @@
-"""Cross-entropy against torch in float64 on the CPU, for every kernel, wherever its tensors lie."""
+"""Cross-entropy against torch in float64 on the CPU, for every kernel, wherever its tensors are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gram_matrix against float64, for every kernel, wherever its tensors lie."""
+"""gram_matrix against float64, for every kernel, wherever its tensors are."""
 
 from __future__ import annotations
 

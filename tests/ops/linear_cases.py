@@ -1,4 +1,4 @@
-"""linear against float64, for every kernel, wherever its tensors lie."""
+"""linear against float64, for every kernel, wherever its tensors are."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def laid_out(t: Tensor, layout: str, device: torch.device | str = "cpu") -> Tens
         "misaligned": ((rows, columns), None),
         "rows apart": ((rows, columns + 3), (slice(None), slice(3, None))),
         "rows and packs apart": ((rows, columns + 16), (slice(None), slice(8, columns + 8))),
-        "ends amid a pack": ((rows, columns + 8 - columns % 8), (slice(None), slice(columns))),
+        "ends inside a pack": ((rows, columns + 8 - columns % 8), (slice(None), slice(columns))),
         "both apart": ((2 * rows + 1, 3 * columns + 1), (slice(1, None, 2), slice(1, None, 3))),
     }[layout]
     flat = torch.full((room[0] * room[1] + 1,), float("nan"), dtype=t.dtype, device=device)

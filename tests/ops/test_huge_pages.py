@@ -1,4 +1,4 @@
-"""Large results lie in huge pages where the system has them."""
+"""Large results are in huge pages where the system has them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def advised(t: Tensor) -> bool:
             inside = begin <= middle < end
         elif inside and first == "VmFlags:":
             return "hg" in rest
-    raise AssertionError("the tensor lies in no mapping")
+    raise AssertionError("the tensor is in no mapping")
 
 
 def logits_gradient() -> Tensor:

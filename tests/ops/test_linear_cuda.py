@@ -70,7 +70,7 @@ def test_float32_on_tensor_cores(
     # A factor of tf32 is rounded by up to 2^-11; three products leave 2^-21 in all, see csrc/gemm/cuda.
     rounding = 2.0**-11 if tensor_cores == "tf32" else 2.0**-22
     x, w, b, dy = problem(shape, torch.float32)
-    for layout in ("contiguous", "transposed", "misaligned", "ends amid a pack"):
+    for layout in ("contiguous", "transposed", "misaligned", "ends inside a pack"):
         strided = [laid_out(t, layout, cuda_device) for t in (x, w, dy)]
         check(*strided[:2], b.to(cuda_device), strided[2], None, rounding)
     check(*problem(shape, torch.float32, cuda_device), "relu", rounding)
@@ -85,7 +85,7 @@ def test_lines_that_end_inside_a_pack(
 ) -> None:
     """They are aligned, so that whole slices are copied in packs; what is beside them is NaN."""
     x, w, b, dy = problem(shape, dtype)
-    x, w, dy = (laid_out(t, "ends amid a pack", cuda_device) for t in (x, w, dy))
+    x, w, dy = (laid_out(t, "ends inside a pack", cuda_device) for t in (x, w, dy))
     check(x, w, None if b is None else b.to(cuda_device), dy)
 
 

@@ -31,7 +31,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 8e-2, to
 
 
 class Call(NamedTuple):
-    """A function and what makes its tensors anew, always the same."""
+    """A function and what makes new tensors for it, always the same."""
 
     run: Callable[..., Tensor]
     tensors: list[Tensor]

@@ -1,6 +1,6 @@
 """bfloat16 products on pairs along K, the way of processors that multiply bfloat16 themselves.
 
-Processors without AVX512_BF16 run the same packing, tiles, threads and epilogues, with two FMAs in place of
+Processors without AVX512_BF16 run the same packing, tiles, threads and epilogues, with two FMAs instead of
 the one instruction (`add_products` in csrc/core/simd.h). That instruction alone is left to machines that have
 it: the variant `avx512_bf16` of the `isa` fixture runs it there.
 """

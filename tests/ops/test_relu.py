@@ -1,7 +1,7 @@
 """ReLU: values on every dtype, layout, CPU variant and with the CUDA kernels, gradients, in-place writes.
 
 ReLU rounds nothing, so every comparison is exact: with the float64 definition where it is written out, and
-bit by bit (the sign of zero included) with torch where a layout or an edge is at stake.
+bit for bit (the sign of zero included) with torch where a layout or an edge is at stake.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def test_disabled_gives_what_torch_gives(case: Case, device: torch.device) -> No
     assert all(torch.equal(p, q) for p, q in zip(params, twin, strict=True))
 
 
-MARK = 7.0  # what lies between the elements
+MARK = 7.0  # what is between the elements
 
 
 def _columns(memory: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`TrainStep.epoch` on the CPU: many steps a native call, bit by bit the steps of a loop."""
+"""`TrainStep.epoch` on the CPU: many steps a native call, bit for bit the steps of a loop."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_every_loss_equals_a_loop_of_steps(name: str, reduction: str, dtype: tor
     labels, order = target_for(case, 23, 5, dtype), torch.randperm(23)
     assert same_as_the_loop(step, images, labels, 6, order) == 2
     if labels.is_floating_point():
-        labels = torch.cat([labels, labels], 1)[:, 3:8]  # rows that lie apart
+        labels = torch.cat([labels, labels], 1)[:, 3:8]  # rows that are apart
     else:
         labels = labels.masked_fill(labels == 1, 0)  # a batch of one that is ignored has the loss NaN
     assert same_as_the_loop(step, images, labels, 1, order) == 1
 
 
 def test_weights_that_a_step_writes() -> None:
-    """Each step reads them anew."""
+    """Each step reads them again."""
     step = a_step("sgd", nn.BCEWithLogitsLoss(pos_weight=torch.ones(5)))
     twin = copy.deepcopy(step)
     for each in (step, twin):

@@ -227,7 +227,7 @@ def test_batches_of_several_kinds(graphs: Graphs) -> None:
     for _ in range(3):
         assert "4 other kinds" in str(pair.take(classes(5)))
     pair.replay(classes(8))
-    # Values that lie otherwise in memory are another kind.
+    # Values with other strides are another kind.
     x, y = classes(8)
     assert pair.take((x.t().contiguous().t(), y)) is not None
 

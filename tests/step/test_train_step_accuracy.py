@@ -131,7 +131,7 @@ def test_a_loss_by_itself_is_as_exact_as_torchs(isa: str, name: str, spread: flo
 def check_bits(
     start: nn.Module, loss: nn.Module, make: Optimizer, x: Tensor, y: Tensor, **options: Any
 ) -> None:
-    """The same steps, bit by bit, by any number of threads."""
+    """The same steps, bit for bit, by any number of threads."""
     before = torch.get_num_threads()
     results = []
     try:

@@ -45,7 +45,7 @@ class Page:
         self.browser, self.address = browser, address
 
     def open(self) -> None:
-        """Load it anew, and wait until it is ready."""
+        """Reload it, and wait until it is ready."""
         self.browser.get(self.address)
         self.until(lambda: self["go"].is_enabled() and self["save"].is_enabled())
 

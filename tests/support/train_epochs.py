@@ -58,7 +58,7 @@ def same_as_the_loop(
     order: Tensor,
     rates: list[float] | None = None,
 ) -> int:
-    """Run an epoch natively and a copy as a loop: they must agree bit by bit. The number of native calls."""
+    """Run an epoch natively and a copy as a loop: they must agree bit for bit. The number of native calls."""
     twin = copy.deepcopy(step)
     losses, calls = native_calls(step, images, labels, batch_size, order, lr=rates)
     assert torch.equal(losses, loop(twin, images, labels, batch_size, order, rates))

@@ -385,7 +385,7 @@ def test_weights_come_from_python(page: Page, tmp_path: Path) -> None:
     page.until(lambda: "untrained" not in page["verdict"].text)
     assert page.probabilities() == pytest.approx(expected, abs=1e-5)
     assert page["hidden-note"].text.startswith("64-100-10")
-    assert page.train(40) > 0.85  # it goes on from there
+    assert page.train(40) > 0.85  # it continues from there
 
 
 def test_weights_that_were_saved_are_loaded_back(page: Page, downloads: Path) -> None:

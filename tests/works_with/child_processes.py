@@ -1,4 +1,4 @@
-"""Run as a script: a training in child processes, which must end as the parent's does, to the bit.
+"""Run as a script: a training in child processes, which must end as the parent's does, bit for bit.
 
 Arguments: fork or spawn, and a line of docs/works-with.md. Prints what went wrong in each of its columns.
 """

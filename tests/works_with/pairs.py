@@ -67,7 +67,7 @@ class Training:
         self.renew()
 
     def renew(self) -> None:
-        """Make the step anew, of the model and optimizer as they are."""
+        """Make a new step of the model and optimizer as they are."""
         self.step: Any = self._as_written
         if self.column == "step":
             self.step = fastnn.TrainStep(self.model, self.loss, self.optimizer)

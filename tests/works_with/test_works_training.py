@@ -252,7 +252,7 @@ def test_frozen_parameters_stay(cell: Cell) -> None:
         pair.check(cell)
 
 
-# Each forward makes the pruned weight anew as an attribute, which a replay does not.
+# Each forward makes the pruned weight again as an attribute, which a replay does not.
 @pytest.mark.filterwarnings("ignore:fastnn.capture. .*changes .*weight while it runs")
 @line("pruning")
 def test_pruned_weights_stay_pruned(cell: Cell) -> None:

@@ -12,7 +12,7 @@ uint32_t twisted(uint32_t word, uint32_t following, uint32_t shifted) {
   return shifted ^ (mixed >> 1) ^ ((0u - (following & 1u)) & 0x9908b0dfu);
 }
 
-// The next 624 words. Every loop reads what lies at least 227 words away from what it writes, or one word
+// The next 624 words. Every loop reads what is at least 227 words away from what it writes, or one word
 // ahead of it, which is not yet written: vectors of words see what single ones would.
 void twist(uint32_t* words) {
 #pragma GCC ivdep

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kUpdateThreads) scale(const __grid_constant__ 
 
 int64_t clip_scratch(int64_t count) {
   const int64_t launches = ceil_div<int64_t>(count, ClipLaunch::kMost);
-  // A tensor may begin and end amid a chunk.
+  // A tensor may begin and end inside a chunk.
   return launches * wanted_sums() + 2 * count;
 }
 

@@ -32,7 +32,7 @@ struct OneBlock {
   __device__ __forceinline__ void leave() const {}
 };
 
-// Adds kCount logits, the classes k to k + kCount - 1, that lie at `offset` of what has the gradient's
+// Adds kCount logits, the classes k to k + kCount - 1, that are at `offset` of what has the gradient's
 // layout.
 template <int kCount, bool kDense, class T>
 __device__ __forceinline__ void add(const Rows<T>& p, const Acc<T>* x, int64_t offset, int k,

@@ -8,7 +8,7 @@
 // 128 consecutive bytes of W1, 32 lanes 128 consecutive bytes of an image, whatever the row's length. The
 // rows of W2 and of everything that has a column for each class are of odd length, so that lanes with
 // consecutive rows and the same class differ in their banks. Rows of the hidden layer are 8 j + 4 floats: the
-// up to five rows that lanes of one warp read in the same column lie in banks 0, 12, 24, 4, 16 (j odd) or 0,
+// up to five rows that lanes of one warp read in the same column are in banks 0, 12, 24, 4, 16 (j odd) or 0,
 // 20, 8, 28, 16.
 #pragma once
 

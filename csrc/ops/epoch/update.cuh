@@ -53,7 +53,7 @@ __device__ __forceinline__ void update_w1(const EpochBlock& block, int step, int
       for (int e = 0; e < 4; ++e) sums[u][e] += g[u] * x[e];
   }
   const AdamConstants<float> constants = block.constants(step)[0];
-  const int left = l.features - quad * 4;  // what lies beyond the last feature stays 0
+  const int left = l.features - quad * 4;  // what is beyond the last feature stays 0
 #pragma unroll
   for (int u = 0; u < kTile; ++u) {
     if (unit + u >= block.own) break;

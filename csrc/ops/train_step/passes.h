@@ -22,7 +22,7 @@ inline const TensorView& saved_of(const TrainStepLayer& layer) {
   return from_preactivation(layer.activation) ? layer.preactivation : layer.output;
 }
 
-// Named rows lie in an order that no prefetcher foresees. The beginning of each is asked for so many rows
+// Named rows are in an order that no prefetcher foresees. The beginning of each is asked for so many rows
 // before its turn, for the sake of the page tables more than of the line: 128 rows of 784 bytes out of 47 MB
 // took 51 us instead of 60, and asking for all lines of a row made no difference.
 constexpr int64_t kRowsAhead = 16;

@@ -148,7 +148,7 @@ void reduce_vectors(const R& reducer, const ReduceShape& shape, const typename R
   }
 }
 
-// Results whose values lie beside each other: vectors of them.
+// Results whose values are beside each other: vectors of them.
 template <class R>
 void reduce_columns(const R& reducer, const ReduceShape& shape) {
   using T = typename R::Value;

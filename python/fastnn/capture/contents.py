@@ -87,7 +87,7 @@ def _holds(container: Any, held: Any) -> bool:
 
 
 def _same(values: Iterable[Any], others: Iterable[Any]) -> bool:
-    """The same objects: a number that was written anew is another one, unless it is whole."""
+    """The same objects: a number that was written again is another one, unless it is whole."""
     return all(
         a is b or (type(a) is type(b) and type(a) in (int, str) and a == b)
         for a, b in zip(values, others, strict=True)

@@ -88,7 +88,7 @@ class Values:
     def _read(self, view: View) -> int:
         found = self._held.get(view)
         if found is None:
-            # Not a value that is known: what lies there may have been written over.
+            # Not a value that is known: what is there may have been written over.
             found = self._held[view] = self._new(Value("memory", (), view.dtype, view))
         return found
 

@@ -74,7 +74,7 @@ def fuse(nodes: list[Node], kept: Collection[Storage] = ()) -> list[Node]:
     """The same program with instructions instead of the elementwise nodes.
 
     Nodes move up to an earlier one of their shape where no memory forbids it. What is computed on the way and
-    lies in memory of the program's own is not stored, unless something reads it later or it is `kept`.
+    is in the program's own memory is not stored, unless something reads it later or it is `kept`.
     """
     return _Fusion(frozenset(kept)).run(nodes)
 

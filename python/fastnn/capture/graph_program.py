@@ -3,7 +3,7 @@
 What the recording found says which memory the graph will use and what becomes of gradients; the graph itself
 is made in the next call, by the function run once more. A replay repeats the same kernels on the same
 addresses. So arguments are copied to where the graph reads them, what it makes is copied from there, and
-before each replay it is looked at whether everything else lies where it did.
+before each replay it is checked that everything else is where it was.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Iteration:
         return self._is_uniform(self.views[number])
 
     def is_direct(self, number: int) -> bool:
-        """Whether a view's elements lie in a row wherever a block of them is worked on."""
+        """Whether a view's elements are in a row wherever a block of them is worked on."""
         view = self.views[number]
         return view.strides == self._linear or (self.by_rows and view.strides[-1] == 1)
 

@@ -51,7 +51,7 @@ class Arena:
             begins, ends, since, until = placed[:, :count]
             at_once = np.flatnonzero((until >= first) & (since <= last))
             at_once = at_once[begins[at_once].argsort()]
-            # It may lie after all that begin before it: the first such place where it ends before the next.
+            # It may be after all that begin before it: the first such place where it ends before the next.
             after = np.append(0, np.maximum.accumulate(ends[at_once]))
             fits = after[:-1] + storage.bytes <= begins[at_once]
             offset = int(after[np.append(fits, True).argmax()])

@@ -56,7 +56,7 @@ def is_plain(value: Any) -> bool:
 
 def of_class(kind: type, name: str) -> Any:
     """What a class has under a name, or the first of its bases that has, as a Watch finds it: asked for, a
-    class method would be bound anew. None where there is none."""
+    class method would be bound again. None where there is none."""
     return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 

@@ -9,7 +9,7 @@ from fastnn.capture.ir import Storage, View, contiguous_strides
 
 class Extent(NamedTuple):
     """The bytes from ``low`` up to ``high`` of a storage; of those, where ``pitch`` is not 0, only such whose
-    place modulo ``pitch`` lies in ``width`` bytes from that of ``low`` on."""
+    place modulo ``pitch`` is in ``width`` bytes from that of ``low`` on."""
 
     storage: Storage
     low: int
@@ -49,7 +49,7 @@ def reshaped(view: View, shape: tuple[int, ...]) -> View:
 
 
 def extent(view: View) -> Extent:
-    """What the elements of a view lie in, empty for none."""
+    """The memory that the elements of a view are in, empty for none."""
     size = view.dtype.itemsize
     span, pitch, outermost, count = size, 0, 0, 1
     for n, stride in zip(view.shape, view.strides, strict=True):

@@ -48,7 +48,7 @@ class Gradients:
         state: the parameter whose ``.grad`` some memory is, at each call, and what that was at the recording.
         absent: parameters that have none before a call.
         cleared: parameters that have none after it.
-        kept: parameters that get one, and where it lies.
+        kept: parameters that get one, and where it is.
         withheld: those of `cleared` that have one in torch.
         lost: memory of gradients that were there before and are dropped.
     """
@@ -347,7 +347,7 @@ class Builder:
         return self._buffer(id(storage), "external", 0, storage.tensor, storage.tensor), start
 
     def _argument_of(self, view: View) -> int:
-        """The argument that holds a view of its memory, where several lie in one; else the first there."""
+        """The argument that holds a view of its memory, where several are in one; else the first there."""
         first = self.inputs[id(view.storage)]
         if id(view.storage) not in self._written and view.numel:
             for i, argument in enumerate(self.tape.inputs):

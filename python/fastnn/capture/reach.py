@@ -62,7 +62,7 @@ def wrapped(value: Any) -> Any:
     return getattr(value, "__dict__", {}).get("__wrapped__")
 
 
-@functools.lru_cache(1024)  # the forwards of torch's modules are long, and read anew for each recording
+@functools.lru_cache(1024)  # the forwards of torch's modules are long, and read again for each recording
 def global_names(code: CodeType) -> tuple[str, ...]:
     """The global variables that code reads, and functions within it: ``co_names`` has attributes too."""
     names = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]

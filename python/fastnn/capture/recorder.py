@@ -1,4 +1,4 @@
-"""Sees every op of torch's that a function runs, backward included, and notes it with its memory."""
+"""Sees every torch op that a function runs, backward included, and notes it with its memory."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _constant(self, tensor: Tensor) -> Tensor:
-        """A tensor of Python's numbers is made anew in each call, from a copy that stays; one that is the
-        memory of an array of numpy's finds that as it is in each call."""
+        """A tensor of Python's numbers is made again in each call, from a copy that stays; one that is the
+        memory of a NumPy array has its content of each call."""
         known = self.recording.storage_of(tensor)
         if not tensor.untyped_storage().resizable():
             if known is not None and self.recording.is_argument(known):

@@ -59,7 +59,7 @@ class _Handler(SimpleHTTPRequestHandler):
         self.wfile.write(data)
 
     def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")  # a page that was built anew is seen
+        self.send_header("Cache-Control", "no-cache")  # so that a rebuilt page is seen
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:

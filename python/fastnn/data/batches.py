@@ -15,7 +15,7 @@ def normalise(images: Tensor, mean: float, std: float, dtype: torch.dtype) -> Te
 
 
 class Batches:
-    """Batches of images as they are held, in an order drawn anew for each epoch from a seeded generator.
+    """Batches of images as they are held, in a new order for each epoch, from a seeded generator.
 
     They are given as row indices of the images, to be gathered where they are needed. Rows of bytes are a
     quarter of the traffic of float32 ones; who trains on bytes normalises them on the way. The last batch

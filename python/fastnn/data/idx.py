@@ -39,7 +39,7 @@ def read_idx(
 
     Raises:
         DataError: the file is not IDX, is truncated, has bytes left over, or differs from ``shape`` or
-            ``md5``; the message names the file, what was expected and what came.
+            ``md5``; the message names the file, what was expected and what was found.
         OSError: the file cannot be opened or read.
     """
     path = Path(path)

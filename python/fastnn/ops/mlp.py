@@ -270,7 +270,7 @@ def _torch_backward(
         if wants_bias[i]:
             grad_biases[i] = grad.sum(0)
         if not (wants_input or any(wants_weight[:i]) or any(wants_bias[:i])):
-            return None, grad_weights, grad_biases  # what lies below need not be there
+            return None, grad_weights, grad_biases  # what is below need not be there
         grad = grad @ weights[i]
     return grad, grad_weights, grad_biases
 

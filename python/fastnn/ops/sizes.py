@@ -69,8 +69,8 @@ _CROSS_ENTROPY = {True: (256, 640), False: (12_000, 16_000)}
 _LINEAR_CROSS_ENTROPY = (
     {True: 1 << 17, False: 1 << 21} if _fast_mkl else dict.fromkeys((True, False), 1 << 13)
 )
-# Bytes from which glibc's allocator maps memory anew at each call. An op that only moves memory gains by huge
-# pages alone.
+# Bytes from which glibc's allocator maps fresh memory at each call. An op that only moves memory gains by
+# huge pages alone.
 _MAPPED = 32 << 20
 
 

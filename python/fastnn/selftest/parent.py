@@ -1,6 +1,7 @@
 """Starts the process that tests, and outlives whatever becomes of it.
 
-After a test in which the process died, hung, or lost the device, another process goes on with the next test.
+After a test in which the process died, hung, or lost the device, another process continues with the
+next test.
 """
 
 from __future__ import annotations

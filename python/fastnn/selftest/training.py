@@ -114,7 +114,7 @@ def _with_gradients(x: Tensor) -> list[nn.Parameter]:
 
 def _steps(kind: Callable[..., NativeOptimizer], x: Tensor) -> list[Tensor]:
     params = _with_gradients(x)
-    # Where the device counts the steps, what they have in common lies in memory that each step takes.
+    # Where the device counts the steps, what they have in common is in memory that each step takes.
     capturable = {"capturable": True} if x.is_cuda and kind in CAPTURABLE else {}
     optimizer = kind(params, lr=0.5, **capturable)
     for _ in range(2):

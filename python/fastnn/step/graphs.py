@@ -231,7 +231,7 @@ class _Held:
 
     @contextlib.contextmanager
     def fresh_leaves(self) -> Iterator[list[Tensor]]:
-        """Have the layers use new leaves of the graph in place of the parameters; yields those of `trained`.
+        """Have the layers use new leaves of the graph instead of the parameters; yields those of `trained`.
 
         torch ties a parameter to the stream on which an autograd graph that somebody still has used it first,
         and lets gradients wait for that one, which a capture of another stream refuses.

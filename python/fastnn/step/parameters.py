@@ -30,7 +30,7 @@ def drop_gradients(params: Iterable[Tensor]) -> None:
 class ParameterList:
     """``list(model.parameters())``, which takes as long as an operation of a small network.
 
-    It is made anew where a table of a module has changed, and each time where that cannot be seen.
+    It is made again where a table of a module has changed, and each time where that cannot be seen.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -28,7 +28,7 @@ class Runner:
     """
 
     def __init__(self, spec: StepSpec, told: set[str]) -> None:
-        """`told` are reasons for eager steps that have been warned of; it grows."""
+        """`told` are reasons for eager steps that have been warned about; it grows."""
         self.spec = spec
         self.eager = EagerStep(spec)
         self.planned = PlannedStep(spec)

@@ -85,7 +85,7 @@ ARGUMENTS = tuple(_CHECKS)
 class StepSpec:
     """The arguments of a `TrainStep`, which has another spec after each change of one.
 
-    So whatever is found out about a step lies in objects made for one spec, and is gone with it.
+    So whatever is found out about a step is in objects made for one spec, and is gone with it.
     """
 
     model: torch.nn.Module

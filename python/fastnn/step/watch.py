@@ -1,4 +1,4 @@
-"""What the next step of any model depends on, watched: where that changes, the step is recorded anew."""
+"""What the next step of any model depends on, watched: where that changes, the step is recorded again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def watch_step(watch: Any, model: torch.nn.Module, loss: Any, optimizer: torch.o
 
     That is the modules' classes, attributes, parts and hooks, the hooks of parameters, the optimizer's, and
     what the code of forwards and losses that are not torch's reads: variables and attributes by name, in the
-    functions and methods that it calls too. Not watched is what lies deeper: in an attribute of an attribute
+    functions and methods that it calls too. Not watched is what is deeper: in an attribute of an attribute
     of an attribute, or in what another library's code reads.
 
     Raises:

@@ -11,7 +11,7 @@ from fastnn.training.run import Milestone, Run
 
 
 class Console:
-    """An observer that shows loss and images/s while the runs go on.
+    """An observer that shows loss and images/s during the runs.
 
     The bar goes to stderr and is left out where stderr is no terminal; the lines go to stdout.
     """

@@ -49,7 +49,7 @@ class Ranks:
         return rows.tensor_split(self.size)[self.rank]
 
     def sum_(self, tensor: Tensor) -> None:
-        """Replace `tensor` by the sum over all processes, which is the same to the bit in each of them."""
+        """Replace `tensor` by the sum over all processes, which is bit for bit the same in each of them."""
         with self._talking():
             dist.all_reduce(tensor)
 

@@ -24,7 +24,7 @@ def plot_curves(file: BinaryIO, runs: Sequence[Run]) -> None:
     """Training loss, and the tests' accuracy by epoch (of several runs: by seconds of training), as a PNG."""
     figure = _figure(11, 4.4)
     loss, accuracy = figure.subplots(1, 2)
-    for run in reversed(runs):  # the first lies on top: from the same weights the losses nearly coincide
+    for run in reversed(runs):  # the first is on top: from the same weights the losses nearly coincide
         color, label = _COLORS[run.name], run.backend
         values = np.asarray(run.losses)
         epochs = (np.arange(len(values)) + 1) / run.steps_per_epoch

@@ -63,7 +63,7 @@ class Run:
         config: the settings.
         data: the data set; `config.train_samples` is applied to it here.
         device: where to train.
-        resume: a checkpoint of a run with the same settings, to continue bit by bit as if never interrupted.
+        resume: a checkpoint of a run with the same settings, to continue bit for bit as if never interrupted.
         ranks: the processes that share the run; all make it, and call its methods, alike.
 
     Raises:

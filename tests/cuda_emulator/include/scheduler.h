@@ -39,7 +39,7 @@ std::vector<const void*> take_noted();
 void put_tensors_on(int device);
 int device_of_tensors();
 
-// The memory that the host cannot read, of what lies on a device: that at one address.
+// The memory that the host cannot read, of what is on a device: that at one address.
 void hide_from_host(const void* memory);
 bool is_hidden(const void* memory);
 

@@ -102,7 +102,7 @@ def _layer_norm_backward(
 
 
 def _channels_inside(x: View) -> bool:
-    """Whether channels lie next to each other in memory, as in `torch.channels_last`."""
+    """Whether channels are next to each other in memory, as in `torch.channels_last`."""
     return len(x.shape) > 2 and not x.is_contiguous and _moved(x).is_contiguous
 
 

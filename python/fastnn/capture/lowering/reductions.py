@@ -47,7 +47,7 @@ def with_kept_dims(out: View, x: View, dims: Sequence[int]) -> View:
 
 
 def _collapse(dims: list[_Dim]) -> list[_Dim]:
-    """(size, strides...) of dimensions, fewer where they lie as one."""
+    """(size, strides...) of dimensions, fewer where several are like one."""
     collapsed: list[_Dim] = []
     for n, *strides in dims:
         if collapsed and all(
@@ -110,7 +110,7 @@ def check_reduction(out: View, x: View, *, floats: bool = False) -> None:
     check(out)
     check(out.with_shape((), ()), x.with_shape((), ()))
     if overlap(extent(out), extent(x)):
-        raise Unsupported("a reduction to where its operand lies")
+        raise Unsupported("a reduction written over its operand")
     if floats and not (out.dtype.is_floating_point and x.dtype.is_floating_point):
         raise Unsupported("a reduction of integers")
 
