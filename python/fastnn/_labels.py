@@ -1,4 +1,4 @@
-"""Names for native calls in the output of torch's profiler; while none runs they cost a look at a flag."""
+"""Names for native calls in the output of torch's profiler; while none runs they cost the check of a flag."""
 
 from __future__ import annotations
 

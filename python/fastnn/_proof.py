@@ -1,7 +1,7 @@
 """Whether the CUDA kernels have passed their self-test on a device, as `fastnn selftest` keeps it.
 
-A result is of one device, driver and build: after any of them has changed there is none. It is a file of the
-user's cache directory; one that cannot be read proves nothing, and the reason says so.
+A result is valid for one device, driver and build, until any of them changes. It is a file of the user's
+cache directory; one that cannot be read proves nothing, and the reason says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a recording of a captured function becomes: a program, where nothing that it does is left out."""
+"""Turns a recording into a program, unless a replay would leave out something that the function does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A captured function: which of its programs serves a call, and how it comes by one."""
+"""A captured function: chooses the program for a call, or records one."""
 
 from __future__ import annotations
 

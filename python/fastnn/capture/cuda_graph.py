@@ -1,4 +1,4 @@
-"""What captures ask of CUDA; tests without a GPU replace these functions."""
+"""The calls of CUDA that captures need; tests without a GPU replace these functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which order the elements of several views are gone through, with as few dimensions as will do."""
+"""The order in which to iterate over the elements of several views, with as few dimensions as possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sees whether a function changes the options of optimizers, which a replay would not."""
+"""Detects functions that change the options of optimizers, which a replay would not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a function can reach beside the tensors among its arguments."""
+"""What a function can reach besides the tensors among its arguments."""
 
 from __future__ import annotations
 

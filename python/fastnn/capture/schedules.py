@@ -1,4 +1,4 @@
-"""A hook for all schedulers of learning rates, of which torch has none."""
+"""A hook for all learning rate schedulers, which torch lacks."""
 
 from __future__ import annotations
 

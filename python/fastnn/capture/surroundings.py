@@ -1,4 +1,4 @@
-"""What a function finds by name: models, optimizers, tensors and numbers beside the tensors it is given."""
+"""What a function finds by name: models, optimizers, tensors and numbers other than its arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sees what goes past torch's ops in a recording, where values would be read or written unseen."""
+"""Detects values that are read or written without torch's ops while a function is recorded."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _wrapped_by(func: FunctionType, caller: FrameType) -> Any:
 
 
 class Unseen(TorchFunctionMode):
-    """Beside a Recorder, what goes past torch's ops ends the recording."""
+    """Used with a Recorder: ends the recording where values are read or written without torch's ops."""
 
     def __init__(self, recording: Recording) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What must stay as it is for a native step to do what the eager one would.
+"""What must stay unchanged for a native step to do what the eager one would.
 
-Each function adds to a `Watch` of the compiled module, which looks at all of it within a microsecond or two.
-They raise `Unsupported` where something is there already that the native step would pass by.
+Each function adds to a `Watch` of the compiled module, which checks all of it within a microsecond or two.
+They raise `Unsupported` if something is there already that the native step would ignore.
 """
 
 from __future__ import annotations

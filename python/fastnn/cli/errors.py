@@ -1,4 +1,4 @@
-"""What a user is told, without a traceback."""
+"""Errors that a user sees without a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data set of a run: MNIST where it can be had, else the bundled digits, said aloud."""
+"""The data set of a run: MNIST if it is available, else the bundled digits, with a loud warning."""
 
 from __future__ import annotations
 

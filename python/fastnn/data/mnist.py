@@ -1,4 +1,4 @@
-"""The four files of MNIST: where they are looked for, how they are fetched, what they must contain."""
+"""The four files of MNIST: where to look for them, how to download them, what they must contain."""
 
 from __future__ import annotations
 
