@@ -134,7 +134,8 @@ def test_nothing_to_test(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     stopped(monkeypatch, parent.Unusable("no driver", parent.Found(None, ())))
     assert main(["selftest"]) == 1
     said = capsys.readouterr().err
-    assert said == "fastnn selftest: error: nothing can be tested on cuda:0: no driver\n"
+    expected = "fastnn selftest: error: nothing can be tested on cuda:0: no driver"
+    assert said == f"{expected} (for the CPU's kernels: --device cpu)\n"
 
 
 def stopped(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

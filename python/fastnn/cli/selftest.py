@@ -110,7 +110,7 @@ def _void(device: str, unusable: Unusable) -> str:
     more = f" after {_count(rows)}" if rows else ""
     why = f"nothing can be tested on {device}{more}: {unusable}"
     if subject is None:
-        return why
+        return why if device == "cpu" else f"{why} (for the CPU's kernels: --device cpu)"
     try:
         was = void(subject)
     except OSError as error:
