@@ -149,7 +149,7 @@ export class Digits {
     this.#exists = this.#trained = false;
     this.#clear();
     byId("hidden").disabled = false;
-    byId("hidden-note").textContent = "Widths, as 128 or 256-128; empty for none.";
+    byId("hidden-note").textContent = "Widths, such as 128 or 256-128; empty for none.";
     byId("anew").disabled = true;
     this.#state(this.#running);
     this.#say("The next start is with fresh weights.");
