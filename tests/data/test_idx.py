@@ -66,7 +66,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         ),
         "header cut": (good[:9], "truncated: expected 3 dimension sizes"),
         "body cut": (good[:-1], "truncated: 2 x 3 x 4 uint8 need 24 bytes, got 23"),
-        "bytes left over": (good + b"x", "2 x 3 x 4 uint8 need 24 bytes; more follow"),
+        "bytes left over": (good + b"x", "2 x 3 x 4 uint8 need 24 bytes; there are more"),
         "gzip cut": (packed[:-12], "truncated"),
         "gzip without trailer": (packed[:-8], "truncated: the gzip stream ends"),
         "gzip damaged": (bytes(flipped), "damaged gzip stream|not an IDX file"),

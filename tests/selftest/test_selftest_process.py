@@ -163,7 +163,7 @@ def test_the_subject_is_reported() -> None:
 
 def test_an_ending_between_tests_is_not_an_endless_loop() -> None:
     program = 'print("""{"subject": null}""", flush=True)'
-    with pytest.raises(parent.Unusable, match="ended between tests: the process ended with exit code 0"):
+    with pytest.raises(parent.Unusable, match="ended between two tests: the process ended with exit code 0"):
         parent.run("cpu", command=[sys.executable, "-c", program])
 
 
