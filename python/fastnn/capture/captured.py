@@ -52,8 +52,11 @@ _LOST_BY = (
     "{} takes a step with gradients that replays did not keep, and found zeros instead: pass keep_grad=True, "
     "which is in effect from now on"
 )
-_DIFFERS = "{} differs in every call: pass it as an argument (a number as a tensor), or keep it as it is"
-_WHAT_IT_DEPENDS_ON = "something that it reads, memory or hooks of its tensors or modules,"
+_DIFFERS = (
+    "it is recorded again in every call, because of {}: pass that as an argument (a number as a tensor), or "
+    "change tensors in place"
+)
+_WHAT_IT_DEPENDS_ON = "memory, gradients or hooks of tensors or modules"
 _UNSEEN = "the names that it reads cannot be inspected"
 # Functions in which optimizers take steps: what one leaves in gradients, another may take a step with.
 _training: weakref.WeakValueDictionary[int, Captured] = weakref.WeakValueDictionary()
