@@ -45,6 +45,7 @@ class Holder:
         self.nets: list[nn.Module] = [Net(), Net()]
         self.table: dict[str, Any] = {"k": 1.0, "net": Net(), "inner": {"k": 1.0}, "tensor": torch.ones(3)}
         self.numbers = [1.0, 2.0]
+        self.pairs = [(torch.ones(3), 1.0)]
         self.scaled = _scaled_by(1.0)
 
     def use(self, x: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def _use(a: Holder, x: Tensor) -> Tensor:
     with torch.no_grad():
         for net in (*a.nets, a.table["net"]):
             x = net(x)
-    return x + a.table["tensor"]
+    return x + a.table["tensor"] * a.pairs[0][0] * a.pairs[0][1]
 
 
 def _by_closure(a: Holder) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
@@ -117,6 +118,7 @@ CHANGES: dict[str, Callable[[Holder], Any]] = {
     "model in a dict": lambda a: a.table.update(net=Net()),
     "number of a model in a dict": lambda a: setattr(a.table["net"], "scale", 3.0),
     "tensor in a dict": lambda a: a.table.update(tensor=torch.full((3,), 2.0)),
+    "tuple in a list": lambda a: a.pairs.__setitem__(0, (torch.full((3,), 2.0), 3.0)),
     "number in a list": lambda a: a.numbers.__setitem__(0, 3.0),
 }
 

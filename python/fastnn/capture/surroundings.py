@@ -204,7 +204,7 @@ class Surroundings:
         # Options of an optimizer are read at each step.
         if not isinstance(container, tuple) and size <= _MOST_DATA and "params" not in parts:
             for key, value in parts_of(container):
-                if isinstance(value, _DATA) or (key in parts and _is_setting(value)):
+                if _data_in(value) or (key in parts and _is_setting(value)):
                     self._note("entry", container, key, value)
             is_watched = len(parts) == size and all(map(_is_setting, parts.values()))
             self._containers[id(container)] = (container, size, is_watched)
@@ -280,9 +280,10 @@ class Surroundings:
                 watch.function(holder)
             elif (method == "held" and holder.is_read(addresses)) or (
                 method == "entry"
-                and isinstance(value, _DATA)
-                and not (
-                    _holds_one_of(value, addresses) if isinstance(value, np.ndarray) else id(value) in tensors
+                and (data := _data_in(value))
+                and not any(
+                    _holds_one_of(each, addresses) if isinstance(each, np.ndarray) else id(each) in tensors
+                    for each in data
                 )
             ):
                 del self._noted[key]
@@ -325,6 +326,10 @@ class _Held:
     def is_read(self, addresses: set[int]) -> bool:
         """Whether its memory is a tensor's, which reads it in each call."""
         return isinstance(self._holder, np.ndarray) and _holds_one_of(self._holder, addresses)
+
+
+def _data_in(entry: Any) -> list[Any]:
+    return [each for each in (entry if isinstance(entry, tuple) else (entry,)) if isinstance(each, _DATA)]
 
 
 def _holds_one_of(numbers: np.ndarray[Any, Any], addresses: set[int]) -> bool:
