@@ -335,6 +335,18 @@ def test_side_effects_happen_at_recording_only() -> None:
     assert len(calls) == 3  # eager, recorded, compared
 
 
+def test_an_assertion_is_made_in_replays_too() -> None:
+    def fn(x: torch.Tensor) -> Any:
+        torch._assert_async(x.isfinite().all())
+        return x * 2
+
+    captured = fastnn.capture(fn, native=True)
+    for _ in range(5):
+        captured(torch.ones(3))
+    with pytest.raises(RuntimeError, match="nonzero"):
+        captured(torch.full((3,), torch.inf))
+
+
 def _averaged(x: torch.Tensor) -> Any:
     _average.update_parameters(_linear)
     return x * 2

@@ -26,7 +26,7 @@ class Schema:
     name: str  # such as "add.Tensor"
     namespace: str
     writes: tuple[tuple[int, str], ...]  # the arguments that are written, by position and name
-    random: bool
+    random: bool  # or called for what it does besides, as an assertion is
     depends_on_values: bool
 
 
@@ -46,7 +46,7 @@ def schema_of(op: Any) -> Schema:
         for i, argument in enumerate(arguments_of(op))
         if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in undeclared
     )
-    random = torch.Tag.nondeterministic_seeded in op.tags
+    random = torch.Tag.nondeterministic_seeded in op.tags or name.startswith("_assert_async.")
     return Schema(name, namespace, writes, random, bool(_DEPENDS_ON_VALUES.intersection(op.tags)))
 
 
