@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ class Agent:
         self.bound, self.partly = self.scaler.scale, partial(Scaler.scale, self.scaler)
         self.closed = self._closed()
         self.settings = Settings
+        self.proxy = weakref.proxy(self.scaler)
         self.layer = nn.Linear(3, 3)
         nn.init.eye_(self.layer.weight)
         self.layer.register_forward_hook(lambda module, args, out: out * self.scaler.k)
@@ -228,6 +230,8 @@ READS: dict[str, tuple[Callable[[Agent, Tensor], Tensor], Callable[[Agent], Any]
         lambda a, x: torch.autograd.grad((a.weight * x).sum(), a.weight)[0].clone(),
         lambda a: _set_k(a.scaler),
     ),
+    "proxy": (lambda a, x: a.proxy.scale(x), lambda a: _set_k(a.scaler)),
+    "another class": (lambda a, x: a.scaler.scale(x), lambda a: setattr(a.scaler, "__class__", Derived)),
     "descriptor": (lambda a, x: x * a.described, lambda a: setattr(a, "_described", 3.0)),
 }
 

@@ -347,6 +347,13 @@ def test_an_assertion_is_made_in_replays_too() -> None:
         captured(torch.full((3,), torch.inf))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+def test_a_traced_module_says_that_its_parts_are_not_watched() -> None:
+    traced = torch.jit.trace(nn.Linear(4, 4), torch.ones(2, 4))  # type: ignore[no-untyped-call]
+    with pytest.warns(fastnn.EagerStepWarning, match="keeps its parts where they are not watched"):
+        _repeat(fastnn.capture(lambda x: traced(x).detach()))
+
+
 def _averaged(x: torch.Tensor) -> Any:
     _average.update_parameters(_linear)
     return x * 2

@@ -130,7 +130,7 @@ class Code:
                         self.found(attribute)
                 for hooks in MODULE_HOOKS:
                     self.found(module.__dict__.get(hooks))
-                for parameter in module.__dict__[PARAMETERS].values():
+                for parameter in module.__dict__.get(PARAMETERS, {}).values():  # a traced one has none
                     self.found(parameter)
         elif isinstance(value, torch.Tensor):
             for hooks in LEAF_HOOKS:
@@ -146,6 +146,9 @@ class Code:
             self._read(value.__func__)
         elif isinstance(value, weakref.ref):
             self.found(value(), depth)
+        elif isinstance(value, weakref.ProxyTypes):
+            with contextlib.suppress(ReferenceError):  # it is gone
+                self.found(value.__init__.__self__, depth)
         elif isinstance(value, str):
             self._texts.add(value)
         elif isinstance(value, (dict, list, tuple)):

@@ -221,6 +221,7 @@ class Surroundings:
             for name in (names & _names_of(_bases(of, libraries=False))) - own.keys():
                 self._note("absent", own, name, None)  # it may have its own some day
         self._note_class(of, frozenset(names))
+        self._note("type", of, "__class__", type(of))
         return [values[name] for values in (own, slots) for name in names & values.keys()]
 
     def _note_class(self, of: Any, names: frozenset[str]) -> None:
@@ -255,6 +256,8 @@ class Surroundings:
                 same = name in holder and _is_same(holder[name], value)
             elif method == "absent":
                 same = name not in holder
+            elif method == "type":
+                same = type(holder) is value
             elif method == "class_item":
                 same = _is_same(of_class(holder, name), value)
             elif method == "function":
@@ -276,8 +279,8 @@ class Surroundings:
             method = key[0]
             if method == "absent":
                 watch.absent(holder, name)
-            elif method == "function":
-                watch.function(holder)
+            elif method in ("function", "type"):
+                getattr(watch, method)(holder)
             elif (method == "held" and holder.is_read(addresses)) or (
                 method == "entry"
                 and (data := _data_in(value))
