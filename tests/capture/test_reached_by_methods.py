@@ -422,6 +422,40 @@ def test_the_type_that_autocast_chooses() -> None:
         torch.set_autocast_dtype("cpu", before)
 
 
+class Counted:
+    made, gamma = 0, 0.5
+
+    def __init__(self) -> None:
+        Counted.made += 1
+        self.steps = 0
+        self.first = self.steps
+
+    def update(self, x: Tensor) -> Tensor:
+        return x * Counted.gamma
+
+
+class CountedToo(Counted):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Counted()
+
+    def update(self, x: Tensor) -> Tensor:
+        return super().update(x) if isinstance(self.inner, Counted) else x
+
+
+def test_counters_that_a_class_gives_its_objects_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function reads the class, or its methods ask for `super()`: it makes no object."""
+    monkeypatch.setattr(Counted, "made", 0)
+    counted = CountedToo()
+    captured = fastnn.capture(counted.update, native=True)
+    for _ in range(20):
+        Counted.made += 1
+        counted.steps += 1
+        counted.inner.steps += 1
+        same(captured(torch.ones(3)), torch.full((3,), 0.5))
+    assert len(captured.programs) == 1
+
+
 def test_counters_that_it_does_not_read_may_change() -> None:
     class Buffer:
         def __init__(self) -> None:

@@ -27,7 +27,7 @@ _NAMESPACES = (SimpleNamespace, Namespace, threading.local, LRScheduler)
 LONGEST = 64  # entries of a container that is looked into
 _DEEPEST = 4  # attributes of attributes, and entries of entries
 # Methods that are for those who make, copy or print an object: nothing else calls them unnamed.
-_MAKING = {"__new__", "__init__", "__post_init__", "forward"}
+_MAKING = {"__new__", "__init__", "__post_init__"}  # methods that give a new object its attributes
 _NOT_OF_USE = {
     *("__new__", "__init__", "__post_init__", "__del__", "__repr__", "__str__", "__copy__", "__deepcopy__"),
     *("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__init_subclass__", "__set_name__"),
@@ -193,7 +193,7 @@ class Code:
         kind = value if isinstance(value, type) else type(value)
         unnamed = _unnamed_in(kind) - ({"__len__"} - {f"__{name}__" for name in self.names})
         if isinstance(value, type):  # of which the code may make objects
-            unnamed |= _MAKING
+            unnamed |= {*_MAKING, "forward"}
         self._read_class(kind, names | unnamed)
         if isinstance(value, torch.nn.Module) or has_attributes(value):
             attributes = {**slots_of(value), **getattr(value, "__dict__", {})}
@@ -219,12 +219,21 @@ class Code:
         names = set(_attributes(function.__code__))
         if follow:
             self._watch.function(function)
+            direct = set(_attributes(function.__code__, direct=True))
+            if function.__name__ in _MAKING:  # which says nothing of other objects' attributes
+                stored = {
+                    i.argval for i in dis.get_instructions(function.__code__) if i.opname == "STORE_ATTR"
+                }
+                names, direct = names - stored, direct - stored
             self.names |= names
-            self.direct |= set(_attributes(function.__code__, direct=True))
-            for cell in function.__closure__ or ():
+            self.direct |= direct
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
                 with contextlib.suppress(ValueError):  # nothing is assigned yet
                     self._watch.attribute(cell, "cell_contents", cell.cell_contents)
-                    self._variable(cell.cell_contents, names)
+                    if name == "__class__":  # for `super()`, which makes no object
+                        self._read_class(cell.cell_contents, names)
+                    else:
+                        self._variable(cell.cell_contents, names)
             for defaults in (function.__defaults__, function.__kwdefaults__):
                 self.found(defaults)
             self._begins |= set(_begins_in(function.__code__))
