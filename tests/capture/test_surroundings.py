@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import fastnn
+from fastnn.capture.names import Code
 from twins import same
 
 _table = torch.zeros(3)
@@ -47,6 +49,19 @@ def test_a_rebound_global_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "_factor", 5.0 / 2)  # an equal number is the same
     calls(captured, _reads_globals, 1, x)
     assert len(captured.programs) == 3
+
+
+def test_an_assertion_does_not_lead_to_what_pytest_has() -> None:
+    """It is rewritten to calls of pytest's, from which its session is reached, with all tests."""
+
+    def fn(x: Tensor) -> None:
+        assert x.sum() is not None
+
+    code = Code(Mock())
+    code.found(fn)
+    code.follow_methods()
+    assert "_pytest.assertion.rewrite" in code.libraries
+    assert not code.objects
 
 
 def test_variables_of_enclosing_functions() -> None:

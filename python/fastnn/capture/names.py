@@ -21,7 +21,7 @@ from fastnn import _replaced
 from fastnn._torch_internals import LEAF_HOOKS, MODULE_HOOKS, PARAMETERS
 from fastnn.capture.reach import global_names, wrapped
 
-_LIBRARIES = {"torch", "fastnn", "numpy", *sys.stdlib_module_names}
+_LIBRARIES = {"torch", "fastnn", "numpy", "_pytest", *sys.stdlib_module_names}
 # Classes of libraries whose objects have attributes that others' code reads.
 _NAMESPACES = (SimpleNamespace, Namespace, threading.local, LRScheduler)
 LONGEST = 64  # entries of a container that is looked into
