@@ -61,6 +61,7 @@ def test_relu_takes_empty_views(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(x, expected)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 @every_shape
 def test_linear_takes_empty_views(shape: tuple[int, ...], activation: str | None) -> None:

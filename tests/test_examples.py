@@ -15,7 +15,7 @@ import fastnn
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PROGRAMS = sorted(EXAMPLES.glob("*.py"))
-LONG = ("backprop_by_hand", "look_inside", "optimizers", "regression_many_processes", "style_transfer")
+SHORT = ("linear_regression", "minimize", "mnist")  # each is a process of its own
 
 
 def numbers(value: Any) -> list[float]:
@@ -38,7 +38,7 @@ def holds(claim: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(
     "program",
-    [pytest.param(p, id=p.stem, marks=pytest.mark.long if p.stem in LONG else ()) for p in PROGRAMS],
+    [pytest.param(p, id=p.stem, marks=() if p.stem in SHORT else pytest.mark.long) for p in PROGRAMS],
 )
 def test_an_example_runs_and_what_it_claims_holds(program: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -11,6 +11,7 @@ import torch
 
 from covered import Covered, assert_same
 from fastnn import _dispatch
+from variants import runnable_isas
 
 pytest.importorskip("expecttest", reason="torch's samples need it")
 with warnings.catch_warnings():  # of what else it would like to have
@@ -39,7 +40,7 @@ NAMES = """
     double long new_zeros new_ones new_full sum mean amax amin max min argmax argmin any all var std
     var_mean std_mean norm linalg.vector_norm logsumexp count_nonzero aminmax nansum nan_to_num
 """
-SAMPLES = 12
+FEW, MANY = 3, 12
 
 OPS = {f"{op.name} {op.variant_test_name}".strip(): op for op in op_db if op.name in NAMES.split()}
 
@@ -66,15 +67,15 @@ def run(op: Any, sample: Any, backward: bool) -> Covered | None:
 
 
 @pytest.mark.each_value
+@pytest.mark.parametrize("samples", [FEW, pytest.param(MANY, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", sorted(OPS))
-def test_captured_it_gives_what_torch_gives(name: str, isa: str) -> None:
-    if isa == "avx512_bf16":
-        pytest.skip("its kernels are those of avx512")
+@pytest.mark.parametrize("isa", [isa for isa in runnable_isas() if isa != "avx512_bf16"], indirect=True)
+def test_captured_it_gives_what_torch_gives(name: str, samples: int, isa: str) -> None:
     op = OPS[name]
     for dtype in (torch.float32, torch.float64):
         if dtype not in op.dtypes:
             continue
-        for sample in itertools.islice(op.sample_inputs("cpu", dtype), SAMPLES):
+        for sample in itertools.islice(op.sample_inputs("cpu", dtype), samples):
             for backward in (False, True):
                 mode = run(op, sample, backward)
                 for op_name, expected, found in mode.results if mode else ():

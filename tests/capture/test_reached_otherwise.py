@@ -123,6 +123,7 @@ CHANGES: dict[str, Callable[[Holder], Any]] = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("reach", [_by_closure, _by_self, _by_argument, _by_nested_argument, _in_a_list])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_what_changes_is_noticed(reach: Callable[..., Any], change: Callable[[Holder], Any]) -> None:

@@ -150,9 +150,9 @@ def test_options_reach_the_run(tmp_path: Path) -> None:
     ("layers", "widths"),
     [
         ("784-20-10", [64, 20, 10]),
-        ("784-10", [64, 10]),
-        ("784-20-10-10", [64, 20, 10, 10]),
-        ("10", [64, 10, 10]),
+        pytest.param("784-10", [64, 10], marks=pytest.mark.long),
+        pytest.param("784-20-10-10", [64, 20, 10, 10], marks=pytest.mark.long),
+        pytest.param("10", [64, 10, 10], marks=pytest.mark.long),
         ("784-20", [64, 784, 20, 10]),
     ],
 )

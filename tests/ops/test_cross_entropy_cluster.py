@@ -27,6 +27,7 @@ KEPT = 974
 # Packs of a row that a block has alone, and that 2, 4 and 8 share; the last are more than those can keep.
 LENGTHS = [(KEPT, 1), (KEPT + 1, 2), (2 * KEPT, 2), (2 * KEPT + 1, 4), (8 * KEPT, 8), (8 * KEPT + 99, 8)]
 ROWS = 3  # so many that the 4 multiprocessors have no more blocks for a row
+ONE_ORDER = pytest.mark.parametrize("small", EMULATED[:1], indirect=True)
 
 
 @pytest.fixture(params=EMULATED)
@@ -113,6 +114,7 @@ def test_several_rows_of_a_cluster(small: Emulation) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
 
 
+@ONE_ORDER
 def test_small_losses_beside_large_ones(small: Emulation) -> None:
     """One thread adds up three rows: a loss of 2^25, and two that are less than its last bit in float32."""
     x = torch.full((12, classes_of(4 * KEPT + 1, torch.float32)), -1e9)
@@ -123,6 +125,7 @@ def test_small_losses_beside_large_ones(small: Emulation) -> None:
     assert loss == 2.0**27 + 16  # 8 x 1.95, in steps of 16
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient_over_the_logits(smoothing: float, small: Emulation) -> None:
     """Each row's target is in another block's part, which reads it before it is overwritten."""
@@ -152,6 +155,7 @@ def test_z_loss_matches_float64(small: Emulation) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_that_are_not_finite(dtype: torch.dtype, small: Emulation) -> None:
     classes = classes_of(4 * KEPT, dtype, 1)
@@ -201,6 +205,7 @@ def test_all_ignored_gives_what_torch_gives(small: Emulation) -> None:
     assert torch.autograd.grad(loss, x)[0].eq(0).all()
 
 
+@ONE_ORDER  # to begin with
 def test_the_same_bits_in_every_order(small: Emulation) -> None:
     x = torch.randn(ROWS, classes_of(4 * KEPT, torch.float32, 3), requires_grad=True)
     target = torch.randint(x.shape[1], (ROWS,))

@@ -136,6 +136,7 @@ def test_every_layout_matches_float64(every_device: torch.device) -> None:
             assert_near(grad, grads[0])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4), (4,), (0, 4), (2, 0, 4)])
 @pytest.mark.parametrize(
     "activations",
