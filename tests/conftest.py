@@ -23,6 +23,7 @@ from building import CannotBuildError
 from cuda_emulation import ORDERS, Emulation, emulation, is_built
 from every_kernel import CUDA, EVERY_KERNEL, kernels_of, place
 from fastnn import _dispatch
+from fresh import Fresh
 from gpu_warnings import allow
 from step_graphs import Graphs, set_up
 from thinning import thinned
@@ -79,6 +80,16 @@ def all_threads() -> None:
     """Several threads are several also where other processes keep the processors busy."""
     if _dispatch.cpu is not None:
         _dispatch.cpu.testing.notice_oversubscription(False)
+
+
+@pytest.fixture(scope="session")
+def run_fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fresh]:
+    """`run_fresh(code, path, **environment)` in a process where torch is imported and fastnn is not."""
+    if not hasattr(os, "fork"):
+        pytest.skip("makes its processes with fork")
+    fresh = Fresh(tmp_path_factory.mktemp("fresh"))
+    yield fresh
+    fresh.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,97 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
 import fastnn
 from fastnn import _dispatch
-
-PACKAGE = Path(fastnn.__file__).parent
+from fresh import PACKAGE, Fresh, output
 
 native = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="makes its processes with fork")
-
-# Importing torch takes seconds, so one process does it and every test runs in a fork of that.
-SERVER = """
-import json, os, sys, traceback
-import torch
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        for name, target in (("stdout", 1), ("stderr", 2)):
-            os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT), target)
-        os.environ.update(job["environment"])
-        sys.path.insert(0, job["path"])
-        status = 0
-        try:
-            exec(job["code"], {"__name__": "__main__"})
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    print(os.waitpid(pid, 0)[1], flush=True)
-"""
-
-
-class Run(NamedTuple):
-    status: int
-    stdout: str
-    stderr: str
-
-
-Runner = Callable[..., Run]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """`run(code, path, **environment)` in a process where torch is imported and fastnn is not.
-
-    `path` is where fastnn is found; by default where this process has it.
-    """
-    files, count = tmp_path_factory.mktemp("run"), itertools.count()
-    env = {
-        name: value for name, value in os.environ.items() if not name.startswith(("FASTNN_", "PYTHONPATH"))
-    }
-    env["FASTNN_ALWAYS_NATIVE"] = "1"  # the tensors here are small
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
-
-    def run_one(code: str, path: Path = PACKAGE.parent, **environment: str) -> Run:
-        number = next(count)
-        out, err = files / f"{number}.out", files / f"{number}.err"
-        job = {"code": code, "path": str(path), "environment": environment}
-        print(json.dumps(job | {"stdout": str(out), "stderr": str(err)}), file=server.stdin, flush=True)
-        status = int(server.stdout.readline())
-        return Run(status, out.read_text().strip(), err.read_text().strip())
-
-    yield run_one
-    server.stdin.close()
-    server.stdout.close()
-    assert server.wait(timeout=60) == 0
-
-
-def output(done: Run) -> str:
-    """What a process printed that must have succeeded."""
-    assert done.status == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -104,24 +26,24 @@ def uncompiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @native
-def test_the_best_instruction_set_is_taken(run: Runner) -> None:
+def test_the_best_instruction_set_is_taken(run_fresh: Fresh) -> None:
     code = "import fastnn; print(fastnn.info().isa)"
-    assert output(run(code)) == _dispatch.cpu.best_isa
-    assert output(run(code, FASTNN_CPU_ISA="")) == _dispatch.cpu.best_isa
+    assert output(run_fresh(code)) == _dispatch.cpu.best_isa
+    assert output(run_fresh(code, FASTNN_CPU_ISA="")) == _dispatch.cpu.best_isa
 
 
 @native
-def test_each_instruction_set_can_be_forced(run: Runner, isa: str) -> None:
+def test_each_instruction_set_can_be_forced(run_fresh: Fresh, isa: str) -> None:
     code = """
 import torch, fastnn
 print(fastnn.info().isa, fastnn.functional.relu(torch.tensor([-1., 2.])).tolist())
 """
-    assert output(run(code, FASTNN_CPU_ISA=isa)) == f"{isa} [0.0, 2.0]"
+    assert output(run_fresh(code, FASTNN_CPU_ISA=isa)) == f"{isa} [0.0, 2.0]"
 
 
 @native
-def test_an_unknown_instruction_set_is_an_error(run: Runner) -> None:
-    done = run("import fastnn", FASTNN_CPU_ISA="avx9000")
+def test_an_unknown_instruction_set_is_an_error(run_fresh: Fresh) -> None:
+    done = run_fresh("import fastnn", FASTNN_CPU_ISA="avx9000")
     assert done.status != 0
     assert "ValueError: FASTNN_CPU_ISA=avx9000: expected one of" in done.stderr
 
@@ -131,13 +53,13 @@ def test_an_unknown_instruction_set_is_an_error(run: Runner) -> None:
     [("1", False), ("yes", False), ("0", True), ("", True), ("Off", True), ("false", True)],
 )
 @native
-def test_disable_variable(run: Runner, value: str, native_on: bool) -> None:
+def test_disable_variable(run_fresh: Fresh, value: str, native_on: bool) -> None:
     code = "import fastnn; i = fastnn.info(); print(i.native, i.why_not_native)"
     want = "True None" if native_on else "False fastnn is disabled"
-    assert output(run(code, FASTNN_DISABLE=value)) == want
+    assert output(run_fresh(code, FASTNN_DISABLE=value)) == want
 
 
-def test_without_the_compiled_module(run: Runner, uncompiled: Path) -> None:
+def test_without_the_compiled_module(run_fresh: Fresh, uncompiled: Path) -> None:
     code = """
 import warnings
 with warnings.catch_warnings(record=True) as seen:
@@ -153,24 +75,24 @@ print(ours[0].category.__name__, "|", ours[0].message, "|", x.grad.shape)
 print(fastnn.info())
 print(fastnn.explain(fastnn.functional.relu, x))
 """
-    text = output(run(code, uncompiled))
+    text = output(run_fresh(code, uncompiled))
     reason = "the compiled module fastnn._cpu is not built in this installation"
     assert f"RuntimeWarning | fastnn runs on plain torch ops: {reason}." in text
     assert f"off: {reason}" in text
     assert text.splitlines()[-1].endswith(reason)
 
 
-def test_a_compiled_module_that_does_not_load(run: Runner, uncompiled: Path, tmp_path: Path) -> None:
+def test_a_compiled_module_that_does_not_load(run_fresh: Fresh, uncompiled: Path, tmp_path: Path) -> None:
     shutil.copytree(uncompiled / "fastnn", tmp_path / "fastnn", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "fastnn" / f"_cpu{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a shared object")
     code = (
         "import warnings; warnings.simplefilter('ignore'); import fastnn; print(fastnn.info().why_not_native)"
     )
-    assert "the compiled module fastnn._cpu does not load: " in output(run(code, tmp_path))
+    assert "the compiled module fastnn._cpu does not load: " in output(run_fresh(code, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["_has_storage", "_functorch.peek_interpreter_stack"])
-def test_a_torch_without_a_private_check_costs_the_kernels_only(run: Runner, name: str) -> None:
+def test_a_torch_without_a_private_check_costs_the_kernels_only(run_fresh: Fresh, name: str) -> None:
     code = f"""
 import torch, warnings
 del torch._C.{name}
@@ -179,12 +101,12 @@ with warnings.catch_warnings(record=True) as seen:
     import fastnn
 print(len(seen), fastnn.functional.relu(torch.tensor([-1.0, 2.0])).tolist(), fastnn.info().why_not_native)
 """
-    text = output(run(code))
+    text = output(run_fresh(code))
     assert text.startswith(f"1 [0.0, 2.0] torch {torch.__version__} lacks a check")
     assert name.split(".")[-1] in text
 
 
-def test_a_torch_without_the_exchange_interface_costs_the_kernels_only(run: Runner) -> None:
+def test_a_torch_without_the_exchange_interface_costs_the_kernels_only(run_fresh: Fresh) -> None:
     code = """
 import torch, warnings
 del torch.Tensor.__dlpack_c_exchange_api__
@@ -193,14 +115,16 @@ with warnings.catch_warnings(record=True) as seen:
     import fastnn
 print(len(seen), fastnn.functional.relu(torch.tensor([-1.0, 2.0])).tolist(), fastnn.info().why_not_native)
 """
-    assert output(run(code)).startswith(f"1 [0.0, 2.0] torch {torch.__version__} does not hand tensors over")
+    assert output(run_fresh(code)).startswith(
+        f"1 [0.0, 2.0] torch {torch.__version__} does not hand tensors over"
+    )
 
 
 @native
 @pytest.mark.parametrize("setting", ["torch.set_default_device('meta')", "FakeTensorMode().__enter__()"])
-def test_an_import_under_another_default_keeps_the_kernels(run: Runner, setting: str) -> None:
+def test_an_import_under_another_default_keeps_the_kernels(run_fresh: Fresh, setting: str) -> None:
     code = f"import torch; from torch._subclasses.fake_tensor import FakeTensorMode; {setting}; import fastnn"
-    assert output(run(f"{code}; print(fastnn._dispatch.cpu_missing)")) == "None"
+    assert output(run_fresh(f"{code}; print(fastnn._dispatch.cpu_missing)")) == "None"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +142,7 @@ def test_an_import_under_another_default_keeps_the_kernels(run: Runner, setting:
         "torch._foreach_add_",
     ],
 )
-def test_a_torch_with_other_private_names_still_imports(run: Runner, name: str) -> None:
+def test_a_torch_with_other_private_names_still_imports(run_fresh: Fresh, name: str) -> None:
     try:
         eval(name, {"sys": sys, "torch": torch})
     except AttributeError:
@@ -232,10 +156,10 @@ import fastnn
 fastnn.optim.Adam(fastnn.nn.MLP([2, 3, 1]).parameters())
 print(fastnn._torch_internals.module_names_known)
 """
-    assert output(run(code)) == str("torch.nn" not in name)
+    assert output(run_fresh(code)) == str("torch.nn" not in name)
 
 
-def test_import_starts_nothing_and_loads_nothing_heavy(run: Runner) -> None:
+def test_import_starts_nothing_and_loads_nothing_heavy(run_fresh: Fresh) -> None:
     if not Path("/proc/self/task").is_dir():
         pytest.skip("counts threads in /proc")
     code = """
@@ -246,7 +170,7 @@ assert len(os.listdir("/proc/self/task")) == threads
 assert not torch.cuda.is_initialized()
 print(*(set(sys.modules) - modules))
 """
-    loaded = set(output(run(code)).split())
+    loaded = set(output(run_fresh(code)).split())
     assert "fastnn.functional" in loaded
     heavy = ("tqdm", "matplotlib", "sklearn", "scipy", "pandas", "safetensors", "tensorboard", "sympy")
     heavy += ("tabulate", "torch._dynamo", "torch._inductor", "torch.utils.tensorboard", "fastnn.cli")
@@ -254,7 +178,7 @@ print(*(set(sys.modules) - modules))
 
 
 @native
-def test_fork_after_a_parallel_region(run: Runner) -> None:
+def test_fork_after_a_parallel_region(run_fresh: Fresh) -> None:
     code = """
 import os, signal
 import torch, fastnn
@@ -271,7 +195,7 @@ if pid == 0:
     os._exit(0 if fastnn.info().threads == 1 and (work() == want).all() else 1)
 print(os.waitpid(pid, 0)[1])
 """
-    assert output(run(code)) == "0"
+    assert output(run_fresh(code)) == "0"
 
 
 @native
@@ -287,7 +211,7 @@ def test_thread_count_is_torchs() -> None:
 
 
 @native
-def test_thread_count_is_torchs_in_a_new_thread(run: Runner) -> None:
+def test_thread_count_is_torchs_in_a_new_thread(run_fresh: Fresh) -> None:
     code = """
 import threading, torch, fastnn
 from fastnn import _dispatch
@@ -299,32 +223,32 @@ thread = threading.Thread(target=body)
 thread.start()
 thread.join()
 """
-    assert run(code).stdout.split() == ["3"]
+    assert run_fresh(code).stdout.split() == ["3"]
 
 
 @native
-def test_log_variable_logs_each_decision_once_on_stderr(run: Runner) -> None:
+def test_log_variable_logs_each_decision_once_on_stderr(run_fresh: Fresh) -> None:
     code = """
 import torch, fastnn
 for _ in range(3):
     fastnn.functional.relu(torch.zeros(2))
     fastnn.functional.relu(torch.zeros(2, dtype=torch.int64))
 """
-    done = run(code, FASTNN_LOG="1")
+    done = run_fresh(code, FASTNN_LOG="1")
     assert done.stderr.splitlines() == [
         "fastnn: relu ran on its native kernel",
         "fastnn: relu ran on torch (no kernels for dtype torch.int64)",
     ]
-    assert run(code).stderr == ""
-    assert run(code, FASTNN_LOG="0").stderr == ""
+    assert run_fresh(code).stderr == ""
+    assert run_fresh(code, FASTNN_LOG="0").stderr == ""
 
 
-def test_the_log_obeys_the_users_logging(run: Runner) -> None:
+def test_the_log_obeys_the_users_logging(run_fresh: Fresh) -> None:
     code = """
 import logging
 logging.basicConfig(format="%(name)s %(message)s")
 import torch, fastnn
 fastnn.functional.relu(torch.zeros(2, device="meta"))
 """
-    stderr = run(code, FASTNN_LOG="1").stderr
+    stderr = run_fresh(code, FASTNN_LOG="1").stderr
     assert stderr.splitlines()[-1].startswith("fastnn fastnn: relu ran on torch (")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from fastnn import _dispatch
+from fresh import Fresh, output
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
@@ -28,6 +24,10 @@ def tensor(*shape, grad=False, dtype=torch.float32):
 w = {n: tensor(n, 64, grad=True) for n in (3, 1024)}
 b = tensor(3, grad=True)
 layer = fastnn.nn.Linear(64, 3)
+mlp, wide = fastnn.nn.MLP([2, 2, 2]), fastnn.nn.MLP([1024, 1024, 8])
+"""
+
+FOUND = """
 found = {
     "linear": [ran(N.linear, tensor(1, 64), w[3], b), ran(N.linear, tensor(1024, 64), w[1024])],
     "layer": [ran(layer, tensor(1, 64)), ran(layer, tensor(1 << 18, 64))],
@@ -64,7 +64,6 @@ options = [
     ran(N.cross_entropy, tensor(4, 4), torch.zeros(4, dtype=torch.int64), **given)
     for given in ({"z_loss": 0.1}, {"label_smoothing": 0.1}, {"weight": torch.ones(4)})
 ]
-mlp, wide = fastnn.nn.MLP([2, 2, 2]), fastnn.nn.MLP([1024, 1024, 8])
 gelu = fastnn.nn.MLP([16, 32, 2], activation="gelu")
 index = torch.zeros(64, dtype=torch.int64)
 after_a_chain = [
@@ -78,61 +77,60 @@ with torch.no_grad():
 """
 
 
-def _run(checks: str, **environment: str) -> None:
-    own = {name: value for name, value in os.environ.items() if name != "FASTNN_ALWAYS_NATIVE"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + checks],
-        env={**own, **environment},
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    assert done.returncode == 0, done.stderr
+def _run(run_fresh: Fresh, checks: str) -> None:
+    output(run_fresh(SCRIPT + checks, FASTNN_ALWAYS_NATIVE=""))
 
 
-def test_small_work_is_left_to_torch() -> None:
+def test_small_work_is_left_to_torch(run_fresh: Fresh) -> None:
     _run(
-        """
+        run_fresh,
+        FOUND
+        + """
 for name, (small, large) in found.items():
     assert small == [], (name, small)
     assert len(large) == 1, (name, large)
 assert all(options)
 assert wide_rows == [[], ["mlp"]]
 assert after_a_chain == [[], ["mlp", "cross_entropy"]], after_a_chain
-"""
+""",
     )
 
 
-def test_everything_covered_is_native_if_asked_for() -> None:
-    _run(
-        "assert all(small and large for small, large in found.values()), found",
-        FASTNN_ALWAYS_NATIVE="1",
+def test_everything_covered_is_native_if_asked_for(run_fresh: Fresh) -> None:
+    output(
+        run_fresh(
+            SCRIPT + FOUND + "assert all(small and large for small, large in found.values()), found",
+            FASTNN_ALWAYS_NATIVE="1",
+        )
     )
 
 
-def test_the_reason_is_reported() -> None:
+def test_the_reason_is_reported(run_fresh: Fresh) -> None:
     _run(
+        run_fresh,
         """
 x = tensor(1, 64)
 said = fastnn.explain(layer, x)
 assert "too little work" in str(said), said
 assert torch.equal(said.result, torch.nn.functional.linear(x, layer.weight, layer.bias))
-"""
+""",
     )
 
 
-def test_a_replaced_forward_runs_on_few_rows_too() -> None:
+def test_a_replaced_forward_runs_on_few_rows_too(run_fresh: Fresh) -> None:
     _run(
+        run_fresh,
         """
 torch.nn.Sequential.forward = lambda self, input: "mine"
 assert mlp(tensor(1, 2)) == "mine"
-"""
+""",
     )
 
 
-def test_a_trace_is_asked_for_no_sizes() -> None:
+def test_a_trace_is_asked_for_no_sizes(run_fresh: Fresh) -> None:
     """They are tensors there; torch warns where one of them is compared."""
     _run(
+        run_fresh,
         """
 import warnings
 warnings.simplefilter("error", torch.jit.TracerWarning)
@@ -141,13 +139,14 @@ for rows in (2, 64):
     x, t = tensor(rows, 2), torch.zeros(rows, dtype=torch.int64)
     for module, given in ((mlp, (x,)), (fastnn.nn.CrossEntropyLoss(), (x, t))):
         torch.testing.assert_close(torch.jit.trace(module, given)(*given), module(*given))
-"""
+""",
     )
 
 
-def test_a_chain_of_few_rows_gives_torchs_bits() -> None:
+def test_a_chain_of_few_rows_gives_torchs_bits(run_fresh: Fresh) -> None:
     """It is torch's ops, and what watches or replaces a module is called all the same."""
     _run(
+        run_fresh,
         """
 theirs = torch.nn.Sequential(
     torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 2)
@@ -163,5 +162,5 @@ calls = []
 mine[2].register_forward_hook(lambda *args: calls.append(args))
 mine(tensor(2, 5))
 assert len(calls) == 1
-"""
+""",
     )
