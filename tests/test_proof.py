@@ -9,8 +9,6 @@ import functools
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +22,7 @@ from fastnn import _dispatch, _proof, _torch_internals
 from fastnn._proof import FAILED, LEFT_OUT, PASSED, Result, Row, Subject
 from fastnn.selftest.cases import cases_for
 from fastnn.selftest.results import keep
+from fresh import Fresh, output
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
@@ -313,12 +312,10 @@ def test_unproven_kernels_are_asked_for(module: Module, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("value", "unproven"), [(None, False), ("", False), ("0", False), ("1", True)])
-def test_the_variable_of_the_environment(value: str | None, unproven: bool) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "FASTNN_CUDA_UNPROVEN"}
-    environment |= {} if value is None else {"FASTNN_CUDA_UNPROVEN": value}
+def test_the_variable_of_the_environment(value: str | None, unproven: bool, run_fresh: Fresh) -> None:
+    environment = {} if value is None else {"FASTNN_CUDA_UNPROVEN": value}
     code = "from fastnn import _dispatch; print(_dispatch.cuda_unproven)"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == str(unproven), done.stderr
+    assert output(run_fresh(code, **environment)) == str(unproven)
 
 
 def test_info_says_what_has_passed_where_and_when(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 
 import fastnn
 from fastnn import _dispatch, _replaced
+from fresh import Fresh, output
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
@@ -106,14 +105,14 @@ def test_a_property_on_the_class_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> 
     ("place", "question"),
     [("torch.nn.Linear.forward", "replaced_class"), ("torch.nn.functional.linear", "replaced_function")],
 )
-def test_replaced_before_the_import(place: str, question: str) -> None:
+def test_replaced_before_the_import(place: str, question: str, run_fresh: Fresh) -> None:
     code = f"""
 import torch
 {place} = lambda *args: None
 from fastnn import _replaced
 assert _replaced.{question}().endswith("was replaced")
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    output(run_fresh(code))
 
 
 def test_what_is_not_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
