@@ -126,13 +126,20 @@ class SmallLayers {
     return result;
   }
 
+  // Null for what is no activation.
+  PyObject* limits_of(PyObject* activation) const {
+    PyObject* const found = PyDict_GetItemWithError(layers_.ptr(), activation);
+    if (!found && PyErr_Occurred()) throw py::error_already_set();
+    return found;
+  }
+
   bool is_small_layer(PyObject* input, PyObject* weight, PyObject* activation) {
     const auto x = read(input), w = read(weight);
     if (!x || !w || w->tensor.ndim != 2) return false;
     const int64_t outputs = w->tensor.shape[0], inputs = w->tensor.shape[1], work = x->count * outputs;
-    if (x->half) return work <= half_work_;
-    PyObject* const limits = PyDict_GetItemWithError(layers_.ptr(), activation);
+    PyObject* const limits = limits_of(activation);
     if (!limits) return false;
+    if (x->half) return work <= half_work_;
     auto [without, with] = py::cast<std::pair<int64_t, int64_t>>(limits);
     if (inputs >= deep_) without = deep_work_;
     if (work <= std::min(without, with)) return true;
@@ -153,16 +160,17 @@ class SmallLayers {
       work = std::max(work, rows * w->count);
     }
     const bool few = rows < few_rows_ && work <= few_rows_work_;
-    if (x->half) return few;
     bool any_tanh = false, any_slow = false;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(activations); ++i) {
       PyObject* const name = PyList_GET_ITEM(activations, i);
+      if (!limits_of(name)) return false;
       const auto is = [name](const char* text) {
         return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, text) == 0;
       };
       any_tanh = any_tanh || is("tanh");
       any_slow = any_slow || is("gelu") || is("gelu_tanh") || is("silu");
     }
+    if (x->half) return few;
     if (wants_gradient(PyList_GET_ITEM(weights, 0), input))
       return rows == 1 || work <= (any_slow ? slow_chain_work_ : chain_work_);
     return few || (any_tanh && work <= tanh_chain_work_);

@@ -117,6 +117,26 @@ assert torch.equal(said.result, torch.nn.functional.linear(x, layer.weight, laye
     )
 
 
+def test_small_layers_refuse_what_is_no_activation(run_fresh: Fresh) -> None:
+    _run(
+        run_fresh,
+        """
+from fastnn.ops.mlp import mlp
+for dtype in (torch.float32, torch.bfloat16):
+    x, weight = torch.ones(2, 3, dtype=dtype), torch.ones(3, 3, dtype=dtype)
+    for activation in ("rleu", 3, []):
+        one = mlp, x, [(weight, None, None), (weight, None, activation)]
+        for call, *given in (one, (N.linear, x, weight, None, activation)):
+            try:
+                call(*given)
+            except ValueError as error:
+                assert "activation must be" in str(error), error
+            else:
+                raise AssertionError((dtype, activation))
+""",
+    )
+
+
 def test_a_replaced_forward_runs_on_few_rows_too(run_fresh: Fresh) -> None:
     _run(
         run_fresh,
