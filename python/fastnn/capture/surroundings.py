@@ -74,6 +74,7 @@ class Surroundings:
         `called` was called in an earlier call."""
         self._noted: dict[tuple[str, int, Any], tuple[Any, Any, Any]] = {}  # holder, name and value
         self._names: dict[int, str] = {}  # of objects, of their attributes and of variables, by their ids
+        self._weak: set[int] = set()  # ids of objects whose methods are captured: nothing here keeps them alive
         self._containers: dict[int, tuple[Any, int, bool]] = {}  # and sizes, and whether these are watched
         self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
         self._classes: set[tuple[type, frozenset[str]]] = set()  # what is noted already
@@ -148,6 +149,7 @@ class Surroundings:
         shown = self._shown(method, holder, name)
         if isinstance(value, weakref.ref):  # of the object of a method
             self._names.setdefault(id(value()), "self")
+            self._weak.add(id(value()))
         self._names.setdefault(id(value), shown)
         if method != "entry" and isinstance(value, _Held.kinds) and _Held.size(value) <= LONGEST:
             held = _Held(value)
@@ -221,7 +223,8 @@ class Surroundings:
             for name in (names & _names_of(_bases(of, libraries=False))) - own.keys():
                 self._note("absent", own, name, None)  # it may have its own some day
         self._note_class(of, frozenset(names))
-        self._note("type", of, "__class__", type(of))
+        if id(of) not in self._weak:
+            self._note("type", of, "__class__", type(of))
         return [values[name] for values in (own, slots) for name in names & values.keys()]
 
     def _note_class(self, of: Any, names: frozenset[str]) -> None:
