@@ -101,7 +101,7 @@ def test_functions_around_a_step(wrap: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
     wrap(optimizer, around, monkeypatch)
     step = fastnn.capture(classify(model, optimizer))
-    with pytest.warns(fastnn.EagerStepWarning, match=r"a function around SGD\.step"):
+    with pytest.warns(fastnn.EagerStepWarning, match=r"wrapped around SGD\.step"):
         step(*batch())
     for _ in range(5):
         step(*batch())

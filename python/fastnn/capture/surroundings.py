@@ -74,7 +74,7 @@ class Surroundings:
         `called` was called in an earlier call."""
         self._noted: dict[tuple[str, int, Any], tuple[Any, Any, Any]] = {}  # holder, name and value
         self._names: dict[int, str] = {}  # of objects, of their attributes and of variables, by their ids
-        self._weak: set[int] = set()  # ids of objects whose methods are captured: nothing here keeps them alive
+        self._weak: set[int] = set()  # ids of objects that nothing here may keep alive
         self._containers: dict[int, tuple[Any, int, bool]] = {}  # and sizes, and whether these are watched
         self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
         self._classes: set[tuple[type, frozenset[str]]] = set()  # what is noted already
