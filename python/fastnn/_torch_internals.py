@@ -61,7 +61,8 @@ will_run: Callable[[Any], bool] | None = getattr(torch._C, "_will_engine_execute
 keeps_graph: Callable[[], bool] = getattr(
     getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", lambda: True
 )
-PYTHON_NODE = "_forward_cls"  # what nodes have that are written in Python; without it none seems to be
+# Nodes of the autograd graph that are written in Python; without it none seems to be.
+PythonNode: Any = getattr(torch.autograd.function, "BackwardCFunction", ())
 # Without these two fastnn does not import.
 version_of: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
 is_view = Tensor._is_view

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _dispatch
-from fastnn._torch_internals import PYTHON_NODE, jit_state
+from fastnn._torch_internals import PythonNode, jit_state
 
 Run = Callable[[Any, Any, Any, Any], Any]
 
@@ -65,6 +65,7 @@ _GRAM = 1 << 19  # C C L
 _FEW_CLASSES = 16
 # Logits, without gradient and with one.
 _CROSS_ENTROPY = {True: (256, 640), False: (12_000, 16_000)}
+_MOST_LOGITS = max(max(limits) for limits in _CROSS_ENTROPY.values())
 # N K C.
 _LINEAR_CROSS_ENTROPY = (
     {True: 1 << 17, False: 1 << 21} if _fast_mkl else dict.fromkeys((True, False), 1 << 13)
@@ -109,18 +110,24 @@ def is_small_gram(features: Tensor) -> bool:
 
 
 def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
-    """Whether torch should compute the loss of class indices, without smoothing, weights and z-loss."""
+    """Whether torch should compute the loss of class indices, without smoothing, weights and z-loss.
+
+    Torch computes it then, also where fastnn is disabled.
+    """
     try:
-        if _is_compiling() or type(input.numel()) is not int:
+        if type(input) is not Tensor or _kernels_always or _is_compiling():
             return False
-        limits = _CROSS_ENTROPY[input.size(1) < _FEW_CLASSES]
+        count = input.numel()
+        if type(count) is not int or count >= _MOST_LOGITS:
+            return False
+        _, classes = input.shape
         with_gradient = torch.is_grad_enabled() and input.requires_grad
-        if input.numel() >= limits[with_gradient]:
+        if count >= _CROSS_ENTROPY[classes < _FEW_CLASSES][with_gradient]:
             return False
-        if with_gradient and hasattr(input.grad_fn, PYTHON_NODE):
+        if with_gradient and isinstance(input.grad_fn, PythonNode):
             return False  # the first node of a backward that is in Python takes 10 us, another 2
-        return _may_be_small(input) and input.dim() == 2 and target.dim() == 1
-    except (AttributeError, IndexError, TypeError):
+        return input.is_cpu and target.dim() == 1
+    except (AttributeError, TypeError, ValueError):
         return False
 
 
