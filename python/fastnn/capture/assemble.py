@@ -6,7 +6,6 @@ import functools
 import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -33,19 +32,7 @@ _TABLES = (PARAMETERS, BUFFERS, MODULES, *MODULE_HOOKS)
 _RETURNED = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, Enum)
 
 
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Thousands of objects are made that stay: the collector would look at all objects for nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_nothing_collected()
+@cuda_graph.no_collection()
 def assemble(
     called: Signature,
     recorder: Recorder,

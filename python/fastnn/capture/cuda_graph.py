@@ -134,7 +134,7 @@ def _record(
     try:
         # Other threads may do what waits for no device meanwhile, such as pinning the memory of batches.
         with (
-            _no_collection(),
+            no_collection(),
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
         ):
             try:
@@ -171,7 +171,7 @@ def _free_generator(device: torch.device) -> None:
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):  # the current one may be that of the capture still
             nothing = torch.zeros(1, device=device)
-        with _no_collection(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with no_collection(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             nothing.zero_()
     except Exception:
         _failed_graphs.append(graph)
@@ -193,8 +193,12 @@ def _stream_kept(device: torch.device) -> contextlib.AbstractContextManager[None
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Garbage may hold what CUDA does not let go of during a capture, such as another graph."""
+def no_collection() -> Iterator[None]:
+    """No pass of the garbage collector meanwhile.
+
+    Garbage may hold what CUDA does not let go of during a capture, such as another graph; and where thousands
+    of objects are made that stay, the collector would look at all objects for nothing.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
