@@ -55,7 +55,8 @@ class LayerReader {
     size_t i = start;
     while (i < modules.size()) {
       const py::object layer = modules[i];
-      if (kind_of(layer) != &kinds_.front()) break;
+      const Kind* const kind = kind_of(layer);
+      if (!kind || !kind->names.is_none()) break;
       const py::object state = dict_of(layer);
       if (!is_only_forward(state.ptr())) break;
       py::object activation = layer.attr(py::handle(activation_name));
@@ -85,7 +86,8 @@ class LayerReader {
  private:
   struct Kind {
     py::type type;
-    py::object names, unchanged;
+    py::object names;  // None of the linear layers
+    py::object unchanged;
     unsigned tag = 0;  // of the type when `unchanged` last said yes; see Watch
   };
 

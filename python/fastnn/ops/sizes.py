@@ -32,7 +32,7 @@ _is_compiling = torch.compiler.is_compiling
 _kernels_always = _dispatch.always_native or _dispatch.cpu is None
 
 # M N K of a single layer up to which torch computes it, without and with gradients, by activation: torch
-# computes the last three slowly.
+# computes GELU and SiLU slowly.
 _fast_mkl = torch.backends.mkl.is_available() and _dispatch.cpu is not None and _dispatch.cpu.is_intel
 LAYERS: dict[str | None, tuple[int, int]] = dict.fromkeys(("gelu", "gelu_tanh", "silu"), (1 << 15, 1 << 13))
 if _fast_mkl:
