@@ -7,7 +7,9 @@ too: torch's own functions are known by the file that they come from.
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import (
@@ -23,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from fastnn import _losses
-from fastnn._torch_internals import MODULE_CALL
+from fastnn._torch_internals import INIT_GROUP, MODULE_CALL
 
 _COMPILED = (BuiltinFunctionType, MethodDescriptorType, GetSetDescriptorType)
 HOMES = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
@@ -50,6 +52,17 @@ def original(owner: Owner, name: str) -> object:
 def torchs_class(kind: type) -> Any:
     """The optimizer of torch that a class of ours replaces."""
     return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] == "torch")
+
+
+def parts_of_step(kind: type[torch.optim.Optimizer]) -> list[tuple[Owner, str]]:
+    """What a step of an optimizer of torch's class `kind` runs, by name: its methods, and the functions of
+    their module that do the update, such as ``torch.optim.adam.adam``."""
+    found: list[tuple[Owner, str]] = [(kind, name) for name in ("step", INIT_GROUP) if hasattr(kind, name)]
+    if is_own(kind.step):
+        module = sys.modules[inspect.unwrap(kind.step).__module__]
+        stem = module.__name__.rpartition(".")[2]
+        found += [(module, name) for name in vars(module) if name == stem or name.endswith(f"_{stem}")]
+    return found
 
 
 def _add(watch: Any, owner: Owner, name: str, value: Any) -> None:
@@ -102,8 +115,10 @@ class Names:
 
     def replaced(self) -> str | None:
         """Why native code must not run: a name that stands for something else now; None without one."""
-        if self.unchanged():
-            return None
+        return None if self.unchanged() else self.first_replaced()
+
+    def first_replaced(self) -> str | None:
+        """As `replaced`, whether they are watched or not."""
         for owner, name, value in self._names:
             if getattr(owner, name, None) is not value:
                 inner = owner.__qualname__ if isinstance(owner, type) else ""
@@ -124,6 +139,7 @@ losses = Names(
     [
         *((F, name) for name in _losses.KINDS if name != "cross_entropy"),
         *((owner, "log_softmax") for owner in (F, torch)),
+        (torch.autograd, "backward"),
     ]
 )
 classes = Names(

@@ -99,6 +99,8 @@ LEAF_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 # Attributes of every optimizer.
 STEP_PRE_HOOKS, STEP_POST_HOOKS = "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"
 STEP_HOOKS = (STEP_PRE_HOOKS, STEP_POST_HOOKS)
+# The method that a step of torch's own classes calls; a class may lack it.
+INIT_GROUP = "_init_group"
 
 # Under a torch that has other names no layers are fused, no step skips torch's wrapping, and no training step
 # runs natively.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -57,6 +58,24 @@ def test_a_replaced_step(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -
         assert not torch.equal(param, before)
     assert is_native(optimizer)
     assert calls.count(optimizer) == 2
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("called", ["function", "_init_group"])
+def test_what_a_step_calls_is_replaced(name: str, called: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = getattr(torch.optim, name)
+    module = sys.modules[torch.optim.Adam.__module__ if name == "AdamW" else theirs.__module__]
+    optimizer, param = made(getattr(fastnn.optim, name))
+    optimizer.step()
+    owner, attribute = (module, module.__name__.split(".")[-1]) if called == "function" else (theirs, called)
+    mine = mock.Mock(side_effect=getattr(owner, attribute))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, attribute, lambda *args, **kwargs: mine(*args, **kwargs))
+        before = param.detach().clone()
+        optimizer.step()
+        assert mine.call_count == 1
+        assert not torch.equal(param, before)
+    assert is_native(optimizer)
 
 
 @pytest.mark.parametrize("wrapped_by", ["torch's", "fastnn's"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import adagrad, adam, rmsprop, sgd
 
 import fastnn
 from train_steps import LOSSES, OPTIMIZERS, chain, classes_of, model_for, native, reason, recorded
@@ -71,6 +72,15 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     "torch's Adagrad.step, which fastnn's heeds": (torch.optim.Adagrad, "step", lambda: _step("adagrad")),
     "torch's Adam.step, which fastnn's heeds": (torch.optim.Adam, "step", lambda: _step("adam")),
     "fastnn's Adam.step": (fastnn.optim.Adam, "step", lambda: _step("adam")),
+    "the function that Adam.step calls": (adam, "adam", lambda: _step("adam-torch")),
+    "the one that AdamW.step calls": (adam, "adam", lambda: _step("adamw-torch")),
+    "the one that this calls": (adam, "_single_tensor_adam", lambda: _step("adam")),
+    "the one that SGD.step calls": (sgd, "sgd", lambda: _step("sgd")),
+    "the one that RMSprop.step calls": (rmsprop, "rmsprop", lambda: _step("rmsprop")),
+    "the one that Adagrad.step calls": (adagrad, "adagrad", lambda: _step("adagrad")),
+    "the method that Adam.step calls": (torch.optim.Adam, "_init_group", lambda: _step("adam-torch")),
+    "torch.autograd.backward": (torch.autograd, "backward", lambda: _step("adam")),
+    "Tensor.backward": (Tensor, "backward", lambda: _step("adam")),
     "F.linear": (F, "linear", lambda: _step("adam")),
     "F.relu": (F, "relu", lambda: _step("adam")),
     "F.cross_entropy": (F, "cross_entropy", lambda: _step("adam")),
@@ -150,7 +160,7 @@ def test_an_optimizer_made_after_its_class_was_patched(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.optim.SGD, "step", _patched(getattr(plain, "__wrapped__", plain), calls))
     monkeypatch.delattr(torch.optim.SGD.step, "hooked", raising=False)
     step = _step("sgd")
-    assert reason(step, *_batch()) == "SGD.step was replaced"
+    assert reason(step, *_batch()) == "torch.optim.sgd.SGD.step was replaced"
     assert calls == [1]
 
 

@@ -267,6 +267,8 @@ class Code:
             self._watch.item(module.__dict__, name, value)
             if isinstance(value, ModuleType):
                 self._read_module(value, names, within | {id(module)})
+            elif _replaced.is_own(value):
+                self._read(value)  # torch.nn.functional's functions call others of torch by name
             elif not is_library(module.__name__):
                 self._variable(value, names, depth=1)
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from fastnn import _replaced
 from fastnn._dispatch import Unsupported
 from fastnn._replaced import HOMES
 from fastnn.capture.options import Options
@@ -72,6 +73,9 @@ class Steps:
         if not getattr(getattr(step, "__code__", None), "co_filename", "").startswith(HOMES):
             # It began before torch told of the step: what it does is recorded, and a replay would repeat it.
             raise Unsupported(f"another function has been wrapped around {type(optimizer).__name__}.step")
+        called = _replaced.Names(_replaced.parts_of_step(_replaced.torchs_class(type(optimizer))))
+        if (reason := called.first_replaced()) is not None:
+            raise Unsupported(reason)
         gradients, parameters = [], []
         for group in optimizer.param_groups:
             for param in group["params"]:

@@ -107,6 +107,11 @@ class Surroundings:
         for each in called:
             if isinstance(each, Optimizer):
                 self._note_attributes(each, {"step", "zero_grad"})
+                for owner, name in _replaced.parts_of_step(_replaced.torchs_class(type(each))):
+                    if isinstance(owner, type):
+                        self.class_item(owner, name, of_class(owner, name))
+                    else:
+                        self.item(vars(owner), name, vars(owner)[name])
             else:
                 code.found(each)
         code.follow_methods()

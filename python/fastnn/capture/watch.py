@@ -29,7 +29,7 @@ from fastnn._torch_internals import (
     on_leaf,
     on_saved_tensors,
 )
-from fastnn.capture.names import of_class
+from fastnn.capture.names import is_library, of_class
 
 _GLOBAL_HOOKS = (
     _torch_internals.all_forward_hooks,
@@ -127,11 +127,14 @@ def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
     changes nothing."""
     watch.type(optimizer)
     kind = type(optimizer)
-    for owner in (kind, _replaced.torchs_class(kind)):
-        is_torchs = owner.__module__.partition(".")[0] in ("torch", "fastnn")
-        if is_torchs and not _replaced.is_own(owner.step):
-            raise Unsupported(f"{owner.__name__}.step was replaced")
-        watch.class_item(owner, "step", owner.step)
+    names = _replaced.Names(_replaced.parts_of_step(_replaced.torchs_class(kind)))
+    if is_library(kind.__module__):
+        names.add(kind, "step")
+    else:
+        watch.class_item(kind, "step", kind.step)
+    if (reason := names.first_replaced()) is not None:
+        raise Unsupported(reason)
+    names.add_to(watch)
     attributes = optimizer.__dict__
     for hooks in STEP_HOOKS:
         _stays_empty(watch, attributes[hooks], "the optimizer has a step hook")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.optim.optimizer as torch_optimizer
 
-from fastnn import _replaced
+from fastnn import _dispatch, _replaced
 from fastnn._torch_internals import (
     STEP_POST_HOOKS,
     STEP_PRE_HOOKS,
@@ -19,23 +19,25 @@ from fastnn._torch_internals import (
 )
 
 Step = Callable[..., Any]
-
-
-_own_steps: set[Step] = set()  # of torch's classes; one each, and another with torch's wrapping
+_unchanged: dict[type, Callable[[], bool]] = {}  # by class of torch, once all of its step was torch's own
 
 
 def replaced_step(kind: Any) -> Step | None:
-    """The step that somebody put into torch's class `kind`, None where it has torch's own.
+    """The step of torch's class `kind` where somebody has put in another, or something that it runs; None
+    where all of it is torch's own.
 
     torch itself puts a wrapping around that when the first optimizer of the class is made.
     """
-    step: Step = kind.step
-    if step in _own_steps:
+    unchanged = _unchanged.get(kind)
+    if unchanged is not None and unchanged():
         return None
-    if _replaced.is_own(step):
-        _own_steps.add(step)
-        return None
-    return step
+    names = _replaced.Names(_replaced.parts_of_step(kind))
+    if names.first_replaced() is not None:
+        return kind.step  # type: ignore[no-any-return]
+    if _dispatch.cpu is not None:
+        names.watch(_dispatch.cpu.Watch())
+        _unchanged[kind] = names.unchanged
+    return None
 
 
 def wrap_replaced_step(kind: Any) -> None:
