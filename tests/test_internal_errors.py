@@ -132,3 +132,27 @@ def test_an_error_while_polyak_reads_its_tensors(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Tensor, "is_neg", broken, raising=False)
     with pytest.raises(KeyError, match="broken"):
         _dispatch.cpu.polyak([torch.ones(2)], [torch.zeros(2)], 0.5)
+
+
+class Interrupted:
+    """What equals others of its kind, but for the first time that one of them is asked."""
+
+    interrupts = [KeyboardInterrupt()]
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        if self.interrupts:
+            raise self.interrupts.pop()
+        return isinstance(other, Interrupted)
+
+
+def test_an_interrupt_while_arguments_are_compared() -> None:
+    double = fastnn.capture(lambda x, how: x * 2)
+    x, how = torch.ones(3), Interrupted()
+    for _ in range(4):
+        double(x, how)
+    assert double.programs
+    with pytest.raises(KeyboardInterrupt):
+        double(x, Interrupted())

@@ -61,13 +61,10 @@ bool Arguments::match_tensor(PyObject* object, TensorView& view) const {
   static TorchAttribute tensor("torch", "Tensor");
   if (Py_TYPE(object) != tensor.as_type()) return false;
   try {
-    if (!read_tensor(object, view) || !same_description(view, view_) || requires_grad(object)) return false;
+    view = read_plain(object);
+    if (!same_description(view, view_) || requires_grad(object)) return false;
     check_not_negated(object);
-  } catch (const Unreadable&) {
-    return false;
   } catch (const NotCovered&) {
-    return false;
-  } catch (const py::error_already_set&) {
     return false;
   }
   return true;
@@ -87,7 +84,7 @@ bool Arguments::match(PyObject* arguments, std::vector<PyObject*>& tensors,
       return arguments == object_.ptr();
     case Kind::like: {
       const auto said = py::reinterpret_steal<py::object>(PyObject_CallOneArg(object_.ptr(), arguments));
-      if (!said) PyErr_Clear();
+      if (!said) throw py::error_already_set();
       return said.ptr() == Py_True;
     }
     case Kind::value: {
@@ -98,7 +95,7 @@ bool Arguments::match(PyObject* arguments, std::vector<PyObject*>& tensors,
         return std::memcmp(&a, &b, sizeof(a)) == 0;
       }
       const int equal = PyObject_RichCompareBool(arguments, object_.ptr(), Py_EQ);
-      if (equal < 0) PyErr_Clear();
+      if (equal < 0) throw py::error_already_set();
       return equal == 1;
     }
     case Kind::sequence: {
