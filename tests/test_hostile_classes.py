@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from apart import PARTS, about_to_call, holds
 from fastnn import _dispatch
 from fastnn._torch_internals import MODULE_HOOKS, on_accumulator
+from fastnn.ops.sizes import CHAINS
 from fastnn.ops.sizes import LAYERS as LAYER_LIMITS
 from fastnn.ops.sizes import LIMITS
 from fastnn.optim.native import match_layout
@@ -80,7 +81,7 @@ LAYERS = [nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU(), nn.GELU(), nn.GELU(approx
 del LAYERS[1].__dict__[MODULE_HOOKS[0]]
 FORMS = {nn.ReLU: "relu", nn.GELU: {"none": "gelu"}}
 READER = [nn.Linear, FORMS, dict.fromkeys((nn.Linear, *FORMS), yes), "_parameters", MODULE_HOOKS, "compiled"]
-SMALL = [_dispatch.PLAIN_TYPES, nothing, vars(nn.functional), raises, LAYER_LIMITS, LIMITS]
+SMALL = [_dispatch.PLAIN_TYPES, nothing, vars(nn.functional), raises, LAYER_LIMITS, CHAINS, LIMITS]
 
 
 @st.composite

@@ -43,23 +43,22 @@ class SmallLayers {
  public:
   // types: those of plain tensors. jit_state: what gives None where torch.jit does not trace. functions: the
   // dict where F.linear is looked up at each call. activate: the activation of this name, of a tensor.
-  // limits: see fastnn.ops.sizes; of layers those without and with gradients, by activation.
+  // layers, chains and limits: see fastnn.ops.sizes; the first two are without and with gradients, by
+  // activation.
   SmallLayers(py::frozenset types, py::object jit_state, py::dict functions, py::object activate,
-              py::dict layers, const py::dict& limits)
+              py::dict layers, py::dict chains, const py::dict& limits)
       : plain_(std::move(types)),
         jit_state_(std::move(jit_state)),
         functions_(std::move(functions)),
         activate_(std::move(activate)),
-        layers_(std::move(layers)) {
+        layers_(std::move(layers)),
+        chains_(std::move(chains)) {
     const auto limit = [&limits](const char* name) { return limits[name].cast<int64_t>(); };
     deep_ = limit("deep");
     deep_work_ = limit("deep_work");
     half_work_ = limit("half_work");
     few_rows_ = limit("few_rows");
     few_rows_work_ = limit("few_rows_work");
-    chain_work_ = limit("chain_work");
-    slow_chain_work_ = limit("slow_chain_work");
-    tanh_chain_work_ = limit("tanh_chain_work");
   }
 
   // Of input, weight, bias and activation: the output, or None where a native call is worth trying.
@@ -92,22 +91,18 @@ class SmallLayers {
     Py_VISIT(functions_.ptr());
     Py_VISIT(activate_.ptr());
     Py_VISIT(layers_.ptr());
+    Py_VISIT(chains_.ptr());
     return 0;
   }
   void clear() { activate_ = py::none(); }
 
  private:
-  // What cannot be asked is not small: the caller finds out what it is.
   template <class Question>
   bool asked(const Question& question) {
     if (plain_.is_pausing()) return false;
-    try {
-      const auto state = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(jit_state_.ptr()));
-      if (!state) throw py::error_already_set();
-      return state.is_none() && question();
-    } catch (py::error_already_set&) {
-      return false;
-    }
+    const auto state = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(jit_state_.ptr()));
+    if (!state) throw py::error_already_set();
+    return state.is_none() && question();
   }
 
   struct Read {
@@ -126,21 +121,23 @@ class SmallLayers {
     return result;
   }
 
-  // Null for what is no activation.
-  PyObject* limits_of(PyObject* activation) const {
-    PyObject* const found = PyDict_GetItemWithError(layers_.ptr(), activation);
+  // Without and with gradients; nothing for what is no activation, which may have no hash either.
+  static std::optional<std::pair<int64_t, int64_t>> limits_of(const py::dict& of, PyObject* activation) {
+    if (activation != Py_None && !PyUnicode_CheckExact(activation)) return std::nullopt;
+    PyObject* const found = PyDict_GetItemWithError(of.ptr(), activation);
     if (!found && PyErr_Occurred()) throw py::error_already_set();
-    return found;
+    if (!found) return std::nullopt;
+    return py::cast<std::pair<int64_t, int64_t>>(found);
   }
 
   bool is_small_layer(PyObject* input, PyObject* weight, PyObject* activation) {
     const auto x = read(input), w = read(weight);
     if (!x || !w || w->tensor.ndim != 2) return false;
     const int64_t outputs = w->tensor.shape[0], inputs = w->tensor.shape[1], work = x->count * outputs;
-    PyObject* const limits = limits_of(activation);
+    const auto limits = limits_of(layers_, activation);
     if (!limits) return false;
     if (x->half) return work <= half_work_;
-    auto [without, with] = py::cast<std::pair<int64_t, int64_t>>(limits);
+    auto [without, with] = *limits;
     if (inputs >= deep_) without = deep_work_;
     if (work <= std::min(without, with)) return true;
     // The gradients of one row are outer products and a pass over W: memory, where torch is ahead.
@@ -160,20 +157,16 @@ class SmallLayers {
       work = std::max(work, rows * w->count);
     }
     const bool few = rows < few_rows_ && work <= few_rows_work_;
-    bool any_tanh = false, any_slow = false;
+    int64_t without = -1, with = INT64_MAX;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(activations); ++i) {
-      PyObject* const name = PyList_GET_ITEM(activations, i);
-      if (!limits_of(name)) return false;
-      const auto is = [name](const char* text) {
-        return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, text) == 0;
-      };
-      any_tanh = any_tanh || is("tanh");
-      any_slow = any_slow || is("gelu") || is("gelu_tanh") || is("silu");
+      const auto limits = limits_of(chains_, PyList_GET_ITEM(activations, i));
+      if (!limits) return false;
+      without = std::max(without, limits->first);
+      with = std::min(with, limits->second);
     }
     if (x->half) return few;
-    if (wants_gradient(PyList_GET_ITEM(weights, 0), input))
-      return rows == 1 || work <= (any_slow ? slow_chain_work_ : chain_work_);
-    return few || (any_tanh && work <= tanh_chain_work_);
+    if (wants_gradient(PyList_GET_ITEM(weights, 0), input)) return rows == 1 || work <= with;
+    return few || work <= without;
   }
 
   py::object run(const py::object& input, PyObject* weight, PyObject* bias, PyObject* activation) const {
@@ -194,18 +187,17 @@ class SmallLayers {
   py::object jit_state_;
   py::dict functions_;
   py::object activate_;
-  py::dict layers_;
-  int64_t deep_, deep_work_, half_work_, few_rows_, few_rows_work_, chain_work_, slow_chain_work_,
-      tanh_chain_work_;
+  py::dict layers_, chains_;
+  int64_t deep_, deep_work_, half_work_, few_rows_, few_rows_work_;
 };
 
 }  // namespace
 
 void register_small_layers(py::module_& m) {
   py::class_<SmallLayers> small(m, "SmallLayers", collectable<SmallLayers>());
-  small.def(py::init<py::frozenset, py::object, py::dict, py::object, py::dict, py::dict>(), py::arg("types"),
-            py::arg("jit_state"), py::arg("functions"), py::arg("activate"), py::arg("layers"),
-            py::arg("limits"));
+  small.def(py::init<py::frozenset, py::object, py::dict, py::object, py::dict, py::dict, py::dict>(),
+            py::arg("types"), py::arg("jit_state"), py::arg("functions"), py::arg("activate"),
+            py::arg("layers"), py::arg("chains"), py::arg("limits"));
   define_quick<SmallLayers, 4, &SmallLayers::layer>(
       small, "layer",
       "layer(self: fastnn._cpu.SmallLayers, input: object, weight: object, bias: object, "

@@ -215,6 +215,7 @@ class SmallLayers:
         functions: dict[str, Any],
         activate: object,
         layers: dict[str | None, tuple[int, int]],
+        chains: dict[str | None, tuple[int, int]],
         limits: dict[str, int],
     ) -> None: ...
     def layer(self, input: object, weight: object, bias: object, activation: object, /) -> Any: ...

@@ -45,19 +45,22 @@ else:
 DEEP = 512
 # The same of a float32 layer with fewer inputs than DEEP and without activation, whatever wants a gradient.
 TINY_LAYER = -1 if _kernels_always else min(LAYERS[None])
+# So too of a chain, M N K of its largest layer: where gradients are wanted the least limit of its activations
+# holds, else the greatest; with few rows also `few_rows_work`.
 _CHAIN = 1 << 25 if _fast_mkl else 1 << 20
+CHAINS: dict[str | None, tuple[int, int]] = {
+    **dict.fromkeys((None, "relu", "sigmoid"), (-1, _CHAIN)),
+    **dict.fromkeys(("gelu", "gelu_tanh", "silu"), (-1, 1 << 13)),
+    "tanh": (_CHAIN if _fast_mkl else 0, _CHAIN),
+}
 LIMITS = {
     # Without gradients, from `deep` inputs on.
     "deep": DEEP,
     "deep_work": 1 << 16,
     "half_work": 1 << 15,  # in bfloat16 and float16, whose products torch computes slowly
-    # Of a chain: rows, and M N K of its largest layer; this alone where gradients are wanted, then less for
-    # the slow activations.
+    # Without gradients, a chain of fewer rows than this is small up to this M N K of its largest layer.
     "few_rows": 32,
     "few_rows_work": 1 << 20,
-    "chain_work": _CHAIN,
-    "slow_chain_work": 1 << 13,
-    "tanh_chain_work": _CHAIN if _fast_mkl else 0,  # without gradients
 }
 
 _GRAM = 1 << 19  # C C L
@@ -92,7 +95,9 @@ def small_layers(activate: Callable[[Tensor, str | None], Tensor]) -> tuple[Run,
     """
     if _kernels_always:
         return (lambda *_: None,) * 2
-    small = _dispatch.cpu.SmallLayers(_dispatch.PLAIN_TYPES, jit_state, vars(F), activate, LAYERS, LIMITS)
+    small = _dispatch.cpu.SmallLayers(
+        _dispatch.PLAIN_TYPES, jit_state, vars(F), activate, LAYERS, CHAINS, LIMITS
+    )
     return small.layer, small.chain
 
 
