@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from apart import PARTS, about_to_call, holds
 from fastnn import _dispatch
 from fastnn._torch_internals import MODULE_HOOKS, on_accumulator
-from fastnn.ops.sizes import CHAINS
+from fastnn.ops.sizes import CHAINS, LIMITS
 from fastnn.ops.sizes import LAYERS as LAYER_LIMITS
-from fastnn.ops.sizes import LIMITS
 from fastnn.optim.native import match_layout
 from hostile_tensors import ANY_DTYPE, ANY_SHAPE, NO_TENSORS, indices, made, recipes, spoilt
 
