@@ -5,6 +5,7 @@ set(FASTNN_CUDA_ARCHS "" CACHE STRING
     "Architectures in CMake's notation, such as 80-real;90; empty: the GPU present, else 80, 90 and PTX")
 option(FASTNN_CUDA_WERROR "Treat the warnings of nvcc and of its host compiler as errors" OFF)
 
+set(fastnn_csrc ${CMAKE_CURRENT_LIST_DIR}/../csrc)
 include(${CMAKE_CURRENT_LIST_DIR}/cuda_choice.cmake)
 if(NOT fastnn_cuda_why_not)
   set(CMAKE_CUDA_ARCHITECTURES "${fastnn_archs}")
@@ -19,6 +20,17 @@ if(NOT fastnn_cuda_why_not)
       find_package(CUDAToolkit QUIET)
       if(NOT TARGET CUDA::cudart_static)
         set(fastnn_cuda_why_not "the toolkit of ${fastnn_nvcc} has no static runtime library")
+      else()  # does it compile kernels, too? This one has all that is written in PTX
+        enable_language(CUDA)
+        set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+        try_compile(
+          fastnn_cuda_compiles ${CMAKE_BINARY_DIR}/cuda_probe ${fastnn_csrc}/gemm/cuda/product_tf32.cu
+          CMAKE_FLAGS "-DINCLUDE_DIRECTORIES=${fastnn_csrc}" COMPILE_DEFINITIONS -DFASTNN_ISA=cuda
+          CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON)
+        unset(CMAKE_TRY_COMPILE_TARGET_TYPE)
+        if(NOT fastnn_cuda_compiles)
+          set(fastnn_cuda_why_not "${fastnn_nvcc} does not compile them")
+        endif()
       endif()
     else()
       set(fastnn_cuda_why_not "${fastnn_nvcc} does not compile and link")

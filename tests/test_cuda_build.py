@@ -56,12 +56,20 @@ class Machine:
         """Which of the two have been run."""
         return {path.stem for path in self._programs.glob("*.was-run")}
 
-    def cmake(self, *arguments: str) -> Done:
+    def cmake(self, *arguments: str, path: str = "") -> Done:
         command = [str(_tool("cmake")), *arguments]
-        environment = {"PATH": str(self._programs)}
+        environment = {"PATH": os.pathsep.join(filter(None, (str(self._programs), path)))}
         return subprocess.run(
             command, env=environment, cwd=self.directory, capture_output=True, text=True, check=False
         )
+
+    def project(self, languages: str) -> str:
+        """Write one that includes what is tested; returns the option that names ninja."""
+        (self.directory / "CMakeLists.txt").write_text(
+            f"cmake_minimum_required(VERSION 3.18)\nproject(p LANGUAGES {languages})\n"
+            f'include("{CMAKE}/cuda.cmake")\n'
+        )
+        return f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"
 
     def choose(self, choice: str, archs: str = "") -> Done:
         options = f"-DFASTNN_CUDA={choice}", f"-DFASTNN_CUDA_ARCHS={archs}"
@@ -158,12 +166,20 @@ def test_another_choice_is_an_error(machine: Machine) -> None:
 def test_an_nvcc_that_does_not_compile(machine: Machine) -> None:
     """As beside a host compiler that it refuses: by default the configuration goes on without it."""
     machine.give("9.0\\n", "12.4")
-    source = (
-        f'cmake_minimum_required(VERSION 3.18)\nproject(p LANGUAGES NONE)\ninclude("{CMAKE}/cuda.cmake")\n'
-    )
-    (machine.directory / "CMakeLists.txt").write_text(source)
-    ninja = f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"
+    ninja = machine.project("NONE")
     for choice in ("AUTO", "ON"):
         done = machine.cmake("-S", ".", "-B", choice, "-G", "Ninja", ninja, f"-DFASTNN_CUDA={choice}")
         assert (done.returncode == 0) == (choice == "AUTO"), done.stderr
         assert ("nvcc does not compile and link (FASTNN_CUDA=ON" in done.stdout) == (choice == "AUTO")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_an_nvcc_that_compiles_but_not_these_kernels(machine: Machine) -> None:
+    """As a later or an older one might: a flag that spoils their names stands for it."""
+    machine.give("9.0\\n", None)
+    options = machine.project("CXX"), "-DCMAKE_CUDA_FLAGS=-Dfastnn=1"
+    done = machine.cmake("-S", ".", "-B", "build", "-G", "Ninja", *options, path=os.environ["PATH"])
+    assert done.returncode == 0, done.stderr
+    assert "CUDA kernels: not built" in done.stdout
+    assert "nvcc does not compile them" in done.stdout
