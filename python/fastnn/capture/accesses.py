@@ -9,7 +9,7 @@ from fastnn.capture.ir import Node, Storage, View
 
 
 class Accesses:
-    """The places in a list of nodes that read and write each storage; nodes can be replaced and taken out."""
+    """Which positions in a list of nodes read and write each storage; nodes can be replaced or removed."""
 
     def __init__(self, nodes: Sequence[Node], kept: Collection[Storage]) -> None:
         self.nodes: list[Node | None] = list(nodes)
@@ -28,7 +28,7 @@ class Accesses:
                 self._writes[id(view.storage)].add(place)
 
     def replace(self, place: int, node: Node | None) -> None:
-        """Put another node there, or none."""
+        """Replace the node there, or remove it."""
         before = self.nodes[place]
         if before is not None:
             for view in before.ins:
@@ -39,12 +39,12 @@ class Accesses:
         self._note(place)
 
     def next_access(self, storage: Storage, place: int) -> int | None:
-        """The first place after one that reads or writes the storage."""
+        """The first position after `place` that reads or writes the storage."""
         later = (p for p in self._reads[id(storage)] | self._writes[id(storage)] if p > place)
         return min(later, default=None)
 
     def readers(self, storage: Storage) -> set[int]:
-        """The places that read it."""
+        """The positions of the nodes that read it."""
         return self._reads[id(storage)]
 
     def written_between(self, views: Iterable[View], first: int, last: int) -> bool:
@@ -57,7 +57,7 @@ class Accesses:
         return any(first < p < last for p in self._reads[storage] | self._writes[storage])
 
     def is_dropped(self, storage: Storage, readers: set[int]) -> bool:
-        """Whether nobody but the nodes at `readers` wants to know what the storage holds."""
+        """Whether only the nodes at `readers` read what the storage holds."""
         return (
             storage.tensor is None and id(storage) not in self._kept and self._reads[id(storage)] <= readers
         )

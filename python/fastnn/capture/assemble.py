@@ -26,9 +26,9 @@ from fastnn.capture.surroundings import Surroundings
 from fastnn.capture.tape import Tape, replace, tensors_in
 from fastnn.capture.watch import same_global_hooks, same_hooks, watch_parts
 
-# What a module has in dicts; hooks that come later are Python that the recording does not know.
+# The dicts of a module; hooks that are added later are Python code that the recording does not know.
 _TABLES = (PARAMETERS, BUFFERS, MODULES, *MODULE_HOOKS)
-# What a replay may return again as it was, beside tensors, in tuples, lists and dicts.
+# What a replay may return unchanged, besides tensors, in tuples, lists and dicts.
 _RETURNED = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, Enum)
 
 
@@ -48,16 +48,16 @@ def assemble(
 
     Args:
         called: the signature of the call.
-        recorder: what saw it.
-        before: the gradients that it found, with their parameters, by the ids of these.
-        around: what the function can reach beside its arguments.
-        names: what it finds by name, None where that need not be watched.
+        recorder: what recorded it.
+        before: the gradients before the call, with their parameters, by the ids of the parameters.
+        around: what the function can reach besides its arguments.
+        names: what it finds by name; None if that need not be watched.
         result: what it returned.
         kept: ids of parameters whose gradients are kept in any case.
         check: see `fastnn.capture`.
 
     Raises:
-        Unsupported: a replay would leave out something.
+        Unsupported: a replay would leave something out.
     """
     recording, tape = recorder.recording, recorder.recording.tape
     if (reason := recorder.steps.options.changed()) is not None:
@@ -80,7 +80,7 @@ def assemble(
     results = [view for view in returned if id(view.storage) in fresh]
     _refuse_survivors(recording, result)
     watch = _watch(tape, around)
-    if names is not None:  # else `watch_step` looks at all of this
+    if names is not None:  # otherwise `watch_step` watches all of this
         externals = [storage.tensor for storage in tape.externals if storage.tensor is not None]
         names.watch(watch, [*recording.leaves.values(), *externals])
         for leaf in recording.leaves.values() if recording.ran_backward else ():
@@ -111,7 +111,7 @@ def _leaves_of(x: Any) -> Iterator[Any]:
 
 
 def _watch(tape: Tape, around: list[Any]) -> Any:
-    """Notices what changes in the modules that were called, and in those around: training or evaluation,
+    """Notices changes in the modules that were called and in those of `around`: training or evaluation mode,
     other parameters."""
     watch = _dispatch.cpu.Watch()
     same_global_hooks(watch)
@@ -125,7 +125,7 @@ def _watch(tape: Tape, around: list[Any]) -> Any:
                 raise
             continue
         watch.type(module)
-        if "training" in module.__dict__:  # what torch.compile wraps a module in has that module's
+        if "training" in module.__dict__:  # torch.compile's wrapper of a module uses that module's
             watch.item(module.__dict__, "training", module.training)
     return watch
 
@@ -133,10 +133,10 @@ def _watch(tape: Tape, around: list[Any]) -> Any:
 def _gradients(
     recording: Recording, stepped: Set[int], before: dict[int, tuple[Tensor, Tensor | None]], kept: Set[int]
 ) -> Gradients:
-    """What became of the gradients, which says what is to become of them.
+    """What the recording did to gradients, and so what a replay must do to them.
 
-    Those of parameters that an optimizer updates in the function are not kept if the function itself drops
-    what the call before has left: nobody but the function was to read them.
+    Gradients of parameters that an optimizer updates in the function are not kept if the function itself
+    drops those left by the call before: then only the function reads them.
     """
     found = Gradients()
     fresh = set(map(id, recording.tape.fresh))
@@ -149,7 +149,7 @@ def _gradients(
             found.lost.append(old_storage)  # it was read or written, and dropped
         elif old_storage is not None or (key in recording.asked and new is old):
             old_storage = recording.view(old).storage
-            if id(old_storage) in found.state:  # of which a call could look at one only
+            if id(old_storage) in found.state:  # a call could check only one of them
                 raise Unsupported("gradients of several parameters are parts of one tensor")
             found.state[id(old_storage)] = (leaf, old)
         if new is None and old is not None:
@@ -170,7 +170,7 @@ def _gradients(
 
 
 def _refuse_survivors(recording: Recording, result: Any) -> None:
-    """What the function made may live on in what it returns and in gradients, but nowhere else."""
+    """Refuse tensors made by the function that outlive it, except in its result and in gradients."""
     grads = (leaf.grad for leaf in recording.leaves.values())
     known = [t for t in (*tensors_in(result), *grads) if t is not None]
     expected = {id(t) for t in known} | {id(base_of(t)) for t in known}
@@ -179,18 +179,18 @@ def _refuse_survivors(recording: Recording, result: Any) -> None:
         return any(id(tensor) not in expected for tensor in recording.survivors())
 
     if survives():
-        gc.collect()  # in a cycle, perhaps
+        gc.collect()  # it may be part of a reference cycle
         if survives():
             raise Unsupported("a tensor that it creates is stored outside its return value: return it")
 
 
 def _in_another_mode(t: Tensor) -> bool:
-    """Whether it was made with inference mode on and the call is not in it, or the other way round."""
+    """Whether it was made in inference mode and the call is not in that mode, or vice versa."""
     return t.is_inference() is not torch.is_inference_mode_enabled()
 
 
 def _maker(result: Any, builder: Builder, recording: Recording) -> int | Callable[..., Any]:
-    """What makes the function's result from the arguments' tensors and the outputs."""
+    """What builds the function's result from the arguments' tensors and the outputs."""
     if isinstance(result, Tensor):
         view = recording.view(result)
         if view.storage in builder.outputs and builder.is_whole(view) and not _in_another_mode(result):

@@ -11,7 +11,7 @@ from fastnn import _dispatch
 
 
 def bernoulli(x: Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
-    """What ``x.bernoulli_(p)`` writes, after which the generator is where it would be.
+    """The values of ``x.bernoulli_(p)``, which leave the generator in the same state as torch's op.
 
     ``x`` is contiguous, of float32 or float64, on the CPU.
     """
@@ -23,7 +23,7 @@ def bernoulli(x: Tensor, p: float = 0.5, *, generator: torch.Generator | None = 
 
 @cache
 def _draws_alike() -> bool:
-    """Whether this torch draws as the kernel does: builds with a library for random numbers do not."""
+    """Whether this torch draws the same numbers as the kernel: builds with a library for them do not."""
     torchs, ours = torch.Generator().manual_seed(20), torch.Generator().manual_seed(20)
     theirs, own = (torch.empty(701, device="cpu") for _ in range(2))
     theirs.bernoulli_(0.3, generator=torchs)

@@ -36,12 +36,12 @@ from fastnn.capture.tape import Step, Tape
 from fastnn.capture.watch import watched_backward
 
 _PROGRAMS = 8  # kept, the most recently used
-_SIGNATURES = 64  # known, the most recently used; who calls with more of them gains nothing from programs
+_SIGNATURES = 64  # known, the most recently used; programs do not pay off for more of them
 # A recording and its comparison take as long as some tens of eager calls. A program that was replayed less
-# often before it made room for another was wasted, and a signature that wastes so many is given up.
+# often before it was evicted by another was wasted; after so many of them a signature is given up.
 _WORTH = 32  # replays
 _MOST_WASTED = 2
-# Recordings of one signature that another replaced before they were worth it, until it is given up: what the
+# A signature is given up after this many recordings that were replaced before they were worth it: what the
 # function reaches changes every time.
 _MOST_REPLACED = 7
 _LOST = (
@@ -58,7 +58,7 @@ _DIFFERS = (
 )
 _WHAT_IT_DEPENDS_ON = "memory, gradients or hooks of tensors or modules"
 _UNSEEN = "the names that it reads cannot be inspected"
-# Functions in which optimizers take steps: what one leaves in gradients, another may take a step with.
+# Functions in which optimizers take steps: one may take a step with gradients that another left.
 _training: weakref.WeakValueDictionary[int, Captured] = weakref.WeakValueDictionary()
 
 
@@ -69,15 +69,15 @@ class Known:
         """Nothing yet."""
         self.family = family
         self.surveyed = False
-        self.replaced = 0  # programs that another was recorded after before they were worth their recording
-        self.wasted = 0  # programs that had to make room before they were worth their recording
+        self.replaced = 0  # programs replaced by another recording before they were worth their own
+        self.wasted = 0  # programs evicted before they were worth their recording
         self.refused: str | None = None
         self.names: Surroundings | None = None  # of the last program
-        self.drew = False  # random numbers that torch does not know
-        # Parameters whose .grad the function may set: what it does with it shows in a later call.
+        self.drew = False  # random numbers from generators other than torch's
+        # Parameters whose .grad the function may set: what it does with a gradient shows in a later call.
         self.leaves: dict[int, Tensor] = {}
         self.optimizers: dict[int, Optimizer] = {}  # that took steps
-        self.others = False  # whether the last call's were not those of the call before
+        self.others = False  # whether the last call used different ones from the call before
         # Modules and optimizers that the function called, by their ids: the next recording watches them.
         self.called: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
@@ -87,8 +87,8 @@ class Known:
         """Note what a call has done, or why it is refused; `before` are the gradients that it found.
 
         Returns:
-            Which modules and optimizers it has called that the call before has not, and whether a program
-            may be made of it: it has done nothing else that must be known before a call.
+            The modules and optimizers it has called that the call before has not, and whether a program may
+            be made of it: nothing new was found that must be known before a call.
         """
         recording, optimizers = recorder.recording, recorder.steps.optimizers
         ran = _called(recording.tape)
@@ -132,10 +132,10 @@ class Captured:
         return f"fastnn.capture({self._fn!r}), {counted(len(self._programs), 'program')}"
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        """A method captured for one object: its programs are the object's own."""
+        """A method captured for one object: each object has its own programs."""
         if instance is None:
             return self
-        # The object has its programs, which lead back to it: only so does Python see that nobody else does.
+        # The object owns its programs, which refer back to it: only so can the garbage collector free both.
         attributes, key = getattr(instance, "__dict__", {}), f"fastnn.capture {id(self)}"
         bound = attributes.get(key)
         if bound is None or not bound.is_of(self, instance):
@@ -151,15 +151,15 @@ class Captured:
         return MethodType(bound, instance)
 
     def __reduce__(self) -> Any:
-        """By name, as functions are; what has another name is captured again, because programs are made of
-        this process's memory."""
+        """By name, like functions; if that name does not lead here, the copy captures the function again,
+        because programs are bound to this process's memory."""
         found: Any = sys.modules.get(self.__module__)
         for part in getattr(self, "__qualname__", "").split("."):
             found = getattr(found, part, None)
         return self.__qualname__ if found is self else (_again, (self._fn, self._options))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function, by a program where there is one for these arguments."""
+        """Call the function, by a program if there is one for these arguments."""
         programs = self._programs
         for program in programs:
             if program.checked is None:
@@ -203,7 +203,7 @@ class Captured:
         return self._record(called, known, args, kwargs)
 
     def _find(self, called: Signature) -> Known:
-        """What is known of a signature; the first call with one too many runs as written."""
+        """What is known of a signature; the call that exceeds their number runs as written."""
         known = self._known.get(called.key)
         if known is not None:
             self._known.move_to_end(called.key)
@@ -274,7 +274,7 @@ class Captured:
             self._stepped |= recorder.steps.stepped
             _training[id(self)] = self
         new, is_as_known = known.learn(recorder, before)
-        if is_as_known and not _dispatch.is_disabled():  # where it is, another thread records
+        if is_as_known and not _dispatch.is_disabled():  # if it is, another thread is recording
             self._make_program(called, known, recorder, before, names, new, result)
         for owner in losing:
             owner._options["keep_grad"] = True
@@ -287,18 +287,19 @@ class Captured:
     def _names(
         self, called: Signature, known: Known, around: list[Any], recording: Recording
     ) -> Surroundings | None:
-        """What the function finds by name, where that is watched."""
+        """What the function finds by name, if that is watched."""
         if self._by_name and known.surveyed:
             try:
                 return Surroundings(self._fn, called.others, around, list(known.called.values()))
-            except Exception as error:  # of somebody's class, which has something to say about its attributes
+            except Exception as error:  # raised by the attribute access of a user's class
                 recording.refuse(f"{_UNSEEN}: {error}")
         return None
 
     def _take_back(
         self, planted: list[tuple[Tensor, Tensor | None, Captured]], recorder: Recorder
     ) -> set[Captured]:
-        """Drop what `_gradients_before` has planted; the functions whose gradients have been missed."""
+        """Drop the gradients that `_gradients_before` added; returns the functions whose gradients were
+        missing."""
         recording, stepped = recorder.recording, recorder.steps.stepped
         losing = {
             owner
@@ -311,7 +312,7 @@ class Captured:
             )
         }
         for leaf, grad, _ in planted:
-            # Else the function has added its own to it.
+            # Otherwise the function has accumulated into it.
             if grad is not None and leaf.grad is grad and version_of(grad) == 0:
                 leaf.grad = None
         return losing
@@ -326,7 +327,7 @@ class Captured:
         new: list[nn.Module | Optimizer],
         result: Any,
     ) -> None:
-        """Of a recording; or note why there is none. `new` has been called for the first time."""
+        """Make it of a recording, or note why that fails. `new` are those called for the first time."""
         previous = next((program for program in self._programs if program.key == called.key), None)
         if previous is not None and previous.native.runs < _WORTH:
             known.replaced += 1
@@ -338,7 +339,7 @@ class Captured:
             if changed is not None:
                 leaves, check = recorder.recording.leaves, self._options["check"]
                 kept = leaves.keys() if self._options["keep_grad"] else self._stepped_elsewhere()
-                around = reached(self._fn, called.others)  # once more: it may have stored its arguments
+                around = reached(self._fn, called.others)  # again: it may have stored its arguments
                 program = assemble(called, recorder, before, around, names, result, kept=kept, check=check)
                 known.names = names
                 self._add(program)
@@ -359,8 +360,8 @@ class Captured:
                     )
 
     def _looked_around(self, names: Surroundings | None, known: Known, new: list[Any]) -> list[str] | None:
-        """The names of what the call that was recorded has rebound, `new` is what it has called that earlier
-        calls have not; None where it is to be recorded once more."""
+        """The names that the recorded call has rebound; None if it is to be recorded again. `new` is what it
+        has called that earlier calls have not."""
         if names is None:
             return []
         generator = names.drawn()
@@ -374,7 +375,7 @@ class Captured:
             names.add(new)
         except Exception as error:
             raise Unsupported(f"{_UNSEEN}: {error}") from None
-        known.drew = generator is not None  # or another thread did: it is recorded once more
+        known.drew = generator is not None  # perhaps in another thread: it is recorded again
         return None if known.drew else changed
 
     def _tell_changes(self, names: list[str]) -> None:
@@ -388,7 +389,7 @@ class Captured:
             )
 
     def _stepped_elsewhere(self) -> Set[int]:
-        """The ids of parameters with whose gradients another captured function takes a step."""
+        """The ids of parameters that another captured function updates."""
         return frozenset().union(*(other._stepped for other in self._others_training()))
 
     def _others_training(self) -> list[Captured]:
@@ -398,10 +399,12 @@ class Captured:
     def _gradients_before(
         self, known: Known
     ) -> tuple[dict[int, tuple[Tensor, Tensor | None]], list[tuple[Tensor, Tensor | None, Captured]]]:
-        """The gradients that a call finds; where programs have not kept one, it shall find one to drop.
+        """The gradients before a call; where a program has not kept one, a zero gradient is put in its place,
+        so that it shows whether the call reads it.
 
-        So it shall where those of another function have not kept what it takes a step with; to others it may
-        add without harm. None is for a gradient that another thread may be working with, which is left alone.
+        The same for gradients that programs of other functions have not kept, if this function takes a step
+        with them; adding to others is harmless. None stands for one that another thread may be using, which
+        is left alone.
         """
         planted: list[tuple[Tensor, Tensor | None, Captured]] = []
         for owner in [self, *self._others_training()]:
@@ -413,14 +416,14 @@ class Captured:
                     if elsewhere:
                         planted.append((leaf, None, owner))
                     elif leaf.grad is None:
-                        with torch.inference_mode(False):  # whose tensors have no version
+                        with torch.inference_mode(False):  # inference tensors have no version
                             leaf.grad = torch.zeros_like(leaf)
                         planted.append((leaf, leaf.grad, owner))
         return {key: (leaf, leaf.grad) for key, leaf in known.leaves.items()}, planted
 
 
 class _Method(Captured):
-    """The programs of a method for one object, which has it among its attributes."""
+    """The programs of a method for one object, stored among its attributes."""
 
     def __init__(self, home: Captured, instance: Any) -> None:
         """`home` is the method of the class."""
@@ -434,11 +437,11 @@ class _Method(Captured):
         self._home, self._instance = home, reference
 
     def is_of(self, home: Captured, instance: Any) -> bool:
-        """Whether it is this method's and this object's: a copy has what it was copied from."""
+        """Whether it belongs to this method and object: a copied object still has the original's."""
         return self._home is home and self._instance() is instance
 
     def __reduce__(self) -> Any:
-        """A copy of the object begins without."""
+        """A copy of the object starts without programs."""
         return type(None), ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

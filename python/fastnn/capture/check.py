@@ -18,14 +18,14 @@ from fastnn.capture.ir import Storage
 from fastnn.capture.program import Program
 from fastnn.capture.tape import as_view, parameters_of, replace, tensors_in
 
-# What rounding may change is measured: the program, and the same made of torch's ops, which may be the less
-# exact one, run again with every float that they read off by a few units in the last place (`_ROUNDING`). The
-# program may differ from torch by so many times what that changed. Adam divides a gradient by its own size,
-# so one that is nothing but rounding error moves a parameter as far as any other: no fixed tolerance will do.
+# The effect of rounding is measured: the program, and the same program made of torch's ops, which may be the
+# less accurate one, run again with every float they read perturbed by a few units in the last place
+# (`_ROUNDING`). The program may differ from torch by `_TIMES` the resulting change. Adam divides a gradient
+# by its own size, so pure rounding error moves a parameter as far as any gradient: no fixed tolerance works.
 _TIMES = 64
-# Whether the program runs or the same made of torch's ops, and the seed of what is nudged. The first two runs
-# must be the same; the last four measure, and are left out where the third differs from them by less than
-# half of what rounding may change in any function.
+# For each run, whether it is the program or its twin of torch's ops, and the seed of the perturbation. The
+# first two runs must agree; the last four measure, and are skipped if the third differs from the first by
+# less than half of what rounding may change in any function.
 _RUNS: tuple[tuple[bool, int | None], ...] = (
     (True, None),
     (True, None),
@@ -37,8 +37,8 @@ _RUNS: tuple[tuple[bool, int | None], ...] = (
 )
 _UNMEASURED = 3
 _CLOSE = 0.5
-# By how much floats are read off, and, of the largest value, what a result may be off by that does not depend
-# on what was nudged.
+# The relative perturbation of floats, and the error of a result, relative to the largest value, that is
+# allowed whatever the perturbation changed.
 _ROUNDING = {
     torch.float32: (1e-6, 1e-5),
     torch.float64: (2e-15, 1e-12),
@@ -47,8 +47,8 @@ _ROUNDING = {
     torch.complex64: (1e-6, 1e-5),
     torch.complex128: (2e-15, 1e-12),
 }
-# Of what no optimizer has made, this share of the elements says what nudges do to any of them: where a few
-# jump, as those of a floor may, that is for themselves only.
+# For what no optimizer has made, the change of this quantile of the elements is allowed to every element: if
+# a few jump, as the results of a floor may, only these may differ by that much.
 _TYPICAL = 0.9
 _OF_NO_OPTIMIZER = ("result", "gradient")
 _GENERATOR = "generator"
@@ -63,7 +63,7 @@ class State:
     """What a call may change, with its values at one moment."""
 
     def __init__(self, program: Program, inputs: list[Tensor], leaves: list[Tensor]) -> None:
-        """Copy it."""
+        """Copy the state."""
         self._optimizers = [step.optimizer for step in program.steps]
         params = [p for o in self._optimizers for p in parameters_of(o)]
         self._leaves = {id(p): p for p in [*leaves, *params]}
@@ -84,7 +84,7 @@ class State:
         self._generators = [(g, g.get_state()) for g in (torch.default_generator, *program.generators)]
 
     def restore(self) -> None:
-        """Put it back."""
+        """Restore the state."""
         for tensor, value in zip(self._tensors.values(), self._values, strict=True):
             _write(tensor, value)
         self._bases = dict(zip(self._tensors, self._values, strict=True))
@@ -104,7 +104,7 @@ class State:
         self._bases = {key: _copy(t) for key, t in self._tensors.items()}
 
     def changes(self) -> list[Change]:
-        """What has been changed, and by how much, in one order."""
+        """What has changed, and by how much, in a fixed order."""
         found = [
             Change("memory", t, self._bases[key]) for key, t in self._tensors.items() if key not in self._old
         ]
@@ -118,10 +118,10 @@ class State:
 
 
 class Change:
-    """What became of a tensor; ``kind`` names what it is compared with in size."""
+    """The change of a tensor; its size is judged among those of the same ``kind``."""
 
     def __init__(self, kind: str, now: Tensor, before: Tensor | None = None) -> None:
-        """`before` is what it was, where it was there."""
+        """`before` is its former value, if it existed."""
         self.kind = kind
         now = now.detach()
         self.shape, self.dtype = tuple(now.shape), now.dtype
@@ -129,7 +129,7 @@ class Change:
         self._now = None if before is None else now
 
     def rounding(self) -> float:
-        """What rounding the tensor itself changes, if it is still what it was then."""
+        """The effect of rounding the tensor itself, as long as it still has that value."""
         if self._now is None or self.dtype not in _ROUNDING:
             return 0.0
         return 4 * torch.finfo(self.dtype).eps * _size(self._now)
@@ -155,7 +155,7 @@ def _entries(optimizer: Optimizer) -> Iterator[tuple[Any, Any, Tensor]]:
 
 @contextmanager
 def _without_hooks(optimizers: list[Optimizer]) -> Iterator[None]:
-    """The hooks of steps are not called meanwhile."""
+    """Step hooks are not called in this block."""
     before = [(o, name, o.__dict__[name]) for o in optimizers for name in STEP_HOOKS]
     try:
         for o, name, hooks in before:
@@ -170,7 +170,7 @@ def _without_hooks(optimizers: list[Optimizer]) -> Iterator[None]:
 @torch.no_grad()
 def _write(t: Tensor, value: Tensor) -> None:
     if not torch.equal(t.detach(), value):
-        t.data.copy_(value)  # which counts no version: graphs that are alive stay valid
+        t.data.copy_(value)  # does not bump the version: live graphs stay valid
 
 
 @torch.no_grad()
@@ -178,12 +178,12 @@ def _nudge(t: Tensor, generator: torch.Generator) -> None:
     if t.dtype in _ROUNDING and t.numel():
         size, _ = _ROUNDING[t.dtype]
         signs = torch.randint(0, 2, t.shape, generator=generator, device="cpu").to(t.dtype) * 2 - 1
-        # Whole numbers are exact, and what jumps as a floor does, jumps there.
+        # Whole numbers are exact, and they are where functions such as floor jump.
         t.data.mul_(1 + size * signs * (t != t.round() if t.is_floating_point() else 1))
 
 
 def _nudged(arguments: tuple[Any, Any], untouched: list[Tensor], seed: int) -> tuple[Any, Any]:
-    """The arguments with copies of those that the function does not write, which are nudged."""
+    """The arguments, with perturbed copies of those that the function does not write."""
     generator = torch.Generator().manual_seed(seed)
     by: dict[int, Any] = {id(t): t for t in tensors_in(arguments)}
     memory = [t.untyped_storage().data_ptr() for t in by.values()]
@@ -201,8 +201,8 @@ def compare(
     """Run the program, and then `eager` from the same state.
 
     Returns:
-        What `eager` returned, and None, the program being ready for use, or where it differs. The state is
-        what `eager` left. None, with nothing done, where the program is not for this call.
+        What `eager` returned, and None if the program is ready for use, else where it differs. The state is
+        the one that `eager` left. None, with nothing done, if the program is not for this call.
     """
     given = [t for t in tensors_in(arguments) if not (t.requires_grad and t.is_leaf)]
     inputs = [given[i] for i in program.written_inputs]
@@ -225,7 +225,7 @@ def compare(
             runs.append(outcome)
             if len(runs) == _UNMEASURED and _difference(runs, outcome, _CLOSE) is None:
                 break
-    except Exception as error:  # an index out of range, for one: torch says it best
+    except Exception as error:  # e.g. an index out of range: torch's message is better
         raised = f"{_FOUND}: the program raises {type(error).__name__}: {error}"
     finally:
         before.restore()
@@ -262,7 +262,7 @@ def _difference(runs: list[list[Change]], expected: list[Change], part: float = 
     for e in expected:
         largest[e.kind] = max(largest.get(e.kind, 0.0), _size(e.by))
     numbered = list(enumerate(zip(expected, *runs, strict=True)))
-    numbered.sort(key=lambda each: each[1][0].kind != _GENERATOR)  # they say more than what they have made
+    numbered.sort(key=lambda each: each[1][0].kind != _GENERATOR)  # they explain the numbers drawn
     for i, (e, *changes) in numbered:
         a, again = changes[:2]
         if (a.shape, a.dtype) != (e.shape, e.dtype):
@@ -286,8 +286,8 @@ def _size(t: Tensor) -> float:
 
 
 def _too_far(expected: Change, changes: list[Change], largest: float, part: float) -> float:
-    """By how much the program differs from what is expected, where that is more than it may, or more than
-    that part of it where that is not measured; else 0."""
+    """The largest difference from what is expected that exceeds what is allowed, or `part` of that if the
+    effect of rounding was not measured; else 0."""
     first = changes[0]
     if first.by.numel() == 0 or torch.equal(first.by, expected.by):
         return 0.0
@@ -297,7 +297,7 @@ def _too_far(expected: Change, changes: list[Change], largest: float, part: floa
     fixed = expected.rounding()
     if first.dtype in _ROUNDING:
         _, relative = _ROUNDING[first.dtype]
-        # What cancels to nothing is rounding error, of the size that the terms had.
+        # Sums that cancel to zero leave rounding error of the size of their terms.
         fixed += relative * _size(expected.by) + 64 * torch.finfo(first.dtype).eps * largest
     wrong = _sizes(first.by - expected.by)
     if len(changes) == _UNMEASURED or wrong.max() <= fixed:
@@ -307,7 +307,7 @@ def _too_far(expected: Change, changes: list[Change], largest: float, part: floa
     for native in (True, False):
         own = [c.by for c, (is_native, _) in zip(changes, _RUNS, strict=True) if is_native is native]
         moved = torch.stack([_sizes(own[0] - other) for other in own[1:]]).amax(0)
-        if share == 1:  # as the largest would be, found sooner
+        if share == 1:  # the largest, found faster
             allowed += _TIMES * moved.max()
         else:
             typical = moved.flatten().kthvalue(math.ceil(share * moved.numel())).values

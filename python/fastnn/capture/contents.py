@@ -1,4 +1,4 @@
-"""What lists, dicts and objects hold, however deep: to see whether it changes, and to put it back."""
+"""What lists, dicts and objects hold, at any depth: to detect changes, and to restore it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 _ELEMENTS = (list, deque, set)
-# What is not looked into. A module's own values are its parameters and buffers, which somebody trains.
+# Not looked into. A module's own values are its parameters and buffers, which are trained.
 _CLOSED: tuple[type, ...] = (
     *(bool, int, float, complex, str, bytes, type(None), type, ModuleType),
     *(FunctionType, BuiltinFunctionType, MethodType, nn.Module, *weakref.ProxyTypes),
@@ -28,10 +28,10 @@ class Contents:
     """
 
     def __init__(self, root: dict[Any, Any] | list[Any], known: Iterable[Any] = ()) -> None:
-        """Nothing in `known` is looked at."""
+        """Objects in `known` are skipped."""
         self.tensors: list[Tensor] = []
         self._held: list[tuple[Any, Any]] = []
-        self._undo: list[Callable[[], Any]] = []  # for numbers of numpy's, and generators of random ones
+        self._undo: list[Callable[[], Any]] = []  # for NumPy arrays and random generators
         seen = set(map(id, known))
         waiting: list[Any] = [root]
         while waiting:
@@ -69,7 +69,7 @@ class Contents:
         return any(not _holds(container, held) for container, held in self._held)
 
     def restore(self) -> None:
-        """Put back what it was, except for what is in tensors."""
+        """Restore it, except for the values of tensors."""
         for container, held in self._held:
             if not _holds(container, held):
                 container.clear()
@@ -87,7 +87,7 @@ def _holds(container: Any, held: Any) -> bool:
 
 
 def _same(values: Iterable[Any], others: Iterable[Any]) -> bool:
-    """The same objects: a number that was written again is another one, unless it is whole."""
+    """Whether they are the same objects: a float that was written again is another one."""
     return all(
         a is b or (type(a) is type(b) and type(a) in (int, str) and a == b)
         for a, b in zip(values, others, strict=True)

@@ -14,18 +14,18 @@ from fastnn._torch_internals import clear_workspaces, end_allocation
 
 T = TypeVar("T")
 
-# Held by captures, of which there is one at a time in a process, and around what makes one fail that another
-# thread has under way: waiting for a whole device.
+# Held by captures, of which a process has one at a time, and around anything that would make another
+# thread's capture fail: waiting for a whole device.
 capturing = threading.RLock()
 
-_streams: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Stream]] = {}  # of rehearsals, of captures
+_streams: dict[torch.device, tuple[torch.cuda.Stream, torch.cuda.Stream]] = {}  # for warm-ups, for captures
 _failed: dict[torch.device, str] = {}
 _done: dict[torch.device, torch.cuda.Event] = {}
 _failed_graphs: list[torch.cuda.CUDAGraph] = []  # torch's allocator may still refer to them
 
 
 def is_there(device: torch.device) -> bool:
-    """Whether work on a device can be captured."""
+    """Whether work on a device can be captured at all."""
     return device.type == "cuda"
 
 
@@ -35,11 +35,11 @@ def current_stream(device: torch.device) -> object:
 
 
 def why_not_now(device: torch.device) -> str | None:
-    """Why nothing may be captured, replayed or waited for on the current stream: somebody captures it."""
+    """Why nothing may be captured, replayed or waited for on the current stream: it is being captured."""
     try:
         with torch.cuda.device(device):
             is_captured = torch.cuda.is_current_stream_capturing()
-    # What CUDA says of the legacy stream while another thread captures; a torch that cannot be asked.
+    # The error of the legacy stream while another thread captures, or of a torch that cannot be asked.
     except (RuntimeError, AttributeError) as error:
         why = str(error).partition("\n")[0]
         return f"CUDA does not say whether a graph is being captured: {why}"
@@ -47,7 +47,7 @@ def why_not_now(device: torch.device) -> str | None:
 
 
 def arithmetic() -> tuple[object, ...]:
-    """The settings that choose other kernels for the same tensors."""
+    """The settings that select different kernels for the same tensors."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return (
         (cudnn.enabled, cudnn.deterministic, cudnn.benchmark),
@@ -60,7 +60,7 @@ def arithmetic() -> tuple[object, ...]:
 
 @contextlib.contextmanager
 def in_turn(device: torch.device) -> Iterator[None]:
-    """Have work on a device begin after that of the last block of this kind, whatever the streams."""
+    """Make work on a device start after that of the last such block, on any stream."""
     stream = torch.cuda.current_stream(device)
     done = _done.get(device)
     if done is not None:
@@ -72,12 +72,13 @@ def in_turn(device: torch.device) -> Iterator[None]:
 
 
 def why_failed(device: torch.device) -> str | None:
-    """Why a capture on that device failed, after which no other may be tried there; None where none did."""
+    """Why a capture on that device failed, after which none may be tried again there; None if none has
+    failed."""
     return _failed.get(device)
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether it is one that may pass."""
+    """Whether it is a lack of memory, which may be temporary."""
     return isinstance(error, torch.OutOfMemoryError) or any(
         words in str(error) for words in ("out of memory", "STATUS_ALLOC_FAILED")
     )
@@ -91,20 +92,20 @@ def capture(
 ) -> tuple[Callable[[], None], T]:
     """Record the work of `body`, none of which is done, in a CUDA graph.
 
-    Waits for the device. Whatever is raised, the current device and stream are as before. What `body` raises
-    comes out; where CUDA or torch cannot end the capture besides, or for itself, `why_failed` tells from then
-    on, unless it was for lack of memory.
+    Waits for the device. If something is raised, the current device and stream are as before. What `body`
+    raises is raised; if CUDA or torch cannot end the capture, for that or any other reason, `why_failed`
+    returns it from then on, unless it was for lack of memory.
 
     Args:
         device: of the tensors that `body` works on.
         rehearse: does the same kind of work to no effect, so that all kernels are loaded and all libraries
-            have what they need on another stream than the current one.
+            are set up, on a side stream.
         settled: called when the device has nothing left to do, before the capture.
         body: what is captured.
 
     Returns:
-        A function that does the work, on the stream that is current then; and what `body` returned, of which
-        the tensors keep their place in memory and are written by each replay.
+        A function that does the work, on the stream current when it is called; and what `body` returned,
+        whose tensors keep their addresses and are written by each replay.
     """
     with capturing, torch.cuda.device(device), _stream_kept(device):
         if device not in _streams:
@@ -132,7 +133,7 @@ def _record(
     pool = torch.cuda.graph_pool_handle()
     raised: BaseException | None = None
     try:
-        # Other threads may do what waits for no device meanwhile, such as pinning the memory of batches.
+        # Other threads may do work that waits for no device, such as pinning the memory of batches.
         with (
             no_collection(),
             torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
@@ -151,25 +152,26 @@ def _record(
         _failed_graphs.append(graph)
         _end_allocation(device, pool)
         _free_generator(device)
-        raise first from None  # torch's error at the end of the capture says less
+        raise first from None  # torch's error at the end of the capture is less specific
 
 
 def _end_allocation(device: torch.device, pool: Any) -> None:
-    """Have the allocator take no more memory from the pool, which torch leaves out where a capture fails."""
-    with contextlib.suppress(Exception):  # it has been ended
+    """Stop allocations from the pool, which torch omits when a capture fails."""
+    with contextlib.suppress(Exception):  # they have been stopped
         end_allocation(device, pool)
 
 
 def _free_generator(device: torch.device) -> None:
-    """Let random operations work again.
+    """Make random operations work again.
 
-    Before 2.13 torch leaves the device's generator as during a capture where the end of one fails, and each
-    of them raises "Offset increment outside graph capture". A capture that succeeds puts the generator back.
+    If ending a capture fails, torch before 2.13 leaves the device's generator in its capturing state, and
+    each of them raises "Offset increment outside graph capture". A capture that succeeds resets the
+    generator.
     """
     graph = torch.cuda.CUDAGraph()
     try:
         stream = torch.cuda.Stream(device)
-        with torch.cuda.stream(stream):  # the current one may be that of the capture still
+        with torch.cuda.stream(stream):  # the current one may still be that of the capture
             nothing = torch.zeros(1, device=device)
         with no_collection(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             nothing.zero_()
@@ -188,16 +190,16 @@ def _own_workspaces() -> Iterator[None]:
 
 
 def _stream_kept(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Keep the current stream: torch's manager leaves another one where the end of a capture fails."""
+    """Keep the current stream: torch's manager leaves a different one if ending a capture fails."""
     return torch.cuda.stream(torch.cuda.current_stream(device))
 
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """No pass of the garbage collector meanwhile.
+    """Keep the garbage collector from running in this block.
 
-    Garbage may hold what CUDA does not let go of during a capture, such as another graph; and where thousands
-    of objects are made that stay, the collector would look at all objects for nothing.
+    Garbage may hold what CUDA cannot free during a capture, such as another graph; and when thousands of
+    long-lived objects are made, the collector would scan all objects for nothing.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -10,8 +10,8 @@ from fastnn.capture.iteration import Iteration
 from fastnn.capture.micro_ops import NUMBER, TYPES, cost
 
 _BLOCK = 1024  # kBlockValues
-# Registers have room for a vector after their last value; beginnings that are no multiple of a page apart
-# keep loads from waiting for stores to another register.
+# Registers have room for one more vector after their last value; offsets that are not multiples of a page
+# apart keep loads from waiting for stores to another register.
 _REGISTER_SLACK = 192
 _DIRECT, _UNIFORM, _TOTAL = -1, -2, -3
 # Work that is worth a second thread, in additions.
@@ -19,8 +19,8 @@ _GRAIN = 32768
 
 
 def assemble(values: Values, shape: tuple[int, ...], is_needed: Callable[[View], bool]) -> Instruction | None:
-    """The instruction for values on a shape without dimensions of size 1, or None where nobody needs a
-    result. `is_needed` tells of a canonical view whether what it is given is ever read."""
+    """The instruction for values on a shape without dimensions of size 1, or None if no result is needed.
+    `is_needed` tells of a canonical view whether what is written to it is ever read."""
     stores = [store for store in values.stores.values() if is_needed(store.view)]
     values.totals = [total for total in values.totals if is_needed(total.view)]
     if not (stores or values.totals):
@@ -38,7 +38,7 @@ class _Assembler:
         self.args = {index: self.values[index].args for _, index in self.ops}
 
     def instruction(self) -> Instruction:
-        """All of it."""
+        """The complete instruction."""
         self._save_what_is_overwritten()
         self._place_operands()
         self._find_uniform()
@@ -47,7 +47,7 @@ class _Assembler:
         return self._encoded()
 
     def _live_ops(self, ops: list[int]) -> list[tuple[int, int]]:
-        """The micro-ops that results need, in order, and before each its place among all."""
+        """The micro-ops that results need, in order, each with its position among all."""
         wanted = {item.value for item in self._results()}
         live = []
         for place in range(len(ops) - 1, -1, -1):
@@ -65,14 +65,14 @@ class _Assembler:
         return len(self.values) - 1
 
     def _save_what_is_overwritten(self) -> None:
-        """What is used after its view has been written over is kept in a register."""
+        """Values that are used after their view has been overwritten are kept in registers."""
         loads = {
             self.values[index].source: index for index in self.wanted if self.values[index].name == "memory"
         }
         self.saved: list[int] = []
         self.last_read: dict[
             View, int
-        ] = {}  # of a view that is stored to: the place of its last use in memory
+        ] = {}  # for each view that is stored to, the position of its last use in memory
         for store in self.stores:
             load = loads.get(store.view)
             if load is None:
@@ -105,7 +105,7 @@ class _Assembler:
         self.first_load = len(self.stores) + len(self.totals)
 
     def _find_uniform(self) -> None:
-        """Which values are one for all places."""
+        """Which values are the same for all elements."""
         self.uniform = {index for index in self.wanted if self.values[index].name == "constant"}
         for at, index in enumerate(self.loads):
             if self.iteration.is_uniform(len(self.stores) + at):
@@ -117,7 +117,7 @@ class _Assembler:
     def _order(self) -> None:
         """The micro-ops in order, each with the operand that it writes to, if any."""
         target: dict[int, int] = {}
-        moves: list[tuple[int, int, int]] = []  # before which place, value, operand
+        moves: list[tuple[int, int, int]] = []  # before which position, value, operand
         place_of = {index: place for place, index in self.ops}
         for operand, store in enumerate(self.stores):
             place = place_of.get(store.value)
@@ -152,7 +152,7 @@ class _Assembler:
         return moved
 
     def _give_registers(self) -> None:
-        """A slot to each value: (kind, number) with the kinds numbered as slots are."""
+        """Assign each value a slot: (kind, number), with the kinds in the order of slots."""
         last: dict[int, int] = {}
         for at, (index, _) in enumerate(self.sequence):
             for arg in self.args[index]:
@@ -190,8 +190,8 @@ class _Assembler:
             value = self.values[index]
             args = self.args[index]
             for arg in args:
-                # A result may take the place of an operand of its size, which the loop reads ahead of it; but
-                # not of a row's one value, which the loop reads again and again.
+                # A result may take the register of an operand of its size, which the loop reads first; but
+                # not of a row's single value, which the loop reads again and again.
                 same_size = self.values[arg].dtype.itemsize == value.dtype.itemsize
                 may_be_one = self.iteration.by_rows and self.values[arg].name == "memory"
                 if arg in held and last[arg] == at and same_size and not may_be_one:

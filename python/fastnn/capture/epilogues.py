@@ -1,7 +1,7 @@
-"""Joins to a product what is done with each of its values next, and the gradients of a classifier's loss.
+"""Fuses into a product what is done with each of its values next, and the gradients of a classifier's loss.
 
-A product has its values in registers once: an activation, the gradient of one or a bias costs less there than
-in a pass of its own. (A whole matrix that is added does not: its pass is as fast.)
+A product has its values in registers once: an activation, its gradient or a bias costs less there than in a
+pass of its own. (Adding a whole matrix does not: a separate pass is as fast.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _GRADIENTS = {
 
 
 def fuse_epilogues(nodes: Sequence[Node], kept: Collection[Storage] = ()) -> list[Node]:
-    """The same computation with fewer nodes; what the storages in `kept` hold at the end stays."""
+    """The same computation with fewer nodes; the final content of the storages in `kept` is unchanged."""
     program = Accesses(nodes, kept)
     for place in range(len(nodes)):
         while _join_to_product(program, place):
@@ -33,7 +33,7 @@ def fuse_epilogues(nodes: Sequence[Node], kept: Collection[Storage] = ()) -> lis
 
 
 def _reshaped(view: View, shape: tuple[int, ...]) -> View | None:
-    """The same elements in the same order, where a view can have that shape."""
+    """The same elements in the same order, if a view can have that shape."""
     if view.shape == shape:
         return view
     numel = 1
@@ -45,12 +45,12 @@ def _reshaped(view: View, shape: tuple[int, ...]) -> View | None:
 
 
 def _is_row(view: View, shape: tuple[int, ...]) -> bool:
-    """Whether it is one row, to be broadcast to all rows of that shape."""
+    """Whether it is a single row, broadcast to all rows of that shape."""
     return bool(view.shape) and view.shape[-1] == shape[-1] and all(n == 1 for n in view.shape[:-1])
 
 
 def _joined(product: Product, expr: Expr) -> Product | None:
-    """The product that also computes an expression of its result, but still to the old place."""
+    """The product that also computes an expression of its result, still written to the old memory."""
 
     def is_result(part: Expr) -> bool:
         return isinstance(part, View) and _reshaped(part, product.c.shape) == product.c
@@ -77,7 +77,7 @@ def _joined(product: Product, expr: Expr) -> Product | None:
 
 
 def _join_to_product(program: Accesses, place: int) -> bool:
-    """Joins to the product at a place the next node that knows its result, where that can be."""
+    """Fuse the next node that accesses the product's result into the product at `place`, if possible."""
     product = Product.read(program.nodes[place])
     if product is None or product.z is not None:
         return False
@@ -96,7 +96,7 @@ def _join_to_product(program: Accesses, place: int) -> bool:
     if program.written_between(also_read, place, at):
         return False
     if out != c:
-        # The result is written earlier than it was: nobody may have wanted the memory until then.
+        # The result is written earlier than before: nothing may use its memory until then.
         read = [v for v in (joined.addend, joined.saved) if v is not None and v != out]
         if any(out.storage is view.storage for view in (c, product.a, product.b, *read)):
             return False
@@ -113,7 +113,7 @@ def _join_to_product(program: Accesses, place: int) -> bool:
 
 
 def _join_loss_gradients(program: Accesses, place: int) -> None:
-    """The gradient of a negative log-likelihood goes into that of log_softmax: mostly zeros, it need not be
+    """Fuse the gradient of a negative log-likelihood into that of log_softmax: mostly zeros, it need not be
     written out."""
     loss = program.nodes[place]
     if not isinstance(loss, Instruction) or loss.name != "nll_gradient":

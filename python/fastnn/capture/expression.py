@@ -11,10 +11,10 @@ from fastnn.capture.ir import Elementwise, Expr, View
 from fastnn.capture.micro_ops import COMPARISONS, CONVERSIONS, LOGICAL, SWAPPED, has_type
 from fastnn.capture.overlap import canonical
 
-# Expressions are made of Views, which broadcast, of numbers, and of (name, arguments...). Unless a name is
-# among these, it is one of micro_ops.py whose arguments are converted to the type that the expression is
-# computed in and whose result has that type.
-#   eq ne lt le gt ge                arguments likewise, the result is a bool
+# Expressions are made of Views, which broadcast, of numbers, and of (name, arguments...). A name not listed
+# here is one of micro_ops.py: its arguments are converted to the type that the expression is computed in, and
+# its result has that type.
+#   eq ne lt le gt ge                the same for arguments, the result is a bool
 #   logical_and logical_or logical_xor logical_not    arguments are converted to bool, so is the result
 #   where(condition, a, b)           only the condition is converted to bool
 #   cast(dtype, expression)          the expression is computed in `dtype`
@@ -22,17 +22,17 @@ from fastnn.capture.overlap import canonical
 
 
 class Value(NamedTuple):
-    """What is in memory, a constant, or a micro-op with the values that it works on."""
+    """A value in memory, a constant, or a micro-op with its operands."""
 
     name: str
     args: tuple[int, ...]
     dtype: torch.dtype
-    source: View | str = ""  # of "memory" its canonical view, of "constant" its number, in hexadecimal
+    source: View | str = ""  # for "memory" its canonical view, for "constant" its number, in hexadecimal
 
 
 @dataclass
 class Store:
-    """What a view is given, and how many micro-ops there were by then."""
+    """The value stored to a view, and how many micro-ops preceded it."""
 
     view: View
     value: int
@@ -41,7 +41,7 @@ class Store:
 
 @dataclass
 class Total:
-    """The sum over a value, divided."""
+    """The sum over a value, divided by a number."""
 
     view: View
     value: int
@@ -50,7 +50,7 @@ class Total:
 
 @dataclass
 class Values:
-    """Those of several nodes on elements of one shape, in program order."""
+    """The values of several nodes on elements of one shape, in program order."""
 
     values: list[Value] = field(default_factory=list)
     ops: list[int] = field(default_factory=list)  # which of them are micro-ops
@@ -65,7 +65,7 @@ class Values:
         value = self._evaluate(node.expr, shape, node.dtype, node.out.dtype)
         view = canonical(node.out, shape)
         self._held[view] = value
-        self.stores.pop(view, None)  # nobody sees what is written over
+        self.stores.pop(view, None)  # the overwritten value is never seen
         self.stores[view] = Store(view, value, len(self.ops))
 
     def add_total(self, out: View, view: View, divisor: float) -> None:
@@ -88,7 +88,7 @@ class Values:
     def _read(self, view: View) -> int:
         found = self._held.get(view)
         if found is None:
-            # Not a value that is known: what is there may have been written over.
+            # Always a new value: the memory may have been overwritten.
             found = self._held[view] = self._new(Value("memory", (), view.dtype, view))
         return found
 
@@ -98,7 +98,7 @@ class Values:
         return self._value(Value(CONVERSIONS[dtype], (index,), dtype))
 
     def _evaluate(self, expr: Expr, shape: tuple[int, ...], context: torch.dtype, dtype: torch.dtype) -> int:
-        """The value of an expression that is computed in type `context`, converted to `dtype`."""
+        """The value of an expression computed in type `context`, converted to `dtype`."""
         if isinstance(expr, View):
             return self._converted(self._read(canonical(expr, shape)), dtype)
         if not isinstance(expr, tuple):

@@ -1,4 +1,4 @@
-"""Runs of elementwise nodes become one instruction each."""
+"""Fuses runs of elementwise nodes into one instruction each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastnn.capture.expression import Values
 from fastnn.capture.ir import Elementwise, Expr, Instruction, Node, OptimizerStep, Storage, View
 from fastnn.capture.overlap import Extent, canonical, extent, is_flat, overlap
 
-# What a group may hold: its registers stay in the cache, and the kernel has room for it (program.h).
+# What a group may hold: its registers must fit in the cache and the arrays of the kernel (program.h).
 _MOST_OPS, _MOST_OPERANDS = 64, 32
 
 _Shape: TypeAlias = "tuple[int, ...]"
@@ -19,7 +19,7 @@ _Shape: TypeAlias = "tuple[int, ...]"
 
 @dataclass(eq=False)
 class _Access:
-    """Memory that an item reads or writes; `view` is the canonical one where it is gone through element by
+    """Memory that an item reads or writes; `view` is the canonical one if it is iterated over element by
     element with the rest of a group."""
 
     item: int
@@ -32,7 +32,7 @@ class _Access:
 class _Candidate:
     """A node that can be part of a group."""
 
-    node: Elementwise | Instruction  # that is a sum over everything
+    node: Elementwise | Instruction  # a sum over everything
     shape: _Shape
     reads: list[View]
     writes: View | None
@@ -62,7 +62,7 @@ class _Group:
         return self.one_shape and candidate.shape == self.shape
 
     def add(self, candidate: _Candidate) -> None:
-        """Make it the last."""
+        """Append it."""
         self.one_shape = self.one_shape and candidate.shape == self.shape
         self.flat = self.flat and candidate.flat
         self.ops += candidate.ops
@@ -73,8 +73,8 @@ class _Group:
 def fuse(nodes: list[Node], kept: Collection[Storage] = ()) -> list[Node]:
     """The same program with instructions instead of the elementwise nodes.
 
-    Nodes move up to an earlier one of their shape where no memory forbids it. What is computed on the way and
-    is in the program's own memory is not stored, unless something reads it later or it is `kept`.
+    Nodes move up to an earlier one of their shape where no memory dependence forbids it. Intermediate results
+    in the program's own memory are not stored, unless something reads them later or they are `kept`.
     """
     return _Fusion(frozenset(kept)).run(nodes)
 
@@ -151,11 +151,11 @@ class _Fusion:
         return group
 
     def _floor(self, accesses: list[_Access]) -> tuple[int, bool]:
-        """The last item that must not come after what accesses memory so, or -1, and whether both may be of
-        one group."""
+        """The last item that something with these accesses must not precede, or -1, and whether it may join
+        that item's group."""
         floor, joins = -1, True
         for access in accesses:
-            # An optimizer's step may touch what it does not tell of, but not the program's own memory.
+            # An optimizer's step may touch memory that it does not declare, but not the program's own.
             if access.extent.storage.tensor is not None and self.last_optimizer > floor:
                 floor, joins = self.last_optimizer, False
             for other in self.accesses.get(access.extent.storage, ()):

@@ -1,9 +1,9 @@
 """A captured function on a CUDA device: torch's own kernels in a CUDA graph.
 
-What the recording found says which memory the graph will use and what becomes of gradients; the graph itself
-is made in the next call, by the function run once more. A replay repeats the same kernels on the same
-addresses. So arguments are copied to where the graph reads them, what it makes is copied from there, and
-before each replay it is checked that everything else is where it was.
+The recording found which memory the graph will use and what happens to gradients; the graph itself is made in
+the next call, by running the function once more. A replay repeats the same kernels on the same addresses. So
+arguments are copied to where the graph reads them, its results are copied from there, and before each replay
+it is checked that everything else is where it was.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from fastnn.capture.signature import Signature, signature
 from fastnn.capture.tape import Op, Step, as_view, parameters_of, replace, views_in
 from fastnn.capture.watch import unwatched_backward
 
-# They read a learning rate that is on the device; other options are numbers among the arguments of kernels.
+# These can read a learning rate on the device; other options are scalar kernel arguments.
 _READ_LR = (torch.optim.Adam, torch.optim.AdamW, optim.Adam, optim.AdamW)
-# Nothing of theirs is counted on the host.
+# These count nothing on the host.
 _COUNT_NOTHING = (torch.optim.SGD, optim.SGD)
 
 
@@ -41,19 +41,19 @@ class GraphProgram:
 
     Attributes:
         optimizers: the classes of the optimizers whose steps it takes.
-        checked: True once there is a graph, which nothing needs to be compared with: it has torch's own
-            kernels. None before.
+        checked: True once there is a graph, which needs no comparison because it has torch's own kernels;
+            None before.
         dropped: parameters whose gradients it does not keep.
         islands: none; see `Program`.
         takes: the tensors among the arguments, in words.
-        runs: calls that have been taken.
-        thread: of the last of them, before one that of the recording.
+        runs: calls that it has served.
+        thread: of the last of them, or of the recording.
     """
 
     islands: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, called: Signature, recording: Recording, gradients: Gradients, watch: Any) -> None:
-        """Raises `Unsupported` where no graph can do what was recorded."""
+        """Raises `Unsupported` if no graph can do what was recorded."""
         assert recording.device is not None  # an op has run there
         self._device = recording.device
         entries, inputs = recording.tape.entries, recording.tape.inputs
@@ -89,7 +89,7 @@ class GraphProgram:
         self.thread = threading.get_ident()
         self._lock = threading.Lock()
         self._inputs: list[Tensor] = []
-        self._ordered: list[bool] = []  # whether they have the strides of the arguments
+        self._ordered: list[bool] = []  # whether they keep the strides of the arguments
         self._replay: Callable[[], None] = _nothing
         self._result: Any = None
         self._grads: list[Tensor] = []
@@ -109,15 +109,15 @@ class GraphProgram:
 
     @property
     def running(self) -> bool:
-        """Whether a call must run as written: another thread replays, or somebody captures this stream."""
+        """Whether a call must run as written: another thread replays it, or this stream is being captured."""
         return self._lock.locked() or cuda_graph.why_not_now(self._device) is not None
 
     def begin(self, arguments: tuple[Any, Any], fn: Callable[..., Any]) -> tuple[Any, str | None] | None:
-        """Make the graph of `fn`, and take this call by its first replay.
+        """Make the graph of `fn`, and serve this call with its first replay.
 
         Returns:
-            The result and None; or the result of `fn`, and why there is no graph. None, with nothing done,
-            where the function would find something else now than when it was recorded.
+            The result and None; or the result of `fn`, and why there is no graph. None, with nothing done, if
+            the function would depend on something other than when it was recorded.
         """
         args, kwargs = arguments
         tensors = signature(args, kwargs).tensors
@@ -155,7 +155,7 @@ class GraphProgram:
         return fn(*args, **kwargs), why
 
     def run(self, arguments: tuple[Any, Any]) -> Any:
-        """The result of a call; NotImplemented, with nothing done, where this is not the program for it."""
+        """The result of a call; NotImplemented, with nothing done, if this is not the program for it."""
         args, kwargs = arguments
         try:
             called = signature(args, kwargs)
@@ -207,7 +207,7 @@ class GraphProgram:
         yield from (*found.absent, *found.cleared)
 
     def _holds(self) -> bool:
-        """Whether the function would do the same with the same memory."""
+        """Whether the function would do the same work on the same memory."""
         return (
             all(ask() == answer for ask, answer in self._states)
             and self._watch.unchanged()
@@ -219,7 +219,7 @@ class GraphProgram:
         )
 
     def _maker(self, t: Tensor) -> _Result:
-        """How the result of a call is made for the tensor that the graph writes."""
+        """How to make a call's result from the tensor that the graph writes."""
         memory = _address(t)
         number = next(
             (i for i, mine in enumerate(self._inputs) if t is mine or memory == _address(mine) != 0), None
@@ -257,7 +257,7 @@ def _address(t: Tensor) -> int:
 
 
 def _copied(t: Tensor, copies: dict[int, torch.UntypedStorage]) -> Tensor:
-    """`t` in a copy of its memory, which tensors that share it go on sharing."""
+    """`t` in a copy of its memory; tensors that share memory share its copy."""
     storage = t.untyped_storage()
     copy = copies.get(storage.data_ptr())
     if copy is None:
@@ -266,10 +266,10 @@ def _copied(t: Tensor, copies: dict[int, torch.UntypedStorage]) -> Tensor:
 
 
 class _Update:
-    """A stepped optimizer as the graph has it: what of it must stay, and the learning rates that may change.
+    """An optimizer stepped in the graph: what must not change, and the learning rates that may.
 
     Attributes:
-        memory: the tensors whose addresses the graph has.
+        memory: the tensors whose addresses are in the graph.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
@@ -294,7 +294,7 @@ class _Update:
             raise Unsupported(f"{kind.__name__} keeps a part of its state on the host")
 
     def _options_now(self) -> list[tuple[Any, ...]]:
-        """All that kernels have as numbers, and tensors by identity."""
+        """All scalar kernel arguments, and tensors by identity."""
         return [
             (
                 [*map(id, group["params"])],
@@ -314,7 +314,7 @@ class _Update:
             yield from (t for t in state.get(param, {}).values() if isinstance(t, Tensor))
 
     def holds(self) -> bool:
-        """Whether parameters, state and options are those they were, but for learning rates."""
+        """Whether parameters, state and options are unchanged, except for learning rates."""
         return (
             len(self.optimizer.param_groups) == len(self._live)
             and self._options_now() == self._options
@@ -322,7 +322,7 @@ class _Update:
         )
 
     def refresh(self) -> None:
-        """Bring learning rates that have changed to the device."""
+        """Copy changed learning rates to the device."""
         for i, group in enumerate(self.optimizer.param_groups):
             if self._live[i] and group["lr"] != self._said[i]:
                 self._rates[i].fill_(group["lr"])
@@ -330,7 +330,7 @@ class _Update:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Have the optimizer read the learning rates there."""
+        """Make the optimizer read its learning rates on the device."""
         groups = self.optimizer.param_groups
         before = [group["lr"] for group in groups]
         try:
@@ -352,4 +352,4 @@ def _writes(entry: Op | Step) -> Iterator[View]:
 
 
 def _nothing() -> None:
-    """What is done where nothing is."""
+    """Do nothing."""

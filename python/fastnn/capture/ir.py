@@ -40,7 +40,7 @@ class View(NamedTuple):
 
     @property
     def is_contiguous(self) -> bool:
-        """As torch's."""
+        """As in torch."""
         expected = 1
         for n, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if n != 1 and stride != expected:
@@ -60,12 +60,12 @@ class View(NamedTuple):
 
     @property
     def reach(self) -> tuple[int, int]:
-        """The first byte in its storage, and the one after the last; of a view that is not empty."""
+        """The first byte in its storage, and the one after the last; the view must not be empty."""
         last = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         return self.offset * self.dtype.itemsize, (self.offset + last + 1) * self.dtype.itemsize
 
     def spans(self, other: View) -> bool:
-        """Whether `other`, of the same storage, lies between the first and the last byte of this one."""
+        """Whether `other`, of the same storage, is between the first and the last byte of this one."""
         (first, end), (begin, until) = self.reach, other.reach
         return first <= begin and until <= end
 
@@ -101,7 +101,7 @@ class Instruction:
     code: list[int] = field(default_factory=list)
 
 
-# Of elements: a View that broadcasts to the result's shape, a number, or (name, arguments...).
+# On elements: a View that broadcasts to the result's shape, a number, or (name, arguments...).
 Expr: TypeAlias = "View | float | int | bool | tuple[Any, ...]"
 
 
@@ -109,7 +109,8 @@ Expr: TypeAlias = "View | float | int | bool | tuple[Any, ...]"
 class Elementwise:
     """``out[i] = expr[i]``, computed in ``dtype`` and converted to the dtype of ``out``.
 
-    ``out`` may be one of the views in ``expr``, or overlap none of them. Neighbours become one instruction.
+    ``out`` may be one of the views in ``expr``, or overlap none of them. Neighbours are fused into one
+    instruction.
     """
 
     out: View
@@ -139,11 +140,11 @@ class Elementwise:
 
 @dataclass(eq=False)
 class Island:
-    """An op that Python calls, most often torch's, on tensors that alias the program's memory.
+    """An op called from Python, usually torch's, on tensors that alias the program's memory.
 
     ``args`` and ``kwargs`` are the op's, with Views where tensors were. What it returns is copied to
-    ``results``, None standing for those that are arguments, written in place. ``writes`` are the arguments
-    that it writes. ``native``: the op is a kernel of fastnn's, which Python calls.
+    ``results``, where None stands for those that are arguments, written in place. ``writes`` are the
+    arguments that it writes. ``native``: the op is a kernel of fastnn called from Python.
     """
 
     op: Callable[..., Any]
@@ -169,7 +170,7 @@ class Island:
 
 @dataclass(eq=False)
 class OptimizerStep:
-    """A step of an optimizer, which reads its options and state when it is taken.
+    """A step of an optimizer, which reads its options and state when it runs.
 
     ``gradients`` pairs each parameter that has one with its gradient.
     """

@@ -1,4 +1,4 @@
-"""Calls of torch and of Python inside a program, on tensors that alias its memory."""
+"""Calls to torch and Python inside a program, on tensors that alias its memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class Place:
     """Where the tensor of a View is found in a call.
 
     Attributes:
-        fixed: the tensor, where it is the same in each call.
-        find: else what gives it, from the tensors among the arguments and those that are returned.
+        fixed: the tensor, if it is the same in each call.
+        find: otherwise a function that returns it, from the tensors among the arguments and those that are
+            returned.
     """
 
     fixed: Tensor | None = None
@@ -35,7 +36,7 @@ class Place:
 
 
 def view_of(tensor: Tensor, view: View, before: int = 0) -> Tensor:
-    """The View in the memory of `tensor`, which began `before` elements into its storage at the recording."""
+    """The View in the memory of `tensor`, which started `before` elements into its storage when recorded."""
     tensor = tensor.detach()
     moved = int(tensor.storage_offset()) - before
     if tensor.dtype is view.dtype:
@@ -53,7 +54,7 @@ def in_bytes(memory: Tensor, view: View, offset: int) -> Tensor:
 
 
 def call_island(island: Island, place: Callable[[View], Place]) -> tuple[Callable[..., Any], bool]:
-    """What runs the op, and whether it is to be called with the arguments' tensors and the outputs."""
+    """What runs the op, and whether it takes the arguments' tensors and the outputs."""
     args = tuple(replace(a, View, place) for a in island.args)
     kwargs = {key: replace(a, View, place) for key, a in island.kwargs.items()}
     targets = [None if view is None else place(view) for view in island.results]

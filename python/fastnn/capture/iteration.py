@@ -7,12 +7,12 @@ from functools import cmp_to_key
 from fastnn.capture.ir import View, contiguous_strides
 from fastnn.capture.overlap import reshaped
 
-# A row that is at least so long is worth blocks of its own, where operands then need no copy.
+# A row that is at least this long gets blocks of its own, in which operands need no copy.
 _LONG_ROW = 128
 
 
 class Iteration:
-    """Views of one shape, with its dimensions in the order of their strides and collapsed where all views
+    """Views of one shape, with its dimensions ordered by stride and collapsed where all views
     allow it."""
 
     def __init__(self, shape: tuple[int, ...], views: list[View]) -> None:
@@ -28,11 +28,11 @@ class Iteration:
         )
 
     def is_uniform(self, number: int) -> bool:
-        """Whether a view is one element for all places."""
+        """Whether a view is a single element for all positions."""
         return self._is_uniform(self.views[number])
 
     def is_direct(self, number: int) -> bool:
-        """Whether a view's elements are in a row wherever a block of them is worked on."""
+        """Whether a view's elements are contiguous within every block."""
         view = self.views[number]
         return view.strides == self._linear or (self.by_rows and view.strides[-1] == 1)
 

@@ -1,4 +1,4 @@
-"""Which instructions are needed, and where in the arena their memory lies."""
+"""Which instructions are needed, and where in the arena their memory is."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _ALIGNMENT = 64  # bytes: a cache line, and one AVX-512 vector
 
 
 def without_dead(nodes: Sequence[Node], kept: Collection[Storage]) -> list[Node]:
-    """The nodes without those whose results nobody reads.
+    """The nodes without those whose results are never read.
 
-    Torch draws random numbers in order, so what draws stays. `kept` is memory that is read after the last
-    node.
+    Torch draws random numbers in order, so nodes that draw are kept. `kept` is memory that is read after the
+    last node.
     """
     wanted = set(map(id, kept))
     live: list[Node] = []
@@ -51,7 +51,7 @@ class Arena:
             begins, ends, since, until = placed[:, :count]
             at_once = np.flatnonzero((until >= first) & (since <= last))
             at_once = at_once[begins[at_once].argsort()]
-            # It may be after all that begin before it: the first such place where it ends before the next.
+            # First fit: the first gap after the blocks that begin before it in which it ends before the next.
             after = np.append(0, np.maximum.accumulate(ends[at_once]))
             fits = after[:-1] + storage.bytes <= begins[at_once]
             offset = int(after[np.append(fits, True).argmax()])

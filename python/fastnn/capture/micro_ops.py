@@ -19,7 +19,7 @@ _ROWS = (
 )
 NUMBER = {name: number for number, name in enumerate(name for row in _ROWS for name in row)}
 
-# Types of values in the order of kMicroOps; uint8 is only converted from.
+# Types of values in the order of kMicroOps; uint8 is only a source of conversions.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.int64: 2, torch.bool: 3, torch.uint8: 4}
 CONVERSIONS = {
     torch.float32: "to_float32",
@@ -35,7 +35,7 @@ _ANY_TYPE = frozenset(["move", "where"])
 _OF_INTEGERS = frozenset(["add", "sub", "mul", "neg", "abs", "sgn", "minimum", "maximum", "relu"])
 _OF_BITS = frozenset(["and", "or", "xor"])
 
-# What a micro-op costs for each value, where it is more than to read and write it.
+# Cost of a micro-op per value, if more than that of reading and writing it.
 _COSTS = {
     **dict.fromkeys(["div", "reciprocal", "sqrt", "rsqrt"], 2),
     **dict.fromkeys(["exp", "expm1", "sigmoid", "silu", "sigmoid_backward"], 5),
@@ -47,12 +47,12 @@ _COSTS = {
 
 
 def cost(name: str) -> int:
-    """Of a micro-op for each value, in that of an addition."""
+    """The cost of a micro-op per value, in additions."""
     return _COSTS.get(name, 1)
 
 
 def has_type(name: str, dtype: torch.dtype) -> bool:
-    """Whether a micro-op that is no comparison and no conversion computes in `dtype`."""
+    """Whether a micro-op that is neither a comparison nor a conversion computes in `dtype`."""
     if dtype.is_floating_point:
         return name in NUMBER and name not in _OF_BITS
     if dtype is torch.int64:

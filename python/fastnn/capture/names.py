@@ -22,11 +22,11 @@ from fastnn._torch_internals import LEAF_HOOKS, MODULE_HOOKS, PARAMETERS
 from fastnn.capture.reach import global_names, wrapped
 
 _LIBRARIES = {"torch", "fastnn", "numpy", "_pytest", *sys.stdlib_module_names}
-# Classes of libraries whose objects have attributes that others' code reads.
+# Library classes whose objects hold attributes for user code to read.
 _NAMESPACES = (SimpleNamespace, Namespace, threading.local, LRScheduler)
 LONGEST = 64  # entries of a container that is looked into
 _DEEPEST = 4  # attributes of attributes, and entries of entries
-# Methods that are for those who make, copy or print an object: nothing else calls them unnamed.
+# Methods for making, copying and printing an object: nothing else calls them implicitly.
 _MAKING = {"__new__", "__init__", "__post_init__"}  # methods that give a new object its attributes
 _NOT_OF_USE = {
     *("__new__", "__init__", "__post_init__", "__del__", "__repr__", "__str__", "__copy__", "__deepcopy__"),
@@ -34,7 +34,7 @@ _NOT_OF_USE = {
 }
 _OF_WHAT_IS_THERE = {"LOAD_ATTR", "LOAD_METHOD"}
 _OF_A_BASE = {"LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"}
-# What autograd calls of a Function.
+# The methods of a Function that autograd calls.
 _OF_FUNCTIONS = {"forward", "setup_context", "backward", "jvp", "vmap"}
 _BY_TEXT = {
     "getattr",
@@ -49,24 +49,24 @@ _BY_TEXT = {
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is an object with attributes of its own and no more."""
+    """Whether it is an object with attributes of its own and nothing else."""
     others = (torch.nn.Module, torch.Tensor, torch.optim.Optimizer, FunctionType, MethodType, partial, type)
     return isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, (*others, ModuleType))
 
 
 def of_class(kind: type, name: str) -> Any:
-    """What a class has under a name, or the first of its bases that has, as a Watch finds it: asked for, a
-    class method would be bound again. None where there is none."""
+    """What a class or the first of its bases defines under a name, as a Watch finds it: getattr would bind a
+    class method again. None if there is none."""
     return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
 
 
 def slots_of(value: Any) -> dict[str, Any]:
-    """What an object has in the slots of its classes, but for a library's."""
+    """What an object has in the slots of its classes, except those of libraries."""
     found = {}
     for base in type(value).__mro__:
         slots = () if is_library(base.__module__) else vars(base).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
-            with contextlib.suppress(AttributeError):  # nothing is assigned yet
+            with contextlib.suppress(AttributeError):  # not assigned yet
                 found[name] = getattr(value, name)
     return found
 
@@ -77,28 +77,28 @@ def parts_of(container: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def entries(container: Any) -> dict[Any, Any]:
-    """What a list, tuple or dict holds, by index or key; nothing of a long one, which is data."""
+    """What a list, tuple or dict holds, by index or key; empty for a long one, which is data."""
     return {} if len(container) > LONGEST else dict(parts_of(container))
 
 
 def has_attributes(value: Any) -> bool:
-    """Whether it is plain, or a function, and its attributes are not a library's business."""
+    """Whether it is plain, or a function, and its attributes are not internals of a library."""
     if isinstance(value, FunctionType) or wrapped(value) is not None or slots_of(value):
         return True
     return is_plain(value) and (isinstance(value, _NAMESPACES) or not is_library(type(value).__module__))
 
 
 class Code:
-    """What code reads by name: global variables, those of enclosing functions, and, of functions that are
-    called so, what their code reads.
+    """What code reads by name: global variables, those of enclosing functions, and what the functions that it
+    calls by name read.
 
     Attributes:
-        names: of attributes that the code reads, whatever of.
-        direct: those among them that it reads of something else than an attribute: of what a variable holds,
-            for one. ``self.optimizer.step`` says nothing of a ``self.step``.
-        modules: those that are called, by their ids, and their parts.
-        objects: others that it finds under the names of variables and of attributes, or in containers there.
-        libraries: names of the modules of Python among them.
+        names: of attributes that the code reads, from any object.
+        direct: those among them that are not read from an attribute but, for example, from a variable:
+            ``self.optimizer.step`` does not read ``self.step``.
+        modules: the modules that are called, with their submodules, by id.
+        objects: other objects that it finds in variables and attributes, or in containers there.
+        libraries: names of the Python modules among them.
     """
 
     def __init__(self, watch: Any) -> None:
@@ -108,20 +108,20 @@ class Code:
         self.objects: dict[int, Any] = {}
         self.libraries: set[str] = set()
         self._watch = watch
-        self._texts: set[str] = set()  # which may be names that `getattr` is given, found under other names
-        self._begins: set[str] = set()  # what names begin with that code puts together for it
-        # Of objects, how many attributes and entries lead to them from what a variable holds, by their ids.
+        self._texts: set[str] = set()  # strings that may be passed to `getattr`
+        self._begins: set[str] = set()  # prefixes of names that code composes for `getattr`
+        # By id of an object, how many attributes and entries lead to it from a variable.
         self._depth: dict[int, int] = {}
         self._entered: set[int] = set()  # modules whose forward has been read
         self._seen: set[int] = set()  # functions that have been read
-        self._of_classes: set[tuple[type, str]] = set()  # that have been looked at
+        self._of_classes: set[tuple[type, str]] = set()  # that have been read
 
     def found(self, value: Any, depth: int = 0) -> None:
-        """Follow what is called, or is under the name of a variable or, at a `depth` of 1, an attribute."""
+        """Follow what is called, or held by a variable or, at a `depth` of 1, by an attribute."""
         if isinstance(value, torch.nn.Module):
             for module in value.modules():
                 self.modules[id(module)] = module
-                if depth or id(module) in self._entered:  # an attribute may be there for its other methods
+                if depth or id(module) in self._entered:  # an attribute may be used for its other methods
                     continue
                 self._entered.add(id(module))
                 self._read(forward_of(type(module)))
@@ -170,8 +170,8 @@ class Code:
         return True
 
     def follow_methods(self) -> None:
-        """Read what objects have under the names of attributes that the code reads, and the methods that
-        Python calls unnamed."""
+        """Read what objects have under the attribute names that the code reads, and the methods that Python
+        calls implicitly."""
         growing: list[Sized] = [self._seen, self._texts, self.names, self.modules, self.objects]
         known = -1
         while known != (known := sum(map(len, growing))):
@@ -192,7 +192,7 @@ class Code:
     def _follow(self, value: Any, names: set[str], depth: int) -> None:
         kind = value if isinstance(value, type) else type(value)
         unnamed = _unnamed_in(kind) - ({"__len__"} - {f"__{name}__" for name in self.names})
-        if isinstance(value, type):  # of which the code may make objects
+        if isinstance(value, type):  # the code may instantiate it
             unnamed |= {*_MAKING, "forward"}
         self._read_class(kind, names | unnamed)
         if isinstance(value, torch.nn.Module) or has_attributes(value):
@@ -201,17 +201,17 @@ class Code:
                 self.found(attributes[name], depth + 1)
 
     def read_of(self, value: Any) -> set[str]:
-        """Names of attributes that the code may read of one of `objects`."""
+        """Names of attributes that the code may read from one of `objects`."""
         return self.names if self._depth[id(value)] else self.direct
 
     def _read(self, function: Any) -> None:
         """Watch what `function` reads.
 
-        Of torch's and fastnn's functions only the names are watched, for somebody may replace what they
-        stand for; what they lead to is not followed.
+        Of torch's and fastnn's functions only the names are watched, because what they refer to may be
+        replaced; what they lead to is not followed.
         """
         if not isinstance(function, FunctionType):
-            function = wrapped(function)  # in another captured function, for one
+            function = wrapped(function)  # e.g. in another captured function
         if not isinstance(function, FunctionType) or id(function) in self._seen:
             return
         self._seen.add(id(function))
@@ -220,7 +220,7 @@ class Code:
         if follow:
             self._watch.function(function)
             direct = set(_attributes(function.__code__, direct=True))
-            if function.__name__ in _MAKING:  # which says nothing of other objects' attributes
+            if function.__name__ in _MAKING:  # its names do not apply to other objects
                 stored = {
                     i.argval for i in dis.get_instructions(function.__code__) if i.opname == "STORE_ATTR"
                 }
@@ -228,7 +228,7 @@ class Code:
             self.names |= names
             self.direct |= direct
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-                with contextlib.suppress(ValueError):  # nothing is assigned yet
+                with contextlib.suppress(ValueError):  # not assigned yet
                     self._watch.attribute(cell, "cell_contents", cell.cell_contents)
                     if name == "__class__":  # for `super()`, which makes no object
                         self._read_class(cell.cell_contents, names)
@@ -258,7 +258,7 @@ class Code:
         self.found(value, depth)
 
     def _read_module(self, module: ModuleType, names: set[str], within: set[int]) -> None:
-        """Those `names` that are read of a module of Python, perhaps, or of one in it."""
+        """Those `names` that may be read from a Python module, or from one in it."""
         if id(module) in within:
             return
         self.libraries.add(module.__name__)
@@ -273,7 +273,7 @@ class Code:
                 self._variable(value, names, depth=1)
 
     def _read_class(self, kind: type, names: set[str]) -> None:
-        """Those `names` that are read of a class, or of an object of it."""
+        """Those `names` that are read from a class, or from an instance of it."""
         if is_library(kind.__module__) and kind is not torch.Tensor:
             return
         if issubclass(kind, torch.autograd.Function):
@@ -286,10 +286,10 @@ class Code:
             if found is not None:
                 self._watch.class_item(kind, name, found)
                 self._read_descriptor(found)
-            for base in kind.__mro__[1:]:  # as its own calls `super()`
+            for base in kind.__mro__[1:]:  # because its own may call `super()`
                 if name in vars(base):
                     self._read_class(base, {name})
-            with contextlib.suppress(Exception):  # of a metaclass, which has something to say about names
+            with contextlib.suppress(Exception):  # raised by a metaclass
                 asked = getattr(kind, name)
                 if isinstance(asked, FunctionType):
                     self._read(asked)
@@ -297,18 +297,18 @@ class Code:
                     self._variable(asked, names, depth=1)
 
     def _read_descriptor(self, value: Any) -> None:
-        """What is run where an attribute of that class is asked for."""
+        """Read what a descriptor runs when its attribute is accessed."""
         if isinstance(value, property):
             self._read(value.fget)
         elif hasattr(type(value), "__get__") and not isinstance(value, FunctionType):
             self.found(value, 1)
-            if is_library(type(value).__module__):  # functools's, whose functions call the class's
+            if is_library(type(value).__module__):  # functools's, which call the user's function
                 for part in getattr(value, "__dict__", {}).values():
                     self.found(part, 1)
 
 
 class _Autocast:
-    """What torch.autocast makes of float32 where it is not told."""
+    """The dtype that torch.autocast uses by default."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -325,7 +325,7 @@ def is_library(name: str) -> bool:
 
 
 def _unnamed_in(kind: type) -> set[str]:
-    """Names of the methods of a class, no library's, that Python calls by itself, as for an operator."""
+    """Names of the methods of a user's class that Python calls implicitly, as for an operator."""
     found: set[str] = set()
     for base in kind.__mro__:
         if not is_library(base.__module__):
@@ -334,27 +334,28 @@ def _unnamed_in(kind: type) -> set[str]:
 
 
 def _is_unnamed(name: str, value: Any) -> bool:
-    # What dataclasses make compares all there is, whatever the function has to do with that.
+    # Methods made by dataclasses compare all fields, which says nothing about what the function reads.
     if not name.startswith("__") or not isinstance(value, FunctionType):
         return False
     return value.__code__.co_filename != "<string>"
 
 
 def forward_of(kind: type) -> Any:
-    """What a class of modules has for its forward; of those that are scripted it is no function."""
+    """The forward of a module class; for scripted ones it is not a function."""
     return getattr_static(kind, "forward", None)
 
 
 def names_in_class(kind: type) -> frozenset[str]:
-    """Names of attributes that the functions of a module's class read, `torch.nn.Module`'s own apart."""
+    """Names of attributes that the functions of a module's class read, except those of `torch.nn.Module`
+    itself."""
     bases = kind.__mro__[: kind.__mro__.index(torch.nn.Module)]
     functions = [f for base in bases for f in vars(base).values() if isinstance(f, FunctionType)]
     return frozenset(name for f in functions for name in _attributes(f.__code__))
 
 
 def _attributes(code: CodeType, *, direct: bool = False) -> Iterator[str]:
-    """Names of attributes, and of global variables, that code and functions within it use; as text too, where
-    it may be for `getattr`. `direct`: none that are read of attributes only."""
+    """Names of attributes, and of global variables, that code and functions within it use, including strings,
+    which may be for `getattr`. `direct`: without those that are only read from attributes."""
     yield from _direct(code) if direct else code.co_names
     by_text = not _BY_TEXT.isdisjoint(code.co_names) or "param_groups" in code.co_names
     for constant in code.co_consts:
@@ -365,7 +366,7 @@ def _attributes(code: CodeType, *, direct: bool = False) -> Iterator[str]:
 
 
 def _begins_in(code: CodeType) -> Iterator[str]:
-    """What the names of attributes begin with that code puts together, as in ``getattr(self, f"net{i}")``."""
+    """Prefixes of attribute names that code composes, as in ``getattr(self, f"net{i}")``."""
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _begins_in(constant)
@@ -374,7 +375,7 @@ def _begins_in(code: CodeType) -> Iterator[str]:
 
 
 def _imported(code: CodeType) -> Iterator[str]:
-    """The modules that code imports as it runs."""
+    """The modules that code imports when it runs."""
     for each in dis.get_instructions(code):
         if each.opname == "IMPORT_NAME":
             yield each.argval
@@ -387,7 +388,7 @@ def _direct(code: CodeType) -> Iterator[str]:
         if name == "EXTENDED_ARG":
             continue
         reads = name in _OF_WHAT_IS_THERE
-        # Where jumps end, something else may have been found.
+        # After a jump, the object may be a different one.
         if name in _OF_A_BASE or (reads and (instruction.is_jump_target or not of_attribute)):
             yield instruction.argval
         of_attribute = reads

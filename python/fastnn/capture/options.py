@@ -11,10 +11,10 @@ from fastnn.capture.contents import Contents
 
 
 class Options:
-    """The options of optimizers, parameters among them; a step of theirs may change them."""
+    """The options of optimizers, including their parameters; only their own steps may change them."""
 
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
-        """Those that are known before the function runs."""
+        """Those known before the function runs."""
         self._noted: dict[int, tuple[Optimizer, Contents]] = {}
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -23,11 +23,11 @@ class Options:
             self.note(optimizer)
 
     def note(self, optimizer: Optimizer) -> None:
-        """They are right as they are."""
+        """Accept its present options."""
         self._noted[id(optimizer)] = optimizer, Contents(optimizer.param_groups)
 
     def changed(self) -> str | None:
-        """Why there can be no replay, where somebody has changed one since."""
+        """Why there can be no replay, if one has been changed since."""
         for optimizer, contents in self._noted.values():
             if contents.changed():
                 return f"it changes the options of an optimizer, {type(optimizer).__name__}: do that outside"
@@ -35,8 +35,8 @@ class Options:
 
 
 def _another(value: Any) -> Any:
-    """The same number as another object, which shows where somebody writes what is there already: in a call
-    that comes between, by another program, it would be missing."""
+    """The same number as another object, which reveals a write of the same value: after a call in between by
+    another program, that write would be missing."""
     if type(value) is tuple:
         return (*value,)
     return value * 1.0 if type(value) is float else value

@@ -8,8 +8,8 @@ from fastnn.capture.ir import Storage, View, contiguous_strides
 
 
 class Extent(NamedTuple):
-    """The bytes from ``low`` up to ``high`` of a storage; of those, where ``pitch`` is not 0, only such whose
-    place modulo ``pitch`` is in ``width`` bytes from that of ``low`` on."""
+    """The bytes from ``low`` up to ``high`` of a storage; if ``pitch`` is not 0, only those whose offset from
+    ``low``, modulo ``pitch``, is below ``width``."""
 
     storage: Storage
     low: int
@@ -19,7 +19,7 @@ class Extent(NamedTuple):
 
 
 def canonical(view: View, shape: tuple[int, ...]) -> View:
-    """The view broadcast to a shape, without dimensions of size 1, and flat where it is contiguous or one
+    """The view broadcast to a shape, without dimensions of size 1, and flat if it is contiguous or one
     element: equal for the same elements in the same order."""
     if view.shape != shape:
         view = view.expand(shape)
@@ -49,7 +49,7 @@ def reshaped(view: View, shape: tuple[int, ...]) -> View:
 
 
 def extent(view: View) -> Extent:
-    """The memory that the elements of a view are in, empty for none."""
+    """The memory of a view's elements; empty if it has none."""
     size = view.dtype.itemsize
     span, pitch, outermost, count = size, 0, 0, 1
     for n, stride in zip(view.shape, view.strides, strict=True):

@@ -42,13 +42,14 @@ _RULES = {
 
 @dataclass
 class Gradients:
-    """What becomes of ``.grad`` in a call.
+    """What happens to ``.grad`` in a call.
 
     Attributes:
-        state: the parameter whose ``.grad`` some memory is, at each call, and what that was at the recording.
-        absent: parameters that have none before a call.
-        cleared: parameters that have none after it.
-        kept: parameters that get one, and where it is.
+        state: for memory that is the ``.grad`` of a parameter in each call, that parameter and the ``.grad``
+            recorded.
+        absent: parameters without one before a call.
+        cleared: parameters without one after it.
+        kept: parameters that get one, and its memory.
         withheld: those of `cleared` that have one in torch.
         lost: memory of gradients that were there before and are dropped.
     """
@@ -71,7 +72,7 @@ class Program:
         islands: the ops that torch runs, each with the reason.
         optimizers: the classes of the optimizers whose steps it takes.
         arena_bytes: memory that it keeps for what it computes.
-        checked: whether it has been compared with torch; None while that is to be done.
+        checked: whether it has been compared with torch; None until then.
     """
 
     native: Any
@@ -90,7 +91,7 @@ class Program:
     checked: bool | None = None
 
     def __repr__(self) -> str:
-        """Short, where a dataclass would show every tensor."""
+        """Short: a dataclass would show every tensor."""
         return f"<Program {str(self).partition(chr(10))[0]}>"
 
     def __str__(self) -> str:
@@ -113,7 +114,7 @@ class Program:
 
 
 def lowered(tape: Tape, *, natively: bool) -> list[Node]:
-    """Instructions for the ops of a recording; islands where there are none, or none are wanted."""
+    """Instructions for the ops of a recording; islands if there are none or `natively` is False."""
     low = Lowering()
     for entry in tape.entries:
         if isinstance(entry, Step):
@@ -197,7 +198,7 @@ class Builder:
         self.gradients = gradients
         self.watch = watch
         self.outputs: list[Storage] = []
-        self._whole: list[View] = []  # an output's View that fills it
+        self._whole: list[View] = []  # the View of each output that fills it
         for view in [*(view for _, view in gradients.kept), *results]:
             if view.storage not in self.outputs:
                 self.outputs.append(view.storage)
@@ -238,7 +239,7 @@ class Builder:
         for key, (param, grad) in self.gradients.state.items():
             self._buffer(key, "gradient", 0, param, grad)
         unread = []
-        for storage in self.tape.externals:  # what torch's ops read is looked at before a call too
+        for storage in self.tape.externals:  # what torch's ops read is also checked before a call
             tensor = storage.tensor
             if tensor is not None and tensor.dtype in DTYPES:
                 self._place(as_view(tensor, storage))
@@ -323,7 +324,7 @@ class Builder:
             return ("python", in_python, True)
         try:
             watch_optimizer(self.watch, step.optimizer)
-        except Unsupported:  # what it says is why Python takes the step
+        except Unsupported:  # its message says why Python takes the step
             return ("python", in_python, True)
         gradients = [(param, *self._place(view)) for param, view in step.gradients]
         return ("optimizer", rule, step.optimizer, gradients, in_python)
@@ -347,7 +348,7 @@ class Builder:
         return self._buffer(id(storage), "external", 0, storage.tensor, storage.tensor), start
 
     def _argument_of(self, view: View) -> int:
-        """The argument that holds a view of its memory, where several are in one; else the first there."""
+        """The argument that contains the view, if several share its memory; else the first in it."""
         first = self.inputs[id(view.storage)]
         if id(view.storage) not in self._written and view.numel:
             for i, argument in enumerate(self.tape.inputs):
@@ -402,13 +403,13 @@ class Builder:
             return Place(find=lambda inputs, outputs: view_of(_gradient(param), view, before))
         tensor = storage.tensor
         if tensor is None:
-            # Read by torch and written by nobody, as what it is to be is drawn in place.
+            # Read by torch and never written, because it is filled with random numbers in place.
             return Place(in_bytes(torch.empty(storage.bytes, dtype=torch.uint8, device="cpu"), view, 0))
         before = int(tensor.storage_offset())
         return Place(find=lambda inputs, outputs: view_of(tensor, view, before))
 
     def is_whole(self, view: View) -> bool:
-        """Whether an output is this very view of its memory."""
+        """Whether an output is exactly this view of its memory."""
         return self._whole[self.outputs.index(view.storage)] == view
 
     def _shared_inputs(self) -> list[tuple[int, int, int]]:
@@ -438,9 +439,9 @@ class Builder:
 
 
 def _whole(view: View) -> View:
-    """The View itself where it fills its memory and native code has its type, else all of that, flat."""
+    """The View itself if it fills its memory and native code has its type, else the whole memory, flat."""
     size = view.dtype.itemsize
-    if view.dtype not in DTYPES:  # native code does not read what it is
+    if view.dtype not in DTYPES:  # native code does not know the type
         return View(view.storage, 0, (view.storage.bytes,), (1,), torch.uint8)
     if view.offset == 0 and view.is_dense and view.numel * size == view.storage.bytes:
         return view
@@ -448,7 +449,7 @@ def _whole(view: View) -> View:
 
 
 def _looks(tensor: Tensor) -> tuple[Any, ...]:
-    """What a program relies on of a tensor that native code cannot look at."""
+    """The properties on which a program relies, of a tensor that native code cannot inspect."""
     memory = tensor.untyped_storage().data_ptr()
     return memory, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad
 

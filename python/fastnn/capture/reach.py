@@ -1,4 +1,4 @@
-"""What a function can reach besides the tensors among its arguments."""
+"""What a function can reach other than the tensors among its arguments."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 def reached(fn: Any, others: list[Any]) -> list[Any]:
     """Objects in the closure of a function, in the globals that its code names, in the defaults of its
-    arguments, the object of a method, and `others`, which it is given: each with its attributes or elements,
-    and elements of attributes.
+    arguments, the object of a method, and `others`: each with its attributes or elements, and the elements of
+    attributes.
 
-    Functions in a closure are gone through alike, those among the globals are not.
+    Functions in a closure are followed too, those among the globals are not.
     """
     found: dict[int, Any] = {}
     waiting = [fn, *others]
@@ -35,7 +35,7 @@ def reached(fn: Any, others: list[Any]) -> list[Any]:
 
 
 def _beside(fn: Any) -> Iterator[Any]:
-    """What a callable can reach."""
+    """Objects that a callable refers to."""
     if isinstance(fn, functools.partial):
         yield from (fn.func, *fn.args, *fn.keywords.values())
     elif isinstance(fn, MethodType):
@@ -44,7 +44,7 @@ def _beside(fn: Any) -> Iterator[Any]:
         for cell in fn.__closure__ or ():
             try:
                 value = cell.cell_contents
-            except ValueError:  # nothing is assigned yet
+            except ValueError:  # not assigned yet
                 continue
             yield value() if isinstance(value, weakref.ref) else value
         yield from fn.__defaults__ or ()
@@ -58,7 +58,7 @@ def _beside(fn: Any) -> Iterator[Any]:
 
 
 def wrapped(value: Any) -> Any:
-    """What a decorator's object stands for, or None."""
+    """The function wrapped by a decorator's object, or None."""
     return getattr(value, "__dict__", {}).get("__wrapped__")
 
 

@@ -21,9 +21,9 @@ from fastnn.capture.steps import Steps
 from fastnn.capture.tape import Op, Schema, replace, schema_of, tensors_in, views_in
 from fastnn.capture.unseen import Unseen
 
-# These change a tensor's memory rather than its values.
+# These change which memory a tensor has, not its values.
 _MOVES_MEMORY = {"resize_.default", "resize_as_.default", "set_.source_Tensor", "set_.source_Storage"}
-# Of which only boolean indices depend on values.
+# The shape of their results depends on values only with boolean indices.
 _INDEXING = {"index.Tensor", "index_put.default", "index_put_.default", "_index_put_impl_.default"}
 
 
@@ -38,7 +38,7 @@ def _is_composite(op: Any) -> bool:
 
 
 class _Within:
-    """The ops of an op, under the mode that it has come to."""
+    """The ops inside an op, under the mode that has received it."""
 
     def __init__(self, mode: TorchDispatchMode) -> None:
         self._mode = mode
@@ -51,8 +51,8 @@ class _Within:
 
 
 class Recorder(TorchDispatchMode):
-    """While it is entered, ops of the calling thread run as ever and are noted, until what a recording cannot
-    hold ends it.
+    """While it is active, ops of the calling thread run as usual and are noted, until something that a
+    recording cannot hold ends it.
 
     Attributes:
         recording: what has been noted.
@@ -64,7 +64,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.recording = Recording(inputs)
         self.steps = Steps(self.recording, optimizers)
-        self._of_numpy: set[int] = set()  # by id of the Storage, what the function takes from numpy
+        self._of_numpy: set[int] = set()  # by id of the Storage, memory that the function takes from NumPy
         self._hooks: list[Any] = []
         self._unseen = Unseen(self.recording)
 
@@ -94,7 +94,7 @@ class Recorder(TorchDispatchMode):
         try:
             schema = schema_of(func)
             if noted.paused:
-                _refuse_collective(schema)  # what else an optimizer's step does, a replay does too
+                _refuse_collective(schema)  # anything else in an optimizer's step is also done by a replay
                 return func(*args, **kwargs)
             if schema.namespace == "profiler":
                 return func(*args, **kwargs)
@@ -124,8 +124,8 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _constant(self, tensor: Tensor) -> Tensor:
-        """A tensor of Python's numbers is made again in each call, from a copy that stays; one that is the
-        memory of a NumPy array has its content of each call."""
+        """A tensor of Python numbers is made again in each call, from a permanent copy; one that shares the
+        memory of a NumPy array has the array's content at each call."""
         known = self.recording.storage_of(tensor)
         if not tensor.untyped_storage().resizable():
             if known is not None and self.recording.is_argument(known):

@@ -1,4 +1,4 @@
-"""What a recording notes as the function runs: the tape, the memory that ops meet, and why it has ended."""
+"""What a recording notes as the function runs: the tape, the memory that ops use, and why it has ended."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fastnn.capture.ir import Storage, View
 from fastnn.capture.tape import Tape, as_view
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-# By which users read a value.
+# Functions by which users read a value.
 _READING = {
     "item",
     "is_nonzero",
     *(f"__{kind}__" for kind in ("bool", "int", "float", "complex", "index", "format")),
 }
-# Whose functions do something of their own.
+# Modules whose functions do more than call one op.
 _OF_TORCH = tuple(f"torch.{name}." for name in ("nn", "optim", "amp", "distributions", "utils", "func"))
 
 
@@ -35,15 +35,15 @@ class Recording:
     """One call of a function.
 
     Attributes:
-        refused: what it does that no recording can hold, which ends this one; the function runs on.
+        refused: what it does that no recording can hold; ends this recording, but not the function.
         tape: what has been noted.
         device: of all tensors, known when the first is met.
         leaves: those that require gradients, by id.
-        asked: the ids of tensors whose gradients Python has looked at.
-        function: the name of torch's that is called.
-        paused: how often: what runs meanwhile is not noted.
-        ran_backward: in which hooks of leaves are called.
-        thread: in which the function runs.
+        asked: the ids of tensors whose gradients Python has read.
+        function: the name of the torch function being called.
+        paused: nesting depth; nothing is noted while it is above 0.
+        ran_backward: whether a backward ran, which calls the hooks of leaves.
+        thread: the one in which the function runs.
     """
 
     def __init__(self, inputs: list[Tensor]) -> None:
@@ -57,12 +57,12 @@ class Recording:
         self.paused = 0
         self.ran_backward = False
         self.thread = threading.get_ident()
-        # By address. Torch's storages are kept, so that no address is used again; tensors are not, because
-        # autograd copies a gradient that somebody else has a reference to.
+        # By address. Torch's storages are kept alive, so that no address is reused; tensors are not, because
+        # autograd copies a gradient to which there is another reference.
         self._storages: dict[int, tuple[Storage, torch.UntypedStorage]] = {}
-        self._met: set[int] = set()  # addresses, before the recording was refused
+        self._met: set[int] = set()  # addresses, met before the recording was refused
         self._made: list[tuple[Storage, weakref.ref[Tensor]]] = []
-        # The tensors through which ops met the memory of arguments.
+        # The tensors through which ops accessed the memory of arguments.
         self._inputs: set[int] = set()  # by id of the Storage
         self._in_inputs: list[weakref.ref[Tensor]] = []
         for tensor in inputs:
@@ -75,14 +75,14 @@ class Recording:
         self._inputs.update(id(view.storage) for view in self.tape.inputs)
 
     def refuse(self, reason: str) -> None:
-        """End the recording, for what the function does."""
+        """End the recording because of what the function does."""
         if self.refused is None:
             self.refused = f"{reason}{_place()}"
             self._met.update(self._storages)
         self._storages.clear()
 
     def check(self, t: Tensor) -> None:
-        """Raise `Unsupported` where a tensor is none that a replay may have."""
+        """Raise `Unsupported` for a tensor that a replay cannot have."""
         if type(t) not in _PLAIN:
             raise Unsupported(f"{type(t).__name__} is a tensor subclass")
         if not _has_memory(t):
@@ -98,7 +98,7 @@ class Recording:
         """The View of a tensor that an op is given."""
         storage = self.storage_of(tensor)
         view = self.first_view(tensor, tensor) if storage is None else as_view(tensor, storage)
-        # Autograd makes another tensor of a leaf that it saved: it is not the one that has the gradient.
+        # Autograd makes a new tensor for a leaf that it saved: it is not the one that gets the gradient.
         if tensor.requires_grad and tensor.is_leaf and view.storage.tensor is tensor:
             self.leaves[id(tensor)] = tensor
         if self.is_argument(view.storage) and id(tensor) not in self._given:
@@ -110,20 +110,20 @@ class Recording:
         return id(storage) in self._inputs
 
     def is_asked(self, tensor: Tensor) -> None:
-        """Python looks at a tensor, at its shape for one: of one from before, that may change though no op
-        reads it."""
+        """Python reads properties of a tensor, e.g. its shape: those of a tensor from before the recording
+        may change though no op reads it."""
         if (
             type(tensor) in _PLAIN
             and self.device in (None, tensor.device)
             and _has_memory(tensor)
-            and _torch_internals.has_storage(tensor)  # within vmap it stands for another
+            and _torch_internals.has_storage(tensor)  # within vmap it represents another
             and tensor.numel()
         ):
             self.view(tensor)
 
     def reaches_arguments(self, others: Iterable[Tensor]) -> bool:
-        """Whether the memory of an argument was met otherwise too, as a parameter's is beside its ``.data``;
-        once the function has returned. `others` are tensors that it may have taken from elsewhere."""
+        """Whether the memory of an argument was also reached in another way, as a parameter's is through its
+        ``.data``; called once the function has returned. `others` are tensors that it may have used."""
         made = {id(reference()) for _, reference in self._made}
         met = (reference() for reference in self._in_inputs)
         return any(t is not None and id(t) not in made for t in met) or any(
@@ -132,7 +132,7 @@ class Recording:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """What runs meanwhile is not noted."""
+        """What runs in this block is not noted."""
         self.paused += 1
         try:
             yield
@@ -151,7 +151,7 @@ class Recording:
         return view
 
     def first_view(self, tensor: Tensor, external: Tensor | None) -> View:
-        """The View of a tensor in memory that has not been met before."""
+        """The View of a tensor in memory not met before."""
         base = tensor.untyped_storage()
         storage = Storage(base.nbytes(), external)
         if external is not None:
@@ -161,17 +161,17 @@ class Recording:
         return as_view(tensor, storage)
 
     def storage_of(self, tensor: Tensor) -> Storage | None:
-        """The memory of a tensor, where it has been met."""
+        """The memory of a tensor, if it has been met."""
         found = self._storages.get(tensor.untyped_storage().data_ptr())
         return None if found is None else found[0]
 
     def has_met(self, tensor: Tensor) -> bool:
-        """Whether an op was given the memory of a tensor from before, so long as the recording went on."""
+        """Whether an op was given the memory of a tensor from before, while the recording was active."""
         address = tensor.untyped_storage().data_ptr()
         return address in self._storages or address in self._met
 
     def reader(self) -> str | None:
-        """What of torch's reads a value for the user's code, which has not asked for that."""
+        """The torch function that reads a value on its own account, not at the request of the user's code."""
         for frame in itertools.takewhile(_is_not_users, _frames()):
             module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
             if module.startswith(_OF_TORCH) and not name.startswith(("_", "<")):
@@ -180,11 +180,11 @@ class Recording:
         return None if self.function in _READING else self.function
 
     def here(self) -> bool:
-        """Whether it goes on, in the calling thread."""
+        """Whether it is active in the calling thread."""
         return threading.get_ident() == self.thread and self.refused is None
 
     def survivors(self) -> list[Tensor]:
-        """What the function made and somebody still holds, once the function has returned."""
+        """Tensors made by the function that are still referenced once it has returned."""
         fresh = set(map(id, self.tape.fresh))
         made = ((storage, reference()) for storage, reference in self._made)
         return [
@@ -206,7 +206,7 @@ def _is_not_users(frame: FrameType) -> bool:
 
 
 def _place() -> str:
-    """The line of the user's that is running."""
+    """The line of the user's code that is running."""
     frame = next(itertools.dropwhile(_is_not_users, _frames()), None)
     return "" if frame is None else f" ({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
 

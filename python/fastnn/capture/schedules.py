@@ -13,11 +13,11 @@ _hooks: dict[int, Callable[[LRScheduler], None]] = {}
 
 
 class SchedulerHook:
-    """Until it is removed, `hook` is given each scheduler that is stepped, in any thread.
+    """Until it is removed, `hook` is called with each scheduler that is stepped, in any thread.
 
-    Subclasses have steps of their own, but each sets attributes, so that is what is seen: a search for
-    schedulers and a look at their counters would find neither those that are made later nor, without tens of
-    milliseconds for each recording, those whose optimizer is not known.
+    Subclasses override the step, but each sets attributes, so that is what is watched: a search for
+    schedulers and their counters would miss those that are made later and, short of tens of milliseconds per
+    recording, those whose optimizer is not known.
     """
 
     def __init__(self, hook: Callable[[LRScheduler], None]) -> None:
@@ -27,7 +27,7 @@ class SchedulerHook:
             LRScheduler.__setattr__ = _set  # type: ignore[method-assign,assignment]
 
     def remove(self) -> None:
-        """End; with the last one torch's class is as it was."""
+        """End; the last one restores torch's class."""
         with _lock:
             del _hooks[id(self)]
             if not _hooks:

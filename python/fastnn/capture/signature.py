@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastnn._dispatch import Unsupported, default_device
 
-# Numbers of DType in csrc/core/dtype.h.
+# The numbers of DType in csrc/core/dtype.h.
 DTYPES = {
     torch.float32: 0,
     torch.float64: 1,
@@ -25,14 +25,14 @@ DTYPES = {
 
 
 class Signature(NamedTuple):
-    """Of one call.
+    """The signature of one call.
 
     Attributes:
-        key: equal for calls that a program may serve alike.
-        family: the same but for which parameters are among the arguments; None where none is.
-        spec: the same as csrc/bindings/arguments.h takes it, where all tensors are on the CPU.
+        key: equal for calls that the same program may serve.
+        family: the same, regardless of which parameters are among the arguments; None if there are none.
+        spec: the key in the form of csrc/bindings/arguments.h, if all tensors are on the CPU.
         tensors: those among the arguments, in order.
-        others: what else is in the arguments, in their tuples, lists and dicts too.
+        others: everything else in the arguments, including their tuples, lists and dicts.
     """
 
     key: Hashable
@@ -43,7 +43,7 @@ class Signature(NamedTuple):
 
     @property
     def takes(self) -> str:
-        """The tensors in words."""
+        """The tensors, described in words."""
         said = (f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in self.tensors)
         return ", ".join(said) or "no tensors"
 
@@ -68,7 +68,7 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
 
 
 def strides_that_matter(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides with 0 for dimensions of size 1, where they say nothing."""
+    """Strides with 0 for dimensions of size 1, where they do not matter."""
     return tuple(0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
 
 
@@ -92,7 +92,7 @@ def _value_spec(x: Any) -> tuple[Any, ...]:
         exact = _exact(x)
         hash(exact)
         simple = type(x) is float or exact == (type(x), x)
-    except Exception as error:  # of any kind: it is the object's own
+    except Exception as error:  # of any kind, since it is raised by the object's own code
         if isinstance(error, RecursionError):
             raise
         raise Unsupported(
@@ -105,7 +105,7 @@ def _value_spec(x: Any) -> tuple[Any, ...]:
 
 
 def _exact(x: Any) -> Any:
-    """What is equal for values that are the same, to the types and signs of numbers in them."""
+    """A key that is equal for identical values, including the types and signs of numbers."""
     kind: Any = type(x)
     if isinstance(x, Tensor):
         return _Identity(x)
@@ -160,7 +160,7 @@ def _family(key: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _Identity:
-    """A tensor by identity."""
+    """A tensor, compared by identity."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor

@@ -23,9 +23,9 @@ class Steps:
     """Each step becomes one entry of the tape, and what it does is not noted.
 
     Attributes:
-        options: of optimizers, which only a step of theirs may change.
-        optimizers: that took steps, by id.
-        stepped: the ids of their parameters, and of steps after a refusal.
+        options: those of optimizers, which only their own steps may change.
+        optimizers: those that took steps, by id.
+        stepped: the ids of their parameters, including those of steps after a refusal.
     """
 
     def __init__(self, recording: Recording, optimizers: Iterable[Optimizer]) -> None:
@@ -62,7 +62,7 @@ class Steps:
                 self._recording.refuse(str(reason))
                 return
         elif isinstance(outer := self._recording.tape.entries[-1], Step) and outer.optimizer is not optimizer:
-            # Which keeps its state where a comparison would not put it back.
+            # Such a wrapper keeps its state where a comparison would not restore it.
             names = (type(each).__name__ for each in (outer.optimizer, optimizer))
             self._recording.refuse("{}.step takes a step of another optimizer, {}".format(*names))
             return
@@ -71,7 +71,7 @@ class Steps:
     def _note_step(self, optimizer: Optimizer) -> None:
         step = optimizer.__dict__.get("step", type(optimizer).step)
         if not getattr(getattr(step, "__code__", None), "co_filename", "").startswith(HOMES):
-            # It began before torch told of the step: what it does is recorded, and a replay would repeat it.
+            # It started before torch's hook ran: what it does is recorded, and a replay would repeat it.
             raise Unsupported(f"another function has been wrapped around {type(optimizer).__name__}.step")
         called = _replaced.Names(_replaced.parts_of_step(_replaced.torchs_class(type(optimizer))))
         if (reason := called.first_replaced()) is not None:
@@ -96,4 +96,4 @@ class Steps:
         if self._recording.here():
             self._recording.refuse(f"it calls {type(scheduler).__name__}.step(), which a replay would not do")
         elif threading.get_ident() != self._recording.thread and hasattr(scheduler, "optimizer"):
-            self.options.note(scheduler.optimizer)  # it is not the function that has changed them
+            self.options.note(scheduler.optimizer)  # they were not changed by the function

@@ -33,12 +33,12 @@ from fastnn.capture.names import (
     slots_of,
 )
 
-# Where numbers are drawn that torch does not know, by the module that code names.
+# Generators of random numbers other than torch's, by the module that code names.
 _GENERATORS: dict[str, tuple[str, Callable[[], Any]]] = {
     "random": ("Python's random", random.getstate),
     "numpy": ("numpy.random", lambda: np.random.get_state(legacy=False)),
 }
-# And the objects that draw them. A SystemRandom has no state: it is always taken to have drawn.
+# Objects that draw random numbers. A SystemRandom has no state: it is always taken to have drawn.
 _never_the_same = itertools.count()
 _DRAWING: dict[type, tuple[str, Callable[[Any], Any]]] = {
     random.SystemRandom: ("a random.SystemRandom", lambda generator: next(_never_the_same)),
@@ -49,37 +49,38 @@ _DRAWING: dict[type, tuple[str, Callable[[Any], Any]]] = {
         lambda generator: generator.get_state(legacy=False),
     ),
 }
-# Entries of containers that are watched, beside objects with attributes; others are data, which come and go.
+# Entries of containers that are watched, besides objects with attributes; others are data, which are added
+# and removed.
 _SETTINGS = (
     *(int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device, Enum, type),
     *(nn.Module, Optimizer, FunctionType, BuiltinFunctionType, MethodType, partial, list, dict),
 )
-_DATA = (Tensor, np.ndarray)  # which are watched only where the function reads them
-_MOST_DATA = 10_000  # entries of a container that is searched for such
+_DATA = (Tensor, np.ndarray)  # watched only if the function reads them
+_MOST_DATA = 10_000  # entries of a container that is searched for data
 _DEEPEST = 4  # attributes of attributes, and entries of entries
 
 
 class Surroundings:
-    """Variables and attributes that a function's code reads, and what they are before it runs.
+    """Variables and attributes that a function's code reads, and their values before it runs.
 
-    Entries of lists and dicts among them are looked at alike, if they are few: models, optimizers, functions,
-    numbers and text, and tensors that the function reads. Containers that the function itself makes longer
-    or shorter are left alone, for they are logs and buffers.
+    Entries of lists and dicts among them are handled the same way, if they are few: models, optimizers,
+    functions, numbers and text, and tensors that the function reads. Containers that the function itself
+    grows or shrinks are left alone, for they are logs and buffers.
     """
 
     def __init__(
         self, fn: Any, given: list[Any], around: list[Any], called: list[nn.Module | Optimizer]
     ) -> None:
-        """`given` is what the arguments hold beside tensors, `around` all that the function can reach;
-        `called` was called in an earlier call."""
+        """`given` is what the arguments hold besides tensors, `around` all that the function can reach;
+        `called` are the modules and optimizers called in an earlier call."""
         self._noted: dict[tuple[str, int, Any], tuple[Any, Any, Any]] = {}  # holder, name and value
         self._names: dict[int, str] = {}  # of objects, of their attributes and of variables, by their ids
-        self._weak: set[int] = set()  # ids of objects that nothing here may keep alive
-        self._containers: dict[int, tuple[Any, int, bool]] = {}  # and sizes, and whether these are watched
+        self._weak: set[int] = set()  # ids of objects that must not be kept alive from here
+        self._containers: dict[int, tuple[Any, int, bool]] = {}  # with size, and whether that is watched
         self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
-        self._classes: set[tuple[type, frozenset[str]]] = set()  # what is noted already
+        self._classes: set[tuple[type, frozenset[str]]] = set()  # already noted
         optimizers = [other for other in (*called, *around) if isinstance(other, Optimizer)]
-        # What an optimizer draws in its step, it draws in replays too.
+        # Numbers that an optimizer draws in its step are also drawn in replays.
         self._not_ours = {id(part) for optimizer in optimizers for part in vars(optimizer).values()}
         code = Code(self)
         if isinstance(fn, MethodType):
@@ -88,7 +89,7 @@ class Surroundings:
             code.found(root)
         code.follow_methods()
         named = {name: kept for name, kept in _GENERATORS.items() if name in code.libraries}
-        # The first that has drawn is told: not the object that the module hides.
+        # The first that has drawn is reported: the module itself, not its hidden generator object.
         self._draws = {
             id(state): (name, state, repr(state())) for name, state in named.values()
         } | self._draws
@@ -102,8 +103,8 @@ class Surroundings:
         self.add([*called, *optimizers])
 
     def add(self, called: Iterable[nn.Module | Optimizer]) -> None:
-        """Look at these too, which the function calls, and at what their code reads."""
-        code = Code(self)  # of its own: names that a model's code reads say nothing of other objects
+        """Also note these, which the function calls, and what their code reads."""
+        code = Code(self)  # separate: names that a model's code reads do not apply to other objects
         for each in called:
             if isinstance(each, Optimizer):
                 self._note_attributes(each, {"step", "zero_grad"})
@@ -118,9 +119,9 @@ class Surroundings:
         self._note_all(code, code.modules.values())
 
     def _note_options(self, optimizer: Optimizer, names: set[str]) -> None:
-        """Options that code reads itself: those that a step reads, it reads in replays too."""
+        """Options that the function's code reads: those that a step reads are also read in replays."""
         read = names if "param_groups" in names else set()
-        if "get_last_lr" in names:  # of a schedule, which has told the optimizer
+        if "get_last_lr" in names:  # of a scheduler, which has set it in the optimizer
             read = read | {"lr"}
         for group in optimizer.param_groups:
             for name in read & group.keys() - {"params"}:
@@ -129,30 +130,30 @@ class Surroundings:
             list(self._note_entries(optimizer.defaults))
 
     def item(self, holder: dict[str, Any], name: str, value: Any) -> None:
-        """As a Watch's: a global variable."""
+        """As in a Watch: a global variable."""
         self._note("item", holder, name, value)
 
     def attribute(self, holder: Any, name: str, value: Any) -> None:
-        """As a Watch's: a variable of an enclosing function."""
+        """As in a Watch: a variable of an enclosing function."""
         self._note("attribute", holder, name, value)
 
     def function(self, function: FunctionType) -> None:
-        """As a Watch's: what a function is made of."""
+        """As in a Watch: the code and defaults of a function."""
         self._note("function", function, "a function", _made_of(function))
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             self._names.setdefault(id(cell), name)
 
     def class_item(self, kind: type, name: str, value: Any) -> None:
-        """As a Watch's: what an object has from its class."""
+        """As in a Watch: what an object gets from its class."""
         self._note("class_item", kind, name, value)
 
     def _note(self, method: str, holder: Any, name: Any, value: Any) -> None:
-        if name == "__annotations__":  # which a class has from when it is first asked for them
+        if name == "__annotations__":  # which a class gets when they are first read
             return
         self._noted.setdefault((method, id(holder), name), (holder, name, value))
         self._note_generator(value)
         shown = self._shown(method, holder, name)
-        if isinstance(value, weakref.ref):  # of the object of a method
+        if isinstance(value, weakref.ref):  # the object of a bound method
             self._names.setdefault(id(value()), "self")
             self._weak.add(id(value()))
         self._names.setdefault(id(value), shown)
@@ -162,7 +163,7 @@ class Surroundings:
             self._noted.setdefault(("held", id(value), "now"), (held, "now", held.now))
 
     def _shown(self, method: str, holder: Any, name: Any) -> str:
-        """What a reader of the code would call it."""
+        """Its name as it appears in the code."""
         found = self._names.get(id(holder))
         if method == "entry":
             return f"{found or 'a container'}[{name!r}]"
@@ -184,7 +185,7 @@ class Surroundings:
                 self._draws[id(value)] = (name, look, repr(look()))
 
     def _note_all(self, code: Code, modules: Iterable[nn.Module]) -> None:
-        """What code reads of modules and of objects that it finds, and of what they hold."""
+        """What code reads from modules and objects that it finds, and from what they hold."""
         found: list[Any] = []
         in_class = cache(names_in_class)
         for module in modules:
@@ -226,7 +227,7 @@ class Surroundings:
             self.attribute(of, name, slots[name])
         if not slots:
             for name in (names & _names_of(_bases(of, libraries=False))) - own.keys():
-                self._note("absent", own, name, None)  # it may have its own some day
+                self._note("absent", own, name, None)  # it may get its own later
         self._note_class(of, frozenset(names))
         if id(of) not in self._weak:
             self._note("type", of, "__class__", type(of))
@@ -243,14 +244,14 @@ class Surroundings:
                 self.class_item(base, name, of_class(base, name))
 
     def drawn(self) -> str | None:
-        """Where the function has drawn numbers that a replay would not draw, or None."""
+        """The generator from which the function has drawn numbers that a replay would not draw, or None."""
         for name, state, before in self._draws.values():
             if repr(state()) != before:
                 return name
         return None
 
     def changed(self) -> list[str]:
-        """Which names are bound to something else now; they are not watched then."""
+        """Names that are now bound to something else; they are no longer watched."""
         names = []
         for key, (container, size, _) in list(self._containers.items()):
             if _size(container) != size:
@@ -279,8 +280,8 @@ class Surroundings:
         return names
 
     def watch(self, watch: Any, read: Iterable[Tensor]) -> None:
-        """Add them to a Watch; of tensors and arrays in containers only those that the function reads. Others
-        are not known from then on."""
+        """Add them to a Watch; of tensors and arrays in containers only those that the function reads. The
+        others are no longer known."""
         tensors = {id(t): t.data_ptr() for t in read}
         addresses = set(tensors.values())
         for key, (holder, name, value) in list(self._noted.items()):
@@ -309,13 +310,13 @@ class Surroundings:
                 watch.size(container, size)
 
     def differing(self) -> list[str]:
-        """What is not as it was when `watch` was called."""
+        """What has changed since `watch` was called."""
         sizes = [c for c, size, is_watched in self._containers.values() if is_watched and _size(c) != size]
         return [f"the length of {self._names.get(id(c), 'a container')}" for c in sizes] + self.changed()
 
 
 class _Held:
-    """What is in an array, or in a container that cannot be indexed."""
+    """The content of an array, or in a container that cannot be indexed."""
 
     kinds = (np.ndarray, array, bytearray, deque, set)
 
@@ -324,18 +325,18 @@ class _Held:
 
     @staticmethod
     def size(holder: Any) -> int:
-        """How much that is."""
+        """How large that content is."""
         return holder.size if isinstance(holder, np.ndarray) else len(holder)
 
     @property
     def now(self) -> Any:
-        """All of it, as a Watch compares it."""
+        """All of it, in the form that a Watch compares."""
         if isinstance(self._holder, (np.ndarray, array)):
             return self._holder.tobytes()
         return bytes(self._holder) if isinstance(self._holder, bytearray) else tuple(self._holder)
 
     def is_read(self, addresses: set[int]) -> bool:
-        """Whether its memory is a tensor's, which reads it in each call."""
+        """Whether it shares its memory with a tensor, so that each call reads it."""
         return isinstance(self._holder, np.ndarray) and _holds_one_of(self._holder, addresses)
 
 
@@ -374,7 +375,7 @@ def _names_of(bases: Iterable[type]) -> set[str]:
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    """As a Watch's: numbers, text and tuples of them by what they are, others by identity."""
+    """As in a Watch: numbers, text and tuples of them by value, others by identity."""
     if value is other or type(value) is not type(other):
         return value is other
     if type(value) is tuple:

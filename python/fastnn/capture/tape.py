@@ -14,24 +14,24 @@ from torch.optim import Optimizer
 from fastnn._torch_internals import OpOverload, arguments_of
 from fastnn.capture.ir import Storage, View
 
-# What they write although their signature does not say so, by the names of arguments.
+# Arguments that ops write although their signature does not say so, by name.
 _UNDECLARED_WRITES = {"native_batch_norm.default": ("running_mean", "running_var")}
 _DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What an op's signature says of it."""
+    """What an op's signature says about it."""
 
     name: str  # such as "add.Tensor"
     namespace: str
     writes: tuple[tuple[int, str], ...]  # the arguments that are written, by position and name
-    random: bool  # or called for what it does besides, as an assertion is
+    random: bool  # or called for its side effects, as an assertion is
     depends_on_values: bool
 
 
 def name_of(op: Any) -> str:
-    """Such as "add.Tensor"."""
+    """A name such as "add.Tensor"."""
     return str(op).partition(".")[2] if isinstance(op, OpOverload) else str(op.__name__)
 
 
@@ -58,7 +58,7 @@ class Op(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     results: Any  # what it returned, with Views
-    fresh: tuple[Storage, ...]  # memory that it returned and that was not there before
+    fresh: tuple[Storage, ...]  # newly allocated memory that it returned
 
 
 class Step(NamedTuple):
@@ -75,7 +75,7 @@ class Tape:
     Attributes:
         entries: the ops and optimizer steps, in order.
         inputs: the memory of each tensor among the arguments, and its view.
-        externals: memory that was there before, with the tensor through which it was reached.
+        externals: memory from before the recording, with the tensor through which it was reached.
         fresh: memory that the function made.
         modules: the modules that were called.
     """
@@ -112,7 +112,7 @@ def views_in(x: Any) -> Iterator[View]:
 
 
 def replace(x: Any, kind: type, by: Callable[[Any], Any]) -> Any:
-    """`x` with each `kind` in it replaced, in nested tuples, lists and dicts, which stay what they are."""
+    """`x` with each `kind` in it replaced, in nested tuples, lists and dicts, whose types are kept."""
     if isinstance(x, kind):
         return by(x)
     if isinstance(x, (list, tuple)):
@@ -124,7 +124,7 @@ def replace(x: Any, kind: type, by: Callable[[Any], Any]) -> Any:
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All of an optimizer's, group after group."""
+    """All parameters of an optimizer, group by group."""
     return [param for group in optimizer.param_groups for param in group["params"]]
 
 

@@ -14,7 +14,7 @@ from fastnn._replaced import is_own
 from fastnn._torch_internals import TensorBase
 from fastnn.capture.recording import Recording
 
-# What these give or take, the recording would not see.
+# The recording would not see the values that these read or write.
 _UNSEEN: dict[Any, str] = {
     Tensor.tolist: "tolist",
     Tensor.numpy: "numpy",
@@ -22,7 +22,7 @@ _UNSEEN: dict[Any, str] = {
     Tensor.data.__set__: "data =",  # type: ignore[attr-defined]
 }
 _GRADIENT: Any = Tensor.grad.__get__  # type: ignore[union-attr]
-# Where distributions read values to validate what they are given.
+# Where distributions read values to validate their arguments.
 _VALIDATING = {
     f"torch.distributions.{name}"
     for name in ("distribution", "constraints", "geometric", "continuous_bernoulli")
@@ -30,9 +30,9 @@ _VALIDATING = {
 
 
 def _wrapped_by(func: FunctionType, caller: FrameType) -> Any:
-    """What torch has begun to run, where somebody has put a function around it: torch tells a mode what its
-    name stands for, and that, called again, would do twice what it does beside."""
-    if caller.f_code.co_filename != torch.overrides.__file__:  # a method in C++, which has no frame
+    """The torch function that has been entered, if a user's function wraps it: torch passes a mode the
+    function now under that name, and calling the wrapper again would repeat its side effects."""
+    if caller.f_code.co_filename != torch.overrides.__file__:  # a method in C++, which has no Python frame
         names = [name for name, value in vars(Tensor).items() if value is func]
         return getattr(TensorBase, names[0], func) if names else func
     running = caller.f_back
@@ -44,7 +44,7 @@ def _wrapped_by(func: FunctionType, caller: FrameType) -> Any:
         code,
         running.f_globals,
         code.co_name,
-        tuple(given[name] for name in code.co_varnames[:positional]),  # torch does not tell all of them
+        tuple(given[name] for name in code.co_varnames[:positional]),  # torch does not pass all of them on
         tuple(CellType(given[name]) for name in code.co_freevars),
     )
     original.__kwdefaults__ = {name: given[name] for name in code.co_varnames[positional:parameters]}

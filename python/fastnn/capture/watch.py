@@ -1,7 +1,7 @@
 """What must stay unchanged for a native step to do what the eager one would.
 
 Each function adds to a `Watch` of the compiled module, which checks all of it within a microsecond or two.
-They raise `Unsupported` if something is there already that the native step would ignore.
+They raise `Unsupported` if there already is something that the native step would ignore.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ def present_obstacle() -> str | None:
 
 
 def watched_backward() -> str | None:
-    """Who looks into the backward of this call alone, or None."""
+    """What observes the backward of this call alone, or None."""
     return next((why for (ask, nobody), why in _ONLOOKERS.items() if ask() is not nobody), None)
 
 
 def unwatched_backward() -> list[tuple[Callable[[], Any], Any]]:
-    """What `watched_backward` asks, and the answers where nobody looks."""
+    """What `watched_backward` queries, and the answers if nothing observes it."""
     return list(_ONLOOKERS)
 
 
 def watch_globals(watch: Any) -> None:
-    """No hooks for all modules or all optimizers."""
+    """There are no global hooks of modules or optimizers."""
     if not _torch_internals.names_known:
         raise Unsupported(_UNKNOWN_HOOKS)
     for hooks in _GLOBAL_HOOKS:
@@ -71,7 +71,7 @@ def watch_globals(watch: Any) -> None:
 
 
 def watch_module(watch: Any, module: torch.nn.Module) -> None:
-    """Calling the module does what its class says now and nothing else."""
+    """Calling the module does what its class now defines and nothing else."""
     watch.type(module)
     kind = type(module)
     name = kind.__name__
@@ -80,7 +80,7 @@ def watch_module(watch: Any, module: torch.nn.Module) -> None:
             raise Unsupported(f"{name} has its own {method}")
     for method in (*MODULE_CALL, "forward"):
         watch.class_item(kind, method, getattr(kind, method))
-    # Attributes of the module, parameters and buffers: a property of the class would come before them.
+    # Attributes of the module, parameters and buffers: a property of the class would take precedence.
     for table in (module.__dict__, module.__dict__[PARAMETERS], module.__dict__[BUFFERS]):
         for key in table:
             found = of_class(kind, key)
@@ -98,7 +98,7 @@ def watch_module(watch: Any, module: torch.nn.Module) -> None:
 
 
 def watch_hooks(watch: Any, module: torch.nn.Module) -> None:
-    """Nobody registers a hook on the module."""
+    """No hook is registered on the module."""
     for hooks in MODULE_HOOKS:
         _stays_empty(watch, module.__dict__[hooks], f"{type(module).__name__} has a hook")
 
@@ -123,7 +123,7 @@ def watch_tables(watch: Any, model: torch.nn.Module) -> None:
 
 
 def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
-    """A step of the optimizer is what torch or fastnn made of its class; a scheduler's counting wrapper
+    """A step of the optimizer is the one that torch or fastnn defines; a scheduler's counting wrapper
     changes nothing."""
     watch.type(optimizer)
     kind = type(optimizer)
@@ -152,7 +152,7 @@ def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
 
 
 def same_global_hooks(watch: Any) -> None:
-    """The hooks for all modules or all optimizers are those that there are now."""
+    """The global hooks of modules and optimizers stay those of now."""
     if not _torch_internals.names_known:
         raise Unsupported(_UNKNOWN_HOOKS)
     for hooks in _GLOBAL_HOOKS:
@@ -160,7 +160,7 @@ def same_global_hooks(watch: Any) -> None:
 
 
 def same_hooks(watch: Any, leaf: torch.Tensor) -> None:
-    """The hooks of a tensor that requires gradients are those that it has now."""
+    """The hooks of a tensor that requires gradients stay those of now."""
     if not on_leaf(leaf):
         watch.unhooked(leaf, on_accumulator)
         return

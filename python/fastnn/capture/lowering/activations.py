@@ -17,7 +17,7 @@ def _emit(low: Lowering, out: View, expr: Expr, *operands: View) -> None:
 
 
 def gradient_of(op: str) -> list[str]:
-    """Names of an op that gives a gradient: torch calls the argument for its result by another name."""
+    """Names of an op that gives a gradient: torch's out= form names its result differently."""
     return [f"{op}.default", f"{op}.grad_input"]
 
 

@@ -11,11 +11,11 @@ from fastnn.capture.ir import Expr, View
 from fastnn.capture.lowering.table import Lowering, lowers
 from fastnn.capture.lowering.types import check, floating, promoted
 
-# `out` is by position alone: torch's forms with an argument of that name pass it as well, as the same View.
+# `out` is positional only: torch's overloads with an argument of that name pass it too, as the same View.
 
 
 def overloads(op: str, *kinds: str) -> list[str]:
-    """Names of an op: what it returns, in place, and the forms that are given where to write."""
+    """Names of an op: its functional, in-place and out= forms."""
     found = []
     for kind in kinds or ("default",):
         found += [f"{op}.{kind}", f"{op}_.{kind}", f"{op}.{kind}_out"]
@@ -23,13 +23,13 @@ def overloads(op: str, *kinds: str) -> list[str]:
 
 
 def emit(low: Lowering, out: View, expr: Expr, dtype: torch.dtype, *operands: Any) -> None:
-    """``out = expr`` in type `dtype` of these operands, if elementwise programs can do that."""
+    """``out = expr`` of these operands in type `dtype`, if elementwise programs can compute that."""
     check(out, *operands)
     low.elementwise(out, expr, dtype)
 
 
 def arithmetic(*operands: Any) -> torch.dtype:
-    """The type of a sum or product, which bools have none of."""
+    """The type of a sum or product; bools are refused."""
     dtype = promoted(*operands)
     if dtype is torch.bool:
         raise Unsupported("arithmetic of bools")
@@ -171,7 +171,7 @@ def _pow(low: Lowering, out: View, /, a: Any, exponent: Any, **_: Any) -> None:
 
 
 def clamped(a: Expr, low: Any, high: Any) -> Expr:
-    """Between bounds that may be missing."""
+    """Clamped between bounds, each of which may be missing."""
     if low is not None:
         a = ("maximum", a, low)
     return a if high is None else ("minimum", a, high)
@@ -248,7 +248,7 @@ def _isinf(low: Lowering, out: View, /, a: View, **_: Any) -> None:
 
 
 def interpolated(a: Expr, b: Expr, weight: Any) -> Expr:
-    """From `a` towards `b`, beginning with the nearer one, as torch does."""
+    """From `a` towards `b`, starting from the nearer end, as torch does."""
     apart: Expr = ("sub", b, a)
     near: Expr = ("multiply_add", apart, weight, a)
     far: Expr = ("sub", b, ("mul", apart, ("sub", 1, weight)))

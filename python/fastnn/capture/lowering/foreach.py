@@ -26,7 +26,7 @@ def _emit(
     outs: list[View],
     expressions: list[tuple[Expr, torch.dtype, list[Any]]],
 ) -> None:
-    """All or none: what one tensor refuses is found before the first is computed."""
+    """All or none: refusals of any tensor are found before the first is emitted."""
     for at, (out, (_, _, operands)) in enumerate(zip(outs, expressions, strict=True)):
         check(out, *operands)
         # torch reads every tensor of a list before it writes any.

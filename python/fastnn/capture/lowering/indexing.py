@@ -22,7 +22,7 @@ from fastnn.capture.lowering.layout import (
 )
 from fastnn.capture.lowering.table import ERRORS, Lowering, lowers
 
-# What writes at indices reads its result too, as the last operand: it leaves the rest as it was.
+# Ops that write at indices also read their result, as the last operand: the rest stays unchanged.
 
 _OUTSIDE = "index {index} is out of bounds for dimension {dim} with size {size}"
 _IN_SELF = "index out of range in self"
@@ -44,7 +44,7 @@ _ADDS = frozenset({torch.float32, torch.float64, torch.int64})
 
 
 def _error(node: Instruction, index: int) -> Exception:
-    """Torch's own, which for some ops depends on the kernel that torch takes."""
+    """Torch's own error, which for some ops depends on the kernel that torch chooses."""
     indexed = node.ins[0] if node.name in _READS else node.outs[0]
     lowest = -1 if node.code[1] else 0
     wrong = 0
@@ -75,7 +75,7 @@ def _need_indices(*indices: View) -> None:
 
 
 def _need_writable(out: View, *read: View) -> None:
-    """Refuse a result in which places coincide, or that an op reads as something else too."""
+    """Refuse a result whose elements overlap, or that the op also reads through another operand."""
     if overlaps_itself(out):
         raise Unsupported("the result overlaps itself")
     if any(view.storage is out.storage for view in read):
@@ -89,7 +89,7 @@ def _along(index: View, shape: tuple[int, ...], dim: int) -> View:
 
 
 def _one_of(rank: int, dim: int) -> list[int]:
-    """The code of a tensor of which one dimension is indexed; the others are those that loops run over."""
+    """The code of a tensor with one indexed dimension; loops run over the others."""
     return [1, 0, *(~0 if d == dim else d for d in range(rank))]
 
 
@@ -258,7 +258,7 @@ class _Indexed:
         where = [d for d, index in enumerate(indices) if index is not None]
         plain = [d for d in range(len(x.shape)) if d not in where]
         common = tuple(torch.broadcast_shapes(*(index.shape for index in given)))
-        # The indices' dimensions stand where the indexed ones stood, in front where those are not neighbours.
+        # The indices' dimensions replace the indexed ones, or come first if those are not adjacent.
         first = where[0] if where == list(range(where[0], where[-1] + 1)) else 0
         sizes = [x.shape[d] for d in plain]
         self.shape: tuple[int, ...] = (*sizes[:first], *common, *sizes[first:])

@@ -1,4 +1,4 @@
-"""What moves values without computing: joining, padding, turning round."""
+"""Ops that move values without computing: joining, padding, flipping."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _cat(low: Lowering, out: View, parts: Sequence[View], dim: int = 0) -> None:
     dim, start = dimension(dim, len(out.shape)), 0
     for part in parts:
         if len(part.shape) != len(out.shape):
-            continue  # an empty vector, which torch passes over beside tensors of any shape
+            continue  # an empty vector, which torch ignores next to tensors of any shape
         copy(low, narrow(out, dim, start, part.shape[dim]), part)
         start += part.shape[dim]
 
@@ -84,7 +84,7 @@ def _roll(low: Lowering, out: View, x: View, shifts: Sequence[int], dims: Sequen
         dims = (0,)
     if out.numel == 0:
         return
-    # Along each dimension, two pieces that change places: (from, to, length).
+    # Along each dimension, two pieces that are swapped: (from, to, length).
     pieces: list[list[tuple[int, int, int]]] = [[(0, 0, n)] for n in out.shape]
     for shift, dim in zip(shifts, dims, strict=True):
         dim = dimension(dim, len(out.shape))
@@ -108,7 +108,7 @@ def _constant_pad_nd(low: Lowering, out: View, x: View, pad: Sequence[int], valu
     rank = len(x.shape)
     for nth in range(len(pad) // 2):
         dim, before, after = rank - 1 - nth, pad[2 * nth], pad[2 * nth + 1]
-        # Negative padding takes away.
+        # Negative padding crops.
         length = max(x.shape[dim] + min(before, 0) + min(after, 0), 0)
         source = narrow(source, dim, max(-before, 0), length)
         inside = narrow(inside, dim, max(before, 0), length)

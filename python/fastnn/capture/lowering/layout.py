@@ -1,4 +1,4 @@
-"""Views of views, and what rules of several files do with layouts."""
+"""Views of views, and layout helpers shared by rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastnn._dispatch import Unsupported
 from fastnn.capture.ir import View
 from fastnn.capture.lowering.table import Lowering
 
-# Kernels' TensorView::kMaxDims.
+# TensorView::kMaxDims of the kernels.
 MAX_DIMS = 8
 
 MOVABLE = frozenset({torch.float32, torch.float64, torch.int64, torch.bool})
@@ -33,7 +33,7 @@ def need_same_dtype(*views: View) -> None:
 
 
 def overlaps_itself(view: View) -> bool:
-    """Whether two of its elements may share a place, by torch's rule of thumb."""
+    """Whether two of its elements may share memory, by torch's heuristic."""
     return any(n > 1 and stride == 0 for n, stride in zip(view.shape, view.strides, strict=True))
 
 
@@ -64,12 +64,12 @@ def contiguous(low: Lowering, x: View) -> View:
 
 
 def contiguous_result(low: Lowering, out: View) -> View:
-    """`out`, or contiguous memory in its place, which `copy` brings there afterwards."""
+    """`out`, or contiguous memory instead, which `copy` moves there afterwards."""
     return out if out.is_contiguous else low.temporary(out.shape, out.dtype)
 
 
 def dimension(dim: int, dims: int) -> int:
-    """A dimension counted from the front, of one that may be counted from the back."""
+    """The non-negative index of a dimension that may be negative."""
     return dim % max(dims, 1)
 
 
@@ -79,7 +79,7 @@ def at_least_1d(view: View) -> View:
 
 
 def narrow(view: View, dim: int, start: int, length: int, step: int = 1) -> View:
-    """``length`` elements from `start` on along a dimension."""
+    """``length`` elements along a dimension, starting at `start`."""
     shape = (*view.shape[:dim], length, *view.shape[dim + 1 :])
     stride = view.strides[dim]
     strides = (*view.strides[:dim], stride * step, *view.strides[dim + 1 :])
@@ -95,7 +95,7 @@ def select(view: View, dim: int, index: int) -> View:
 
 
 def diagonal(view: View, offset: int, dim1: int, dim2: int) -> View:
-    """As torch's."""
+    """As torch.diagonal."""
     rank = len(view.shape)
     dim1, dim2 = dimension(dim1, rank), dimension(dim2, rank)
     row, column = max(-offset, 0), max(offset, 0)

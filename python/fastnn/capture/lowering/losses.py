@@ -10,7 +10,7 @@ from fastnn.capture.lowering.activations import gradient_of
 from fastnn.capture.lowering.table import Lowering, lowers
 from fastnn.capture.lowering.types import check
 
-_NONE, _MEAN = 0, 1  # at::Reduction
+_NONE, _MEAN = 0, 1  # of at::Reduction
 
 
 def _broadcast(*views: View | None) -> tuple[int, ...]:

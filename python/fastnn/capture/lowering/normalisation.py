@@ -28,7 +28,7 @@ def _present(low: Lowering, *views: View | None) -> list[View]:
 
 
 class _Results:
-    """Contiguous memory for results, and then the way from there to the results."""
+    """Contiguous memory for results, and the copies from there to the results."""
 
     def __init__(self, low: Lowering, *outs: View | None) -> None:
         self._low = low
@@ -60,7 +60,7 @@ def _layer_norm(
 
 
 def _wanted(outs: Sequence[View | None], output_mask: Sequence[bool]) -> tuple[list[View], int]:
-    """The gradients that are asked for, and the kernels' code for that."""
+    """The requested gradients, and the kernels' code for them."""
     wanted, code = [], 0
     for nth, (out, asked) in enumerate(zip(outs, output_mask, strict=True)):
         if asked and out is not None:
@@ -102,7 +102,7 @@ def _layer_norm_backward(
 
 
 def _channels_inside(x: View) -> bool:
-    """Whether channels are next to each other in memory, as in `torch.channels_last`."""
+    """Whether channels are adjacent in memory, as in `torch.channels_last`."""
     return len(x.shape) > 2 and not x.is_contiguous and _moved(x).is_contiguous
 
 
@@ -112,7 +112,7 @@ def _moved(x: View) -> View:
 
 
 def _as_columns(x: View) -> View:
-    """What `_channels_inside` is true of, as a matrix with a column for each channel."""
+    """A tensor for which `_channels_inside` holds, as a matrix with one column per channel."""
     channels = x.shape[1]
     shape = (x.numel // channels, channels)
     return x.with_shape(shape, contiguous_strides(shape))

@@ -14,7 +14,7 @@ from fastnn._dispatch import Unsupported
 from fastnn.capture.ir import Instruction, View
 from fastnn.capture.lowering.table import Lowering, lowers
 
-# As the enum of csrc/core/activation/activation.h.
+# As in the enum of csrc/core/activation/activation.h.
 ACTIVATIONS = {
     name: code for code, name in enumerate(("none", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"))
 }
@@ -24,7 +24,7 @@ _ADDEND, _SAVED, _KEEPS_Z = 1, 2, 4
 
 @dataclass
 class Product:
-    """What a product instruction says, by name."""
+    """The fields of a product instruction, by name."""
 
     c: View
     a: View
@@ -49,7 +49,7 @@ class Product:
 
     @staticmethod
     def read(node: object) -> Product | None:
-        """From an instruction, where it is a product."""
+        """From an instruction, if it is a product."""
         if not isinstance(node, Instruction) or node.name != "product":
             return None
         activation, parts = node.code
@@ -67,7 +67,7 @@ def _emit(low: Lowering, product: Product) -> None:
     if product.c.dtype not in (torch.float32, torch.float64):
         raise Unsupported(f"a product of {product.c.dtype}")
     if product.alpha == 0:
-        raise Unsupported("a product times 0")  # torch does not even look at it, so that NaN is lost
+        raise Unsupported("a product times 0")  # torch does not read the operands, so NaN is lost
     for view in (product.a, product.b):
         if view.storage is product.c.storage:
             raise Unsupported("a product written over its factor")
@@ -150,7 +150,7 @@ def _addr(
 
 @lowers("linear.default")
 def _linear(low: Lowering, out: View, x: View, weight: View, bias: View | None = None) -> None:
-    """Seen whole only where autograd does not look, in inference mode."""
+    """Recorded as one op only without autograd, in inference mode."""
     if len(weight.shape) != 2 or not x.shape:
         raise Unsupported("a linear layer of one output without its dimension")
     if len(x.shape) == 1:

@@ -1,4 +1,4 @@
-"""Random numbers, of torch's generator, and memory that nothing has been written to."""
+"""Random numbers from torch's generator, and uninitialised memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REASON = "random numbers are torch's"
     "new_empty_strided.default",
 )
 def _nothing(low: Lowering, out: View, /, *args: Any, **kwargs: Any) -> None:
-    """What reads it has written it before."""
+    """The memory is written before it is read."""
 
 
 def _draw(low: Lowering, out: View, draw: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Sums, extremes and what is made of them, over any dimensions."""
+"""Sums, extremes and what is derived from them, over any dimensions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Dim: TypeAlias = "tuple[int, ...]"  # size, strides in elements
 
 
 def reduced_dims(x: View, dims: Dims) -> list[int]:
-    """In ascending order; none at all means all of them."""
+    """In ascending order; an empty list means all of them."""
     rank = len(x.shape)
     if dims is None or dims == []:
         return list(range(rank))
@@ -27,17 +27,17 @@ def reduced_dims(x: View, dims: Dims) -> list[int]:
 
 
 def kept_shape(x: View, dims: Sequence[int]) -> tuple[int, ...]:
-    """With dimensions of size 1 where something is reduced."""
+    """The shape with size 1 for each reduced dimension."""
     return tuple(1 if d in dims else n for d, n in enumerate(x.shape))
 
 
 def count_of(x: View, dims: Sequence[int]) -> int:
-    """How many elements each result is made of."""
+    """How many elements are reduced to each result."""
     return math.prod(x.shape[d] for d in dims)
 
 
 def with_kept_dims(out: View, x: View, dims: Sequence[int]) -> View:
-    """A result with or without its reduced dimensions, with them."""
+    """A result with its reduced dimensions, whether or not it has them already."""
     if len(out.shape) == len(x.shape):
         return out
     strides = iter(out.strides)
@@ -47,7 +47,7 @@ def with_kept_dims(out: View, x: View, dims: Sequence[int]) -> View:
 
 
 def _collapse(dims: list[_Dim]) -> list[_Dim]:
-    """(size, strides...) of dimensions, fewer where several are like one."""
+    """(size, strides...) of dimensions, merged where several are equivalent to one."""
     collapsed: list[_Dim] = []
     for n, *strides in dims:
         if collapsed and all(
@@ -69,14 +69,14 @@ def reduce(
 ) -> None:
     """Append a reduction of `x`; `out` has the reduced dimensions, of size 1."""
     if name == "sum" and out.numel == 1 and out.dtype.is_floating_point:
-        low.emit(name, [out], [x], numbers)  # may join an elementwise instruction, in the shape of x
+        low.emit(name, [out], [x], numbers)  # may be fused with an elementwise instruction of the shape of x
         return
     kept: list[_Dim] = [
         (n, x.strides[d], out.strides[d]) for d, n in enumerate(x.shape) if d not in dims and n != 1
     ]
     reduced: list[_Dim] = [(x.shape[d], x.strides[d]) for d in dims if x.shape[d] != 1]
     kept.sort(key=lambda dim: -dim[1])
-    if name != "arg_extreme":  # the rest may be gone through in any order
+    if name != "arg_extreme":  # the others may iterate in any order
         reduced.sort(key=lambda dim: -dim[1])
     kept = _collapse(kept)
     reduced = _collapse(reduced) or [(1, 1)]
@@ -97,14 +97,14 @@ def _converted(low: Lowering, x: View, dtype: torch.dtype) -> View:
 def computed(
     low: Lowering, expr: Expr, dtype: torch.dtype, like: View, to: torch.dtype | None = None
 ) -> View:
-    """An expression of the shape of `like`, computed in `dtype`, in memory of the program's."""
+    """An expression of the shape of `like`, computed in `dtype`, in the program's own memory."""
     view = low.temporary(like.shape, to or dtype)
     low.elementwise(view, expr, dtype)
     return view
 
 
 def check_reduction(out: View, x: View, *, floats: bool = False) -> None:
-    """That these can be a reduction's result and operand."""
+    """Refuse what cannot be a reduction's result and operand."""
     if len(x.shape) > 8:
         raise Unsupported(f"{len(x.shape)} dimensions")
     check(out)

@@ -13,7 +13,7 @@ NONE, SUM = 0, 2  # torch's numbers for reductions: a loss for each row, their s
 
 ERRORS["nll_loss"] = lambda _, index: IndexError(f"Target {index} is out of bounds.")
 
-# Beyond so many classes that are not contiguous, the copies of a few rows would not stay in the second cache.
+# With more strided classes than this, the copies of a few rows would not fit in L2.
 _MOST_STRIDED_CLASSES = 16384
 
 
@@ -43,7 +43,7 @@ def _gradient(low: Lowering, out: View, g: View, y: View, dim: int, form: int) -
     low.emit("softmax_gradient", [out], [g, y], code=[dim, form])
 
 
-# After the dimension torch's ops have what concerns types of 16 bits, which are refused.
+# The arguments after the dimension concern 16-bit types, which are refused.
 
 
 @lowers("_softmax.default")
@@ -69,7 +69,7 @@ def _logarithm_gradient(
 
 
 def classes_last(x: View) -> View:
-    """From (classes) or (N, classes, ...)."""
+    """The view with classes last, from (classes) or (N, classes, ...)."""
     if len(x.shape) == 1:
         return x
     order = [0, *range(2, len(x.shape)), 1]
@@ -77,7 +77,7 @@ def classes_last(x: View) -> View:
 
 
 def _of_rows(view: View, like: View) -> View:
-    """What has one value for each row, or one for all, shaped as `like`, whose last dimension are classes."""
+    """One value for each row, or one for all, in the shape of `like`, whose last dimension is the classes."""
     if len(view.shape) == len(like.shape) - 1:
         view = view.with_shape((*view.shape, 1), (*view.strides, 0))
     return view.expand(like.shape)
@@ -106,7 +106,7 @@ def _nll_loss(
     _check_loss(x, target, weight)
     rows = classes_last(x)
     if len(x.shape) == 1 and reduction == NONE:
-        reduction = SUM  # torch's own view of a single row: the total weight shows it
+        reduction = SUM  # torch treats a single row so, as its total weight shows
     if reduction == NONE:
         loss = _of_rows(loss, rows)
     bad = low.temporary((1,), torch.int64)

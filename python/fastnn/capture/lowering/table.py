@@ -17,16 +17,16 @@ from fastnn.capture.ir import (
     contiguous_strides,
 )
 
-# A rule is given the results that torch's op had (one View, or a list of them and of None where it had
-# several) and its arguments with a View for each tensor, and calls `low` for what computes the results. In
-# an op that writes in place, the result is the argument's own view. What it does not cover it refuses with
-# `Unsupported`, and the op is an island.
+# A rule is given the results of torch's op (one View, or a list of Views and None if there were several) and
+# its arguments, with a View for each tensor, and calls `low` to emit what computes the results. For an
+# in-place op the result is the argument's own view. What a rule does not cover it refuses with `Unsupported`,
+# and the op becomes an island.
 Rule = Callable[..., None]
 
 RULES: dict[str, Rule] = {}
 
-# Of instructions that check indices (their last result is the flag of csrc/program/instruction.h): the error
-# that torch raises for an index. It is given the instruction and the index.
+# For instructions that check indices (their last result is the flag of csrc/program/instruction.h), the error
+# that torch raises, given the instruction and the index.
 ERRORS: dict[str, Callable[[Instruction, int], Exception]] = {}
 
 
@@ -42,7 +42,7 @@ def lowers(*names: str) -> Callable[[Rule], Rule]:
 
 
 class Lowering:
-    """Collects what rules emit."""
+    """Collects the instructions that rules emit."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -65,7 +65,7 @@ class Lowering:
         self.nodes.append(Elementwise(out, expr, dtype or out.dtype))
 
     def temporary(self, shape: Sequence[int], dtype: torch.dtype) -> View:
-        """Memory for what no op of torch's has as its result, contiguous."""
+        """Contiguous memory for an intermediate value that is no result of torch's op."""
         dims = tuple(shape)
         view = View(Storage(0), 0, dims, contiguous_strides(dims), dtype)
         view.storage.bytes = view.numel * dtype.itemsize
@@ -73,7 +73,7 @@ class Lowering:
 
 
 def lower(low: Lowering, name: str, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Append what computes an op; whether there is a rule for it. Raises `Unsupported` as the rule does."""
+    """Append what computes an op; returns whether it has a rule. Raises the rule's `Unsupported`."""
     rule = RULES.get(name)
     if rule is None:
         return False

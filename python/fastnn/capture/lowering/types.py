@@ -1,4 +1,4 @@
-"""In which type torch computes an op, and what rules check of their arguments."""
+"""The type in which torch computes an op, and checks of the arguments of rules."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def _number_dtype(value: Any) -> torch.dtype:
 
 
 def _combined(higher: torch.dtype | None, lower: torch.dtype | None) -> torch.dtype | None:
-    """Operands with dimensions outweigh those without, and those numbers, within a kind of types."""
+    """Within a category of types, tensors with dimensions take precedence over those without, and these over
+    numbers."""
     if higher is None or lower is None:
         return lower if higher is None else higher
     if higher.is_floating_point or higher.is_complex:
@@ -57,7 +58,7 @@ def _combined(higher: torch.dtype | None, lower: torch.dtype | None) -> torch.dt
 
 
 def check(out: View, *args: Any, converted_from: frozenset[torch.dtype] = frozenset()) -> None:
-    """That elementwise programs can compute `out` from arguments, in types and in memory."""
+    """Refuse types and memory with which elementwise programs cannot compute `out`."""
     if out.dtype not in COMPUTED:
         raise Unsupported(f"a result of {out.dtype}")
     if len(out.shape) > _MOST_DIMENSIONS:
@@ -81,5 +82,5 @@ def check(out: View, *args: Any, converted_from: frozenset[torch.dtype] = frozen
 
 
 def floating(dtype: torch.dtype) -> torch.dtype:
-    """The type of a function whose results are no whole numbers."""
+    """The result type of a function of floating-point results."""
     return dtype if dtype.is_floating_point else torch.get_default_dtype()
