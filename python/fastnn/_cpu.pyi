@@ -9,8 +9,8 @@ from torch import Tensor
 isa: str
 best_isa: str
 compiler: str
-is_intel: bool  # who made the processor
-testing: ModuleType  # what only tests use
+is_intel: bool  # whether Intel made the processor
+testing: ModuleType  # used by tests only
 
 def max_threads() -> int: ...
 def select_isa(name: str, /) -> None: ...
@@ -94,7 +94,7 @@ def linear_cross_entropy(
     /,
 ) -> None: ...
 
-# Nothing, or a str that says why torch must do it.
+# None, or a str that says why torch must do it.
 def clip_grad_norm(grads: list[Tensor], max_norm: float, only_finite: bool, /) -> Any: ...
 def polyak(targets: list[Tensor], sources: list[Tensor], tau: float, /) -> Any: ...
 def adam_step(

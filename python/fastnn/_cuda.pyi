@@ -1,6 +1,6 @@
 # The CUDA kernels; tensors, reductions and results as in _cpu.pyi. `float32` is one of the numbers of
-# ops/_cuda_limits.py. A workspace is bytes: what takes one returns how many it needs, having done nothing,
-# where it was given too few, else 0.
+# ops/_cuda_limits.py. A workspace is given in bytes: if it is too small, the function does nothing and
+# returns how many it needs, else 0.
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,7 +119,7 @@ def train_epoch(
     /,
 ) -> None: ...
 
-# Nothing, or a str that says why torch must do it.
+# None, or a str that says why torch must do it.
 def clip_grad_norm(grads: list[Tensor], max_norm: float, only_finite: bool, /) -> Any: ...
 def adam_step(
     group: dict[str, Any],

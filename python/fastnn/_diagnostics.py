@@ -24,8 +24,7 @@ class EagerStepWarning(UserWarning):
 
 
 def levels_out() -> int:
-    """Where a warning of the function that asks belongs: how far up the stack the first caller is that is
-    not fastnn."""
+    """The stack level for a warning of the calling function: that of the first caller outside fastnn."""
     frame, levels = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         frame, levels = frame.f_back, levels + 1
@@ -67,12 +66,12 @@ class Explanation:
 
 
 def counted(number: int, noun: str) -> str:
-    """The number with its noun, which is given in the singular."""
+    """The number with its noun, given in the singular."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def table(rows: Sequence[tuple[str, ...]], right: int | None = None) -> str:
-    """Lines of the rows in columns; the one with the number `right` is flush right."""
+    """Lines of the rows in columns; the one with the number `right` is right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -105,7 +104,7 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """
     seen: list[Decision | Conversion] = []
 
-    def see(what: Decision | Conversion) -> None:  # torch.compile of torch 2.10 takes no list's own method
+    def see(what: Decision | Conversion) -> None:  # torch.compile of torch 2.10 takes no bound method of list
         seen.append(what)
 
     with _dispatch.recording(see):

@@ -1,11 +1,11 @@
-"""Native kernel or torch: the one place that decides, and that can say why.
+"""Native kernel or torch: the one place that decides, and reports why.
 
 A native kernel runs when fastnn is enabled, every tensor is a plain strided tensor of a covered dtype on the
-CPU (or all are on one CUDA device, where the op has kernels for that), and no transform is active that must
+CPU (or all are on one CUDA device, if the op has CUDA kernels), and no transform is active that must
 see torch's own ops. Otherwise the op's torch twin runs.
 
-The CUDA module is imported with the first CUDA tensor, and whether it can run there is asked once a device:
-its kernels must have passed their self-test there (`_proof`), unless FASTNN_CUDA_UNPROVEN is set.
+The CUDA module is imported with the first CUDA tensor, and whether it can run there is checked once per
+device: its kernels must have passed their self-test there (`_proof`), unless FASTNN_CUDA_UNPROVEN is set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger("fastnn")
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
-MAX_DIMS = 8  # of a tensor that a native kernel is given
+MAX_DIMS = 8  # of a tensor passed to a native kernel
 
 
 class Unsupported(Exception):
@@ -48,12 +48,12 @@ class Decision(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """What `convert` or `revert` made of one module or optimizer.
+    """What `convert` or `revert` did to one module or optimizer.
 
     Attributes:
         name: the qualified name in the model, "" for the root or an optimizer.
         kind: the name of the class that it had.
-        became: that of the class that it has now, or None where it was left alone.
+        became: the name of the class that it has now, or None if it was left alone.
         note: why it was left alone, and what in it fuses; may be empty.
     """
 
@@ -64,7 +64,7 @@ class Conversion(NamedTuple):
 
 
 def _switched_on(variable: str) -> bool:
-    """Whether an environment variable says yes; 0, false, no, off, nothing and absence say no."""
+    """Whether an environment variable is on; 0, false, no, off, empty and unset mean off."""
     return os.environ.get(variable, "").lower() not in ("", "0", "false", "no", "off")
 
 
@@ -84,7 +84,7 @@ def _load(name: str) -> tuple[Any, str | None]:
 def _unreadable(module: Any) -> str | None:
     """Why the compiled module cannot read this torch's tensors, or None."""
     if _internals.dispatch_modes():
-        return None  # makes tensors of its own kind: nothing can be tried under it
+        return None  # it makes tensors of its own kind, so nothing can be tested
     try:
         module.probe_copy(*(torch.zeros(1, dtype=torch.float32, device="cpu") for _ in range(2)))
     except (TypeError, RuntimeError):
@@ -104,8 +104,8 @@ def _load_cpu() -> tuple[Any, str | None]:
         reason = _unreadable(module)
         if reason is not None:
             return None, reason
-        # Here and not while the module loads: a wrong name must raise its ValueError, not look like a module
-        # that does not load.
+        # Not while the module loads: a wrong name must raise its ValueError, not look like a module that does
+        # not load.
         module.select_isa(os.environ.get("FASTNN_CPU_ISA", "").lower())
     return module, reason
 
@@ -120,7 +120,7 @@ def load_cuda() -> tuple[Any, str | None]:
 
 @functools.cache
 def _device_reason(index: int) -> str | None:
-    """Why the CUDA module cannot run on a device, or None; `cuda` is there then."""
+    """Why the CUDA module cannot run on a device, or None; `cuda` is loaded then."""
     global cuda
     module, reason = load_cuda()
     if module is None:
@@ -131,7 +131,7 @@ def _device_reason(index: int) -> str | None:
 
 @functools.cache
 def _proof_on(index: int) -> _proof.Proof:
-    """What is known of a device; `cuda` is there."""
+    """What is known of a device; `cuda` is loaded."""
     return _proof.Proof(_proof.subject_of(cuda, index), index)
 
 
@@ -143,7 +143,7 @@ def _kernels_reason(index: int, op: str) -> str | None:
         return reason
     try:
         proof = _proof_on(index)
-    except (OSError, RuntimeError, AssertionError) as error:  # no driver or file to ask, whatever the reason
+    except (OSError, RuntimeError, AssertionError) as error:  # driver or file cannot be queried
         return f"device, driver or build cannot be determined: {error}"
     return proof.why_not(op)
 
@@ -153,7 +153,7 @@ _forward_ad = vars(torch.autograd.forward_ad)
 
 
 def quiet_states() -> list[tuple[Callable[[], Any], Any]]:
-    """Most of what `torch_reason` asks, and the answers where nothing is special, always the same objects."""
+    """Most queries of `torch_reason`, with their answers if nothing is special, always the same objects."""
     return [
         (_internals.functorch_level, None),
         (_internals.dispatch_modes, 0),
@@ -165,12 +165,13 @@ def quiet_states() -> list[tuple[Callable[[], Any], Any]]:
 
 
 def default_device() -> torch.device | None:
-    """Where new tensors are made, None where nobody has said."""
+    """Where new tensors are made, None if none has been set."""
     return torch.get_default_device() if _internals.function_modes() else None
 
 
 def present_states() -> list[tuple[Callable[[], Any], Any]]:
-    """`quiet_states` of a recording: one of code that makes tensors holds only where they are made now."""
+    """`quiet_states` of a recording: one of code that makes tensors is valid only with the present default
+    device."""
     modes, device = _internals.function_modes(), default_device()
     states = [(ask, modes if ask is _internals.function_modes else quiet) for ask, quiet in quiet_states()]
     if modes:
@@ -179,7 +180,7 @@ def present_states() -> list[tuple[Callable[[], Any], Any]]:
 
 
 def _plain_call() -> Any:
-    """What asks most of `torch_reason` in one call."""
+    """A function that makes most checks of `torch_reason` in one call."""
     return cpu.PlainCall(PLAIN_TYPES, quiet_states()).__call__
 
 
@@ -187,7 +188,7 @@ _loaded, cpu_missing = _load_cpu()
 if TYPE_CHECKING:
     from fastnn import _cpu
 
-    cpu = _cpu  # None where it is missing
+    cpu = _cpu  # None if it is missing
 else:
     cpu = _loaded
 if cpu_missing is None:
@@ -202,14 +203,15 @@ cuda: Any = None
 
 _DISABLED = "fastnn is disabled"
 _RECORDED = "a captured function is being recorded"
-# Why torch's ops run, for each block that asks for them; a new tuple at each change, for other threads.
+# Why torch's ops run, one entry per active block that asks for them; replaced at each change, for other
+# threads.
 _off: tuple[str, ...] = (_DISABLED,) if _switched_on("FASTNN_DISABLE") else ()
 _off_lock = threading.Lock()
-# Whether an op on CUDA waits for its kernel where the kernel may find an error, to raise it at once.
+# Whether an op on CUDA waits for a kernel that may find an error, to raise it at once.
 check_at_once = _switched_on("FASTNN_CHECK")
 # Whether ops run natively however small they are (`ops/sizes.py`).
 always_native = _switched_on("FASTNN_ALWAYS_NATIVE")
-# Whether CUDA kernels run where they have not passed their self-test: in the self-test, and in tests.
+# Whether CUDA kernels run that have not passed their self-test: in the self-test, and in tests.
 cuda_unproven = _switched_on("FASTNN_CUDA_UNPROVEN")
 _log_decisions = _switched_on("FASTNN_LOG")
 _logged: set[Decision] = set()
@@ -261,7 +263,7 @@ def recording(recorder: Callable[[Any], None]) -> Iterator[None]:
 
 
 def native(t: Tensor) -> Any:
-    """The compiled module for tensors where `t` is; only after `torch_reason` gave its consent.
+    """The compiled module for tensors where `t` is; only after `torch_reason` returned None.
 
     Compare it to `cpu` by ``==``: while a profiler runs it is a stand-in.
     """
@@ -313,7 +315,7 @@ def _transform_reason() -> str | None:
 
 
 def _cuda_reason(op: str, tensors: tuple[Tensor | None, ...]) -> str | None:
-    """What speaks against an op's CUDA kernels, beside what speaks against any."""
+    """Why an op's CUDA kernels may not run, besides the reasons that apply to any op."""
     if _internals.any_autocast() and torch.is_autocast_enabled("cuda"):
         return "autocast is active"
     devices = {t.device for t in tensors if t is not None}
@@ -323,11 +325,11 @@ def _cuda_reason(op: str, tensors: tuple[Tensor | None, ...]) -> str | None:
 
 
 def torch_reason(*tensors: Tensor | None, cuda: str | None = None) -> str | None:
-    """Why torch must run an op on these tensors, or None where a native kernel may.
+    """Why torch must run an op on these tensors, or None if a native kernel may.
 
     Args:
         tensors: what the op is called with; all but the first may be None.
-        cuda: the CUDA kernels of the op, by their name in the self-test; None where it has none.
+        cuda: the CUDA kernels of the op, by their name in the self-test; None if it has none.
     """
     off = _off
     if off:
@@ -335,7 +337,7 @@ def torch_reason(*tensors: Tensor | None, cuda: str | None = None) -> str | None
     if cpu_missing is not None:
         return cpu_missing
     if not _is_compiling() and _forward_ad[FORWARD_LEVEL] < 0 and _is_plain_call(tensors):
-        return None  # nearly always; what follows knows more, and says what is special
+        return None  # nearly always; what follows finds the reason
     reason = _transform_reason()
     if reason is not None:
         return reason
@@ -359,26 +361,26 @@ def torch_reason(*tensors: Tensor | None, cuda: str | None = None) -> str | None
 def use_native_backward(op: str, *tensors: Tensor | None, cuda: str | None = None) -> bool:
     """Whether the native kernel of a backward may run; logs and records the decision.
 
-    Where the backward is itself differentiated, torch's ops keep that exact.
+    If the backward is itself differentiated, torch's ops keep that exact.
     """
     reason = "create_graph is set" if torch.is_grad_enabled() else torch_reason(*tensors, cuda=cuda)
     return decide(op, reason)
 
 
 def decide(op: str, reason: str | None) -> bool:
-    """Log and record where `op` runs: natively if `reason` is None, which is also the answer."""
+    """Log and record where `op` runs: natively if `reason` is None; returns whether it does."""
     if _log_decisions or _recorders:
         _report(Decision(op, reason))
     return reason is None
 
 
 def is_recording() -> bool:
-    """Whether a recorder sees what `record` is given."""
+    """Whether there is a recorder for what is passed to `record`."""
     return bool(_recorders)
 
 
 def record(what: Decision | Conversion) -> None:
-    """Tell it to those that record."""
+    """Pass it to all recorders."""
     for recorder in _recorders:
         recorder(what)
 

@@ -74,7 +74,7 @@ def _version_text(number: int) -> str:
 
 
 def _cuda_text() -> str:
-    """What there is of CUDA, or why not; makes no CUDA context."""
+    """What CUDA supports here, or why not; makes no CUDA context."""
     module, missing = _dispatch.load_cuda()
     if module is None:
         return f"none, CUDA tensors run on torch's kernels: {missing}"
@@ -89,7 +89,8 @@ def _cuda_text() -> str:
 
 
 def _proven_text() -> str | None:
-    """Where this build has proven itself; makes no CUDA context, so any device and driver may be meant."""
+    """On which devices this build has passed its self-test; makes no CUDA context, so of any device and
+    driver."""
     module, missing = _dispatch.load_cuda()
     if missing is not None:
         return None

@@ -1,4 +1,5 @@
-"""Names for native calls in the output of torch's profiler; while none runs they cost the check of a flag."""
+"""Names for native calls in the output of torch's profiler; without a profiler they cost the check of a
+flag."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 
 class Kind(NamedTuple):
-    """What there is to know of a loss.
+    """The properties of a loss.
 
     Attributes:
-        module: torch's class of it.
+        module: torch's class for it.
         takes_classes: whether its target may be class indices.
-        threshold: the option that is beta of the smooth L1 loss and delta of the Huber loss; None elsewhere.
+        threshold: the option that is beta of the smooth L1 loss and delta of the Huber loss; None for others.
     """
 
     module: type[torch.nn.Module]
@@ -42,12 +42,12 @@ _names: dict[Any, str] = {
 
 
 def add_twin(of: object, twin: object) -> None:
-    """Let a function or class of fastnn be known as that of torch whose place it takes."""
+    """Let a function or class of fastnn have the name of the one of torch that it replaces."""
     _names[twin] = _names[of]
 
 
 def name_of(loss: Loss) -> str | None:
-    """The name of a loss that is one of torch's or fastnn's, module or function, None of another."""
+    """The name of a loss of torch or fastnn, module or function; None for any other."""
     try:
         return _names.get(type(loss) if isinstance(loss, torch.nn.Module) else loss)
     except TypeError:  # not hashable

@@ -1,4 +1,4 @@
-"""Whether the CUDA kernels have passed their self-test on a device, as `fastnn selftest` keeps it.
+"""Whether the CUDA kernels have passed their self-test on a device, as stored by `fastnn selftest`.
 
 A result is valid for one device, driver and build, until any of them changes. It is a file of the user's
 cache directory; one that cannot be read proves nothing, and the reason says so.
@@ -19,8 +19,8 @@ import torch
 from fastnn._cache import cache_dir
 from fastnn._version import __version__
 
-# Compute capabilities, such as "9.0", on which the kernels run without a self-test of the user's own: those
-# of which docs/gpu-status.md tells a result with all tests passed. None yet.
+# Compute capabilities, such as "9.0", on which the kernels run without a self-test by the user: those for
+# which docs/gpu-status.md reports a result with all tests passed. None yet.
 VERIFIED_CAPABILITIES: frozenset[str] = frozenset()
 
 _FORMAT = 1  # of the files
@@ -29,7 +29,7 @@ PASSED, FAILED, LEFT_OUT = "passed", "failed", "left out"
 
 @dataclass(frozen=True)
 class Subject:
-    """What a result is of."""
+    """What a result applies to."""
 
     name: str
     uuid: str
@@ -43,10 +43,10 @@ class Row:
     """One test.
 
     Attributes:
-        op: whose kernels, as `_dispatch.torch_reason` is given it.
+        op: whose kernels, as passed to `_dispatch.torch_reason`.
         what: the dtype, or what is special.
         outcome: PASSED, FAILED or LEFT_OUT.
-        why: where it was not passed.
+        why: the reason if it was not passed.
     """
 
     op: str
@@ -68,7 +68,7 @@ class Result:
         return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1)
 
     def off(self) -> dict[str, str]:
-        """The ops that are off, and what became of their tests: FAILED, or LEFT_OUT where none was passed."""
+        """The ops that are off, with the outcome of their tests: FAILED, or LEFT_OUT if none was passed."""
         outcomes: dict[str, set[str]] = {}
         for row in self.rows:
             outcomes.setdefault(row.op, set()).add(row.outcome)
@@ -91,7 +91,7 @@ class Result:
 
 
 class Unreadable(Exception):
-    """A result that is kept and cannot be read; its text says where and why."""
+    """A stored result that cannot be read; its text says where and why."""
 
 
 @functools.cache
@@ -100,12 +100,12 @@ def _digest(path: str) -> str:
 
 
 def build_of(module: Any) -> str:
-    """Which build of fastnn a compiled module belongs to: another file is another one."""
+    """Which build of fastnn a compiled module belongs to: another file is another build."""
     return f"{__version__} {_digest(module.__file__)}"
 
 
 def _driver(module: Any) -> str:
-    """Its own version, where Linux tells it, and the CUDA version that it supports."""
+    """The driver's own version, if Linux reports it, and the CUDA version that it supports."""
     number = module.driver_version()
     supports = f"CUDA {number // 1000}.{number % 1000 // 10}"
     try:
@@ -128,7 +128,7 @@ def _directory() -> Path:
 
 
 def path_of(subject: Subject) -> Path:
-    """Where its result is kept.
+    """Where its result is stored.
 
     Raises:
         RuntimeError: there is no cache directory.
@@ -150,10 +150,10 @@ def _parsed(text: bytes) -> Result:
 
 
 def _read(path: Path) -> Result | None:
-    """The result in a file; None where there is no file.
+    """The result in a file; None if there is no file.
 
     Raises:
-        Unreadable: there is one, without a result in it.
+        Unreadable: there is one, but it holds no result.
     """
     try:
         result = _parsed(path.read_bytes())
@@ -171,17 +171,17 @@ def _read(path: Path) -> Result | None:
 
 
 def read(subject: Subject) -> Result | None:
-    """Its result, where there is one.
+    """Its result, if there is one.
 
     Raises:
-        Unreadable: what is kept of it cannot be read.
+        Unreadable: the stored result cannot be read.
         RuntimeError: there is no cache directory.
     """
     return _read(path_of(subject))
 
 
 def kept(subject: Subject) -> Result | None:
-    """Its result, where there is one that can be read."""
+    """Its result, if there is one that can be read."""
     try:
         return read(subject)
     except (Unreadable, RuntimeError):
@@ -189,7 +189,7 @@ def kept(subject: Subject) -> Result | None:
 
 
 def all_kept() -> tuple[list[Result], list[str]]:
-    """The results of all devices, drivers and builds, the newest first; and which files cannot be read."""
+    """The results of all devices, drivers and builds, newest first; and which files cannot be read."""
     results, unreadable = [], []
     try:
         files = sorted(_directory().glob("*.json"))
@@ -215,7 +215,7 @@ class Proof:
         except Unreadable as why:
             self._unreadable = str(why)
         except RuntimeError:
-            pass  # without a cache directory nothing is kept, which `fastnn selftest` says
+            pass  # without a cache directory nothing is stored; `fastnn selftest` says so
         self._name = subject.name
         self._verified = subject.capability in VERIFIED_CAPABILITIES
         option = f" --device cuda:{index}" if index else ""
@@ -223,7 +223,7 @@ class Proof:
 
     def why_not(self, op: str) -> str | None:
         """Why the kernels of an op must not run there, or None."""
-        # What was found stays as it is as long as the process runs.
+        # The result in use does not change during the process.
         test = f"{self._command} and start Python again"
         if self._result is not None:
             why = self._result.why_off(op)

@@ -1,8 +1,8 @@
-"""Whether a program has replaced what native code replaces: functions and classes of torch or fastnn.
+"""Whether a program has replaced functions or classes of torch or fastnn whose work native code does.
 
-``torch.nn.Linear.forward = mine`` is how some libraries add their adapters. Native code that runs instead of
-such a name would pass it by, so it asks here first. What was replaced before fastnn was imported is found
-too: torch's own functions are known by the file that they come from.
+``torch.nn.Linear.forward = mine`` is how some libraries add their adapters. Native code that runs instead
+would bypass it, so it checks here first. Replacements made before fastnn was imported are found too: torch's
+own functions are recognised by the file they come from.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Owner = type | ModuleType
 
 
 def is_own(value: object) -> bool:
-    """Whether it is torch's or fastnn's, whatever wrappers of theirs are around it."""
+    """Whether it is torch's or fastnn's, in any of their own wrappers."""
     while isinstance(value, FunctionType):
         if not value.__code__.co_filename.startswith(HOMES):
             return False
@@ -43,8 +43,8 @@ def is_own(value: object) -> bool:
 
 
 def original(owner: Owner, name: str) -> object:
-    """What `name` stands for; None where there is no such name; where it is somebody else's, what nothing
-    else is."""
+    """What `name` stands for; None if it does not exist; for somebody else's value a new object, which equals
+    nothing."""
     value = getattr(owner, name, None)
     return value if is_own(value) else object()
 
@@ -75,10 +75,10 @@ def _add(watch: Any, owner: Owner, name: str, value: Any) -> None:
 
 
 class Names:
-    """Names of classes or modules, and what they stood for when they were listed.
+    """Names of classes or modules, with their values when they were listed.
 
     Attributes:
-        unchanged: whether all still stand for that, in some 0.1 us; always True until `watch` was called.
+        unchanged: whether all still have them, in some 0.1 us; always True until `watch` was called.
     """
 
     def __init__(self, names: Iterable[tuple[Owner, str]]) -> None:
@@ -89,13 +89,13 @@ class Names:
             self.add(owner, name)
 
     def add(self, owner: Owner, name: str) -> None:
-        """List another name; what somebody has put there already is never found unchanged."""
+        """List another name; if it has already been replaced, it is never unchanged."""
         self._names.append((owner, name, original(owner, name)))
         if self._watch is not None:
             _add(self._watch, *self._names[-1])
 
     def of(self, kind: type) -> Names:
-        """Those among the names that calls of `kind` reach, of itself and its bases."""
+        """Those of the names that calls of `kind` use, its own and its bases'."""
         names = Names([])
         names._names = [entry for entry in self._names if entry[0] in kind.__mro__]
         if self._watch is not None:
@@ -103,18 +103,18 @@ class Names:
         return names
 
     def watch(self, watch: Any) -> None:
-        """Look at the names by a `Watch` of the compiled module from now on."""
+        """Check the names with a `Watch` of the compiled module from now on."""
         self._watch = watch
         self.add_to(watch)
         self.unchanged = watch.unchanged
 
     def add_to(self, watch: Any) -> None:
-        """Register the names that are listed now with a `Watch`."""
+        """Register the names listed so far with a `Watch`."""
         for entry in self._names:
             _add(watch, *entry)
 
     def replaced(self) -> str | None:
-        """Why native code must not run: a name that stands for something else now; None without one."""
+        """Why native code must not run: a name that has been replaced; None if there is none."""
         return None if self.unchanged() else self.first_replaced()
 
     def first_replaced(self) -> str | None:
@@ -127,14 +127,14 @@ class Names:
         return None
 
 
-# What single ops do the work of, which each of their calls asks about.
+# Functions whose work single ops do; each call of such an op checks them.
 functions = Names(
     [
         *((F, name) for name in ("linear", "relu", "silu", "gelu", "cross_entropy")),
         *((torch, name) for name in ("relu", "sigmoid", "tanh")),
     ]
 )
-# What only a training step does the work of.
+# Functions whose work only a training step does.
 losses = Names(
     [
         *((F, name) for name in _losses.KINDS if name != "cross_entropy"),
@@ -155,23 +155,23 @@ classes = Names(
         ),
         *((torch.Tensor, name) for name in ("flatten", "log_softmax", "backward")),
         (torch.nn.Module, "__getattr__"),
-        # Absent, as long as nobody has put a property there.
+        # Absent, unless a property has been added there.
         *((torch.nn.Linear, name) for name in ("weight", "bias")),
     ]
 )
 
 
 def add_calls(kind: type) -> None:
-    """List the calls of a module of ours among `classes`."""
+    """Add the methods that a call of our module class uses to `classes`."""
     for name in ("__call__", "forward"):
         classes.add(kind, name)
 
 
 def replaced_function() -> str | None:
-    """Why no op may run natively: a function of torch whose work it does was replaced; else None."""
+    """Why no op may run natively: a torch function whose work an op does was replaced; else None."""
     return functions.replaced()
 
 
 def replaced_class() -> str | None:
-    """Why modules may not be passed by: call or forward of one of their classes was replaced; else None."""
+    """Why modules may not be bypassed: call or forward of one of their classes was replaced; else None."""
     return classes.replaced()

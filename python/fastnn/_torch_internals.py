@@ -1,7 +1,7 @@
-"""Every name of torch's that is not public, and what happens where a torch lacks it.
+"""Every non-public name of torch that is used, and what happens if a torch version lacks it.
 
-Names of torch's modules are bound here, once; those of attributes of its objects are constants, for
-``__dict__``, or hidden by a function. (csrc/bindings/accumulator_hooks.cpp reads a parameter's hooks as
+Names in torch's modules are bound here, once; names of attributes of its objects are constants, for
+``__dict__``, or hidden behind a function. (csrc/bindings/accumulator_hooks.cpp reads a parameter's hooks as
 `on_leaf` does.)
 """
 
@@ -20,14 +20,14 @@ from torch.autograd import forward_ad, profiler
 from torch.nn import _reduction
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
-# Without these, and the imports above, fastnn does not import: they are private by their place alone.
+# Without these, and the imports above, fastnn does not import: they are private only by location.
 OpOverload = torch._ops.OpOverload
-TensorBase = torch._C.TensorBase  # has the methods that are written in C++
-legacy_reduction = _reduction.legacy_get_string  # what size_average and reduce meant
+TensorBase = torch._C.TensorBase  # has the methods implemented in C++
+legacy_reduction = _reduction.legacy_get_string  # the meaning of size_average and reduce
 
 
 def is_composite(op: Any) -> bool:
-    """Whether an op consists of others."""
+    """Whether an op is composed of others."""
     return bool(op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
 
 
@@ -36,10 +36,10 @@ def arguments_of(op: Any) -> Sequence[Any]:
     return op._schema.arguments  # type: ignore[no-any-return]
 
 
-# What `_dispatch` asks before every op: a torch that drops one costs the native kernels, not the import. They
+# What `_dispatch` checks before every op: if torch drops one, native kernels are lost, not the import. They
 # are bound once: a look-up along `torch._C._functorch` costs more than the call.
 missing_check: str | None = None
-jit_state: Callable[[], Any] = lambda: None  # noqa: E731  # is asked for by name
+jit_state: Callable[[], Any] = lambda: None  # noqa: E731  # looked up by name
 FORWARD_LEVEL = "_current_level"  # in the variables of torch.autograd.forward_ad
 try:
     from torch.utils._device import DeviceContext as DeviceContext
@@ -55,25 +55,25 @@ try:
 except (ImportError, AttributeError, KeyError) as error:
     missing_check = str(error)
 
-# Whether the backward that runs reaches a node; a torch without it computes every gradient.
+# Whether the running backward reaches a node; a torch without it computes every gradient.
 will_run: Callable[[Any], bool] | None = getattr(torch._C, "_will_engine_execute_node", None)
-# Whether the graph is there still after the backward that runs; without it, what was saved is kept.
+# Whether the running backward retains the graph; without it, what was saved is kept.
 keeps_graph: Callable[[], bool] = getattr(
     getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", lambda: True
 )
-# Nodes of the autograd graph that are written in Python; without it none seems to be.
+# Nodes of the autograd graph that are written in Python; without it no node is recognised.
 PythonNode: Any = getattr(torch.autograd.function, "BackwardCFunction", ())
 # Without these two fastnn does not import.
 version_of: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
 is_view = Tensor._is_view
 
-# ``on_saved_tensors(True)`` gives the hooks for whatever autograd saves, as `saved_tensors_hooks` sets them,
+# ``on_saved_tensors(True)`` returns the hooks for whatever autograd saves, as set by `saved_tensors_hooks`,
 # or None.
 on_saved_tensors: Any = getattr(
     getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None
 )
 
-# Where torch keeps what else a call of a module, or a step of an optimizer, does; None where it keeps it
+# Where torch keeps what else a call of a module, or a step of an optimizer, does; None if it keeps it
 # elsewhere. These dicts are changed in place, never replaced.
 all_forward_hooks: Any = getattr(_module, "_global_forward_hooks", None)
 all_forward_pre_hooks: Any = getattr(_module, "_global_forward_pre_hooks", None)
@@ -89,7 +89,7 @@ BACKWARD_HOOKS, BACKWARD_PRE_HOOKS = "_backward_hooks", "_backward_pre_hooks"
 MODULE_HOOKS = (FORWARD_HOOKS, FORWARD_PRE_HOOKS, BACKWARD_HOOKS, BACKWARD_PRE_HOOKS)
 COMPILED_CALL = "_compiled_call_impl"  # where ``Module.compile`` puts it
 COMPILED = "_orig_mod"  # the module that torch.compile has wrapped in another
-# What a call of a module is made of, and what `Module.parameters` is.
+# The methods behind a call of a module, and those behind `Module.parameters`.
 MODULE_CALL = ("__call__", "_call_impl", "_wrapped_call_impl")
 MODULE_LISTING = ("parameters", "named_parameters", "_named_members", "named_modules")
 
@@ -102,7 +102,7 @@ STEP_HOOKS = (STEP_PRE_HOOKS, STEP_POST_HOOKS)
 # The method that a step of torch's own classes calls; a class may lack it.
 INIT_GROUP = "_init_group"
 
-# Under a torch that has other names no layers are fused, no step skips torch's wrapping, and no training step
+# With a torch that has other names no layers are fused, no step skips torch's wrapping, and no training step
 # runs natively.
 module_names_known = (
     None not in (all_forward_hooks, all_forward_pre_hooks, all_backward_hooks, all_backward_pre_hooks)
@@ -119,12 +119,12 @@ names_known = (
 )
 
 
-# Lets the current stream of a CUDA device do nothing for so many cycles, or not even that.
+# Makes the current stream of a CUDA device idle for so many cycles, if torch can.
 idle_on_device: Callable[[int], object] = getattr(torch.cuda, "_sleep", lambda cycles: None)
 
 
 def is_profiling() -> bool:
-    """Whether a profiler runs, or cannot be seen; asked in every native call."""
+    """Whether a profiler runs, or that cannot be seen; checked in every native call."""
     try:
         return profiler._is_profiler_enabled
     except AttributeError:
@@ -132,7 +132,7 @@ def is_profiling() -> bool:
 
 
 def any_hook_of_all_modules() -> bool:
-    """Whether somebody watches every module."""
+    """Whether there are global hooks of modules."""
     return bool(all_forward_hooks or all_forward_pre_hooks or all_backward_hooks or all_backward_pre_hooks)
 
 
@@ -150,7 +150,7 @@ def is_only_forward(module: torch.nn.Module) -> bool:
 
 
 def is_compiled(module: torch.nn.Module) -> bool:
-    """Whether torch.compile has compiled the module or wraps it; a torch that keeps it elsewhere says no."""
+    """Whether torch.compile has compiled the module or wraps it; no if torch keeps it elsewhere."""
     dynamo = sys.modules.get("torch._dynamo")  # not there before the first torch.compile
     return getattr(module, COMPILED_CALL, None) is not None or (
         dynamo is not None and isinstance(module, dynamo.OptimizedModule)
@@ -158,7 +158,7 @@ def is_compiled(module: torch.nn.Module) -> bool:
 
 
 def without_compilation() -> contextlib.AbstractContextManager[None]:
-    """What torch.compile has compiled runs as it was written meanwhile."""
+    """Code compiled by torch.compile runs eagerly in this block."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
@@ -166,35 +166,35 @@ def without_compilation() -> contextlib.AbstractContextManager[None]:
 
 
 def is_schedulers_counter(step: Any) -> bool:
-    """Whether a step on an optimizer object is a scheduler's counter; where that does not show, no."""
+    """Whether a step on an optimizer object is a scheduler's counter; no if that cannot be seen."""
     return hasattr(step, "_wrapped_by_lr_sched")
 
 
 def note_step(optimizer: torch.optim.Optimizer) -> None:
-    """Tell schedulers, which else warn, that a step was taken."""
+    """Tell schedulers, which would warn otherwise, that a step was taken."""
     optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
 def fill_lists(optimizer: torch.optim.Optimizer, group: dict[str, Any], lists: Sequence[list[Any]]) -> Any:
-    """Have an optimizer make the state that its first step would make, and fill lists with it.
+    """Make an optimizer create the state that its first step would create, and fill lists with it.
 
-    torch.compile knows this method by its name, and runs it as it is.
+    torch.compile knows this method by name, and runs it as it is.
     """
     return optimizer._init_group(group, *lists)  # type: ignore[attr-defined]
 
 
 class OptimizerParts(torch.optim.Optimizer):
-    """Comes before one of torch's optimizers among the bases; has methods for what its private ones do.
+    """A base before one of torch's optimizers, with methods for what its private ones do.
 
-    A torch without the first cannot make the state of fastnn's optimizers; one without the second gives no
-    hooks to a step that was put into its class before an optimizer is made.
+    With a torch without the first, the state of fastnn's optimizers cannot be created; without the second,
+    there are no hooks for a step that was put into its class before an optimizer is made.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: list[Any]) -> Any:
         return self.init_lists(group, *lists)
 
     def init_lists(self, group: dict[str, Any], *lists: list[Any]) -> Any:
-        """Fill lists with the tensors of a group, and make the state where there is none."""
+        """Fill lists with the tensors of a group, creating missing state."""
         return super()._init_group(group, *lists)  # type: ignore[misc]
 
     def _patch_step_function(self) -> None:
@@ -205,15 +205,15 @@ class OptimizerParts(torch.optim.Optimizer):
         """Called after torch has wrapped the step of the class."""
 
 
-# torch's check that a step which is captured into a CUDA graph may be; its name changed after torch 2.10. A
-# torch that has neither goes without.
+# torch's check that a step may be captured into a CUDA graph; its name changed after torch 2.10. A torch that
+# has neither goes without.
 check_graph_capture: Callable[[torch.optim.Optimizer], None] | None = getattr(
     torch.optim.Optimizer,
     "_accelerator_graph_capture_health_check",
     getattr(torch.optim.Optimizer, "_cuda_graph_capture_health_check", None),
 )
 
-# Many tensors in few launches; without them it is one at a time.
+# Many tensors in few launches; without them one at a time.
 lerp_each: Callable[..., None] | None = getattr(torch, "_foreach_lerp_", None)
 _add_each = getattr(torch, "_foreach_add_", None)
 
@@ -228,40 +228,40 @@ def add_to_each(tensors: list[Tensor], number: float) -> None:
 
 
 def end_allocation(device: torch.device, pool: Any) -> None:
-    """Have CUDA's allocator take no more memory from a pool; without it, it is left to torch."""
+    """Stop CUDA's allocator from allocating from a pool; a torch without this is left as it is."""
     end = getattr(torch._C, "_cuda_endAllocateToPool", None)
     if end is not None:
         end(device.index, pool)
 
 
-# Which backward the calling thread is in, -1 in none.
+# The id of the backward in which the calling thread is, -1 if in none.
 _current_backward: Callable[[], int] | None = getattr(torch._C, "_current_graph_task_id", None)
 
 
 def within_backward() -> bool:
-    """Whether autograd runs a backward in this thread; where that does not show, yes."""
+    """Whether autograd runs a backward in this thread; yes if that cannot be seen."""
     return _current_backward is None or _current_backward() != -1
 
 
 def base_of(tensor: Tensor) -> Tensor | None:
-    """What a tensor is a view of, which lives as long as it does; None where it is no view."""
+    """What a tensor is a view of, which it keeps alive; None if it is not a view."""
     return tensor._base
 
 
 def clear_workspaces() -> None:
-    """Have cuBLAS forget the memory that it has for streams; without it, it stays."""
+    """Make cuBLAS free its workspaces for streams; without this function they are kept."""
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
     if clear is not None:
         clear()
 
 
 def on_accumulator(param: Tensor) -> tuple[dict[int, Any], ...] | None:
-    """The dicts in which the gradient accumulator of `param` keeps its hooks; None where it may have others.
+    """The dicts in which the gradient accumulator of `param` keeps its hooks; None if it may have others.
 
-    An accumulator that nobody holds is made again, without hooks: no dicts then.
+    An accumulator without references is made again, without hooks: no dicts then.
 
-    torch keeps one dict of hooks and one of pre-hooks with each accumulator, as long as that lives, and puts
-    later ones into the same; a hook that is added and removed shows them. Those of C++, by which
+    torch keeps one dict of hooks and one of pre-hooks with each accumulator while it is alive, and puts later
+    hooks into the same; a hook that is added and removed reveals them. C++ hooks, by which
     `DistributedDataParallel` reduces gradients, cannot be seen.
     """
     before = param._use_count()  # type: ignore[attr-defined]
@@ -270,7 +270,7 @@ def on_accumulator(param: Tensor) -> tuple[dict[int, Any], ...] | None:
     else:
         with torch.enable_grad():
             node = _accumulator(param)
-    if param._use_count() != before:  # type: ignore[attr-defined]  # it holds the parameter, now one more time
+    if param._use_count() != before:  # type: ignore[attr-defined]  # it holds one more reference
         return ()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return None
@@ -292,9 +292,9 @@ def _nothing(*_: Any) -> None:
 
 
 def on_leaf(param: Tensor) -> bool:
-    """Whether anything happens when the gradient of `param` arrives, besides that it is kept."""
+    """Whether anything but accumulation happens when the gradient of `param` arrives."""
     if any(getattr(param, hooks, None) for hooks in LEAF_HOOKS):
-        return True  # empty where the last one has been removed
+        return True  # empty if the last one has been removed
     if not param.requires_grad or param._use_count() == 1:  # type: ignore[attr-defined]
         return False  # no accumulator is alive
     tables = on_accumulator(param)

@@ -95,7 +95,7 @@ def revert(target: T) -> T:
 
 
 def _parts(op: str, target: object) -> list[tuple[str, Any]]:
-    """What there is to change, with the names that it has in `target`."""
+    """The objects to change, with their names in `target`."""
     if isinstance(target, torch.optim.Optimizer):
         return [("", target)]
     if isinstance(target, torch.nn.Module):
@@ -107,7 +107,7 @@ def _parts(op: str, target: object) -> list[tuple[str, Any]]:
 def _change(
     parts: list[tuple[str, Any]], counterparts: dict[type, type], why_not: Callable[[Any], str | None]
 ) -> list[str | None]:
-    """Why each part was left alone, or None where it was changed."""
+    """Why each part was left alone, or None if it was changed."""
     before = [type(part) for _, part in parts]
     reasons = []
     for _, part in parts:
@@ -130,7 +130,7 @@ def _change(
 
 
 def _beyond_torch(part: Any) -> str | None:
-    """Which option is set that torch's lacks, or None."""
+    """The option in use that torch's class lacks, or None."""
     if isinstance(part, nn.Linear) and part.activation is not None:
         return "torch's has no activation"
     if isinstance(part, nn.CrossEntropyLoss) and part.z_loss != 0:
@@ -146,7 +146,7 @@ def _no_counterpart(part: Any, counterparts: dict[type, type]) -> str:
         return "it is scripted"
     base = next((base for base in kind.__mro__ if base in counterparts), None)
     wanted = _package(next(iter(counterparts.values())))
-    # Of the wanted package itself, also where it derives from a class of the other's, as `nn.MLP` does.
+    # Already of the wanted package, even if it derives from a class of the other, as `nn.MLP` does.
     if kind in counterparts.values() or _package(kind) == wanted:
         return _already(wanted)
     return "no counterpart" if base is None else f"a subclass of {_public_name(base)}"
@@ -166,7 +166,7 @@ def _public_name(kind: type) -> str:
 
 
 def _fusion(part: Any) -> str | None:
-    """What of a `Sequential` runs as one op, or whether a layer can be in such an op."""
+    """Which parts of a `Sequential` run as one op, or whether a layer can be in such an op."""
     nothing_fuses = _mlp.why_nothing_fuses()
     if type(part) in (nn.Sequential, nn.MLP):
         names, runs = list(part.__dict__[MODULES]), _mlp.fused_runs(list(part))
@@ -185,7 +185,7 @@ def _fusion(part: Any) -> str | None:
 def _take_step_along(optimizer: torch.optim.Optimizer, counterpart: Any) -> str | None:
     """Let a learning rate scheduler's counter around `step` call the counterpart's, or say why it cannot.
 
-    Such a counter is on the object and holds, as a variable, the function that it found in the class.
+    Such a counter is an attribute of the object; its closure holds the function that it found in the class.
     """
     step: Any = optimizer.__dict__.get("step")
     if step is None:
@@ -199,7 +199,7 @@ def _take_step_along(optimizer: torch.optim.Optimizer, counterpart: Any) -> str 
 
 
 def _eager_modules(module: torch.nn.Module, seen: set[int]) -> Iterator[torch.nn.Module]:
-    """Each module once, save those inside compiled ones: a change there would cost a recompilation."""
+    """Each module once, except those inside compiled ones: a change there would cost a recompilation."""
     if id(module) in seen or is_compiled(module):
         return
     seen.add(id(module))

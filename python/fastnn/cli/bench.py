@@ -146,7 +146,7 @@ def _run_all(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _held_to(threads: int) -> Iterator[None]:
-    """Torch on so many threads, and this process and those it starts on so many processors.
+    """Limit torch to this many threads, and this process and its children to this many processors.
 
     A library that starts more threads than it was told gains nothing by them.
     """
@@ -178,7 +178,7 @@ def _select(args: argparse.Namespace) -> list[Case]:
 
 
 def _select_memory(args: argparse.Namespace) -> list[str]:
-    """The label of the comparison of memory, where it is asked for."""
+    """The label of the comparison of memory, if it was asked for."""
     label: str = load_benchmarks("memory").LABEL
     return (
         []

@@ -59,7 +59,7 @@ class _Handler(SimpleHTTPRequestHandler):
         self.wfile.write(data)
 
     def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")  # so that a rebuilt page is seen
+        self.send_header("Cache-Control", "no-cache")  # so that a rebuilt page is loaded
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -67,7 +67,8 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 def _files(data: Dataset) -> dict[str, bytes]:
-    """The four files by their paths. They are not compressed, which the page tells by their first bytes."""
+    """The four files by their paths. They are not compressed, which the page recognises by their first
+    bytes."""
     shape = (-1, data.height, data.width)
     parts = {
         "train": (data.train_images, data.train_labels),

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # short output fails here, and not only when the interpreter ends
     except BrokenPipeError:
-        # What is still in the buffer goes nowhere, rather than into an error when the interpreter ends.
+        # Discard what is still in the buffer: flushing it when the interpreter ends would raise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

@@ -23,7 +23,7 @@ class _Timely:
         self._deadline = time.monotonic() + seconds
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes: what has arrived, as a wait for all of them would outlast the deadline."""
+        """At most `size` bytes: what has arrived, since waiting for all of them could exceed the deadline."""
         if time.monotonic() > self._deadline:
             raise DataError(f"not complete after {self._seconds:g} s")
         return self._answer.read1(size)

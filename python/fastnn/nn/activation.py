@@ -48,12 +48,12 @@ NAMES: dict[type, str | dict[str, str]] = {
 
 
 def gelu_name(approximate: object) -> str | None:
-    """The name of the form of GELU that `approximate` asks for, None where there is none."""
+    """The name of the form of GELU that `approximate` selects, None if there is none."""
     return _GELU_FORMS.get(approximate) if isinstance(approximate, str) else None
 
 
 def activation_of(module: torch.nn.Module) -> str | None:
-    """The name of the activation that `module` is, None where it is none or of a type of its own."""
+    """The name of the activation that `module` is, None if it is not one of them by exact type."""
     name = NAMES.get(type(module))
     return gelu_name(module.approximate) if isinstance(name, dict) else name
 

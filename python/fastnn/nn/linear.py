@@ -65,7 +65,7 @@ class Linear(torch.nn.Linear):
         activation: str | None = None,
     ) -> None:
         check_activation("Linear", activation)
-        flag: Any = bias  # whatever the annotation says
+        flag: Any = bias  # of any type
         if isinstance(flag, str):
             raise TypeError(f"Linear: bias must be a bool, got {bias!r}; name the activation by keyword")
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)

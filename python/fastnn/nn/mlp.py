@@ -33,7 +33,7 @@ _torch_forward = torch.nn.Sequential.forward
 
 
 def why_nothing_fuses() -> str | None:
-    """Why no layer may run other than by its own call, or None."""
+    """Why every layer must run by its own call, or None."""
     if _is_compiling():
         return "torch.compile is tracing"
     if any_hook_of_all_modules():
@@ -42,7 +42,7 @@ def why_nothing_fuses() -> str | None:
 
 
 def fused_runs(layers: list[torch.nn.Module]) -> list[range]:
-    """The places of the layers that a call of a `Sequential` runs together, each run as one op."""
+    """The positions of layers that a call of a `Sequential` fuses, one range per op."""
     if why_nothing_fuses() is not None:
         return []
     runs, i = [], 0
@@ -139,7 +139,7 @@ class MLP(Sequential):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        given: Any = sizes  # whatever the annotation says
+        given: Any = sizes  # of any type
         if isinstance(given, str) or not isinstance(given, Iterable):
             raise TypeError(f"MLP: sizes must be a list of ints, got {given!r}")
         sizes = list(sizes)

@@ -59,7 +59,7 @@ def clip_grad_norm_(
         assert isinstance(norm, Tensor)
         return norm
     return torch.nn.utils.clip_grad_norm_(
-        listed or parameters,  # torch warns of an empty generator
+        listed or parameters,  # torch warns about an empty generator
         max_norm,
         norm_type,
         error_if_nonfinite,
@@ -76,7 +76,7 @@ def _clip_natively(
     if not grads:
         return "there is no gradient"
     first = grads[0]
-    # The native call itself checks what it is given, on the CPU all of it.
+    # The native call itself checks its arguments, all of them on the CPU.
     reason = (
         _dispatch.torch_reason() if first.is_cpu else _dispatch.torch_reason(first, cuda="clip_grad_norm")
     )

@@ -1,1 +1,1 @@
-"""One file an op: the autograd function, its public function and the torch twin."""
+"""One file per op: the autograd function, its public function and the torch twin."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
-# How fastnn's kernels multiply float32, as csrc/gemm/cuda/product.h counts them; other dtypes ignore it.
+# How fastnn's kernels multiply float32, numbered as in csrc/gemm/cuda/product.h; other dtypes ignore it.
 PLAIN, TF32, TF32_3X = range(3)
 
-# Multiply-adds of a product from which torch's, which is cuBLAS, is taken, with one pass of ours for what it
+# Multiply-adds of a product above which torch's, i.e. cuBLAS's, is used, with one pass of ours for what it
 # does not fuse. cuBLAS uses instructions that fastnn's kernels do not, on an H100 about 1.6 times as fast for
 # 16-bit types and tf32 (wgmma), twice for float64. The pass reads and writes the M N values once more, and is
 # one launch more, some 2 us. At 1024^3 gain and loss are about equal; for float64, which is 15 times slower,
@@ -23,14 +23,14 @@ TORCH_FROM = {
 }
 TORCH_FROM_TF32 = 2**30
 
-# From about 512^3 on a float32 product fills a device with blocks of 128 x 128 on the tensor cores. Where a
+# From about 512^3 on, a float32 product fills a device with blocks of 128 x 128 on the tensor cores. Where a
 # side is shorter than three quarters of such a block, plain float32 in smaller ones wastes less.
 TENSOR_CORES_FROM = 2**27
 TENSOR_CORES_SIDE = 96
 
 
 def _tf32_allowed() -> bool:
-    # `allow_tf32` is derived from this setting, and raises where it has been set through the newer interface.
+    # `allow_tf32` is derived from this setting, and raises if it was set through the newer interface.
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 

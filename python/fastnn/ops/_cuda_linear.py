@@ -16,7 +16,7 @@ from fastnn.ops import _cuda_limits
 
 
 def with_workspace(call: Callable[..., int], like: Tensor, *args: Any) -> None:
-    """Run `call(*args, workspace)`, which says how many bytes it needs where it was given too few."""
+    """Run `call(*args, workspace)`, which returns how many bytes it needs if it was given too few."""
     needed = call(*args, None)
     if needed:
         call(*args, torch.empty(needed, dtype=torch.uint8, device=like.device))
@@ -31,9 +31,9 @@ def forward(
     output: Tensor,
     z: Tensor | None,
 ) -> None:
-    """Fill `output` with act(x W^T + b), and `z` with what goes into the activation.
+    """Fill `output` with act(x W^T + b), and `z` with the input of the activation.
 
-    Where torch computes the product of a 16-bit type, it is rounded before bias and activation see it.
+    If torch computes the product of a 16-bit type, it is rounded before bias and activation are applied.
     """
     torch_product, float32 = _cuda_limits.choose(input.dtype, *input.shape, weight.shape[0])
     if not torch_product:
@@ -65,11 +65,11 @@ def backward(
     Args:
         kernels: the CUDA module.
         grad_output: of the layer's output.
-        saved: what the gradient of `activation` is taken from: z or the output.
+        saved: what the gradient of `activation` is computed from: z or the output.
         activation: the layer's own.
         input: needed for `grad_weight`.
         weight: needed for `grad_input`.
-        grad_input: multiplied by the gradient of the activation below, where `input` came from it.
+        grad_input: multiplied by the gradient of the activation below, if `input` is its output.
         grad_weight: of `weight`.
         grad_bias: of the bias.
         below_saved: `saved` of the layer below.

@@ -19,8 +19,8 @@ from fastnn.ops import _cuda_limits, _cuda_linear
 TILE_ROWS = 128
 
 
-# From this version on torch adds a product of 16-bit types to float32, on CUDA alone. `addmm` has had
-# `out_dtype` for longer, but wanted what it adds to in 16 bits, too (pytorch#167931).
+# From this version on torch adds a product of 16-bit types to float32, on CUDA only. `addmm` has had
+# `out_dtype` for longer, but required the addend in 16 bits, too (pytorch#167931).
 ADDS_TO_FLOAT32_FROM = "2.11"
 
 
@@ -43,10 +43,11 @@ def run(
     rows: int,
     check_at_once: bool,
 ) -> tuple[list[Tensor | None], Tensor]:
-    """Fill `loss`; return the wanted gradients and what holds the factor that they still lack.
+    """Fill `loss`; return the wanted gradients and the tensor with the factor by which they must still be
+    multiplied.
 
     The gradient of a chunk's logits is written over them. That of the input, of which each chunk has rows of
-    its own, has the input's dtype; those of weight and bias, which all chunks add to, that of their sums.
+    its own, has the input's dtype; those of weight and bias, to which all chunks add, that of their sums.
 
     Args:
         kernels: the CUDA module.
@@ -93,10 +94,10 @@ def adds_to_float32(device: torch.device) -> bool:
 def _add_parameter_gradients(
     kernels: Any, gradient: Tensor, x: Tensor, dw: Tensor | None, db: Tensor | None
 ) -> None:
-    """Add what a chunk gives to those that are there."""
+    """Add the contribution of a chunk to the gradients."""
     if dw is not None:
         torch_product, float32 = _cuda_limits.choose(x.dtype, *gradient.shape, x.shape[1])
-        # Where torch does not add it to float32, its product of 16-bit types is rounded before it is added.
+        # If torch does not add it to float32, its product of 16-bit types is rounded before it is added.
         if not torch_product or not (dw.dtype == x.dtype or adds_to_float32(dw.device)):
             _cuda_linear.with_workspace(kernels.linear_add_gradients, x, gradient, x, dw, db, float32)
             return

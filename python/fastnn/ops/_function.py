@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fastnn._torch_internals import will_run as _will_run
 
-_PAUSE = 63  # so many calls ask nothing after an exception
+_PAUSE = 63  # so many calls make no queries after an exception
 _calls_to_pass = 0
 
 
 class NativeFunction(torch.autograd.Function):
-    """An autograd function that is applied only where no functorch transform is active.
+    """An autograd function that is applied only while no functorch transform is active.
 
     `fastnn._dispatch` has made sure of that before, so `apply` skips torch's search for transforms and
     wrapped arguments, which takes about a quarter of the time of a small op.
@@ -23,17 +23,17 @@ class NativeFunction(torch.autograd.Function):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        # The method that torch's own `apply` ends in, bound once.
+        # The method that torch's own `apply` finally calls, bound once.
         cls.apply = super(torch.autograd.Function, cls).apply  # type: ignore[method-assign, misc]
 
 
 def refused(op: str, refusal: Exception, twin: Callable[[], Tensor]) -> Tensor:
-    """What torch makes of a call that the compiled module refused: its own error, with what was said before.
+    """Run torch's op for a call that the compiled module refused: its own error, followed by the refusal.
 
-    So an error has torch's type and words, and names what was expected. Errors of another origin are raised.
+    So an error has torch's type and words, and names what was expected. Errors of other kinds are re-raised.
 
     Args:
-        op: as errors of the compiled module name it.
+        op: its name in errors of the compiled module.
         refusal: the error.
         twin: the call in torch's ops.
     """
@@ -48,15 +48,15 @@ def refused(op: str, refusal: Exception, twin: Callable[[], Tensor]) -> Tensor:
 def needed_gradients(ctx: Any) -> tuple[bool, ...]:
     """``ctx.needs_input_grad``, without gradients that this backward throws away.
 
-    ``backward(inputs=...)`` and ``autograd.grad`` name the tensors that count, which `needs_input_grad` does
-    not know: a critic that an actor is trained through would compute the gradients of its own weights for
-    nothing. A function whose first argument requires no gradient runs for its parameters' sake: nothing is
-    asked then. Else the last and the first are asked about, and each only where one of them is not needed,
-    for asking takes a hundredth of the training step of a tiny network. Of a leaf that ``autograd.grad``
-    returns torch says it by an exception, which takes as long as a small op: everything is computed then, and
-    in the next calls too.
+    ``backward(inputs=...)`` and ``autograd.grad`` name the tensors that matter, which `needs_input_grad`
+    ignores: a critic through which an actor is trained would compute the gradients of its own weights for
+    nothing. A function whose first argument requires no gradient runs for its parameters' sake: then nothing
+    is queried. Otherwise the last and the first are, and each one only if one of these is not needed, because
+    the queries take a hundredth of the training step of a tiny network. For a leaf that ``autograd.grad``
+    returns torch raises an exception, which takes as long as a small op: then everything is computed, in the
+    next calls too.
 
-    Only in the backward of a native kernel: what torch.compile traces cannot ask.
+    Only in the backward of a native kernel: code traced by torch.compile cannot query.
     """
     global _calls_to_pass
     needs: tuple[bool, ...] = ctx.needs_input_grad
@@ -68,11 +68,11 @@ def needed_gradients(ctx: Any) -> tuple[bool, ...]:
     edges = ctx.next_functions  # of the tensors; without a node where one requires no grad
     first, last = edges[0][0], edges[-1][0]
     try:
-        wants_first = hasattr(first, "variable") or _will_run(first)  # a leaf that comes first is an input
+        wants_first = hasattr(first, "variable") or _will_run(first)  # a leaf in first position is an input
         if wants_first and last is not None and _will_run(last):
             return needs
         nodes = iter([node for node, _ in edges[1:] if node is not None])
         return wants_first, *[need and _will_run(next(nodes)) for need in needs[1:]]
-    except Exception:  # also of a torch that answers otherwise
+    except Exception:  # or a torch with another interface
         _calls_to_pass = _PAUSE
         return needs

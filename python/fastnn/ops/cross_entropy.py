@@ -18,7 +18,7 @@ _INDEX_DTYPES = frozenset({torch.int64, torch.uint8})
 
 
 def _torchs_target(target: Tensor) -> Tensor:
-    """Torch takes uint8 for some shapes only, and 156 for -100."""
+    """Torch accepts uint8 for some shapes only, and reads -100 as 156."""
     return target.long() if isinstance(target, Tensor) and target.dtype is torch.uint8 else target
 
 
@@ -122,7 +122,7 @@ class CrossEntropyFunction(NativeFunction):
         else:
             if grad_output.dim() and gradient.dim() > 1:
                 grad_output = grad_output.unsqueeze(1)
-            # On CUDA the factor is the first of what the kernel left.
+            # On CUDA the factor is the kernel's first scratch value.
             scale = ctx.scale[0] if isinstance(ctx.scale, Tensor) else ctx.scale
             gradient = gradient * (grad_output * scale)
         return gradient, None, None, None
@@ -146,7 +146,8 @@ def _run(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[Tensor, Any]:
-    """Fill `gradient`, if given; return the loss and what holds the factor that the gradient still lacks."""
+    """Fill `gradient`, if given; return the loss and the tensor with the factor by which the gradient must
+    still be multiplied."""
     if reduction != "none" or input.dim() < 2:
         loss = input.new_empty_strided((), ())  # parsed in two thirds of the time of new_empty(())
     else:
@@ -167,7 +168,7 @@ def _run(
     kernels = _dispatch.native(rows)
     if kernels == _dispatch.cpu:
         return loss, kernels.cross_entropy_forward(*arguments)
-    # What depends on the targets stays on the device.
+    # Values that depend on the targets stay on the device.
     scratch = torch.empty(kernels.cross_entropy_scratch, dtype=torch.float64, device=rows.device)
     kernels.cross_entropy_forward(*arguments, scratch, _dispatch.check_at_once)
     return loss, scratch
@@ -182,7 +183,7 @@ def cross_entropy_reason(
     label_smoothing: float,
     cuda: str | None = None,
 ) -> str | None:
-    """Why torch must compute this loss, or None where the native kernel may (`cuda` as in `torch_reason`)."""
+    """Why torch must compute this loss, or None if the native kernel may (`cuda` as in `torch_reason`)."""
     if not isinstance(target, Tensor):
         return f"{type(target).__name__} is not a tensor"
     probabilities = target.is_floating_point()
@@ -276,7 +277,7 @@ def cross_entropy(
         reduction = legacy_reduction(size_average, reduce)
     if type(z_loss) is not float:
         z_loss = checked_z_loss("cross_entropy", z_loss)
-    # Where there are options, torch takes several ops.
+    # With options, torch needs several ops.
     if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
         _dispatch.decide("cross_entropy", SMALL)
         return F.cross_entropy(input, _torchs_target(target), ignore_index=ignore_index, reduction=reduction)

@@ -108,7 +108,7 @@ def gram_matrix(input: Tensor, normalize: bool = False) -> Tensor:
         scaled = features * scale if normalize else features
         output = torch.matmul(scaled, features.mT)
         if math.isnan(scale):
-            output = output * scale  # which a product without terms did not see
+            output = output * scale  # which a product without terms did not apply
     elif torch.is_grad_enabled() and features.requires_grad:
         output = GramFunction.apply(features, normalize)
     else:

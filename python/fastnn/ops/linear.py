@@ -16,7 +16,7 @@ from fastnn.ops.sizes import SMALL, small_layers
 _is_compiling = torch.compiler.is_compiling
 
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
-# Those whose gradient is a function of what goes into them, not of what comes out.
+# Activations whose gradient is computed from their input, not from their output.
 FROM_PREACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
 
 
@@ -28,7 +28,7 @@ def check_activation(op: str, activation: str | None) -> None:
 
 
 def torch_activation(z: Tensor, activation: str | None) -> Tensor:
-    """The activation in torch's own op; compiles in TorchScript."""
+    """The activation by torch's own op; compiles in TorchScript."""
     if activation is None:
         return z
     if activation == "relu":
@@ -46,11 +46,11 @@ _run_small, run_small_chain = small_layers(torch_activation)
 
 
 def torch_activation_gradient(grad: Tensor, saved: Tensor, activation: str | None) -> Tensor:
-    """The gradient before the activation, in torch's own differentiable op.
+    """The gradient with respect to the activation's input, by torch's own differentiable op.
 
     Args:
         grad: the gradient after the activation.
-        saved: what went into it for those in `FROM_PREACTIVATION`, else what came out.
+        saved: the input of those in `FROM_PREACTIVATION`, the output of others.
         activation: one of `ACTIVATIONS`.
     """
     aten = torch.ops.aten
@@ -75,14 +75,14 @@ def torch_activation_gradient(grad: Tensor, saved: Tensor, activation: str | Non
 def _forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, saving: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The output, and what went into the activation where its gradient is `saving` that."""
+    """The output, and, if `saving`, the activation's input if its gradient needs it."""
     *batch, in_features = input.shape
     out_features = weight.shape[0]
     output = input.new_empty(*batch, out_features)
     z = torch.empty_like(output) if saving and activation in FROM_PREACTIVATION else None
     matrices: list[Any] = [input, output, z]
     if len(batch) != 1:
-        # What is returned must be no view, or it could not be changed in place: views are what is filled.
+        # The result must not be a view, or it could not be changed in place: so views of it are filled.
         rows = input.shape[:-1].numel()
         columns = (in_features, out_features, out_features)
         matrices = [None if t is None else t.reshape(rows, n) for t, n in zip(matrices, columns, strict=True)]
@@ -98,8 +98,8 @@ def _forward(
 class LinearFunction(NativeFunction):
     """Saves what the wanted gradients need: input for dW, weight for dX, and for the activation z or y.
 
-    z is a second output, which only the backward of the backward sees: through it autograd reaches what
-    z was computed from, at no cost while it is not asked to.
+    z is a second output, used only by double backward: through it autograd reaches what z was computed from,
+    at no cost otherwise.
     """
 
     @staticmethod
@@ -119,7 +119,7 @@ class LinearFunction(NativeFunction):
         batch, in_features = ctx.input_shape[:-1].numel(), ctx.input_shape[-1]
         activation = ctx.activation
         if grad_z is not None:
-            # The rest of a backward of the backward: from here on a layer without activation.
+            # The rest of a double backward: from here on a layer without activation.
             if grad_output is not None:
                 grad_z = grad_z + torch_activation_gradient(grad_output, saved, activation)
             grad_output, saved, activation = grad_z, None, None
@@ -185,16 +185,16 @@ class ComputedLinear(NamedTuple):
 
 
 class ComputedLinearFunction(LinearFunction):
-    """Gives the values of a layer that has been computed as functions of what they came from.
+    """Returns the values of a computed layer as differentiable functions of their inputs.
 
-    Of input, weight and bias those are None that want no gradient and that no gradient is taken from.
+    Of input, weight and bias, those are None that need no gradient and are not needed for one.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]  # noqa: D102
         ctx: Any, input: Tensor | None, weight: Tensor | None, bias: Tensor | None, layer: ComputedLinear
     ) -> tuple[Tensor, Tensor | None]:
-        # Other tensors of the same memory: those that were saved remain without a past.
+        # New tensors on the same memory: the saved ones stay outside the graph.
         output, z = layer.output.detach(), None if layer.z is None else layer.z.detach()
         _save(ctx, input, weight, layer.activation, output, z, layer.input_shape)
         return output, z

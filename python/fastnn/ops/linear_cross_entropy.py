@@ -26,7 +26,7 @@ from fastnn.ops.sizes import SMALL, is_small_linear_cross_entropy
 # hundred rows keep a machine of 10 operations a byte computing. With 32000 classes in float32 these are 196
 # rows; with 1024 rows in all, the buffer is a twelfth of what torch holds there at its peak.
 CHUNK_BYTES = 24 << 20
-# With still more classes the memory traffic comes first: below this many rows it would set the pace.
+# With even more classes, memory traffic would dominate below this many rows.
 MIN_CHUNK_ROWS = 64
 
 
@@ -67,9 +67,9 @@ class LinearCrossEntropyFunction(NativeFunction):
 
     With reduction "none" the gradients need `grad_output`: backward then computes the logits again, as a
     second backward does with any reduction. Gradients are kept as attributes, not with `save_for_backward`,
-    so that backward hands over the only reference. What is saved beside them is looked at where the logits
-    are computed again, and may be changed in place where they are not. The bias, which torch's gradients are
-    not taken from, may be changed before any first backward: "none" keeps a copy.
+    so that backward hands over the only reference. What else is saved is version-checked if the logits are
+    computed again, and may be changed in place otherwise. The bias, from which torch computes no gradient,
+    may always be changed before the first backward: "none" keeps a copy.
     """
 
     @staticmethod
@@ -162,11 +162,11 @@ def _run(
     wanted: tuple[bool, ...],
     grad_output: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor | None], Tensor | None]:
-    """Return the loss, the wanted gradients of input, linear_weight and linear_bias, and on CUDA what holds,
-    as its first element, a factor that they still lack.
+    """Return the loss, the wanted gradients of input, linear_weight and linear_bias, and on CUDA a tensor
+    with, as its first element, a factor by which they must still be multiplied.
 
     Gradients are in the type that sums: float32 for 16-bit types, so that neither the chunks nor a factor
-    that backward still brings are rounded or flushed to zero in 16 bits.
+    applied in backward are rounded or flushed to zero in 16 bits.
     """
     loss = input.new_empty(target.shape if options["reduction"] == "none" else ())
     target, weight = target.contiguous(), None if weight is None else weight.contiguous()
@@ -198,7 +198,7 @@ def _run(
 
 
 def _check(input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None) -> None:
-    """Raise unless types and shapes fit: torch's sentence, where it has one, and what was expected."""
+    """Raise unless types and shapes fit: with torch's message, if it has one, and what was expected."""
     op = "linear_cross_entropy"
     for name, t in (("input", input), ("linear_weight", linear_weight), ("target", target)):
         if not isinstance(t, Tensor):
@@ -256,7 +256,7 @@ def _shapes(input: Tensor, linear_weight: Tensor) -> str:
 
 
 def _target_error(input: Tensor, linear_weight: Tensor, target: Tensor, expected: str) -> Exception:
-    """What torch says of a target for logits of this shape."""
+    """Torch's error for a target for logits of this shape."""
     logits = input.new_zeros((*input.shape[:-1], linear_weight.shape[0]))
     try:
         F.cross_entropy(logits, target)

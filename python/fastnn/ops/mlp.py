@@ -41,7 +41,7 @@ class Layer(NamedTuple):
 Activations = Sequence[str | None]
 
 
-# A list with a place for each layer.
+# A list with one entry per layer.
 Values = list[Any]
 
 
@@ -49,14 +49,14 @@ Select = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
 class _Saved(NamedTuple):
-    """What a chain's forward keeps for its backward; each gives None instead of what is not kept."""
+    """What a chain's forward keeps for its backward; None replaces what is not kept."""
 
-    # Of (input, *weights, *outputs, *preactivations, None) what torch keeps of the same layers, one by one:
-    # of one whose weight wants a gradient its input; of one whose input does, its weight; and where anything
-    # of it does what the gradient of its activation is taken from.
+    # Of (input, *weights, *outputs, *preactivations, None), what torch keeps for the same layers one by one:
+    # the input of a layer whose weight needs a gradient, the weight of one whose input does, and, if anything
+    # of it does, what the gradient of its activation is computed from.
     values: Select
-    # Of (input, *weights, *biases, None) those that want a gradient. The backward of the backward leads to
-    # them, and does not look at their values.
+    # Of (input, *weights, *biases, None) those that need a gradient. Double backward leads to them, and does
+    # not read their values.
     wanted: Select
     preactivations: tuple[bool, ...]
 
@@ -92,14 +92,14 @@ def _forward(
     activations: Activations,
     saving: Sequence[bool] = (),
 ) -> tuple[Tensor, Values, Values]:
-    """The output of the chain; as matrices those of its layers and, where `saving`, preactivations."""
+    """The output of the chain; those of its layers as matrices and, if `saving`, the preactivations."""
     flat = input if input.dim() == 2 else input.reshape(input.shape[:-1].numel(), input.shape[-1])
     rows = flat.shape[0]
     new = flat.new_empty
     outputs: Values = [new(rows, weight.shape[0]) for weight in weights]
     output = outputs[-1]
     if flat is not input:
-        # What is returned must be no view, or it could not be changed in place: a view of it is filled.
+        # The result must not be a view, or it could not be changed in place: a view of it is filled.
         output = new(*input.shape[:-1], output.shape[1])
         outputs[-1] = output.view(outputs[-1].shape)
     preactivations: Values = [None] * len(outputs)
@@ -133,7 +133,7 @@ class MlpFunction(NativeFunction):
         )
         outputs[-1] = output
         ctx.save_for_backward(*saved.values((input, *weights, *outputs, *preactivations, None)))
-        # Inputs of the node make no cycle of references; outputs would.
+        # Saving inputs of the node makes no reference cycle; outputs would.
         ctx.wanted = saved.wanted((input, *parameters, None))
         ctx.chain = activations, input.shape
         return output
@@ -200,7 +200,7 @@ def _cuda_backward(
         for i, activation in enumerate(activations)
     ]
     own, own_saved = activations[-1], None if activations[-1] is None else saved[-1]
-    # No layer below the lowest of which a gradient is wanted needs its gradient in z.
+    # No layer below the lowest one that needs a gradient needs its gradient in z.
     wanted = [
         i for i, grads in enumerate(zip(grad_weights, grad_biases, strict=True)) if grads != (None, None)
     ]
@@ -222,7 +222,7 @@ def _cuda_backward(
 
 
 def _differentiable(ctx: Any, values: Sequence[Any], grad_output: Tensor) -> Values:
-    """What was saved, as functions of what wants a gradient: for the backward of the backward."""
+    """What was saved, as functions of what needs a gradient: for double backward."""
     activations, input_shape = ctx.chain
     depth = len(activations)
     rows = grad_output.shape[0]
@@ -237,7 +237,7 @@ def _differentiable(ctx: Any, values: Sequence[Any], grad_output: Tensor) -> Val
         weight, bias = values[1 + i] if wanted[i] is None else wanted[i], wanted[depth + i]
         n, k = (bias.shape[0], 0) if weight is None else weight.shape
         output = values[at_output]
-        if output is None:  # no gradient is taken from its values
+        if output is None:  # no gradient needs its values
             output = grad_output.new_zeros(()).expand(rows, n)
         layer = ComputedLinear(activation, output, values[at_z], torch.Size((rows, k)))
         below, result[at_z] = ComputedLinearFunction.apply(below, weight, bias, layer)
@@ -256,7 +256,7 @@ def _torch_backward(
     wants_weight: Sequence[bool],
     wants_bias: Sequence[bool],
 ) -> tuple[Tensor | None, Values, Values]:
-    """The gradients of input, weights and biases in torch's own ops: exact under double backward and vmap."""
+    """The gradients of input, weights and biases by torch's own ops: exact under double backward and vmap."""
     depth = len(activations)
     grad_weights: Values = [None] * depth
     grad_biases: Values = [None] * depth
@@ -270,7 +270,7 @@ def _torch_backward(
         if wants_bias[i]:
             grad_biases[i] = grad.sum(0)
         if not (wants_input or any(wants_weight[:i]) or any(wants_bias[:i])):
-            return None, grad_weights, grad_biases  # what is below need not be there
+            return None, grad_weights, grad_biases  # what is below may be missing
         grad = grad @ weights[i]
     return grad, grad_weights, grad_biases
 
@@ -305,7 +305,7 @@ def mlp_chain(
     biases: Sequence[Tensor | None],
     activations: Activations,
 ) -> Tensor:
-    """:func:`mlp` of layers whose parts come in lists of their own."""
+    """:func:`mlp` for layers whose parts are given as separate lists."""
     if not _is_compiling():
         output: Tensor | None = run_small_chain(input, weights, biases, activations)
         if output is not None:
@@ -323,7 +323,7 @@ def mlp_chain(
     _dispatch.decide("mlp", None)
     try:
         if torch.is_grad_enabled() and (
-            weights[0].requires_grad  # the answer nearly always
+            weights[0].requires_grad  # nearly always decides
             or any(t is not None and t.requires_grad for t in (input, *weights, *biases))
         ):
             output = MlpFunction.apply(input, tuple(activations), *weights, *biases)

@@ -15,7 +15,7 @@ from fastnn.ops.sizes import SMALL, is_small_relu
 
 
 def _dense(t: Tensor) -> Tensor:
-    """`t`, or a copy of it where its elements have gaps or share memory; strided as torch's results are."""
+    """`t`, or a copy if its elements have gaps or share memory; strided like torch's results."""
     if t.is_contiguous():
         return t
     like = torch.empty_like(t)
@@ -37,7 +37,7 @@ def _forward(input: Tensor) -> Tensor:
 
 
 def _forward_inplace(input: Tensor) -> None:
-    """Rectify `input` without a word to autograd about it."""
+    """Rectify `input` without autograd's knowledge."""
     dense = _dense(input)
     memory = _in_memory_order(dense)
     _dispatch.native(input).relu_forward(memory, memory)
@@ -64,7 +64,7 @@ class ReluFunction(NativeFunction):
         (output,) = ctx.saved_tensors
         if not _dispatch.use_native_backward("relu_backward", grad_output, output, cuda="relu"):
             return torch.ops.aten.threshold_backward(grad_output, output, 0), None
-        # Both in the order of the output's memory, which the gradient then has too.
+        # Both in the memory order of the output, which the gradient then has too.
         output = _dense(output)
         if grad_output.stride() != output.stride():
             grad_output = torch.empty_like(output).copy_(grad_output)

@@ -1,14 +1,14 @@
-"""From what size on a native op on the CPU repays what it costs beside torch's.
+"""The sizes from which a native op on the CPU is worth its overhead over torch's.
 
-Checks, and a node of the autograd graph that is written in Python, take a few microseconds more than torch's
-own op, and for some shapes MKL is ahead besides. Below these limits the public functions call torch's op, so
-that no layer becomes slower by being fastnn's. A chain of layers has one node instead of several and wins at
-any size in a loop of its own; between other ops, where its longer path through Python is cold, it needs rows,
-and work where gradients are wanted. With less it runs in torch's ops, but without the calls of its modules.
+Checks, and a node of the autograd graph written in Python, take a few microseconds more than torch's own op,
+and for some shapes MKL is faster as well. Below these limits the public functions call torch's op, so that no
+layer becomes slower by being fastnn's. A chain of layers has one node instead of several and wins at any size
+in a loop of its own; between other ops, where its longer path through Python is cold, it needs enough rows,
+and, with gradients, enough work. With less it runs in torch's ops, but without the calls of its modules.
 
 Measured on one thread of a Zen 4 and an Emerald Rapids (``benchmarks/NOTES.md`` has the tables); on Intel's
 processors MKL, torch's products, is as fast as ours. FASTNN_ALWAYS_NATIVE=1 in the environment lifts all
-limits. What cannot be asked for its size here is asked by `_dispatch.torch_reason`.
+limits. Anything without a size here is checked by `_dispatch.torch_reason`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Run = Callable[[Any, Any, Any, Any], Any]
 
 SMALL = "it is too little work to repay a native call"
 
-# Under it sizes may be symbols, which must not be compared; under torch.jit.trace they are tensors.
+# While compiling, sizes may be symbols, which must not be compared; under torch.jit.trace they are tensors.
 _is_compiling = torch.compiler.is_compiling
 _kernels_always = _dispatch.always_native or _dispatch.cpu is None
 
-# M N K of a single layer up to which torch computes it, without and with gradients, by activation: torch
-# computes GELU and SiLU slowly.
+# M N K of a single layer up to which torch computes it, without and with gradients, by activation: torch's
+# GELU and SiLU are slow.
 _fast_mkl = torch.backends.mkl.is_available() and _dispatch.cpu is not None and _dispatch.cpu.is_intel
 LAYERS: dict[str | None, tuple[int, int]] = dict.fromkeys(("gelu", "gelu_tanh", "silu"), (1 << 15, 1 << 13))
 if _fast_mkl:
@@ -43,10 +43,10 @@ else:
     LAYERS["relu"] = 1 << 21, 1 << 16
     LAYERS |= dict.fromkeys(("sigmoid", "tanh"), (1 << 15, 1 << 13))
 DEEP = 512
-# The same of a float32 layer with fewer inputs than DEEP and without activation, whatever wants a gradient.
+# The same for a float32 layer with fewer than DEEP inputs and no activation, with or without gradients.
 TINY_LAYER = -1 if _kernels_always else min(LAYERS[None])
-# So too of a chain, M N K of its largest layer: where gradients are wanted the least limit of its activations
-# holds, else the greatest; with few rows also `few_rows_work`.
+# The same for a chain, M N K of its largest layer: with gradients the smallest limit of its activations holds,
+# without the largest, or `few_rows_work`.
 _CHAIN = 1 << 25 if _fast_mkl else 1 << 20
 CHAINS: dict[str | None, tuple[int, int]] = {
     **dict.fromkeys((None, "relu", "sigmoid"), (-1, _CHAIN)),
@@ -54,7 +54,7 @@ CHAINS: dict[str | None, tuple[int, int]] = {
     "tanh": (_CHAIN if _fast_mkl else 0, _CHAIN),
 }
 LIMITS = {
-    # Without gradients, from `deep` inputs on.
+    # Without gradients, for at least `deep` inputs.
     "deep": DEEP,
     "deep_work": 1 << 16,
     "half_work": 1 << 15,  # in bfloat16 and float16, whose products torch computes slowly
@@ -64,7 +64,7 @@ LIMITS = {
 }
 
 _GRAM = 1 << 19  # C C L
-# Torch is slow where the classes fill no vector: limits for few of them and for more.
+# Torch is slow if the classes do not fill a vector: limits for few of them and for more.
 _FEW_CLASSES = 16
 # Logits, without gradient and with one.
 _CROSS_ENTROPY = {True: (256, 640), False: (12_000, 16_000)}
@@ -73,20 +73,20 @@ _MOST_LOGITS = max(max(limits) for limits in _CROSS_ENTROPY.values())
 _LINEAR_CROSS_ENTROPY = (
     {True: 1 << 17, False: 1 << 21} if _fast_mkl else dict.fromkeys((True, False), 1 << 13)
 )
-# Bytes from which glibc's allocator maps fresh memory at each call. An op that only moves memory gains by
-# huge pages alone.
+# Size in bytes from which glibc's allocator maps fresh memory at each call. An op that only moves memory
+# gains from huge pages alone.
 _MAPPED = 32 << 20
 
 
 def _may_be_small(input: Tensor) -> bool:
-    """Whether there are limits for it: a plain tensor on the CPU, whose sizes are numbers."""
+    """Whether the limits apply to it: a plain tensor on the CPU, whose sizes are numbers."""
     if _kernels_always or _dispatch.is_disabled() or _is_compiling():
         return False
     return type(input) is Tensor and type(input.numel()) is int and input.is_cpu
 
 
 def small_layers(activate: Callable[[Tensor, str | None], Tensor]) -> tuple[Run, Run]:
-    """What runs a layer or a chain in torch's ops where that is quicker, and returns None elsewhere.
+    """Functions that run a layer or a chain in torch's ops if that is faster, and return None otherwise.
 
     Both take input, weight, bias and activation, or lists of them. Not for use while torch.compile traces.
 
@@ -117,7 +117,7 @@ def is_small_gram(features: Tensor) -> bool:
 def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
     """Whether torch should compute the loss of class indices, without smoothing, weights and z-loss.
 
-    Torch computes it then, also where fastnn is disabled.
+    Torch then computes it, even if fastnn is disabled.
     """
     try:
         if type(input) is not Tensor or _kernels_always or _is_compiling():
@@ -130,7 +130,7 @@ def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
         if count >= _CROSS_ENTROPY[classes < _FEW_CLASSES][with_gradient]:
             return False
         if with_gradient and isinstance(input.grad_fn, PythonNode):
-            return False  # the first node of a backward that is in Python takes 10 us, another 2
+            return False  # a backward's first Python node takes 10 us, another 2
         return input.is_cpu and target.dim() == 1
     except (AttributeError, TypeError, ValueError):
         return False

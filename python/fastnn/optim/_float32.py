@@ -1,4 +1,4 @@
-"""What an optimizer keeps in float32 beside 16-bit parameters: its state, and masters of them."""
+"""What an optimizer keeps in float32 for 16-bit parameters: its state, and master weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MASTER = "master_param"
 
 
 class Float32State(OptimizerParts):
-    """Comes before one of torch's optimizers among the bases and adds ``state_dtype``, ``master_weights``.
+    """A base before one of torch's optimizers that adds ``state_dtype`` and ``master_weights``.
 
-    Both belong to the optimizer and are in no parameter group: a checkpoint, which replaces the groups, has
-    no say in them.
+    Both belong to the optimizer and are in no parameter group: a checkpoint, which replaces the groups, does
+    not affect them.
     """
 
     state_dtype: torch.dtype | None = None
@@ -28,7 +28,7 @@ class Float32State(OptimizerParts):
     __signature__: ClassVar[inspect.Signature | None]
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Show torch's arguments, whatever this torch has, and the two that are added."""
+        """Show the arguments of the installed torch, and the two that are added."""
         super().__init_subclass__(**options)
         cls.__signature__ = None  # not to be inherited
         if cls.__init__ is not Float32State.__init__:  # a user's own
@@ -52,15 +52,15 @@ class Float32State(OptimizerParts):
         self.master_weights = bool(master_weights)
         self.state_dtype = torch.float32 if master_weights else state_dtype
         super().__init__(params, *args, **options)
-        for param in self.state:  # Adagrad has made it
+        for param in self.state:  # Adagrad has created it
             self._widen(param, new=True)
 
     def _is_wide(self, param: Tensor) -> bool:
-        """Whether the state of a parameter is of another dtype than torch would make it."""
+        """Whether the state of a parameter has another dtype than torch would give it."""
         return self.state_dtype is not None and param.dtype in _HALF
 
     def _widen(self, param: Tensor, new: bool) -> None:
-        """Convert the state that torch made to float32; `new`: it has just begun."""
+        """Convert the state that torch made to float32; `new`: it has just been created."""
         if self._is_wide(param):
             state = self.state.get(param, {})
             for key, value in state.items():
@@ -68,7 +68,7 @@ class Float32State(OptimizerParts):
                     state[key] = value.to(torch.float32)
 
     def init_lists(self, group: dict[str, Any], *lists: list[Any]) -> Any:
-        """Fill the lists as torch does, where state is missing with new state, masters included."""
+        """Fill the lists as torch does, creating missing state, master weights included."""
         torchs = super().init_lists
         if self.state_dtype is not None:
             params = [p for p in group["params"] if p.grad is not None and self._is_wide(p)]
@@ -81,7 +81,7 @@ class Float32State(OptimizerParts):
         return torchs(group, *lists)
 
     def _update_in_float32(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
-        """Let torch update masters, or float32 copies, of the 16-bit parameters, and round them."""
+        """Let torch update master weights, or float32 copies, of the 16-bit parameters, and round them."""
         params, grads, *states = lists
         copies = {param: self._in_float32(param) for param in params if self._is_wide(param)}
         grad_copies = [g.to(torch.float32) if p in copies else g for p, g in zip(params, grads, strict=True)]
@@ -111,7 +111,7 @@ class Float32State(OptimizerParts):
             ValueError: the parameter groups are not as many or as long as the optimizer's.
         """
         loaded: list[dict[str, Any]] = []
-        # What the hooks of the user made of it, and before others of his see the result.
+        # Runs after the user's pre-hooks and before their post-hooks.
         before = self.register_load_state_dict_pre_hook(lambda _, found: loaded.append(found))
         after = self.register_load_state_dict_post_hook(lambda _: self._restore(loaded[-1]), prepend=True)
         try:
@@ -121,7 +121,7 @@ class Float32State(OptimizerParts):
             after.remove()
 
     def _restore(self, loaded: dict[str, Any]) -> None:
-        """Take float32 state from a checkpoint again: torch has rounded it to the parameter's dtype."""
+        """Reload float32 state from a checkpoint: torch has rounded it to the parameter's dtype."""
         indices = chain.from_iterable(group["params"] for group in loaded["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for index, param in zip(indices, params, strict=True):
@@ -141,5 +141,5 @@ class Float32State(OptimizerParts):
 
 
 def _is_floating(key: Any, value: Any) -> bool:
-    """Whether an entry of a state is cast with its parameter."""
+    """Whether a state entry is cast with its parameter."""
     return key != "step" and isinstance(value, Tensor) and value.is_floating_point()

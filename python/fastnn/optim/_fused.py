@@ -1,4 +1,4 @@
-"""What torch's fused kernels must not be given, and what they do of a GradScaler's work."""
+"""What torch's fused kernels cannot handle, and their part of a GradScaler's work."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def fit_for_fused(lists: list[list[Any]]) -> bool:
-    """Whether torch's fused kernels update what these lists hold, parameters first.
+    """Whether torch's fused kernels can update the tensors in these lists, parameters first.
 
-    On the CPU they take all memory from the first element on for one row of elements, of the same order and
-    dtype in parameter, gradient and state: of others they mix up the elements, and where there are gaps they
-    write into them. A lazily negated gradient is an error to them, and on CUDA all of this is.
+    On the CPU they treat all memory from the first element on as one row of elements, in the same order and
+    dtype in parameter, gradient and state: otherwise they mix up the elements, and write into gaps. A lazily
+    negated gradient is an error to them, and on CUDA all of this is.
     """
     params = lists[0]
     return all(
@@ -43,8 +43,8 @@ def _is_dense(t: Tensor) -> bool:
 
 
 def unscale(grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
-    """Divide gradients by what a GradScaler scaled them by; False where it found an infinite one: nothing is
-    to be done then."""
+    """Divide gradients by a GradScaler's scale; False if it found an infinite one: then nothing is to be
+    done."""
     if found_inf is not None and found_inf.item():
         return False
     if grad_scale is not None:

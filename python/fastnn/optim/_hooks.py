@@ -1,4 +1,4 @@
-"""Step hooks and profiler labels at no cost while nobody uses them."""
+"""Step hooks and profiler labels at no cost while they are not used."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from fastnn._torch_internals import (
 )
 
 Step = Callable[..., Any]
-_unchanged: dict[type, Callable[[], bool]] = {}  # by class of torch, once all of its step was torch's own
+_unchanged: dict[type, Callable[[], bool]] = {}  # by class of torch, since all of its step was torch's own
 
 
 def replaced_step(kind: Any) -> Step | None:
-    """The step of torch's class `kind` where somebody has put in another, or something that it runs; None
-    where all of it is torch's own.
+    """The step of torch's class `kind`, if it or something that it runs was replaced; None if all is torch's.
 
-    torch itself puts a wrapping around that when the first optimizer of the class is made.
+    torch itself wraps its own when the first optimizer of the class is made.
     """
     unchanged = _unchanged.get(kind)
     if unchanged is not None and unchanged():
@@ -41,7 +40,7 @@ def replaced_step(kind: Any) -> Step | None:
 
 
 def wrap_replaced_step(kind: Any) -> None:
-    """Do what torch does when an optimizer of its class `kind` is made, where its step was replaced."""
+    """If the step of torch's class `kind` was replaced, wrap it as torch does when an optimizer is made."""
     theirs = replaced_step(kind)
     if theirs is not None and not hasattr(theirs, "hooked"):
         kind.step = torch_optimizer.Optimizer.profile_hook_step(theirs)
@@ -49,11 +48,11 @@ def wrap_replaced_step(kind: Any) -> None:
 
 
 def hooked_when_needed(step: Step) -> Step:
-    """Wrap an optimizer's ``step`` as torch does, but skip the wrapping while it would have no effect.
+    """Wrap an optimizer's ``step`` as torch does, but skip the wrapper while it would have no effect.
 
     torch opens a profiler range and looks for hooks around every step, which takes as long as the update of
-    a small network. Here that happens only while a profiler runs or a step hook is registered. Where somebody
-    replaced the step of torch's class, that is what runs.
+    a small network. Here that happens only while a profiler runs or a step hook is registered. If the
+    step of torch's class was replaced, the replacement runs.
     """
     with_hooks = torch_optimizer.Optimizer.profile_hook_step(step)
     if not step_names_known:
@@ -75,5 +74,5 @@ def hooked_when_needed(step: Step) -> Step:
             return with_hooks(self) if closure is None else with_hooks(self, closure)
         return step(self, closure)
 
-    wrapper.hooked = True  # type: ignore[attr-defined]  # torch then leaves it as it is
+    wrapper.hooked = True  # type: ignore[attr-defined]  # torch then does not wrap it
     return wrapper

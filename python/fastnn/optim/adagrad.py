@@ -50,7 +50,7 @@ class Adagrad(NativeOptimizer, torch.optim.Adagrad):
 
     def _widen(self, param: Tensor, new: bool) -> None:
         super()._widen(param, new)
-        if new and self._is_wide(param):  # torch has rounded what it begins with
+        if new and self._is_wide(param):  # torch has rounded its initial value
             start = self.defaults["initial_accumulator_value"]
             self.state[param]["sum"] = torch.full_like(param, start, dtype=torch.float32)
 

@@ -25,19 +25,19 @@ def match_layout(param: Tensor, grad: Tensor) -> Tensor:
 
 
 class NativeOptimizer(Float32State):
-    """Comes before one of torch's optimizers among the bases and replaces its ``step``."""
+    """A base before one of torch's optimizers that replaces its ``step``."""
 
-    _op: ClassVar[str]  # its name among decisions; `<op>_step` is the native function
+    _op: ClassVar[str]  # its name in decisions; `<op>_step` is the native function
     _lists: ClassVar[int]  # how many lists torch's function takes
-    _torchs: ClassVar[Any]  # the class of torch's that it replaces
+    _torchs: ClassVar[Any]  # the torch class that it replaces
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Note which class of torch's it replaces."""
+        """Note which torch class it replaces."""
         super().__init_subclass__(**options)
         cls._torchs = _replaced.torchs_class(cls)
 
     def step_is_wrapped(self) -> None:
-        """Wrap, as torch does, a step that somebody put into torch's class."""
+        """Wrap, as torch does, a step by which torch's own was replaced in its class."""
         wrap_replaced_step(self._torchs)
 
     @hooked_when_needed
@@ -83,7 +83,7 @@ class NativeOptimizer(Float32State):
         return _dispatch.torch_reason()
 
     def _step_group(self, group: dict[str, Any]) -> str | None:
-        """Update one group natively; if that cannot be, leave it as it is and say why."""
+        """Update one group natively; if that is impossible, leave it unchanged and return why."""
         params = group["params"]
         kernels = _dispatch.cpu
         if params:
@@ -107,9 +107,9 @@ class NativeOptimizer(Float32State):
         return "a parameter has no state" if written is None else str(written)
 
     def _gather(self, group: dict[str, Any]) -> tuple[list[list[Any]], Any]:
-        """The tensors of a group in lists, as torch's functions take them, and what torch found special.
+        """The tensors of a group in lists, as torch's functions take them, and what else torch returned.
 
-        Makes the state where there is none.
+        Creates missing state.
         """
         lists: list[list[Any]] = [[] for _ in range(self._lists)]
         found = fill_lists(self, group, lists)
@@ -123,7 +123,7 @@ class NativeOptimizer(Float32State):
             update(group, *self._gather(group))
 
     def _update_as_given(self, group: dict[str, Any], lists: list[list[Any]], found: Any) -> None:
-        # What a GradScaler left to torch's fused functions.
+        # What a GradScaler leaves to torch's fused functions.
         scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
         fused = group.get("fused")
         if fused and not self._fit_for_fused(group, lists):
@@ -133,13 +133,13 @@ class NativeOptimizer(Float32State):
         self._torch_update(group, lists, found, {"fused": fused, **scaling})
 
     def _fit_for_fused(self, group: dict[str, Any], lists: list[list[Any]]) -> bool:
-        """Whether torch's fused function updates these tensors right."""
+        """Whether torch's fused function updates these tensors correctly."""
         return fit_for_fused(lists)
 
     def _torch_update(
         self, group: dict[str, Any], lists: list[list[Any]], found: Any, fused: dict[str, Any]
     ) -> None:
-        """Call torch's own function; `fused` are its arguments that concern fused kernels."""
+        """Call torch's own function; `fused` are its arguments for fused kernels."""
         raise NotImplementedError
 
 
@@ -149,12 +149,12 @@ def update_name(kind: type[NativeOptimizer]) -> str:
 
 
 def make_state(optimizer: torch.optim.Optimizer, kind: type[NativeOptimizer]) -> None:
-    """Let an optimizer make the state that its first step would make.
+    """Make an optimizer create the state that its first step would create.
 
-    It makes it for parameters that have a gradient, of which only the shape is looked at.
+    It does so for parameters that have a gradient, of which only the shape matters.
 
     Args:
-        optimizer: one of `kind`, or of the class of torch's for which that stands in.
+        optimizer: an instance of `kind`, or of the torch class that `kind` replaces.
         kind: see there.
     """
     for group in optimizer.param_groups:

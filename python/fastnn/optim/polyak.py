@@ -59,7 +59,7 @@ def polyak_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tenso
             f"polyak_: as many sources as targets are expected, but there are {len(target_list)} targets and "
             f"{len(source_list)} sources"
         )
-    given: Any = tau  # whatever the annotation says
+    given: Any = tau  # of any type
     if not isinstance(given, (numbers.Real, Tensor)):
         raise TypeError(f"polyak_: tau must be a number, got {type(given).__name__}")
     if not 0 <= tau <= 1:
@@ -128,7 +128,7 @@ def _update_with_torch(pairs: Pairs, tau: float) -> None:
 
 
 def _in_few_launches(pairs: Pairs) -> bool:
-    """Whether torch has one kernel for many of these tensors, and their order does not matter."""
+    """Whether torch has one kernel for many such tensors, and their order does not matter."""
     plain = all(
         type(each) in (Tensor, torch.nn.Parameter) and each.is_cuda for pair in pairs for each in pair
     )

@@ -46,7 +46,7 @@ class SGD(NativeOptimizer, torch.optim.SGD):
     _lists = 3
 
     def _fit_for_fused(self, group: dict[str, Any], lists: list[list[Any]]) -> bool:
-        # Of new buffers torch's fused function makes all or none, and keeps them where a GradScaler has it
+        # Torch's fused function creates all new buffers or none, and keeps them even if a GradScaler makes it
         # skip the step that would fill them.
         _, grads, buffers = lists
         begins = group["momentum"] != 0 and any(buffer is None for buffer in buffers)

@@ -18,7 +18,7 @@ class Case(NamedTuple):
     """One test.
 
     Attributes:
-        op: whose kernels, as `_dispatch.torch_reason` is given it.
+        op: whose kernels, as passed to `_dispatch.torch_reason`.
         what: the dtype, or what is special.
         run: raises whatever is wrong.
     """
@@ -36,16 +36,16 @@ Shapes = tuple[tuple[int, int, int], ...]
 
 
 def _turned(a: int, b: int, c: int) -> Shapes:
-    """Each of the three products of a layer has the sides that one of them has."""
+    """Layers of which each of the three products in turn has sides a, b, c."""
     return ((a, b, c), (b, c, a), (c, a, b))
 
 
-# Sizes at which other kernels compute a product (`ops/_cuda_limits.py`, `csrc/gemm/cuda/plan.h`), on a device
-# of any size: `tests/selftest/test_selftest_kernels.py` sees that none is left out. 120 tiles of 128, whole
-# and at an edge, and four with K in parts; smaller ones with K in parts; many rows of few columns. The
-# reference is computed on the CPU, so they are no larger than that takes.
+# Sizes at which different kernels compute a product (`ops/_cuda_limits.py`, `csrc/gemm/cuda/plan.h`), on a
+# device of any size: `tests/selftest/test_selftest_kernels.py` checks that none is left out. 120 tiles of
+# 128, whole and at an edge, and four with K split; smaller ones with K split; many rows of few columns. The
+# reference is computed on the CPU, so they are no larger than needed.
 _TILES, _SMALL_PARTS, _NARROW = _turned(136, 7656, 136), _turned(60, 40, 300), ((9100, 45, 40),)
-_PLAIN = (136, 7656, 80)  # float32 without the tensor cores, in such tiles
+_PLAIN = (136, 7656, 80)  # float32 without tensor cores, in such tiles
 # Torch's products with a pass of fastnn's, in packs and without.
 _TORCHS = ((1024, 1024, 1024), (1024, 1025, 1024))
 _LARGE: dict[torch.dtype, Shapes] = {
@@ -53,15 +53,15 @@ _LARGE: dict[torch.dtype, Shapes] = {
     torch.float64: (*_SMALL_PARTS, *_NARROW, (256, 256, 256), (256, 257, 256)),
     **dict.fromkeys(_HALF, (*_TILES, *_SMALL_PARTS, *_NARROW, *_TORCHS)),
 }
-# And rows for two chunks: the weight gradients of the second are added to those of the first, which are
-# torch's but for float32.
+# And rows for two chunks: the weight gradients of the second are added to those of the first, by torch except
+# for float32.
 _TWO_CHUNKS = (224, 32_000, 96)  # float32 on the tensor cores
 _CHUNKS: dict[torch.dtype, Shapes] = {
     torch.float32: (*_NARROW, _PLAIN, _TWO_CHUNKS),
     torch.float64: (*_NARROW, (112, 32_000, 24)),
     **dict.fromkeys(_HALF, (*_NARROW, _TILES[0], (400, 32_000, 88))),
 }
-# Several tiles of a matrix with K in parts, also for the tensor cores; many matrices of several and of one.
+# Several tiles of a matrix with K split, also on tensor cores; many matrices of several tiles and of one.
 _TENSOR_GRAM, _GRAMS = (1, 256, 2048), ((1, 160, 512), (60, 136, 72), (120, 40, 40))
 _LARGE_GRAMS: dict[torch.dtype, Shapes] = {
     **dict.fromkeys(_DTYPES.values(), _GRAMS),
@@ -85,12 +85,12 @@ _FUSED = (optim.Adam, optim.AdamW, optim.SGD)  # to which a GradScaler leaves th
 
 
 def cases_for(device: torch.device) -> list[Case]:
-    """Those of a device."""
+    """The tests for a device."""
     return [*small_cases(device.type == "cuda"), *large_cases()]
 
 
 def small_cases(on_device: bool) -> list[Case]:
-    """Those of every op, dtype and update that take tensors of some thousand elements.
+    """The tests of every op, dtype and update with tensors of some thousand elements.
 
     Args:
         on_device: whether optimizers can keep their numbers on the device, and steps be of 16 bits.
@@ -115,7 +115,7 @@ def small_cases(on_device: bool) -> list[Case]:
     for name in ("float32", "float64"):
         for update, make in (("Adam", training.adam), ("SGD", training.sgd)):
             cases.append(Case("train_step", f"{name}, {update}", partial(training.step, make, _DTYPES[name])))
-    if on_device:  # the CPU's steps are not of 16 bits, in which Adam magnifies rounding errors
+    if on_device:  # the CPU has no 16-bit steps; Adam magnifies rounding errors in them
         for t in _HALF:
             name = str(t).removeprefix("torch.")
             cases.append(Case("train_step", f"{name}, SGD", partial(training.step, training.sgd, t)))
@@ -124,7 +124,7 @@ def small_cases(on_device: bool) -> list[Case]:
 
 
 def large_cases() -> list[Case]:
-    """Those of kernels that small tensors do not reach, and of two calls at the same time."""
+    """The tests of kernels that small tensors do not reach, and of two concurrent calls."""
     cases = []
     for name, t in _DTYPES.items():
         cases += [

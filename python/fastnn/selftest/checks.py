@@ -1,4 +1,4 @@
-"""What the tests of a self-test have in common: memory that shows what is unwritten, and comparisons."""
+"""What the tests of a self-test have in common: memory that reveals what is not written, and comparisons."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fastnn import _dispatch
 from fastnn._dispatch import Decision
 from fastnn._torch_internals import idle_on_device
 
-# Rounding errors that are allowed, in units of the dtype's eps and of the largest value expected. Sums of a
-# thousand products in float32 are off by about 3; TF32 would be off by some 300. What has 16 bits is summed
+# Allowed rounding errors, in units of the dtype's eps and of the largest value expected. Sums of a
+# thousand products in float32 are off by about 3; TF32 would be off by some 300. 16-bit types are summed
 # in float32 and rounded once, by half a unit.
 _UNITS = {torch.float32: 32, torch.float64: 32, torch.bfloat16: 1, torch.float16: 1}
 
@@ -30,8 +30,8 @@ class LeftOut(Exception):
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Have torch fill the memory of new tensors, also of results and workspaces, with NaN and large integers:
-    what a kernel does not write, or reads before it does, shows."""
+    """Make torch fill the memory of new tensors, including results and workspaces, with NaN and large
+    integers, to reveal what a kernel does not write, or reads before writing."""
     settings: Any = torch.utils.deterministic
     algorithms = torch.are_deterministic_algorithms_enabled()
     only_warns, fills = (
@@ -49,7 +49,7 @@ def poisoned() -> Iterator[None]:
 
 @contextlib.contextmanager
 def natively(*ops: str) -> Iterator[None]:
-    """All that is asked inside runs on native kernels, and each of `ops` is."""
+    """Check that every op in the block runs natively, and that each of `ops` runs."""
     seen: list[Decision] = []
     with _dispatch.recording(seen.append):
         yield
@@ -67,16 +67,16 @@ def compare(
     units: float = 1.0,
     rounded: torch.dtype | None = None,
 ) -> None:
-    """Raise `Fault` unless `actual` is `expected`, which is float64 on the CPU, but for rounding errors.
+    """Raise `Fault` unless `actual` is `expected`, which is float64 on the CPU, up to rounding errors.
 
-    Where TF32 is allowed, which has the precision of float16, float32 need not be more precise than that.
+    If TF32 is allowed, which has the precision of float16, float32 need not be more precise than that.
 
     Args:
         name: of the tensor in the message.
         actual: on any device.
         expected: of the same shape.
         units: multiplies what is allowed, where values are rounded more than once.
-        rounded: the dtype of what `actual` was computed from, where that is not its own.
+        rounded: the dtype of what `actual` was computed from, if that is not its own.
     """
     if actual is None:
         raise Fault(f"{name} is missing")
@@ -106,10 +106,10 @@ def compare(
 def at_the_same_time(
     device: torch.device, works: Sequence[Callable[[], Any]], rounds: int
 ) -> Iterator[list[Any]]:
-    """In each round what the functions return, each run on a stream of its own, on the CPU in a thread.
+    """What the functions return in each round, each run on a stream of its own, on the CPU in a thread.
 
-    The streams are held back until all work has been given to them, which must not wait for it; if that took
-    longer than they were held back, they are for longer in the next round.
+    The streams are held back until all work has been queued, which must not wait for it; if queueing took
+    longer, they are held back longer in the next round.
     """
     if device.type != "cuda":
         with ThreadPoolExecutor(len(works)) as threads:

@@ -1,9 +1,9 @@
-"""The process in which the tests of a self-test run; what it finds it writes line by line, as JSON.
+"""The process in which the tests of a self-test run; it writes what it finds line by line, as JSON.
 
-What it writes is read by `parent.py`: first "subject" (None for the CPU, and where the device does not tell
-what it is) and, where nothing can be tested, "unusable"; "slow" where each kernel takes long when it is first
-launched; then for each test "begin" with its number, op and name, and "outcome" with the reason. "lost" says
-that the device takes no more work from this process, and "done" that nothing is left.
+`parent.py` reads its output: first "subject" (None for the CPU, or if the device cannot be identified) and,
+if nothing can be tested, "unusable"; "slow" if each kernel takes long when it is first launched; then for
+each test "begin" with its number, op and name, and "outcome" with the reason. "lost" means that the device
+accepts no more work from this process, and "done" that nothing is left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 def _open(device: torch.device) -> tuple[Subject | None, str | None]:
-    """The device as results are kept of it, or why nothing can be tested there."""
+    """The device as named in results, or why nothing can be tested there."""
     if device.type != "cuda":
         return None, _dispatch.cpu_missing
     module, why = _dispatch.load_cuda()
@@ -71,7 +71,7 @@ def try_case(case: Case, device: torch.device) -> tuple[str, str]:
     try:
         case.run(device)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # what a kernel does wrong may be said later
+            torch.cuda.synchronize(device)  # a kernel's error may be reported later
     except LeftOut as reason:
         return LEFT_OUT, str(reason)
     except Fault as fault:
@@ -93,8 +93,8 @@ def _is_lost(device: torch.device) -> bool:
 
 
 def main(arguments: Sequence[str], cases: Sequence[Case] | None = None) -> int:
-    """Run the tests on the device that is named first, from the number on that is named second."""
-    warnings.simplefilter("ignore")  # poisoned memory makes torch warn of what is of no concern here
+    """Run the tests on the device given first, starting from the number given second."""
+    warnings.simplefilter("ignore")  # poisoned memory makes torch issue warnings that are irrelevant here
     lines, sys.stdout = sys.stdout, sys.stderr
 
     def tell(what: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The tests of the ops: forward and backward against float64, and two calls at the same time."""
+"""The tests of the ops: forward and backward against float64, and two concurrent calls."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def made(dtype: torch.dtype, *shape: int, scale: float = 1.0) -> Tensor:
 
 
 def placed(t: Tensor, device: torch.device, ahead: int = 0) -> Tensor:
-    """A copy on the device, with so many elements between a boundary and it."""
+    """A copy on the device, `ahead` elements after an alignment boundary."""
     memory = torch.empty(ahead + t.numel(), dtype=t.dtype, device=device)
     return memory[ahead:].view(t.shape).copy_(t)
 
 
 def leaf(t: Tensor, device: torch.device, ahead: int = 0) -> Tensor:
-    """The same, of which a gradient is wanted."""
+    """The same, requiring a gradient."""
     return placed(t, device, ahead).requires_grad_()
 
 
 def reference(t: Tensor) -> Tensor:
-    """A float64 copy that a gradient is wanted of."""
+    """A float64 copy that requires a gradient."""
     return t.detach().to(torch.float64, copy=True).requires_grad_()
 
 
 def relu(dtype: torch.dtype, device: torch.device) -> None:
-    """Whole packs and a rest, with NaN; in place; strides of a transposed matrix; no packs."""
+    """Whole packs and a remainder, with NaN; in place; strides of a transposed matrix; no packs."""
     special = torch.tensor([float("nan"), -0.0, 1], dtype=dtype)
     for x, ahead in ((made(dtype, 4099), 0), (made(dtype, 33, 70).t(), 0), (special, 0), (special, 1)):
         given, dy = leaf(x, device, ahead), made(dtype, *x.shape)
@@ -72,7 +72,7 @@ def linear(
             expected = torch_activation(z, activation)
             name = f"{activation or 'linear'} {m}x{n}x{k}"
             compare(f"{name}: y", y, expected, 2)  # torch's product is rounded before the activation
-            # Where ReLU's input is within its rounding error of 0 the sign of the output decides.
+            # If ReLU's input is within its rounding error of 0, the sign of the output decides.
             came = y.detach().cpu().double() if activation == "relu" else expected
             g = torch_activation_gradient(
                 dy.double(), z if activation in FROM_PREACTIVATION else came, activation
@@ -87,7 +87,7 @@ def linear(
 
 
 def tf32_allowed(run: Callable[[torch.device], None], device: torch.device) -> None:
-    """A test of float32 where the user allows TF32."""
+    """A test of float32 with TF32 allowed."""
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
     settings.fp32_precision = "tf32"
@@ -121,7 +121,7 @@ def chain(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def cross_entropy(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
-    """Rows of few and many classes, and classes in between; one ignored, class weights and smoothing;
+    """Rows of few, many and an intermediate number of classes; one ignored, class weights and smoothing;
     probabilities."""
     for shape in shapes:
         rows, classes, *inner = shape
@@ -151,7 +151,7 @@ def cross_entropy(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device:
 def linear_cross_entropy(
     shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Of (rows, classes, features), in chunks where there are many rows; logits and their gradient are
+    """Of (rows, classes, features), in chunks if there are many rows; logits and their gradient are
     rounded to the dtype."""
     for rows, classes, features in shapes:
         x, b = made(dtype, rows, features), made(dtype, classes)
@@ -190,7 +190,7 @@ def gram_matrix(shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, devi
 
 
 def index_out_of_range(loss: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> None:
-    """An IndexError, by a kernel on a device at the next call; and the call after that is right."""
+    """An IndexError, for a kernel on a device at the next call; and the call after that is right."""
     x, target = made(torch.float32, 5, 7), torch.tensor([0, 6, 3, 2, 1])
     given, bad = x.to(device), target.to(device).index_fill(0, torch.tensor(1, device=device), 7)
     try:
@@ -224,8 +224,8 @@ cross_entropy_index = partial(index_out_of_range, _classifier)
 linear_cross_entropy_index = partial(index_out_of_range, _fused_classifier)
 
 
-Work = Callable[[Tensor], list[Tensor]]  # what calls make of a tensor; none waits for the device
-_REPEATS = 5  # so that streams that begin a little apart run beside each other
+Work = Callable[[Tensor], list[Tensor]]  # calls on a tensor; none waits for the device
+_REPEATS = 5  # so that streams that start slightly apart overlap
 
 
 def _both_ways(op: Callable[[Tensor], Tensor], given: Tensor) -> list[Tensor]:
@@ -237,7 +237,7 @@ def _both_ways(op: Callable[[Tensor], Tensor], given: Tensor) -> list[Tensor]:
 
 
 def two_at_once(op: str, work: Work, device: torch.device) -> None:
-    """Two streams have the same bits as one: no memory is shared that should not be."""
+    """Two streams give the same bits as one: no memory is shared by mistake."""
 
     def repeated(x: Tensor) -> list[Tensor]:
         return [t for _ in range(_REPEATS) for t in work(x)]

@@ -1,4 +1,4 @@
-"""Starts the process that tests, and outlives whatever becomes of it.
+"""Starts the process that runs the tests, and survives whatever happens to it.
 
 After a test in which the process died, hung, or lost the device, another process continues with the
 next test.
@@ -21,9 +21,9 @@ from typing import IO, Any, NamedTuple
 from fastnn._proof import FAILED, Row, Subject
 
 _COMMAND = (sys.executable, "-m", "fastnn.selftest.child")
-# Seconds without a word. A start imports torch and loads its libraries and the kernels, which takes some ten
-# seconds from a slow disk. On a device that is newer than the kernels a test may be the first that launches
-# those of a source file, which the driver then compiles: minutes of a slow processor.
+# Seconds without output. A start imports torch and loads its libraries and the kernels, which takes some ten
+# seconds from a slow disk. On a device newer than the kernels, a test may be the first to launch those of a
+# source file, which the driver then compiles: minutes on a slow processor.
 _STARTS_WITHIN, _ANSWERS_WITHIN, _COMPILES_WITHIN = 180.0, 60.0, 600.0
 
 
@@ -60,12 +60,12 @@ def run(
 
     Args:
         device: "cpu", "cuda" or "cuda:<index>".
-        notify: told of each test that has ended.
+        notify: called with each test that has ended.
         command: starts the process; the device and the number of its first test are added.
-        answers_within: how many seconds a test may take, unless the driver compiles what it launches.
+        answers_within: how many seconds a test may take, unless the driver compiles its kernels.
 
     Raises:
-        Unusable: the device cannot be used, from the beginning or any more.
+        Unusable: the device cannot be used, from the start or any longer.
         Interrupted: by Ctrl-C.
     """
     run = _Run(notify)
@@ -79,7 +79,7 @@ def run(
 
 
 class _Run:
-    """What the processes have said so far."""
+    """What the processes have reported so far."""
 
     def __init__(self, notify: Callable[[Row], None]) -> None:
         self._notify = notify
@@ -93,7 +93,7 @@ class _Run:
         return Found(self._subject, tuple(self._rows))
 
     def read(self, process: _Process, answers_within: float) -> None:
-        """Go through what a process says, to its end or that of a test in which it ends."""
+        """Read what a process reports, until it ends, possibly during a test."""
         running: tuple[int, str, str] | None = None
         process.limit = _STARTS_WITHIN
         for line in process.lines():
@@ -129,7 +129,7 @@ class _Process:
     def __init__(self, process: subprocess.Popen[str], errors: IO[bytes]) -> None:
         self._process, self._errors = process, errors
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.limit = 0.0  # seconds without a word
+        self.limit = 0.0  # seconds without output
         self._is_late = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -141,7 +141,7 @@ class _Process:
         self._lines.put(None)
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """What it says, until it ends or says nothing for too long."""
+        """Its reports, until it ends or is silent for too long."""
         while True:
             try:
                 line = self._lines.get(timeout=self.limit)
@@ -156,7 +156,7 @@ class _Process:
                     yield said
 
     def why_ended(self) -> str:
-        """After `lines` has come to an end."""
+        """The reason, once `lines` has ended."""
         if self._is_late:
             return f"it has not ended within {self.limit:g} seconds"
         code = self._process.wait()
@@ -178,7 +178,7 @@ class _Process:
 @contextlib.contextmanager
 def _process(command: Sequence[str]) -> Iterator[_Process]:
     environment = dict(os.environ)
-    # The kernels run, however small the tensors are, and before they have proven themselves.
+    # Kernels run for tensors of any size, and before they have passed the self-test.
     environment.update(FASTNN_CUDA_UNPROVEN="1", FASTNN_ALWAYS_NATIVE="1", FASTNN_DISABLE="", FASTNN_CHECK="")
     environment.update(FASTNN_LOG="", PYTHONFAULTHANDLER="")
     environment.setdefault("OMP_WAIT_POLICY", "passive")

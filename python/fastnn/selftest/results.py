@@ -1,8 +1,8 @@
 """Writes what self-tests find where `_dispatch` looks for it.
 
-A run that comes to its end replaces what an earlier one has found. One that finds the device unusable, or
-whose process ends where no test is to blame, voids it. One that the user interrupts leaves it, but for the
-ops that it has seen fail.
+A completed run replaces the result of an earlier one. A run that finds the device unusable, or whose process
+ends through no fault of a test, voids it. One that the user interrupts leaves it, except for the ops that it
+has seen fail.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def void(subject: Subject) -> bool:
         OSError: it cannot be removed.
     """
     try:
-        path_of(subject).unlink()  # also one that cannot be read: whoever may read it, it holds no more
+        path_of(subject).unlink()  # even if unreadable here: it is no longer valid for any user
     except (FileNotFoundError, NotADirectoryError, RuntimeError):
         return False
     return True
 
 
 def add_failures(subject: Subject, rows: Sequence[Row]) -> Result | None:
-    """Add the failures of an interrupted run to the result, if there is one; returns what holds now.
+    """Add the failures of an interrupted run to the result, if there is one; returns the result now in force.
 
     Raises:
         OSError: it cannot be written.

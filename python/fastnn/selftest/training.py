@@ -20,10 +20,10 @@ from fastnn.optim.native import NativeOptimizer, update_name
 from fastnn.selftest.checks import Fault, LeftOut, compare, natively
 from fastnn.selftest.ops import Work, made
 
-# Less than a pack, whole packs and a rest, none, and more than one block.
+# Less than a pack, whole packs and a remainder, none, and more than one block.
 FEW_SIZES = ((3,), (16, 33), (0,), (9_001,))
-_SIZES = (*FEW_SIZES, *((7,),) * 90)  # more tensors than a launch takes
-MANY_SIZES = ((5,),) * 1100  # more than two launches count the steps of
+_SIZES = (*FEW_SIZES, *((7,),) * 90)  # more tensors than one launch takes
+MANY_SIZES = ((5,),) * 1100  # more than two launches can count steps for
 
 
 CAPTURABLE = (optim.Adam, optim.AdamW, optim.RMSprop)  # which count their steps on the device
@@ -43,18 +43,18 @@ def update(
     lr_on_device: bool = False,
     scaled: bool = False,
 ) -> None:
-    """Three steps, and all that is kept from one to the next.
+    """Three steps, and all state between them.
 
     Steps are as large as the parameters, so that 16 bits show them, and eps is so large that small gradients
     have no large quotients of rounding errors.
 
     Args:
-        kind: of the optimizer.
-        options: of it, beside those.
+        kind: the class of the optimizer.
+        options: its other options.
         dtype: of the parameters.
         device: theirs.
         sizes: theirs.
-        lr_on_device: the learning rate is a tensor there, which the host never reads.
+        lr_on_device: whether the learning rate is a tensor there, which the host never reads.
         scaled: a `GradScaler` leaves the scale to the optimizer; before the last step one that it skips.
     """
     numbers: dict[str, Any] = {"lr": 0.5} if kind is optim.SGD else {"lr": 0.5, "eps": 0.1}
@@ -114,7 +114,7 @@ def _with_gradients(x: Tensor) -> list[nn.Parameter]:
 
 def _steps(kind: Callable[..., NativeOptimizer], x: Tensor) -> list[Tensor]:
     params = _with_gradients(x)
-    # Where the device counts the steps, what they have in common is in memory that each step takes.
+    # If the device counts steps, values common to all parameters are in memory that each step allocates.
     capturable = {"capturable": True} if x.is_cuda and kind in CAPTURABLE else {}
     optimizer = kind(params, lr=0.5, **capturable)
     for _ in range(2):

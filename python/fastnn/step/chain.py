@@ -32,11 +32,11 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
         self.flatten = False
         self.log_softmax = False
         self._watched: list[torch.nn.Module] = []
-        # Attributes that say what a module computes.
+        # Attributes that determine what a module computes.
         self._options: list[tuple[torch.nn.Module, str, Any]] = []
 
     def watch(self, watch: Any) -> None:
-        """Register with a `Watch` that the model is this chain, and that nobody watches its modules."""
+        """Register with a `Watch` that the model is this chain, and that its modules have no hooks."""
         for module in self._watched:
             watch_module(watch, module)
             watch.content(module.__dict__[MODULES])
@@ -113,7 +113,7 @@ class LinearChain(list[tuple[torch.nn.Linear, str | None]]):
 
 
 def linear_chain(model: torch.nn.Module) -> LinearChain:
-    """The layers of `model` in order, where it is nothing but a chain of them.
+    """The layers of `model` in order, if it is nothing but a chain of them.
 
     A chain is ``Linear``, or several in turn, each with or without an activation (ReLU, sigmoid, tanh, either
     GELU, SiLU) after it, in a ``Sequential`` (nested ones and ``nn.MLP`` included); ``Identity`` anywhere,

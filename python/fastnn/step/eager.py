@@ -1,4 +1,4 @@
-"""The step as it is written: torch's and fastnn's ops one after the other."""
+"""The step as written: torch's and fastnn's ops one after the other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EagerStep:
         self._spec = spec
 
     def take(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
-        """Take the step; its loss."""
+        """Take the step; returns its loss."""
         spec = self._spec
         if not self.clear():
             spec.model.zero_grad()
@@ -50,10 +50,10 @@ class EagerStep:
         return True
 
     def _differentiate(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
-        """The loss, whose gradients the parameters have then."""
+        """The loss; afterwards the parameters have its gradients."""
         spec = self._spec
         if isinstance(target, Tensor) and target.dtype is torch.uint8 and _takes_classes(spec.loss):
-            target = target.long()  # torch takes uint8 with some options only, and 156 for -100
+            target = target.long()  # torch accepts uint8 with some options only, and reads -100 as 156
         loss = spec.loss(spec.model(*map(spec.normalised, inputs)), target)
         loss.backward()
         return loss

@@ -26,7 +26,7 @@ def run_epoch(
 ) -> Tensor:
     """What `TrainStep.epoch` does, the arguments not yet checked."""
     _check(images, labels, batch_size, permutation)
-    runner.look_again()  # so many steps are worth it
+    runner.look_again()  # with this many steps that is worthwhile
     count = len(images) if permutation is None else len(permutation)
     batch_size = min(index(batch_size), count)
     rates = None if lr is None else _rates(lr, -(-count // batch_size))
@@ -47,14 +47,14 @@ def _has_kernels(images: Tensor) -> bool:
     return images.is_cuda
 
 
-# What one native call does, 30 to 60 ms, so that Ctrl-C is heard: multiply-adds, a third of those of its
-# steps, the update of a weight counting as much as those of some samples. And the most steps, where a step is
-# hardly any work.
+# The work of one native call, 30 to 60 ms, so that Ctrl-C takes effect: a third of the multiply-adds of its
+# steps, with the update of a weight weighted like several samples. And the most steps, for steps of hardly
+# any work.
 _CALL_WORK, _UPDATE_WORK, _CALL_STEPS = 2**29, 16, 2048
 
 
 class _Steps:
-    """The steps of an epoch one after the other, many of them a native call where that can be."""
+    """The steps of an epoch in order, many per native call where possible."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class _Steps:
         self._rates = rates
 
     def take(self) -> Tensor:
-        """Take them all; the losses."""
+        """Take them all; returns the losses."""
         losses: list[Tensor] = []
         taken, native = 0, not cuda_graph.is_there(self._images.device)  # there each step is a graph
         while taken * self._batch_size < len(self._rows):
@@ -82,7 +82,7 @@ class _Steps:
                 if native:
                     _dispatch.decide("train_epoch", some)
                 native = False
-            # Where the next batch has an index that is out of range, the step by itself raises.
+            # If the next batch has an index out of range, the single step raises.
             if isinstance(some, str) or len(some) == 0:
                 some = self._one(taken)
             losses.append(some)
@@ -90,8 +90,8 @@ class _Steps:
         return torch.cat(losses)
 
     def _natively(self, taken: int) -> Tensor | str:
-        """The losses of the next steps, which have the same number of rows, as far as their indices are in
-        range; or, with everything left as it is, why they cannot be taken in one native call."""
+        """The losses of the next steps, which have the same number of rows, until the first with an index out
+        of range; or, with nothing changed, why they cannot be taken in one native call."""
         if type(self._rows) is not Tensor:
             return f"permutation is a {type(self._rows).__name__}"
         if (reason := _dispatch.torch_reason()) is not None:
@@ -115,7 +115,7 @@ class _Steps:
         return losses
 
     def _one(self, number: int) -> Tensor:
-        """The loss of a step by itself, in a row of one."""
+        """The loss of a single step, as a tensor of one element."""
         rows = self._rows[number * self._batch_size : (number + 1) * self._batch_size]
         try:
             images, labels = self._images.index_select(0, rows), self._labels.index_select(0, rows)

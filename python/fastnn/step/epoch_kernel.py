@@ -21,7 +21,7 @@ from fastnn.step.refused import Refused
 
 
 class _NotTaken(NamedTuple):
-    """Steps that the host counted and the device left out: an index of their epoch was out of range."""
+    """Steps counted by the host but skipped by the device: an index of their epoch was out of range."""
 
     counts: list[Tensor]  # on the host, that include them
     steps: Tensor  # int64, one element, on the device: the kernel adds them up
@@ -38,7 +38,7 @@ def train_on_chip(
     permutation: Tensor,
     rates: Tensor | None,
 ) -> Tensor | str:
-    """The losses of the epoch; or, with everything left as it is, why the kernel cannot run.
+    """The losses of the epoch; or, with nothing changed, why the kernel cannot run.
 
     `rates` are those of `TrainStep.epoch`, float64 on the CPU.
     """
@@ -57,8 +57,8 @@ def train_on_chip(
     except Unsupported as refusal:
         return str(refusal)
 
-    # What the kernel takes of a parameter: value, m, v, the count of steps where that is on the device, and
-    # what it was where it is not.
+    # What the kernel is given for a parameter: value, m, v, the step count if it is on the device, and its
+    # former value otherwise.
     given: list[tuple[Any, ...]] = []
     for p, state in zip(params, states, strict=True):
         count = state["step"]
@@ -91,7 +91,7 @@ def train_on_chip(
 
 
 def _not_taken_of(optimizer: torch.optim.Optimizer, counts: list[Tensor], device: torch.device) -> Tensor:
-    """Where the kernel counts the steps that it leaves out, as long as the optimizer has these counts."""
+    """Where the kernel counts the steps that it skips, as long as the optimizer has these counts."""
     known = _not_taken.get(optimizer)
     if known and known.steps.device == device and [id(t) for t in known.counts] == [id(t) for t in counts]:
         return known.steps
@@ -100,11 +100,11 @@ def _not_taken_of(optimizer: torch.optim.Optimizer, counts: list[Tensor], device
 
 
 def _take_back() -> None:
-    """Subtract from the counts what was not taken; called when an index is about to be raised."""
+    """Subtract skipped steps from the counts; called when an index error is about to be raised."""
     for counts, not_taken in list(_not_taken.values()):
         if not_taken.is_cuda:
             if cuda_graph.why_not_now(not_taken.device) is not None:
-                continue  # one must not wait then; it is kept for the next error
+                continue  # waiting is not allowed now; kept for the next error
             with cuda_graph.capturing:
                 torch.cuda.synchronize(not_taken.device)
         steps = int(not_taken)
@@ -174,14 +174,14 @@ def _check_data(plan: StepPlan, params: list[Tensor], images: Tensor, labels: Te
 
 
 def _states(plan: StepPlan, params: list[Tensor]) -> list[dict[str, Any]]:
-    """What Adam keeps of each parameter, made where there is none."""
+    """Adam's state of each parameter, created if missing."""
     optimizer = plan.spec.optimizer
     own = optimizer.param_groups[0]["params"]
     same = len(own) == len(params) and {id(p) for p in own} == {id(p) for p in params}
     _refuse_if(not same, "the optimizer has other parameters than the model")
     known = {p: state for p in params if (state := optimizer.state.get(p))}
     _check_states(params, known)
-    if len(known) < len(params):  # and nothing else is in the way
+    if len(known) < len(params):  # and nothing else prevents it
         make_state(optimizer, plan.update)
         known = {p: optimizer.state[p] for p in params}
         _check_states(params, known)

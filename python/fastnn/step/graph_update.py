@@ -1,8 +1,9 @@
 """The optimizer's part of a captured training step.
 
-A CUDA graph repeats kernels with the arguments that they had. So whatever may change from step to step is
-read on the device: a row of numbers for each parameter group, written where they have changed, and the count
-of steps. What the optimizer itself holds stays as torch has it: it is read before each replay.
+A CUDA graph repeats kernels with their recorded arguments. So whatever may change from step to step is read
+on the
+device: a row of numbers for each parameter group, written when they have changed, and the step count. The
+    optimizer's own state stays as torch has it: it is read before each replay.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from fastnn.optim.native import match_layout
 
 Group = dict[str, Any]
 
-# Of the optimizers whose kernels read them on the device, in the order of the options in
+# For optimizers whose kernels read them on the device, in the order of the options in
 # csrc/ops/<optimizer>/<optimizer>.h. The learning rate comes first.
 _NUMBERS: dict[str, Callable[[Group], Sequence[Any]]] = {
     "adam": lambda g: (g["lr"], *g["betas"], g["eps"], g["weight_decay"]),
     "sgd": lambda g: (g["lr"], g["momentum"], g["dampening"], g["weight_decay"]),
 }
 COVERED = frozenset(_NUMBERS)
-# What decides which kernels run.
+# Options that decide which kernels run.
 _FLAGS = (
     *("amsgrad", "decoupled_weight_decay", "maximize", "nesterov"),
     *("capturable", "differentiable", "foreach", "fused"),
@@ -36,10 +37,10 @@ _FLAGS = (
 class GraphUpdate:
     """The update of all parameters that get a gradient, with the state that the optimizer has now.
 
-    Raises `Unsupported` where the kernels do not cover it.
+    Raises `Unsupported` if the kernels do not cover it.
 
     Attributes:
-        memory: the tensors whose addresses the kernels are given.
+        memory: the tensors whose addresses are passed to the kernels.
         written: those that each update writes; known after the first `run`.
     """
 
@@ -64,7 +65,7 @@ class GraphUpdate:
         self.written: list[Tensor] = []
 
     def watch(self, watch: Any) -> None:
-        """Add what must stay: flags, the tensors of the state, and the containers that they are found in."""
+        """Add what must not change: flags, the tensors of the state, and the containers that hold them."""
         attributes = self._optimizer.__dict__
         for name in ("param_groups", "state", "state_dtype", "master_weights"):
             if name in attributes:
@@ -73,7 +74,7 @@ class GraphUpdate:
             group.watch(watch, self._optimizer.state)
 
     def holds(self) -> bool:
-        """Whether groups and parameters are those they were. Reads the numbers, for `refresh`."""
+        """Whether groups and parameters are unchanged. Reads the numbers, for `refresh`."""
         groups = self._optimizer.param_groups
         return (
             len(groups) == len(self._groups)
@@ -84,12 +85,12 @@ class GraphUpdate:
         )
 
     def refresh(self) -> None:
-        """Bring to the device what has changed since the last step."""
+        """Copy to the device what has changed since the last step."""
         for group in self._groups:
             group.refresh()
 
     def run(self, skip: Tensor | None = None) -> None:
-        """Update the parameters by their ``grad``; not if `skip`, read on the device, is 1."""
+        """Update the parameters by their ``grad``, unless `skip`, read on the device, is 1."""
         written: list[Tensor] = []
         for group in self._groups:
             if not group.params:
@@ -111,13 +112,13 @@ class GraphUpdate:
 
 
 class _Group:
-    """One group as the kernels are given it.
+    """One group as passed to the kernels.
 
     Attributes:
-        own: the optimizer's.
+        own: the optimizer's group.
         params: those that get a gradient.
         shadow: what the kernels read instead of `own`.
-        states: what they read instead of the optimizer's state.
+        states: what they read and write instead of the optimizer's state.
         numbers: float64 on the device, see `_NUMBERS`.
     """
 
@@ -126,7 +127,7 @@ class _Group:
     ) -> None:
         self.own = own
         self.params = [p for p in own["params"] if id(p) in trained]
-        self._all = list(own["params"])  # kept, so that no other parameter gets the id of one
+        self._all = list(own["params"])  # kept alive, so that their ids are not reused
         self._ids = [*map(id, self._all)]
         self._has_momentum = bool(own.get("momentum"))
         self._lr = own["lr"] if isinstance(own["lr"], Tensor) and own["lr"].device == device else None
@@ -151,7 +152,7 @@ class _Group:
             self._count_on_device()
 
     def _count_on_device(self) -> None:
-        """Give the kernels a count of steps of their own: the optimizer's is on the host."""
+        """Give the kernels a step count of their own: the optimizer's is on the host."""
         for s in self._states:
             if not isinstance(s.get("step"), Tensor) or not s["step"].is_cpu or s["step"].numel() != 1:
                 raise Unsupported("the optimizer has no state, or no count of steps on the host")
@@ -185,7 +186,7 @@ class _Group:
                 watch.absent(state, p)
 
     def holds(self) -> bool:
-        """Whether, besides what is watched, nothing but numbers has changed, which are read."""
+        """Whether, apart from what is watched, only numbers have changed, which are read."""
         own = self.own
         if [*map(id, own["params"])] != self._ids or bool(own.get("momentum")) != self._has_momentum:
             return False
@@ -198,7 +199,7 @@ class _Group:
         return True
 
     def holds_states(self) -> bool:
-        """Whether the kernels' own mapping has still what it was given: they add what is missing."""
+        """Whether the kernels' mapping still has its original entries: kernels add what is missing."""
         for p, given in zip(self.params, self._states, strict=True):
             now = self.states[p]
             if len(now) != len(given) or any(now[k] is not v for k, v in given.items() if k != "step"):
@@ -216,8 +217,8 @@ class _Group:
 
     def refresh(self) -> None:
         for i, (value, said) in enumerate(zip(self._now, self._said, strict=True)):
-            # A kernel that has the value among its arguments: nothing waits, and no memory of the host is
-            # read when the next step has changed it already.
+            # By a kernel that takes the value as an argument: nothing waits, and no host memory is read that
+            # the next step may have changed.
             if value != said:
                 self._number_views[i].fill_(value)
                 self._said[i] = value
@@ -228,7 +229,7 @@ class _Group:
                 self._counts[i] = count
 
     def read_lr(self) -> None:
-        """Read, on the device, a learning rate that is there."""
+        """Read, on the device, a learning rate that is stored there."""
         if self._lr is not None:
             self._number_views[0].copy_(self._lr.detach().reshape(()))
 

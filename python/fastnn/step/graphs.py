@@ -1,10 +1,11 @@
-"""A training step on a CUDA device, captured in a graph: when it is, what it holds fast, and its replay.
+"""A training step on a CUDA device, captured in a graph: when that is done, what must stay fixed, and its
+replay.
 
-The first calls with a kind of batch are taken eagerly; they are steps like all others, and load and set up
-what a step needs. Then the step is captured: `cuda_graph.capture` records it without taking it. From then on
-a step is a copy of the batch to where the graph reads it, and a replay.
+The first calls with a kind of batch are taken eagerly; they are normal steps, and load and set up what a step
+needs. Then the step is captured: `cuda_graph.capture` records it without taking it. From then on a step is a
+copy of the batch to where the graph reads it, and a replay.
 
-A graph repeats the same kernels on the same addresses. Before each replay it is looked at whether the eager
+A graph repeats the same kernels on the same addresses. Before each replay it is checked whether the eager
 step would run them too: `StepPlan.holds` for model and loss, `_Held.holds` for tensors and the optimizer.
 """
 
@@ -32,17 +33,17 @@ from fastnn.step.refused import WarmUp
 if TYPE_CHECKING:
     from fastnn.step.plan import LossOptions, StepPlan
 
-# Calls with a kind of batch that run eagerly before it is captured: a kind that comes once or twice is not
+# Calls with a kind of batch that run eagerly before it is captured: a kind that occurs once or twice is not
 # worth a capture, which takes as long as some tens of steps.
 CAPTURE_AFTER = 2
 # Kinds of batches that are captured: that of an epoch, its last smaller one, and others. Each graph keeps the
 # memory of its activations.
 MOST_GRAPHS = 4
-# What has been captured and no longer holds doubles the calls before a capture, up to this.
+# Each capture that becomes invalid doubles the calls before the next one, up to this.
 _LONGEST_WAIT = 64
 _MOST_SEEN = 64  # kinds of batches that are counted
 
-# That have been tested in a graph, by the names of `LossOptions`.
+# Losses that have been tested in a graph, by their names in `LossOptions`.
 _LOSSES = ("cross_entropy", "mse_loss")
 _NAMES = ("weight", "bias")  # of a layer's parameters
 
@@ -53,13 +54,13 @@ class StepGraphs:
     def __init__(self) -> None:
         self._wait = CAPTURE_AFTER
         self._seen: dict[Hashable, int] = {}
-        self._graphs: dict[Hashable, _StepGraph | str] = {}  # or why there never is one
-        self._short: dict[Hashable, tuple[int, str]] = {}  # of memory: the calls before another try, and why
+        self._graphs: dict[Hashable, _StepGraph | str] = {}  # or why there can never be one
+        self._short: dict[Hashable, tuple[int, str]] = {}  # lacking memory: calls before a retry, and why
         self._held: _Held | None = None
-        self._refusal: str | None = None  # what stood in the way the last time
+        self._refusal: str | None = None  # what prevented it the last time
 
     def take(self, plan: StepPlan, input: Any, target: Any) -> Tensor | str:
-        """Take the step by a replay; or say why not, everything left as it is."""
+        """Take the step by a replay; or return why not, with nothing changed."""
         reason = _reason(plan, input, target)
         if reason is not None:
             return reason
@@ -118,7 +119,7 @@ class StepGraphs:
             self._forget()
             self._refusal = str(refusal)
             return self._refusal
-        except IndexError:  # a class index of a step before, which nobody had been told of yet
+        except IndexError:  # a class index of an earlier step, not reported until now
             raise
         except Exception as error:
             # The eager step raises its own error, if it has one.
@@ -153,7 +154,7 @@ def _reason(plan: StepPlan, input: Any, target: Any) -> str | None:
     if not params:
         return "the model has no parameters"
     reason = _dispatch.torch_reason(params[0], cuda="train_step")
-    # The graph has the kernels of the update, whatever the optimizer itself would run.
+    # The graph has the kernels of the update, not those that the optimizer itself would run.
     reason = reason or _dispatch.torch_reason(params[0], cuda=update_name(plan.update))
     if reason is not None:
         return reason
@@ -178,9 +179,9 @@ def _reason(plan: StepPlan, input: Any, target: Any) -> str | None:
 
 
 class _Held:
-    """What all graphs of a step hold fast, besides what its plan watches.
+    """What must stay fixed for all graphs of a step, besides what its plan watches.
 
-    Raises `Unsupported` where none can be.
+    Raises `Unsupported` if there can be none.
 
     Attributes:
         spec: of the step.
@@ -212,8 +213,8 @@ class _Held:
         self.kernels = _dispatch.native(layers[0])
         self.update = GraphUpdate(plan.spec.optimizer, update_name(plan.update), self.trained, self.kernels)
         self.update.watch(self._watch)
-        # Addresses are what the graphs have of all tensors; of parameters and class weights a user may
-        # replace the contents by some of another shape, even at the same address.
+        # Graphs know all tensors by address; the contents of parameters and class weights may be replaced by
+        # a tensor of another shape, even at the same address.
         shaped = list(layers)
         self._options = options
         if options.weight is not None:
@@ -225,16 +226,16 @@ class _Held:
         self._shapes = [(t, t.shape, t.stride(), t.dtype) for t in shaped]
         self._device = layers[0].device
         self._arithmetic = cuda_graph.arithmetic()
-        # On one stream replays, and the memory of graphs that are dropped, need no more order than that of
-        # the calls.
+        # On a single stream, replays and the memory of dropped graphs need no ordering beyond that of the
+        # calls.
         self._stream = cuda_graph.current_stream(self._device)
 
     @contextlib.contextmanager
     def fresh_leaves(self) -> Iterator[list[Tensor]]:
-        """Have the layers use new leaves of the graph instead of the parameters; yields those of `trained`.
+        """Make the layers use new autograd leaves instead of the parameters; yields those of `trained`.
 
-        torch ties a parameter to the stream on which an autograd graph that somebody still has used it first,
-        and lets gradients wait for that one, which a capture of another stream refuses.
+        torch ties a parameter to the stream on which a live autograd graph used it first, and makes gradients
+        wait for that stream, which a capture of another stream refuses.
         """
         leaves = {id(p): torch.nn.Parameter(p.detach()) for p in self.trained}
         replaced = [
@@ -252,7 +253,8 @@ class _Held:
                 table[name] = p
 
     def holds(self, options: LossOptions) -> bool:
-        """Whether the eager step would do the same as when this was made, but for numbers that are read."""
+        """Whether the eager step would do the same as when this was made, apart from numbers that are
+        read."""
         return (
             self._watch.unchanged()
             and options.weight is self._options.weight
@@ -284,7 +286,7 @@ class _StepGraph:
         )
 
     def _body(self, skip: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The step as `EagerStep` takes it; where `skip` is 1, read on the device, without effect.
+        """The step as `EagerStep` takes it; without effect if `skip`, read on the device, is 1.
 
         Gradients come from `torch.autograd.grad`: ``.grad`` may not be left in the graph's memory, where the
         next replay overwrites it.

@@ -1,4 +1,4 @@
-"""The parameters of a model, which a step needs in every call."""
+"""The parameters of a model, needed by a step in every call."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _torch_zero_grad = _replaced.original(torch.nn.Module, "zero_grad")
 
 
 def clears_by_itself(model: torch.nn.Module) -> bool:
-    """Whether `model.zero_grad()` does something else than what it does in torch."""
+    """Whether `model.zero_grad()` differs from torch's own."""
     return "zero_grad" in model.__dict__ or type(model).zero_grad is not _torch_zero_grad
 
 
 def drop_gradients(params: Iterable[Tensor]) -> None:
-    """Set what ``.grad`` holds to None."""
+    """Set every ``.grad`` to None."""
     for p in params:
         if p.grad is not None:
             p.grad = None
@@ -30,7 +30,7 @@ def drop_gradients(params: Iterable[Tensor]) -> None:
 class ParameterList:
     """``list(model.parameters())``, which takes as long as an operation of a small network.
 
-    It is made again where a table of a module has changed, and each time where that cannot be seen.
+    It is made again if a table of a module has changed, and each time if that cannot be seen.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What a training step needs to know of model, loss and optimizer to run as one native call."""
+"""What a training step needs to know about model, loss and optimizer to run as one native call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastnn.step.spec import StepSpec
 _losses.add_twin(torch.nn.CrossEntropyLoss, nn.CrossEntropyLoss)
 _losses.add_twin(F.cross_entropy, cross_entropy)
 _NATIVE_LOSSES = ", ".join(kind.module.__name__ for kind in _losses.KINDS.values())
-# What each optimizer, fastnn's or torch's, is updated as.
+# The native update of each optimizer, fastnn's or torch's.
 _OPTIMIZERS: dict[type, type[NativeOptimizer]] = {
     kind: ours
     for ours in (optim.Adam, optim.AdamW, optim.SGD, optim.RMSprop, optim.Adagrad)
@@ -33,9 +33,9 @@ _OPTIMIZERS: dict[type, type[NativeOptimizer]] = {
 
 
 class LossOptions(NamedTuple):
-    """What a native loss computes; the options that a loss does not have are what they are here.
+    """What a native loss computes; options that a loss does not have keep these defaults.
 
-    csrc/bindings/train_step_batch.cpp reads them by their places.
+    csrc/bindings/train_step_batch.cpp reads them by position.
 
     Attributes:
         loss: the name of torch's function.
@@ -59,11 +59,11 @@ class LossOptions(NamedTuple):
 
     @property
     def settings(self) -> tuple[str | float, ...]:
-        """All but the tensors, which `==` does not compare to a bool."""
+        """All but the tensors, for which `==` does not return a bool."""
         return self[:-2]
 
 
-# Without the function in Python that LossOptions(...) is, which would take 0.1 us of each step.
+# Avoids the Python function behind LossOptions(...), which would take 0.1 us of each step.
 _as_options: Callable[[tuple[Any, ...]], LossOptions] = partial(tuple.__new__, LossOptions)
 
 
@@ -77,11 +77,11 @@ class StepPlan:
         tables: the parameters of each layer, by their names in it.
         last: those of the last layer, whose dtype the loss has.
         unused: parameters of the model that no layer of the chain has.
-        update: fastnn's optimizer whose native update the step's optimizer gets.
-        loss_like: a tensor such as the loss of the last step was; `torch.empty_like` of it takes half of the
+        update: fastnn's optimizer class whose native update is used.
+        loss_like: a tensor like the loss of the last step; `torch.empty_like` of it takes half of the
             microsecond that `new_empty` does.
-        graphs: of CUDA, that have captured the step.
-        refused: why the last native call has done nothing, or None where it took its steps.
+        graphs: CUDA graphs that have captured the step.
+        refused: why the last native call has done nothing, or None if it took its steps.
     """
 
     refused: Refused | None = None
@@ -125,7 +125,7 @@ class StepPlan:
         self.unused = [p for p in spec.model.parameters() if id(p) not in chained]
 
     def holds(self) -> bool:
-        """Whether model, loss and optimizer still are what they were, and nobody watches them."""
+        """Whether model, loss and optimizer are unchanged and unobserved."""
         unchanged: bool = self._watch.unchanged()
         return unchanged
 
@@ -136,7 +136,7 @@ class StepPlan:
             return self._plain_options["mean"]
         try:
             return self._module_options(module, loss)
-        except (KeyError, TypeError) as error:  # it lacks one, or has something else there
+        except (KeyError, TypeError) as error:  # an option is missing or of another type
             return f"an option of the loss: {error}"
 
     def _module_options(self, module: torch.nn.Module, loss: str) -> LossOptions | str:
@@ -173,7 +173,7 @@ class StepPlan:
 
 
 def make_plan(spec: StepSpec) -> StepPlan:
-    """The plan for `spec`; raises `Unsupported` where there is none."""
+    """The plan for `spec`; raises `Unsupported` if there is none."""
     reason = _replaced.replaced_class() or _replaced.losses.replaced()
     if reason is not None:
         raise Unsupported(reason)

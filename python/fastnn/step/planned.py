@@ -22,14 +22,14 @@ _DTYPES = frozenset({torch.float32, torch.float64})  # of a native step's parame
 
 
 class PlannedStep:
-    """Takes the steps of a spec by its plan, where there is one."""
+    """Takes the steps of a spec by its plan, if there is one."""
 
     def __init__(self, spec: StepSpec) -> None:
         self._spec = spec
         self._plan: StepPlan | Refused | None = None
 
     def find(self) -> StepPlan | Refused:
-        """The plan as long as it holds, else a new one, or why there is none."""
+        """The current plan if it still holds, else a new one, or why there is none."""
         last = self._plan
         if isinstance(last, StepPlan):
             if last.holds():
@@ -44,12 +44,12 @@ class PlannedStep:
         return self._plan
 
     def look_again(self) -> None:
-        """Do not believe that there is no plan."""
+        """Forget that there is no plan."""
         if isinstance(self._plan, Refused):
             self._plan.left = 0
 
     def take(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
-        """Take the step natively, or leave everything as it is and say why that cannot be."""
+        """Take the step natively, or, with nothing changed, return why that is impossible."""
         known = self._plan.refused if isinstance(self._plan, StepPlan) else None
         if known is not None and not self._spec.native and known.is_believed():
             return known.reason
@@ -66,7 +66,7 @@ class PlannedStep:
     def take_many(
         self, images: Tensor, labels: Tensor, rows: Tensor, steps: int, rates: Tensor | None
     ) -> Tensor | str:
-        """As `RecordedStep.take_many`."""
+        """Like `RecordedStep.take_many`."""
         ready = self._ready((images,))
         if isinstance(ready, str):
             return ready
@@ -76,7 +76,7 @@ class PlannedStep:
         return count if isinstance(count, str) else losses[:count]
 
     def replay(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
-        """Take the step by a replay of a CUDA graph, or leave everything as it is and say why not."""
+        """Take the step by a replay of a CUDA graph, or, with nothing changed, return why not."""
         plan = self.find()
         if isinstance(plan, Refused):
             return plan.reason
@@ -109,7 +109,7 @@ class PlannedStep:
         return plan, options, weight, inputs[0]
 
     def _call(self, plan: StepPlan, run: Callable[..., Any], *arguments: Any) -> int | str:
-        """How many steps the plan's native `run` has taken; or, with nothing done, why it cannot."""
+        """How many steps the plan's native `run` has taken; or, with nothing changed, why it cannot."""
         run = labelled(run, "train_step")
         optimizer = self._spec.optimizer
         taken = run(optimizer.param_groups, optimizer.state, *arguments)

@@ -15,7 +15,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def warn_where_local(model: torch.nn.Module) -> None:
-    """Warn where gradients of `model` stay in this process, which is one of several."""
+    """Warn if gradients of `model` stay in this process, which is one of several."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     processes = dist.get_world_size()
@@ -30,9 +30,9 @@ def warn_where_local(model: torch.nn.Module) -> None:
 
 
 def _reaches_others(model: torch.nn.Module) -> bool:
-    """Whether a wrapper is in it, or its parameters are parts of what several processes hold (DTensors)."""
+    """Whether it contains a wrapper, or its parameters are shared by several processes (DTensors)."""
     wrappers: tuple[Any, ...] = (torch.nn.parallel.DistributedDataParallel,)
-    sharded = sys.modules.get("torch.distributed.fsdp")  # takes long to import
+    sharded = sys.modules.get("torch.distributed.fsdp")  # slow to import
     if sharded is not None:
         wrappers += (sharded.FullyShardedDataParallel,)
     return any(isinstance(module, wrappers) for module in model.modules()) or any(

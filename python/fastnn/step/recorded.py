@@ -1,4 +1,4 @@
-"""Steps of models that are no chain: recorded by `fastnn.capture`, replayed as long as nothing changes."""
+"""Steps of models that are not a chain: recorded by `fastnn.capture`, replayed as long as nothing changes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _WARM_UP = WarmUp(
     "a step is recorded after a call with a batch of this kind, and compared with torch in the next"
 )
 _DTYPES = frozenset({torch.float32, torch.float64})  # of parameters
-# Recordings in a row that nobody replayed, after which the step stays eager for a while.
+# After this many recordings in a row without a replay, the step stays eager for a while.
 _MOST_IN_A_ROW = 8
 
 
-# What a call of several steps may take, so that Ctrl-C is heard.
+# Time limit of a call of several steps, so that Ctrl-C takes effect.
 _CALL_SECONDS = 0.05
 
 
@@ -49,8 +49,8 @@ class Taken(NamedTuple):
 class RecordedStep:
     """The recordings of the step of a spec.
 
-    They are used as long as `watch_step` finds model, loss and optimizer as they were; a model that changes
-    itself in each step, a counter among its attributes for one, thus stays eager.
+    They are used as long as `watch_step` finds model, loss and optimizer unchanged; a model that changes
+    itself in each step, e.g. by a counter among its attributes, thus stays eager.
     """
 
     def __init__(self, spec: StepSpec, eager: EagerStep) -> None:
@@ -62,7 +62,7 @@ class RecordedStep:
         self._at_once = 1  # steps of an epoch
 
     def take(self, inputs: tuple[Any, ...], target: Any) -> Taken | str:
-        """Take the step; or say why not, with everything left as it is."""
+        """Take the step; or return why not, with nothing changed."""
         try:
             update = self._ready()
             update.check(inputs, target)
@@ -77,18 +77,18 @@ class RecordedStep:
     def take_many(
         self, images: Tensor, labels: Tensor, rows: Tensor, steps: int, rates: Tensor | None
     ) -> Tensor | str:
-        """The losses of steps that were taken in one call, none where the next is to be taken by itself; or
-        why no step can be taken so.
+        """The losses of steps taken in one call, none if the next must be taken by itself; or why no step can
+        be taken this way.
 
         Args:
-            images: of which, as of `labels`, each step has its own rows.
+            images: each step has its own rows of these, and of `labels`.
             labels: the targets.
-            rows: of the steps in turn.
+            rows: those of each step in turn.
             steps: how many there are; fewer may be taken.
             rates: the learning rates; see `TrainStep.epoch`.
         """
         try:
-            signature((images, labels), {})  # raises where they are no plain tensors
+            signature((images, labels), {})  # raises unless they are plain tensors
         except Unsupported as refusal:
             return str(refusal)
         if not (images[0].is_contiguous() and labels[0].is_contiguous()):
@@ -120,7 +120,7 @@ class RecordedStep:
 
     @property
     def programs(self) -> tuple[Any, ...]:
-        """What has been recorded, and holds."""
+        """The recordings that are still valid."""
         return () if self._update is None else self._update.programs
 
     def _ready(self) -> _Update:
@@ -146,9 +146,9 @@ class RecordedStep:
 
 
 class _Update(Captured):
-    """The eager step, captured, which says what became of a call."""
+    """The eager step, captured, which reports the outcome of a call."""
 
-    _by_name = False  # `watch_step` does that, and more strictly
+    _by_name = False  # `watch_step` watches them, more strictly
 
     def __init__(self, eager: Callable[[tuple[Any, ...], Any], Tensor], *, keep_grad: bool) -> None:
         def run(inputs: tuple[Any, ...], target: Any) -> Tensor:
@@ -162,7 +162,7 @@ class _Update(Captured):
         self._refuses = False  # some batches
 
     def check(self, inputs: tuple[Any, ...], target: Any) -> None:
-        """Raise `Unsupported` where it is known that such a batch cannot be recorded."""
+        """Raise `Unsupported` if such a batch is known to be impossible to record."""
         if self._refuses:
             known = self._known.get(signature((inputs, target), {}).key)
             if known is not None and known.refused is not None:

@@ -6,15 +6,15 @@ _LONGEST_PAUSE = 63
 
 
 class WarmUp(str):
-    """A reason for an eager step that is none to worry about: a captured step begins with some."""
+    """A harmless reason for an eager step: a captured step begins with some."""
 
     __slots__ = ()
 
 
 class Refused:
-    """Why a step is not native, and for how many calls that holds before it is looked at again.
+    """Why a step is not native, and for how many calls that is assumed before it is checked again.
 
-    Looking takes longer than a small step; the pause doubles each time in a row, from 0 up to
+    The check takes longer than a small step; the pause doubles each time in a row, from 0 up to
     `_LONGEST_PAUSE`, so that it costs next to nothing in a model that never fits.
     """
 
@@ -24,7 +24,7 @@ class Refused:
         self.left = self.pause
 
     def is_believed(self) -> bool:
-        """Whether nobody need look again in this call, which is counted."""
+        """Whether this call, which is counted, can skip the check."""
         if self.left == 0:
             return False
         self.left -= 1

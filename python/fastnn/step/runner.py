@@ -1,4 +1,4 @@
-"""Which way a step goes: by its plan, by a recording, or eagerly, and then with a warning."""
+"""How a step is taken: by its plan, by a recording, or eagerly, then with a warning."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Runner:
     """Takes the steps of a spec.
 
     Attributes:
-        spec: what they consist of.
-        eager: takes them as they are written.
+        spec: the arguments of the step.
+        eager: takes them as written.
         planned: takes those of a chain.
         recorded: takes those of anything else.
     """
 
     def __init__(self, spec: StepSpec, told: set[str]) -> None:
-        """`told` are reasons for eager steps that have been warned about; it grows."""
+        """`told` are reasons for eager steps already warned about; new ones are added."""
         self.spec = spec
         self.eager = EagerStep(spec)
         self.planned = PlannedStep(spec)
@@ -37,9 +37,9 @@ class Runner:
         self._refused: Refused | None = None  # why steps are eager
 
     def take(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
-        """Take a step; its loss."""
-        # Before anything else: what is asked below takes 2 us by itself, and 13 between steps, which leave
-        # none of it in the caches.
+        """Take a step; returns its loss."""
+        # Before anything else: the checks below take 2 us on their own, and 13 between steps, which evict
+        # them from the caches.
         refused = None if self.spec.native or _dispatch.is_recording() else self._refused
         if refused is not None and refused.is_believed():
             return self.eager.take(inputs, target)
@@ -50,14 +50,14 @@ class Runner:
         return self.eager.take(inputs, target) if loss is None else loss
 
     def look_again(self) -> None:
-        """Do not believe what stood in the way the last time."""
+        """Forget what prevented a native step the last time."""
         self.planned.look_again()
         if self._refused is not None:
             self._refused.left = 0
 
     def _natively(self, inputs: tuple[Any, ...], target: Any) -> tuple[Tensor | None, str | None]:
-        """The loss of the step, None where it has yet to be taken eagerly; and why it is eager, None where
-        it is not."""
+        """The loss of the step, None if it has yet to be taken eagerly; and why it is eager, None if it is
+        not."""
         reason = _dispatch.torch_reason()
         if reason is not None:
             return None, reason
@@ -84,7 +84,7 @@ class Runner:
         return None if isinstance(taken, str) else taken.loss, why
 
     def _tell(self, reason: str) -> None:
-        """Warn of the eager step to come, or refuse it, where nobody expects it."""
+        """Warn about the coming eager step, or refuse it, unless it is expected."""
         if isinstance(reason, WarmUp) or _dispatch.is_disabled():
             return
         if self.spec.native:

@@ -83,9 +83,9 @@ ARGUMENTS = tuple(_CHECKS)
 
 @dataclass(frozen=True, eq=False)
 class StepSpec:
-    """The arguments of a `TrainStep`, which has another spec after each change of one.
+    """The arguments of a `TrainStep`, which gets a new spec whenever one of them changes.
 
-    So whatever is found out about a step is in objects made for one spec, and is gone with it.
+    So everything derived from them belongs to objects made for one spec, and is dropped with it.
     """
 
     model: torch.nn.Module
@@ -98,12 +98,12 @@ class StepSpec:
     native: bool
 
     def __post_init__(self) -> None:
-        """Raise TypeError or ValueError for the first argument that cannot be."""
+        """Raise TypeError or ValueError for the first invalid argument."""
         for name, check in _CHECKS.items():
             check(getattr(self, name))
 
     def normalised(self, input: Any) -> Any:
-        """What the model is given: of images in bytes, their numbers with `mean` and `std` taken out."""
+        """The model's input: images in bytes are converted to floats, normalised by `mean` and `std`."""
         if not isinstance(input, Tensor) or input.dtype is not torch.uint8:
             return input
         dtype = next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())

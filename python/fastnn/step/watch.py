@@ -1,4 +1,4 @@
-"""What the next step of any model depends on, watched: where that changes, the step is recorded again."""
+"""Watches what the next step of any model depends on: if that changes, the step is recorded again."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from fastnn.capture.names import Code, is_library, is_plain, names_in_class, of_
 from fastnn.capture.watch import watch_globals, watch_hooks, watch_optimizer, watch_parts
 
 _TABLES = (_torch_internals.PARAMETERS, _torch_internals.BUFFERS, _torch_internals.MODULES)
-_LARGEST = 256  # entries of a container that is watched: a vocabulary stays what it is
+_LARGEST = 256  # entries of a container that is watched: a vocabulary does not change
 _CALL = (*_torch_internals.MODULE_CALL, "forward", "zero_grad", "parameters")
 
 
 def watch_step(watch: Any, model: torch.nn.Module, loss: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Everything that a recording of the step takes as it finds it.
+    """Watch everything that a recording of the step takes for granted.
 
     That is the modules' classes, attributes, parts and hooks, the hooks of parameters, the optimizer's, and
-    what the code of forwards and losses that are not torch's reads: variables and attributes by name, in the
-    functions and methods that it calls too. Not watched is what is deeper: in an attribute of an attribute
-    of an attribute, or in what another library's code reads.
+    what the code of forwards and losses that are not torch's reads: variables and attributes by name,
+    including those read in the functions and methods that it calls. What is deeper is not watched: an
+    attribute of an attribute of an attribute, or what another library's code reads.
 
     Raises:
-        Unsupported: there is a hook, or something else that a replay would pass by.
+        Unsupported: there is a hook, or something else that a replay would bypass.
     """
-    # First what most often stands in the way: reading code takes longer.
+    # First the most frequent obstacles: reading code takes longer.
     watch_globals(watch)
     watch_optimizer(watch, optimizer)
     roots = [root for root in (model, loss) if isinstance(root, torch.nn.Module)]
@@ -50,7 +50,7 @@ def watch_step(watch: Any, model: torch.nn.Module, loss: Any, optimizer: torch.o
     code.found(loss)
     code.follow_methods()
     for key, module in code.modules.items():
-        if key not in modules:  # a teacher, perhaps
+        if key not in modules:  # e.g. a teacher model
             watch_hooks(watch, module)
         _watch_module(watch, module, code.names)
     for other in code.objects.values():
@@ -82,7 +82,7 @@ def _watch_named(watch: Any, table: dict[str, Any], names: set[str], depth: int)
 
 
 def _watch_inside(watch: Any, value: Any, names: set[str], depth: int = 2) -> None:
-    """What a container holds, if not too much, or a plain object has as attributes of these names."""
+    """The entries of a container, if few, or the attributes with these names of a plain object."""
     if isinstance(value, (dict, list)):
         if len(value) <= _LARGEST:
             (watch.content if isinstance(value, dict) else watch.elements)(value)

@@ -58,7 +58,7 @@ class Console:
         self._bar.update(steps)
 
     def tested(self, run: Run, milestone: Milestone) -> None:
-        """Say what the steps since the test before brought."""
+        """Report the progress since the previous test."""
         count = f"{round(milestone.epoch, 2):.10g}/{run.config.epochs}"
         before = run.history[-2].step if len(run.history) > 1 else 0
         images = run.images_seen(milestone.step) - run.images_seen(before)

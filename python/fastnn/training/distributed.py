@@ -19,7 +19,7 @@ from fastnn.training.model import Parts, Steps
 
 T = TypeVar("T")
 
-# What one process may do while the others wait: the longest is a download of the data.
+# How long one process may work while the others wait: the longest is a download of the data.
 _PATIENCE = timedelta(minutes=10)
 
 
@@ -101,9 +101,9 @@ def _number(variable: str, default: int) -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """Join the processes that ``RANK`` and ``WORLD_SIZE`` tell of; without these this one is alone.
+    """Join the processes described by ``RANK`` and ``WORLD_SIZE``; without these this one is alone.
 
-    They talk by NCCL about tensors on GPUs, by gloo about all else. Where ``OMP_NUM_THREADS`` is not set, the
+    They use NCCL for tensors on GPUs, gloo for everything else. Where ``OMP_NUM_THREADS`` is not set, the
     processes on this machine share the threads that torch would have one use.
 
     Raises:

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from fastnn.training.run import Milestone, Run
 
-# Steps between two looks at the losses and the clock: some 10 ms of work, far more than a look costs, and far
-# less than the time in which the machine's speed drifts, so that two runs that take turns meet the same
+# Steps between two checks of the losses and the clock: some 10 ms of work, far more than a check costs, and
+# far less than the time in which the machine's speed drifts, so that two alternating runs meet the same
 # conditions.
 _TURN = 50
 
@@ -29,13 +29,13 @@ class Observer(Protocol):
 
 
 class Silent:
-    """An observer that looks away."""
+    """An observer that does nothing."""
 
     def stepped(self, run: Run, steps: int) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
     def tested(self, run: Run, milestone: Milestone) -> None:
-        """Say nothing."""
+        """Do nothing."""
 
 
 class Interrupt:

@@ -57,7 +57,7 @@ def _torch_mlp(layers: list[int]) -> nn.Sequential:
 
 def fastnn_steps(parts: Parts, mean: float, std: float) -> Steps:
     """Steps on images of bytes, whose pixels enter the network as ``(pixel - mean) / std``."""
-    # TrainStep takes both in units of the white, 255.
+    # TrainStep takes both in units of 255, white.
     step = fastnn.TrainStep(parts.model, parts.loss, parts.optimizer, mean=mean / 255, std=std / 255)
 
     def take(batches: Batches, first: int, rates: Sequence[float]) -> Tensor:
@@ -91,14 +91,14 @@ def torch_steps(parts: Parts) -> Steps:
 def rehearse(parts: Parts, stepping: Callable[[Parts], Steps], batches: Batches) -> str:
     """Take two of the steps that `stepping` makes on a copy of `parts`, and tell which backend ran them.
 
-    What is paid once (threads, lazily made handles) is then paid before the clock starts; the weights and the
+    One-time costs (threads, lazily made handles) are then paid before the clock starts; the weights and the
     optimizer's state stay untouched. Only the second step is reported: in the first, the optimizer makes its
     state.
 
     Returns:
         What `describe` says.
     """
-    take = stepping(copy.deepcopy(parts))  # as one: the copied optimizer updates the copied model
+    take = stepping(copy.deepcopy(parts))  # copied together: the copied optimizer updates the copied model
     rates = [parts.optimizer.param_groups[0]["lr"]]
     take(batches, 0, rates)
     decisions: list[_dispatch.Decision] = []

@@ -22,7 +22,7 @@ from fastnn.training.schedule import lr_at
 _TESTS = 8
 """Tests in an epoch of a run to a target accuracy: the time to it is known to an eighth of an epoch."""
 
-# Seconds between two looks at whether to stop, and the most steps, for a device may lag by many.
+# Seconds between two checks whether to stop, and the most steps, since a device may lag by many.
 _LOOK_SECONDS, _MOST_STRIDE = 0.01, 64
 
 
@@ -118,7 +118,7 @@ class Run:
             stepping = partial(fastnn_steps, mean=data.mean, std=data.std)
         self.backend = rehearse(self.parts, stepping, self.batches)
         self._take = stepping(self.parts)
-        self._stride = 1  # steps between two looks at whether to stop
+        self._stride = 1  # steps between two checks whether to stop
 
     @property
     def name(self) -> str:
@@ -160,7 +160,7 @@ class Run:
     def advance(self, steps: int, interrupted: Callable[[], bool] = lambda: False) -> int:
         """Take at most `steps` steps, no further than to the next test; returns how many.
 
-        `interrupted` is asked every few steps, some 10 ms apart; a step that was begun is always finished.
+        `interrupted` is called every few steps, some 10 ms apart; a step that was begun is always finished.
         """
         if self.step == self.steps:
             return 0
@@ -180,7 +180,7 @@ class Run:
                 break
             slow = self.ranks.any(time.perf_counter() - began > _LOOK_SECONDS)
             self._stride = max(self._stride // 2, 1) if slow else min(self._stride * 2, _MOST_STRIDE)
-        # One transfer for all steps; on a GPU it also waits for them, so it belongs to the time.
+        # One transfer for all steps; on a GPU it also waits for them, so it is part of the time.
         self.losses += torch.cat(pending).double().tolist()
         self.train_seconds += time.perf_counter() - started
         return self.step - begin
