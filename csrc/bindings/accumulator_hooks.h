@@ -1,5 +1,5 @@
-// Hooks on the gradient accumulator of a parameter: the node of autograd's graphs at which its gradient
-// arrives, where optimizers that step during the backward hang theirs.
+// Hooks on the gradient accumulator of a parameter: the node of the autograd graph at which its gradient
+// arrives, where optimizers that step during the backward register theirs.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,16 +11,16 @@ bool has_hooks(PyObject* param);
 
 // What was found on one accumulator, and whether it may have changed.
 //
-// A parameter does not keep its accumulator: the node lives while a graph, or what hooked it, holds it.
-// While it lives it refers to the parameter, whose count of references in C++ is then above the one that its
-// Python object has, which takes some 30 ns to ask. Only where it is above, `look` (a few microseconds) finds
-// the node; what it has found is true as long as the node is alive, which the dicts of its hooks tell, and
-// the count is the same. To keep the node itself would be simpler, but it cannot be: a cycle through a
-// parameter would not be seen by the garbage collector, and torch ties accumulators to streams.
+// A parameter does not own its accumulator: the node lives while a graph, or whatever registered a hook,
+// refers to it. While alive it refers to the parameter, whose C++ reference count then exceeds the one
+// reference of its Python object; reading the count takes some 30 ns. Only if it is higher, `look` (a few
+// microseconds) finds the node; what it has found stays valid while the node is alive, which the dicts of its
+// hooks show, and the count is the same. Keeping the node itself would be simpler but is impossible: the
+// garbage collector would not see a cycle through a parameter, and torch ties accumulators to streams.
 class AccumulatorHooks {
  public:
-  // `look(param)` returns the dicts of the hooks on its accumulator, none where that is not alive, or None
-  // where hooks are there that it cannot see.
+  // `look(param)` returns the dicts of the hooks on its accumulator, none if that is not alive, or None if
+  // there are hooks that it cannot see.
   bool any(PyObject* param, const pybind11::function& look);
 
   int traverse(visitproc visit, void* arg) const {
@@ -31,7 +31,7 @@ class AccumulatorHooks {
  private:
   bool is_known(PyObject* param, const void* memory, long count) const;
 
-  PyObject* param_ = nullptr;  // alive while its accumulator is
+  PyObject* param_ = nullptr;  // kept alive by its accumulator
   const void* memory_ = nullptr;
   long count_ = 0;
   pybind11::object hooks_;  // a tuple of dicts

@@ -1,4 +1,4 @@
-// How an activation crosses from Python: None, or its name as a str.
+// How an activation is passed from Python: None, or its name as a str.
 #pragma once
 
 #include <cstring>

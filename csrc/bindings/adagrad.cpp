@@ -6,7 +6,7 @@
 namespace fastnn {
 
 void AdagradStep::update(AdagradTensor* tensors, int64_t count) {
-  // A square root and a division among them.
+  // Including a square root and a division.
   const KernelCall call(6 * elements());
   cpu_kernels().adagrad.update(tensors, count, options_);
 }

@@ -6,7 +6,7 @@
 namespace fastnn {
 
 void AdamStep::update(AdamTensor* tensors, int64_t count) {
-  // An element costs about eight simple operations: a square root and a division among them.
+  // An element costs about eight simple operations, including a square root and a division.
   const KernelCall call(8 * elements());
   cpu_kernels().adam.update(tensors, count, options_);
 }

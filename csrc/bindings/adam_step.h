@@ -48,7 +48,7 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
 
  public:
   const AdamOptions& options() const { return options_; }
-  // For the parameters that are read, or gone on with, from now on.
+  // For the parameters that are read or advanced from now on.
   void set_lr(double lr) {
     options_.lr = lr;
     corrected_step_ = std::nan("");
@@ -73,7 +73,7 @@ class AdamStep final : public OptimizerStep<AdamTensor> {
   }
 
   void set_scales(AdamTensor& tensor) {
-    if (tensor.step != corrected_step_) {  // parameters that are as far as the one before share its powers
+    if (tensor.step != corrected_step_) {  // parameters at the same step as the previous one share its powers
       corrected_step_ = tensor.step;
       scales_ = FASTNN_ISA::adam_scales(options_, tensor.step);
     }

@@ -56,7 +56,7 @@ Arguments::Arguments(const py::tuple& spec) {
     for (const py::handle child : spec[2]) children_.emplace_back(py::reinterpret_borrow<py::tuple>(child));
 }
 
-// Subclasses of tensors and those that autograd follows are not what was recorded.
+// Subclasses of tensors and tensors tracked by autograd do not match a recording.
 bool Arguments::match_tensor(PyObject* object, TensorView& view) const {
   static TorchAttribute tensor("torch", "Tensor");
   if (Py_TYPE(object) != tensor.as_type()) return false;
@@ -90,7 +90,7 @@ bool Arguments::match(PyObject* arguments, std::vector<PyObject*>& tensors,
     case Kind::value: {
       if (arguments == object_.ptr()) return true;
       if (Py_TYPE(arguments) != Py_TYPE(object_.ptr())) return false;
-      if (PyFloat_CheckExact(arguments)) {  // -0.0 is not 0.0, and a NaN is itself
+      if (PyFloat_CheckExact(arguments)) {  // -0.0 differs from 0.0, and a NaN equals itself
         const double a = PyFloat_AS_DOUBLE(arguments), b = PyFloat_AS_DOUBLE(object_.ptr());
         return std::memcmp(&a, &b, sizeof(a)) == 0;
       }
@@ -112,8 +112,7 @@ bool Arguments::match(PyObject* arguments, std::vector<PyObject*>& tensors,
         return false;
       Py_ssize_t position = 0;
       PyObject *key, *value;
-      for (size_t i = 0; PyDict_Next(arguments, &position, &key, &value);
-           ++i) {  // in the order of the recording
+      for (size_t i = 0; PyDict_Next(arguments, &position, &key, &value); ++i) {  // in the recorded order
         if (!keys_[i].match(key, tensors, views) || !children_[i].match(value, tensors, views)) return false;
       }
       return true;

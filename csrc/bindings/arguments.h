@@ -1,5 +1,5 @@
 // The arguments of a captured function: what they were when it was recorded, and whether those of a call are
-// the same but for the values in tensors.
+// the same except for the values in tensors.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,9 +12,9 @@ namespace fastnn {
 
 class Arguments {
  public:
-  // spec: ("tensor", dtype, shape, strides); ("same", object), which is that object; ("value", object), of
-  // its type and equal; ("like", anything, function), which says True of it; ("sequence", type, [specs]), of
-  // tuples and lists; or ("dict", [specs of keys], [specs]). dtype is a number of DType.
+  // spec: ("tensor", dtype, shape, strides); ("same", object), for that very object; ("value", object), for
+  // the same type and value; ("like", anything, function), accepted by the function; ("sequence", type,
+  // [specs]), for tuples and lists; or ("dict", [specs of keys], [specs]). dtype is a number of DType.
   explicit Arguments(const pybind11::tuple& spec);
 
   // Fills in the tensors, in order. They are alive for as long as the arguments.
@@ -28,12 +28,12 @@ class Arguments {
 
   Kind kind_;
   TensorView view_;          // of a tensor: dtype, shape, strides
-  pybind11::object object_;  // a value, what asks for one, or the type of a sequence
+  pybind11::object object_;  // a value, the function that accepts one, or the type of a sequence
   std::vector<Arguments> keys_;
   std::vector<Arguments> children_;
 };
 
-// From (shape, strides), of what a tensor looks like.
+// Layout of a tensor, from (shape, strides).
 TensorView described_view(int64_t dtype, const pybind11::handle& shape, const pybind11::handle& strides);
 
 bool same_description(const TensorView& a, const TensorView& b);

@@ -15,10 +15,10 @@ namespace fastnn {
 
 namespace {
 
-// What torch.Generator.get_state() gives for the CPU: this, and what normal numbers have left, which stays.
+// What torch.Generator.get_state() returns for the CPU: this, and a cached normal number, which is unchanged.
 struct TorchState {
   uint64_t seed;
-  int32_t left, seeded;  // left: 1 where the next number needs new words
+  int32_t left, seeded;  // left: 1 if the next number needs new words
   uint64_t next;
   uint64_t words[MersenneTwister::kWords];
 };
@@ -65,7 +65,7 @@ void bernoulli(const TensorView& x, double p, const py::object& generator) {
       const KernelCall call(x.numel());
       cpu_kernels().bernoulli.draw(twister, p, x.data, x.dtype, x.numel());
     }
-    // Another thread may have drawn meanwhile: what it has drawn is not drawn again.
+    // Another thread may have drawn in the meantime: its numbers are not drawn again.
     const TensorView now = state_of(generator, holder_now);
     if (std::memcmp(state.data, now.data, static_cast<size_t>(state.numel())) != 0) continue;
     store(twister, moved);

@@ -1,4 +1,4 @@
-// The error for a class index that is out of range, in torch's words.
+// The error for a class index that is out of range, with torch's message.
 #pragma once
 
 #include <stdexcept>

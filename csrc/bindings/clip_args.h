@@ -20,7 +20,7 @@ struct ClipArgs {
   int64_t count() const { return static_cast<int64_t>(tensors.size()); }
 };
 
-// Throws NotCovered where torch must clip; nothing has been written then.
+// Throws NotCovered if torch must clip; nothing has been written then.
 inline ClipArgs read_clip_args(const pybind11::list& grads) {
   ClipArgs args;
   MemoryRanges ranges;
@@ -52,8 +52,8 @@ inline ClipArgs read_clip_args(const pybind11::list& grads) {
   return args;
 }
 
-// Calls clip(args); returns the norm, or a str that says why torch must clip where that throws NotCovered or
-// clip returns false.
+// Calls clip(args); returns the norm, or a str that says why torch must clip if that throws NotCovered or
+// returns false.
 template <class Clip>
 pybind11::object clip_or_why_not(const pybind11::list& grads, const Clip& clip) {
   namespace py = pybind11;

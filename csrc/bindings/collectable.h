@@ -1,5 +1,5 @@
-// Lets Python's garbage collector see the references that an object of C++ holds: without it a cycle through
-// such an object, a module that keeps its own training step for one, would never be freed.
+// Lets Python's garbage collector see the references that a C++ object holds: otherwise a cycle through such
+// an object, e.g. of a module that keeps its own training step, would never be freed.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,7 +9,7 @@
 namespace fastnn {
 
 // For py::class_<T>. T has `int traverse(visitproc, void*) const`, which calls Py_VISIT on what it holds, and
-// `void clear()`, which lets go of it.
+// `void clear()`, which releases it.
 template <class T>
 pybind11::custom_type_setup collectable() {
   return pybind11::custom_type_setup([](PyHeapTypeObject* heap_type) {

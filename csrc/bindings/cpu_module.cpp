@@ -13,15 +13,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("compiler") = FASTNN_COMPILER;
   m.attr("is_intel") = is_intel();
   m.def("max_threads", &max_threads);
-  // FASTNN_CPU_ISA is obeyed through this, and tests run every variant in one process with it. It must not be
-  // called while a kernel runs.
+  // FASTNN_CPU_ISA is applied through this, and tests run every variant in one process with it. It must not
+  // be called while a kernel runs.
   m.def("select_isa", [m](const char* name) mutable {
     select_cpu_kernels(name);
     m.attr("isa") = isa_name(selected_isa());
   });
   py::module_ testing = m.def_submodule("testing", "What only tests use.");
   testing.def("notice_oversubscription", &notice_oversubscription);
-  testing.def("emulate_pairs", &emulate_pairs);  // until the next select_isa, and when no kernel runs
+  testing.def("emulate_pairs", &emulate_pairs);  // until the next select_isa; not while a kernel runs
   register_instructions(testing);
   register_late_probe(testing);
   register_vec_math(testing);

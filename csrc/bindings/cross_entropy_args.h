@@ -11,7 +11,7 @@ namespace fastnn::cross_entropy_args {
 
 inline constexpr const char* kOp = "cross_entropy";
 
-// As python/fastnn/ops/cross_entropy.py counts them.
+// Numbered as in python/fastnn/ops/cross_entropy.py.
 inline Reduction read_reduction(const char* op, int value) {
   check<std::invalid_argument>(value >= 0 && value <= static_cast<int>(Reduction::sum), op,
                                ": reduction must be 0, 1 or 2, got ", value);
@@ -95,7 +95,7 @@ inline CrossEntropyArgs read_forward(const TensorView& x, const TensorView& targ
   }
   check_apart(kOp, {&loss, gradient}, {&target, weight});
   check_apart(kOp, {&loss}, {&x});
-  // The gradient may take the place of the logits.
+  // The gradient may overwrite the logits.
   if (gradient && !(gradient->data == x.data && x.is_contiguous())) check_apart(kOp, {gradient}, {&x});
   return args;
 }

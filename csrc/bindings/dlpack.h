@@ -1,4 +1,4 @@
-// The part of DLPack 1.2 that reads a tensor through the C exchange API, written from the specification
+// The part of DLPack 1.2 for reading a tensor through the C exchange API, written from the specification
 // (https://dmlc.github.io/dlpack/latest/c_api.html).
 #pragma once
 

@@ -3,10 +3,10 @@
 //   static Interned key("lr");
 //   static TorchAttribute float32("torch", "float32");
 //
-// The compiler makes these variables. Where instead the initialiser of a static variable runs Python, it does
-// so under a lock of C++'s, and may hand the GIL to a thread that then waits for that lock: a deadlock. Here
-// the GIL, which every caller holds, guards the pointer; threads that come first at the same time find the
-// same object, each with a reference that nobody gives back.
+// The compiler initialises these variables statically. If the initialiser of a static variable ran Python
+// instead, it would do so under a C++ lock, and could hand the GIL to a thread that then waits for that lock:
+// a deadlock. Here the GIL, which every caller holds, guards the pointer; threads that are first at the same
+// time find the same object, each with a reference that is never released.
 #pragma once
 
 #include <pybind11/pybind11.h>

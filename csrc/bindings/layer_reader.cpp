@@ -1,5 +1,5 @@
-// LayerReader: the linear layers of a list of modules that run as one op. Reading them in Python takes longer
-// than what torch's calls of small modules cost, the more so after a backward, when that code has left the
+// LayerReader: the linear layers in a list of modules that run as one op. Reading them in Python takes longer
+// than torch's calls of small modules, especially after a backward, when that code is no longer in the
 // caches.
 #include <string>
 #include <utility>
@@ -15,7 +15,7 @@ namespace fastnn {
 
 namespace {
 
-// Of a module's __dict__, borrowed; null where it is not there.
+// An entry of a module's __dict__, borrowed; null if missing.
 PyObject* entry(PyObject* dict, PyObject* key) {
   PyObject* const found = PyDict_GetItemWithError(dict, key);
   if (!found && PyErr_Occurred()) throw py::error_already_set();
@@ -30,10 +30,10 @@ py::object dict_of(const py::object& module) {
 
 class LayerReader {
  public:
-  // linear: the type of the linear layers. activations: of each type of activation its name, or a dict of
-  // names by the attribute `approximate`. unchanged: of each of these types a function that tells whether its
-  // calls are what they were when fastnn was imported. parameters: where a module keeps them. hooks: where it
-  // keeps hooks. compiled: where it keeps what torch.compile made of it.
+  // linear: the type of the linear layers. activations: for each type of activation its name, or a dict of
+  // names by the attribute `approximate`. unchanged: for each of these types a function that tells whether
+  // its calls are unchanged since fastnn was imported. parameters, hooks, compiled: the attributes in which a
+  // module keeps its parameters, its hooks, and the result of torch.compile.
   LayerReader(py::type linear, const py::dict& activations, const py::dict& unchanged, py::str parameters,
               py::tuple hooks, py::str compiled)
       : parameters_(std::move(parameters)), hooks_(std::move(hooks)), compiled_(std::move(compiled)) {
@@ -43,8 +43,8 @@ class LayerReader {
                         unchanged[type]});
   }
 
-  // Of a list of modules and a place in it: weights, biases and activations of the layers from there on that
-  // run as one op, and where the modules after them begin.
+  // From a list of modules and a position in it: weights, biases and activations of the layers from there on
+  // that run as one op, and the position after them.
   py::object read(PyObject* const* arguments) {
     if (!PyList_Check(arguments[0])) throw py::type_error("expected a list of modules");
     const auto modules = py::reinterpret_borrow<py::list>(arguments[0]);
@@ -86,12 +86,12 @@ class LayerReader {
  private:
   struct Kind {
     py::type type;
-    py::object names;  // None of the linear layers
+    py::object names;  // None for the linear layers
     py::object unchanged;
-    unsigned tag = 0;  // of the type when `unchanged` last said yes; see Watch
+    unsigned tag = 0;  // of the type when `unchanged` last returned true; see Watch
   };
 
-  // Null for a module of another type, or of one whose calls were replaced.
+  // Null for a module of another type, or if the calls of its type were replaced.
   const Kind* kind_of(const py::object& module) {
     const auto* const type = Py_TYPE(module.ptr());
     for (Kind& kind : kinds_) {

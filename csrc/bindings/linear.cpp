@@ -23,7 +23,7 @@ void linear_forward(const TensorView& x, const TensorView& weight, const Optiona
   cpu_kernels().linear.forward(x, weight, pointer(bias), activation, y, pointer(z));
 }
 
-// `saved` is z where from_preactivation(activation), else y.
+// `saved` is z if from_preactivation(activation), else y.
 void linear_backward(const TensorView& dy, const Optional& saved, Activation activation, const Optional& x,
                      const Optional& weight, const Optional& dx, const Optional& dw, const Optional& db) {
   const LinearGradients gradients = {dy,      pointer(saved),   activation,  pointer(x),  pointer(weight),

@@ -20,7 +20,7 @@ using Optional = std::optional<TensorView>;
 
 constexpr const char* kOp = "linear_cross_entropy";
 
-// Gradients are kept in the type that sums.
+// Gradients are kept in the type of the sums.
 void check_gradient(const char* name, const Optional& t, const TensorView& like) {
   if (!t) return;
   check_dtype(kOp, name, *t, like.dtype == DType::f64 ? DType::f64 : DType::f32);

@@ -1,4 +1,4 @@
-// The memory that a call touches, and whether it writes any of it that it reaches twice.
+// The memory that a call touches, and whether it writes any that is reachable twice.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ struct MemoryRange {
   }
 };
 
-// Throws where what a call writes shares memory with another of its tensors, of which any may be absent.
+// Throws if a tensor that a call writes shares memory with another of its tensors; any may be absent.
 inline void check_apart(const char* op, std::initializer_list<const TensorView*> written,
                         std::initializer_list<const TensorView*> read) {
   const auto apart = [op](const TensorView* one, const TensorView* other) {

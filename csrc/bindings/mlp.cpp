@@ -77,8 +77,8 @@ void mlp_forward(const TensorView& x, const Tensors& weights, const Optionals& b
                                  outputs[l], pointer(preactivations[l]));
 }
 
-// What a layer's gradients are taken from and where they go; `dy` is that of its output, for the last layer,
-// and for those below of z.
+// What a layer's gradients are computed from and where they go; `dy` is the gradient of the last layer's
+// output, or of z for those below.
 LinearGradients layer_gradients(size_t l, const TensorView& dy, const std::optional<TensorView>& x,
                                 const Optionals& weights, const Optionals& outputs, const Optionals& dweights,
                                 const Optionals& dbiases) {
@@ -94,9 +94,9 @@ LinearGradients layer_gradients(size_t l, const TensorView& dy, const std::optio
           pointer(dbiases[l])};
 }
 
-// Of x, weights, outputs and preactivations (as forward gave them) only what the wanted gradients are taken
-// from must be there: a layer's input for that of its weight, its weight for those of the layers below and of
-// x, and what the gradient of its activation is a function of.
+// x, weights, outputs and preactivations (as returned by forward) may be missing unless a wanted gradient
+// needs them: a layer's input for that of its weight, its weight for those of the layers below and of x, and
+// whatever the gradient of its activation is a function of.
 void mlp_backward(const TensorView& dy, const std::optional<TensorView>& x, const Optionals& weights,
                   const Optionals& outputs, const Optionals& preactivations, const Activations& activations,
                   const std::optional<TensorView>& dx, const Optionals& dweights, const Optionals& dbiases) {
@@ -108,14 +108,14 @@ void mlp_backward(const TensorView& dy, const std::optional<TensorView>& x, cons
   check_length("bias gradients", dbiases.size(), layers);
   check_ndim("mlp", "grad_output", dy, 2);
   check(layers > 0, "mlp: no layers");
-  size_t lowest = layers;  // the first layer that has a gradient to give
+  size_t lowest = layers;  // the first layer with a wanted gradient
   for (size_t l = layers; l-- > 0;)
     if (dweights[l] || dbiases[l] || (l == 0 && dx)) lowest = l;
 
-  // Of each layer the checks are those of a layer alone, on a gradient of the shape that will be there.
+  // The checks of each layer are those of a single layer, for a gradient of the future shape.
   const int64_t m = dy.shape[0];
   int64_t widest = 0, work = 0;
-  std::vector<const TensorView*> saved(layers);  // what the gradient of each layer's activation is taken from
+  std::vector<const TensorView*> saved(layers);  // what each activation's gradient is computed from
   TensorView gradient = dy;
   for (size_t l = layers; l-- > lowest;) {
     if (activations[l] != Activation::none)
@@ -154,14 +154,14 @@ void mlp_backward(const TensorView& dy, const std::optional<TensorView>& x, cons
   check(ranges.disjoint(), "mlp: a gradient shares memory with another tensor");
 
   const KernelCall call(work);
-  // The gradient of a hidden output is read while that of the one before is written.
+  // The gradient of a hidden output is read while that of the previous one is written.
   const size_t bytes = static_cast<size_t>(m * widest * dtype_size(dy.dtype));
   const ScopedBuffer even(bytes), odd(bytes);
   gradient = dy;
   for (size_t l = layers; l-- > lowest;) {
     TensorView below;
     LinearGradients args = layer_gradients(l, gradient, x, weights, outputs, dweights, dbiases);
-    if (l + 1 == layers) {  // further down the product above has seen to it
+    if (l + 1 == layers) {  // below, the product above has done it
       args.saved = saved[l];
       args.activation = activations[l];
     }

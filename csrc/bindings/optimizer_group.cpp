@@ -16,7 +16,7 @@ namespace {
 
 std::string text(PyObject* object) { return py::str(py::handle(object)); }
 
-// The entry of a dict, as a borrowed reference; null where there is none.
+// The entry of a dict, as a borrowed reference; null if there is none.
 PyObject* find(PyObject* dict, PyObject* key) {
   PyObject* found = PyDict_GetItemWithError(dict, key);
   if (!found && PyErr_Occurred()) throw py::error_already_set();
@@ -40,19 +40,19 @@ bool same_shape(const TensorView& a, const TensorView& b) {
   return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
 }
 
-// What torch raises for memory that it does not hand over; anything else is no answer to that question.
+// Whether torch refuses to hand over the memory; any other error is unrelated.
 bool refuses_memory(const py::error_already_set& error) {
   for (PyObject* type : {PyExc_RuntimeError, PyExc_BufferError, PyExc_TypeError, PyExc_ValueError})
     if (error.matches(type)) return true;
   return false;
 }
 
-// read_tensor(), where a tensor that cannot be read (sparse, without memory, of another dtype or device) is
-// one that torch must handle.
+// Like read_tensor(), but a tensor that cannot be read (sparse, without memory, of another dtype or device)
+// is one that torch must handle.
 bool readable(PyObject* object, TensorView& view) {
   try {
     return read_tensor(object, view);
-  } catch (const py::error_already_set& error) {  // torch's, who was asked for the memory
+  } catch (const py::error_already_set& error) {  // torch's own, when asked for the memory
     if (!refuses_memory(error)) throw;
     throw NotCovered(text(error.value().ptr()));
   } catch (const Unreadable& error) {
@@ -84,7 +84,7 @@ TensorView read_plain(PyObject* object) {
   return view;
 }
 
-// The negative bit hides from the raw view. Gradients come with it from the imaginary part of a conjugate; an
+// A raw view does not show the negative bit. Gradients get it from the imaginary part of a conjugate; an
 // optimizer's own state never does.
 void check_not_negated(PyObject* tensor) {
   static Interned is_neg("is_neg");
@@ -106,7 +106,7 @@ bool is_dense(const TensorView& t) {
 
 // Without waiting for a device.
 double number(PyObject* object) {
-  // Torch takes one for some of its sums and refuses it for others.
+  // Torch accepts one for some of its sums and refuses it for others.
   if (PyBool_Check(object)) throw NotCovered("an option is a bool, not a number");
   if (!PyFloat_Check(object) && !PyLong_Check(object)) {
     const PyNumberMethods* const methods = Py_TYPE(object)->tp_as_number;
@@ -325,7 +325,7 @@ double OptimizerGroup::next_step(PyObject* state, OptimizerTensor& tensor) {
   if (!host_can_read(step)) throw NotCovered("step is on the device, which capturable and fused are not");
   if (scalars_.found_inf) throw NotCovered("a step that may be skipped is counted on the host");
   const double taken = step.dtype == DType::f32 ? *step.as<float>() : *step.as<double>();
-  // The corrections for it are infinite, or no numbers: torch has an error for it.
+  // Its corrections would be infinite or NaN: torch raises an error for it.
   if (taken < 0) throw NotCovered(concat("step is ", taken));
   steps_.push_back(step);
   return taken + 1;

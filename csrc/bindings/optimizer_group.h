@@ -1,4 +1,4 @@
-// One call a parameter group: reads the group's options and the tensors of its state as torch.optim keeps
+// One call per parameter group: reads the group's options and the tensors of its state as torch.optim keeps
 // them (gathering them in Python would take longer than the update of a small network), checks all of them,
 // and only then writes.
 #pragma once
@@ -26,12 +26,12 @@ inline void refuse_if(bool condition, const char* why) {
   if (condition) throw NotCovered(why);
 }
 
-// A parameter has no state yet, or not in the type that it shall have.
+// A parameter has no state yet, or not in the required type.
 struct Uninitialized {};
 
-// Calls read(), which writes nothing. Nothing where it returns; a str that says why torch must do the work
-// where it throws NotCovered; None where it throws Uninitialized. Any other exception is an error, of the
-// library or of what the user's objects do when they are read, and comes out.
+// Calls read(), which writes nothing. Returns nullopt if that succeeds; a str that says why torch must do the
+// work if it throws NotCovered; None if it throws Uninitialized. Any other exception is an error, of the
+// library or of the user's objects, and propagates.
 template <class Read>
 std::optional<pybind11::object> why_not(const Read& read) {
   try {
@@ -44,14 +44,14 @@ std::optional<pybind11::object> why_not(const Read& read) {
   return std::nullopt;
 }
 
-// The value of an option; throws NotCovered where it is no number.
+// The value of an option; throws NotCovered if it is not a number.
 double number(PyObject* object);
 
 pybind11::object owned(PyObject* object);
 
 bool requires_grad(PyObject* tensor);
 
-// A tensor whose memory kernels may touch: no subclass, and with memory of its own. Throws NotCovered.
+// A tensor whose memory kernels may touch: not a subclass, and with memory of its own. Throws NotCovered.
 TensorView read_plain(PyObject* object);
 void check_not_negated(PyObject* tensor);
 
@@ -65,83 +65,83 @@ class OptimizerGroup {
   OptimizerGroup(const pybind11::dict& group, const pybind11::dict& state,
                  const pybind11::function& match_layout);
 
-  // What a GradScaler left to the optimizer: tensors on the device of the parameters, or None. After this the
-  // step writes the gradients too.
+  // What a GradScaler leaves to the optimizer: tensors on the device of the parameters, or None. After this
+  // the step writes the gradients too.
   void set_scaling(const pybind11::object& grad_scale, const pybind11::object& found_inf);
 
-  // For 16-bit parameters: state of float32, and beside it float32 masters of the parameters.
+  // For 16-bit parameters: float32 state, and also float32 master weights.
   void set_precision(bool float_state, bool masters) {
     float_state_ = float_state;
     masters_ = masters;
   }
 
-  // DeviceScalars::numbers: a tensor of `count` float64, or None. A step that a CUDA graph has captured reads
-  // there what the group says at each replay.
+  // DeviceScalars::numbers: a tensor of `count` float64, or None. A step captured in a CUDA graph reads the
+  // group's current options there at each replay.
   void set_numbers(const pybind11::object& numbers, int64_t count);
 
  protected:
   PyObject* option(PyObject* key) const;
   double number_option(PyObject* key) const { return number(option(key)); }
   bool flag_option(PyObject* key) const;
-  // Leaves a group to torch that has the option `key` set.
+  // Leaves a group with the option `key` set to torch.
   void refuse(PyObject* key) const;
-  // The learning rate; where it is read on the device, NaN.
+  // The learning rate; NaN if it is read on the device.
   double read_lr();
-  // Steps are counted on the device where the option `key` is set: it is left to torch without one.
+  // Steps are counted on the device if the option `key` is set; without a device the group is left to torch.
   void count_on_device(PyObject* key);
 
   // The list of the parameters.
   PyObject* parameters();
   // The gradient of a parameter, or None.
   static pybind11::object gradient(PyObject* param);
-  // Fill what all optimizers have in an OptimizerTensor, its state excepted.
+  // Fill the fields of an OptimizerTensor that all optimizers have, except its state.
   TensorView read_param(PyObject* param, OptimizerTensor& tensor);
   void read_gradient(PyObject* param, const TensorView& p, pybind11::object grad, OptimizerTensor& tensor);
 
-  // The state of a parameter; throws Uninitialized where it has none.
+  // The state of a parameter; throws Uninitialized if it has none.
   PyObject* state_of(PyObject* param);
   // The dtype that the state of a parameter has.
   DType state_dtype(const TensorView& param) const;
-  // The float32 copy of a 16-bit parameter, where there shall be one.
+  // The float32 copy of a 16-bit parameter, if there should be one.
   void read_master(PyObject* param, const TensorView& p, OptimizerTensor& tensor);
   // An entry of the state with `state_dtype` and the memory order of its parameter.
   void* state_like(PyObject* state, PyObject* key, const TensorView& param);
-  // The same, but where the entry is missing or None it is made, to be filled by the first update.
+  // The same, but a missing or None entry is created, to be filled by the first update.
   void* state_or_new(PyObject* param, PyObject* key, const TensorView& p, bool& is_new);
-  // The number of the step that is being taken; 0 where tensor.device_step counts it.
+  // The number of the present step; 0 if tensor.device_step counts it.
   double next_step(PyObject* state, OptimizerTensor& tensor);
 
-  // Throws where written memory is reachable twice.
+  // Throws if written memory is reachable twice.
   void check_disjoint();
-  // Memory that the step touches besides.
+  // Other memory that the step reads.
   void also_reads(const TensorView& view) { ranges_.add(view, false); }
   void also_writes(const TensorView& view) { ranges_.add(view, true); }
   void also_touches(const OptimizerGroup& other) { ranges_.add(other.ranges_); }
-  // Counts the step and keeps the new states: the update follows.
+  // Counts the step and stores the new states: the update follows.
   void commit();
   // Counts one more step. Needs no GIL.
   void count_step();
 
   int64_t elements() const { return elements_; }
-  int device() const { return device_; }  // of the parameters; of CUDA, or TensorView::kNoCudaDevice
+  int device() const { return device_; }  // of the parameters: a CUDA device, or TensorView::kNoCudaDevice
   const DeviceScalars& scalars() const { return scalars_; }
-  // Whether a step, the learning rate or other options are known there alone.
+  // Whether a step, the learning rate or other options are known only on the device.
   bool asks_device() const { return device_steps_ || scalars_.lr || scalars_.numbers; }
   const pybind11::list& written() const { return written_; }
 
  private:
-  // `state` is that of `param`, or what becomes it where there is none yet.
+  // `state` is that of `param`, or becomes it if there is none yet.
   struct NewState {
     PyObject* param;
     pybind11::object state, key, tensor;
   };
 
-  // The entry of a parameter, or null. States are most often in the order of the parameters, and looking one
-  // up by its key calls Tensor.__hash__, which is Python.
+  // The entry of a parameter, or null. States are usually in the order of the parameters, and a look-up by
+  // key calls Tensor.__hash__, which is written in Python.
   PyObject* find_state(PyObject* param);
   TensorView read_written(PyObject* object);
   void check_like(const TensorView& view, PyObject* key, const TensorView& param) const;
-  // A number of float32 on the device.
+  // A float32 number on the device.
   const float* read_scalar(const pybind11::object& object, const char* name);
 
   PyObject* group_;
@@ -153,7 +153,7 @@ class OptimizerGroup {
   int device_ = TensorView::kNoCudaDevice;
   bool any_parameter_ = false, device_steps_ = false, float_state_ = false, masters_ = false;
   DeviceScalars scalars_ = {};
-  std::vector<TensorView> scalar_views_;  // of `scalars_`, whose device is checked at last
+  std::vector<TensorView> scalar_views_;  // of `scalars_`, whose device is checked last
   std::vector<TensorView> steps_;
   MemoryRanges ranges_;
   std::vector<pybind11::object> gradients_;  // alive until the kernel has read them
@@ -161,7 +161,7 @@ class OptimizerGroup {
   pybind11::list written_;
 };
 
-// The step of one optimizer, which adds its options, its state and its kernel.
+// The step of one optimizer; subclasses add its options, state and kernel.
 template <class Tensor>
 class OptimizerStep : protected OptimizerGroup {
  public:
@@ -170,7 +170,7 @@ class OptimizerStep : protected OptimizerGroup {
   using OptimizerGroup::set_numbers;
   using OptimizerGroup::set_precision;
   using OptimizerGroup::set_scaling;
-  static constexpr int64_t kNumbers = 0;  // of DeviceScalars::numbers; 0 where the kernel reads none
+  static constexpr int64_t kNumbers = 0;  // of DeviceScalars::numbers; 0 if the kernel reads none
 
   // For a caller that computes the gradients and calls the kernel itself: calls visit(param, view, tensor)
   // for every parameter of the group. check_disjoint() and commit() follow, then the update. Returns whether
@@ -201,7 +201,7 @@ class OptimizerStep : protected OptimizerGroup {
   using OptimizerGroup::count_step;
   using OptimizerGroup::written;
 
-  // Reads and checks all; nothing has been written when it throws.
+  // Reads and checks everything; nothing has been written when it throws.
   void prepare() {
     PyObject* params = parameters();
     const Py_ssize_t count = PyList_GET_SIZE(params);
@@ -220,8 +220,8 @@ class OptimizerStep : protected OptimizerGroup {
     check_disjoint();
   }
 
-  // The same with gradients that are elsewhere: gradient_of(param) is null where there is none, else the
-  // address of one that has the parameter's dtype and memory order.
+  // The same with gradients that are elsewhere: gradient_of(param) is null if there is none, else the address
+  // of one with the parameter's dtype and memory order.
   template <class GradientOf>
   void prepare_with(const GradientOf& gradient_of) {
     PyObject* params = parameters();
@@ -254,7 +254,7 @@ class OptimizerStep : protected OptimizerGroup {
 };
 
 // The list of tensors that were written; or, with nothing written, a str that says why torch must do the
-// step, or None where a parameter has no state yet.
+// step, or None if a parameter has no state yet.
 template <class Step>
 pybind11::object optimizer_step(const pybind11::dict& group, const pybind11::dict& state,
                                 const pybind11::function& match_layout, const pybind11::object& grad_scale,

@@ -1,6 +1,6 @@
-// Whether an op may run natively without further questions, in one call: from Python the same questions, one
-// by one, take longer than a small kernel. Where there is any doubt the answer is no, and fastnn._dispatch
-// finds out what is special and whether it matters.
+// Whether an op may run natively without further checks, in one call: from Python the same checks, one by
+// one, take longer than a small kernel. In case of doubt the answer is no, and fastnn._dispatch finds out
+// what is special and whether it matters.
 #include <utility>
 #include <vector>
 
@@ -19,7 +19,7 @@ namespace {
 class PlainCall {
  public:
   // types: those of plain tensors. states: functions without arguments, each with what it returns (the same
-  // object every time) where no transform is active.
+  // object every time) if no transform is active.
   PlainCall(py::frozenset types, const std::vector<std::pair<py::object, py::object>>& states)
       : plain_(std::move(types)), states_(states) {}
 
@@ -52,8 +52,8 @@ class PlainCall {
     return true;
   }
 
-  // A tensor of a floating dtype in memory that kernels of this module can reach. Those without memory of
-  // their own (sparse, nested, batched, functional) are not read, or have a null pointer, as empty ones.
+  // A tensor of a floating dtype in memory that this module's kernels can access. Those without memory of
+  // their own (sparse, nested, batched, functional) are not read, or have a null pointer, like empty ones.
   bool is_plain(PyObject* object, DType& dtype) {
     dlpack::Tensor tensor;
     TensorView view;
@@ -61,7 +61,7 @@ class PlainCall {
            read_dtype(tensor.dtype, dtype) && is_floating(dtype) && !is_negated(object);
   }
 
-  // The exchange API shows a lazily negated view as the memory that it negates.
+  // The exchange API exposes the memory of a lazily negated view without the negation.
   static bool is_negated(PyObject* tensor) {
     static Interned name("is_neg");
     PyObject* const answer = PyObject_CallMethodNoArgs(tensor, name);

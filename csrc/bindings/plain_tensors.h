@@ -1,4 +1,4 @@
-// Reads plain tensors without a question to Python, and without an error for what is none.
+// Reads plain tensors without calling Python, and without an error for anything else.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,10 +11,10 @@ namespace fastnn {
 
 class PlainTensors {
  public:
-  // types: those of plain tensors. Subclasses answer for what they wrap.
+  // types: those of plain tensors. Subclasses may represent other tensors.
   explicit PlainTensors(pybind11::frozenset types) : types_(std::move(types)) {}
 
-  // To be asked first in each call: whether to leave it to Python at once.
+  // To be checked first in each call: whether to leave it to Python at once.
   bool is_pausing() { return paused_ > 0 && paused_-- > 0; }
 
   // False for anything but a tensor of such a type with memory of its own.
@@ -23,8 +23,8 @@ class PlainTensors {
     const dlpack::ExchangeApi* const api = exchange_api(Py_TYPE(object));
     if (!api) return false;
     if (api->tensor_from_py_object_no_sync(object, &tensor) == 0) return true;
-    // torch takes two milliseconds for this answer (it collects a backtrace): where such tensors are in use
-    // the next calls do not ask.
+    // torch takes two milliseconds for this answer (it collects a backtrace): once such a tensor is seen, the
+    // next calls do not ask.
     PyErr_Clear();
     paused_ = 1000;
     return false;

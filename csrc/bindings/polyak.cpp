@@ -26,7 +26,7 @@ bool same_elements(const TensorView& a, const TensorView& b) {
          std::equal(a.strides, a.strides + a.ndim, b.strides);
 }
 
-// Throws where torch must update; the lists are equally long.
+// Throws if torch must update; the lists are equally long.
 std::vector<OptimizerTensor> read_pairs(const py::list& targets, const py::list& sources) {
   std::vector<OptimizerTensor> tensors(targets.size());
   MemoryRanges ranges;

@@ -10,7 +10,7 @@ namespace fastnn {
 
 namespace {
 
-// Work of which no thread stays out, whatever else runs.
+// Work in which all threads take part, whatever else runs.
 constexpr int64_t kForAllThreads = INT64_MAX;
 
 int64_t probe_fma(int64_t rounds, const TensorView& out) {

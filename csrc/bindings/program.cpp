@@ -24,14 +24,14 @@ namespace fastnn {
 
 namespace {
 
-// A value of `kind` there is exactly one of: instructions in a row, a function of Python, or an optimizer.
+// Exactly one of these, by `kind`: consecutive instructions, a Python function, or an optimizer.
 struct Node {
   enum class Kind { run, python, optimizer };
 
   Kind kind = Kind::run;
   ProgramInstructions::Run run;
-  bool takes_tensors = true;  // of the function: those among the arguments, and the outputs
-  py::object function;        // also what takes the step where the optimizer cannot be natively
+  bool takes_tensors = true;  // whether the function takes the tensors among the arguments, and the outputs
+  py::object function;        // also takes an optimizer's step that cannot run natively
   py::object optimizer;
   std::string rule;
   std::vector<std::pair<py::object, Operand>> gradients;
@@ -39,15 +39,15 @@ struct Node {
 
 class Program {
  public:
-  // states: functions without arguments, each with the object that it returned at the recording.
+  // states: functions without arguments, each with the object that it returned when recorded.
   // arguments: the specification of (args, kwargs), see arguments.h.
   // buffers: (kind, index, tensor, (dtype, shape, strides), requires_grad, first, bytes, written).
   // outputs: functions that allocate them. nodes: ("native", name, operands, numbers, code, results, error),
   // ("python", function, takes_tensors), ("optimizer", rule, optimizer, [(parameter, buffer, offset)],
-  // function). absent: parameters that must have no gradient; cleared: those that have none after a call;
-  // kept: (parameter, output) of those that get one. written: tensors whose versions are counted, and
-  // written_inputs the numbers of those among the arguments. shared_inputs: arguments that lie so many bytes
-  // after an earlier one in one memory. optimizers: each with all of its parameters.
+  // function). absent: parameters that must have no gradient; cleared: those without one after a call;
+  // kept: (parameter, output) of those that get one. written: tensors whose versions are bumped, and
+  // written_inputs the numbers of those among the arguments. shared_inputs: arguments in the memory of an
+  // earlier one, with their offset in bytes. optimizers: each with all of its parameters.
   Program(std::vector<std::pair<py::object, py::object>> states, py::object watch, const py::tuple& arguments,
           const py::list& buffers, std::vector<py::object> outputs, const py::list& nodes,
           std::vector<py::object> absent, std::vector<py::object> cleared,
@@ -73,8 +73,8 @@ class Program {
     instructions_.lay_out(memory_);
   }
 
-  // Of (args, kwargs) what the function returns; NotImplemented, with nothing done, where the call is not
-  // what was recorded.
+  // The function's result for (args, kwargs); NotImplemented, with nothing done, if the call does not match
+  // the recording.
   py::object run(PyObject* const* call) {
     if (!PyTuple_Check(*call)) throw py::type_error("expected (args, kwargs)");
     const auto arguments = py::reinterpret_borrow<py::tuple>(*call);
@@ -90,13 +90,13 @@ class Program {
     return make_result();
   }
 
-  // Calls that have been taken.
+  // Calls that have been served.
   int64_t runs() const { return runs_; }
 
-  // Whether a call is on its way, in another thread or further up the stack.
+  // Whether a call is in progress, in another thread or further up the stack.
   bool running() const { return running_; }
 
-  // The thread of the last call, before one that of the recording, as Python numbers them.
+  // The thread of the last call, or of the recording, as Python's identifier.
   unsigned long thread() const { return thread_; }
 
   int traverse(visitproc visit, void* arg) const {
@@ -143,7 +143,7 @@ class Program {
   }
 
  private:
-  // ---- what Python said ----
+  // ---- what Python passed ----
 
   void add_node(const py::tuple& from) {
     const auto kind = from[0].cast<std::string>();
@@ -208,7 +208,7 @@ class Program {
     instructions_.bind(memory_);
   }
 
-  // Before anything is written: an exception after this call, as from a signal's handler, must find it done.
+  // Before anything is written: it must be done even if an exception follows, e.g. from a signal handler.
   void count_versions() const {
     static TorchAttribute increment_version("torch.autograd.graph", "increment_version");
     if (py::len(written_)) owned(PyObject_CallOneArg(increment_version, written_.ptr()));
@@ -259,7 +259,7 @@ class Program {
     if (py::len(written_gradients_)) written_gradients_ = py::list();
   }
 
-  // Lets go of what belongs to one call, however that ends.
+  // Releases what belongs to one call, however it ends.
   struct Running {
     explicit Running(Program& program) : program(program) {
       program.running_ = true;
@@ -293,7 +293,7 @@ class Program {
   unsigned long thread_ = PyThread_get_thread_ident();
   int64_t runs_ = 0;
   std::vector<PyObject*> inputs_;
-  std::vector<py::object> held_;  // the same, alive
+  std::vector<py::object> held_;  // the same, kept alive
   std::vector<TensorView> input_views_;
   std::vector<py::object> made_;
   std::vector<std::pair<PyObject*, const void*>> gradients_;

@@ -11,7 +11,7 @@ namespace fastnn {
 
 namespace {
 
-// Copies rows of a data set to a batch, if they all are there.
+// Copies rows of a data set to a batch, if all are in range.
 bool gather(const TensorView& batch, const TensorView& data, const int64_t* rows) {
   const int64_t size = batch.shape[0];
   for (int64_t i = 0; i < size; ++i)

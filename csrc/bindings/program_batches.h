@@ -1,4 +1,4 @@
-// Many calls of a captured step, each on other rows of a data set.
+// Many calls of a captured step, each on different rows of a data set.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,13 +12,13 @@
 
 namespace fastnn {
 
-constexpr const char* kProgram = "program";  // what errors name
+constexpr const char* kProgram = "program";  // the name in errors
 
-// Calls `run` for each batch of `rows` (steps * size), of which losses (steps,) gets what the calls return,
-// until all are taken, a row is out of range, or `run` returns NotImplemented; returns how many were taken.
-// gathered: the tensors that `run` is called with, each (size, ...) and contiguous, and the data (N, ...),
-// with contiguous rows, that it gets its rows of. rates (steps,): the learning rate of each step, which the
-// groups of the optimizer have then and keep.
+// Calls `run` for each batch of `rows` (steps * size), storing the results in losses (steps,), until all are
+// taken, a row is out of range, or `run` returns NotImplemented; returns how many were taken. gathered: the
+// tensors with which `run` is called, each (size, ...) and contiguous, and the data (N, ...), with contiguous
+// rows, from which their rows are copied. rates (steps,): the learning rate of each step, which is stored in
+// the optimizer's groups.
 int64_t run_batches(const std::function<pybind11::object()>& run,
                     const std::vector<std::pair<TensorView, TensorView>>& gathered, const TensorView& rows,
                     const TensorView& losses, const pybind11::list& groups,

@@ -16,8 +16,8 @@ namespace fastnn {
 
 namespace {
 
-// Multiply-adds of a run of instructions below which a second thread costs more than it saves, and what an
-// element of an instruction that is no product is worth in them.
+// Multiply-adds of a run of instructions below which a second thread costs more than it saves, and how many
+// of them an element of an instruction other than a product is worth.
 constexpr int64_t kThreadGrain = int64_t{1} << 20;
 constexpr int64_t kElementWorth = 16;
 
@@ -120,7 +120,7 @@ int ProgramInstructions::traverse(visitproc visit, void* arg) const {
 
 namespace {
 
-// One instruction on torch's tensors: for tests of the kernels by themselves.
+// One instruction on torch's tensors: for tests of single kernels.
 void run_instruction(const std::string& name, const std::vector<TensorView>& operands,
                      const std::vector<double>& numbers, const std::vector<int64_t>& code) {
   const InstructionKernel run = found(name);

@@ -16,25 +16,25 @@ namespace fastnn {
 
 class ProgramInstructions {
  public:
-  // Instructions in a row.
+  // Consecutive instructions.
   struct Run {
     size_t begin = 0, end = 0;
     int64_t threads_worth = 0;
   };
 
-  // Appends ("native", name, operands, numbers, code, results, error) to a run whose end it is.
+  // Appends ("native", name, operands, numbers, code, results, error) at the end of a run.
   void add(const pybind11::tuple& from, ProgramMemory& memory, Run& run);
 
-  // How many there are.
+  // The number of instructions.
   size_t size() const { return parsed_.size(); }
 
-  // Once all are there: puts what they point to where it will stay.
+  // Once all have been added: puts their data at its final address.
   void lay_out(const ProgramMemory& memory);
 
-  // Points to where the memory is in the present call.
+  // Sets pointers to the memory of the present call.
   void bind(const ProgramMemory& memory);
 
-  // Throws what an instruction says of a bad index.
+  // Throws an instruction's error for a bad index.
   void execute(const Run& run) const;
 
   int traverse(visitproc visit, void* arg) const;
@@ -44,7 +44,7 @@ class ProgramInstructions {
   struct Parsed {
     InstructionKernel run;
     std::string name;
-    pybind11::object error;  // makes what is raised for a bad index; or None
+    pybind11::object error;  // makes the exception for a bad index; or None
     size_t results;
     std::vector<Operand> operands;
     std::vector<TensorView> views;
@@ -59,7 +59,7 @@ class ProgramInstructions {
   std::vector<TensorView> views_;
   std::vector<double> numbers_;
   std::vector<int64_t> codes_;
-  std::vector<std::pair<size_t, Operand>> moving_;  // views whose memory is another in each call
+  std::vector<std::pair<size_t, Operand>> moving_;  // views whose memory differs between calls
 };
 
 }  // namespace fastnn

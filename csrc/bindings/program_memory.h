@@ -22,20 +22,20 @@ class ProgramMemory {
   // (kind, index, tensor, (dtype, shape, strides), requires_grad, first, bytes, written)
   void add(const pybind11::tuple& from);
 
-  // From (buffer, offset), of what `view` looks like.
+  // From (buffer, offset), for the layout of `view`.
   Operand read_operand(const pybind11::tuple& from, const TensorView& view);
 
   char* at(const Operand& operand) const { return buffers_[operand.buffer].base + operand.offset; }
 
-  // Whether it is elsewhere in each call.
+  // Whether its address differs between calls.
   bool moves(const Operand& operand) const { return buffers_[operand.buffer].kind != Kind::arena; }
 
-  // Looks where all but the outputs are in a call with these arguments. False where something is not as it
-  // was recorded, or where an argument is where the program writes something else. Gradients that are
+  // Finds the addresses of everything but the outputs for a call with these arguments. False if something is
+  // not as recorded, or if an argument is in memory that the program otherwise writes. Gradients that are
   // written are added to `written_gradients`.
   bool find(const std::vector<TensorView>& inputs, pybind11::list& written_gradients);
 
-  // The outputs of a call.
+  // Sets the outputs of a call.
   void bind(const std::vector<pybind11::object>& outputs);
 
   int traverse(visitproc visit, void* arg) const;
@@ -48,12 +48,12 @@ class ProgramMemory {
     Kind kind{};
     size_t index = 0;         // of an input or an output
     pybind11::object tensor;  // of the arena, of external memory; the parameter of a gradient
-    TensorView view;          // what the tensor looks like, for external memory and gradients
+    TensorView view;          // the tensor's layout, for external memory and gradients
     bool requires_grad;       // of external memory
     int64_t first;            // byte of the memory at which the tensor begins
     int64_t bytes;
     bool written;
-    bool only_here = false;  // instructions reach memory beyond the tensor's own: it must be where it was
+    bool only_here = false;  // instructions reach memory beyond the tensor's own: its address must not change
 
     char* base = nullptr;  // in the present call
   };

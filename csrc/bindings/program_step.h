@@ -14,7 +14,7 @@ bool has_parameters(const pybind11::object& optimizer, const pybind11::list& exp
 
 // Takes the step by the native rule ("adam", "sgd", "rmsprop", "adagrad"), with options and state as the
 // optimizer has them now. gradients: those of its parameters that have one, in order, in the memory order of
-// the parameter. False, with nothing done, where no rule covers it.
+// the parameter. False, with nothing done, if no rule covers it.
 bool take_step(const std::string& rule, const pybind11::object& optimizer,
                const std::vector<std::pair<PyObject*, const void*>>& gradients,
                const pybind11::function& match_layout);

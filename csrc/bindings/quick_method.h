@@ -1,6 +1,6 @@
-// Methods that Python calls around every eager op. pybind11's way into C++ takes 0.1 us, but 1.3 us where a
-// backward of torch has driven its code and tables out of the caches (measured on a Zen 4); Python's own does
-// not.
+// Methods that Python calls around every eager op. pybind11's call path takes 0.1 us, but 1.3 us after a
+// backward of torch has evicted its code and tables from the caches (measured on a Zen 4); Python's own
+// calling convention does not.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,7 +11,7 @@
 
 namespace fastnn {
 
-// The C++ object of an instance of a class of pybind11; null where its constructor has not ended.
+// The C++ object of an instance of a class of pybind11; null if its constructor has not finished.
 template <class T>
 T* held(PyObject* self) {
   auto place = reinterpret_cast<pybind11::detail::instance*>(self)->get_value_and_holder();

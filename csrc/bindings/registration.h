@@ -33,8 +33,8 @@ void register_instructions(pybind11::module_& testing);
 void register_late_probe(pybind11::module_& testing);
 void register_vec_math(pybind11::module_& testing);
 
-// Around a kernel. Releases the GIL where the work is worth it: handing the lock over costs more than a
-// kernel of a few microseconds.
+// Around a kernel. Releases the GIL if the work is worth it: handing over the lock costs more than a kernel
+// of a few microseconds.
 class KernelCall {
  public:
   // `operations`: elements touched, or multiply-adds / 16, of each of `pieces`.

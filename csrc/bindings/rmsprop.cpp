@@ -6,7 +6,7 @@
 namespace fastnn {
 
 void RmspropStep::update(RmspropTensor* tensors, int64_t count) {
-  // A square root and a division among them.
+  // Including a square root and a division.
   const KernelCall call(8 * elements());
   cpu_kernels().rmsprop.update(tensors, count, options_);
 }

@@ -37,7 +37,7 @@ class SgdStep final : public OptimizerStep<SgdTensor> {
     static Interned buffer_key("momentum_buffer");
     if (options_.momentum == 0) return;
     tensor.state[0] = state_or_new(param, buffer_key, p, tensor.first);
-    // A skipped step leaves the buffer at 0, from which the next one goes on as a first step would, but for
+    // A skipped step leaves the buffer at 0, from which the next one continues like a first step, except for
     // the dampening.
     if (tensor.first && options_.dampening != 0 && scalars().found_inf)
       throw NotCovered("a first step, which is not dampened, may be skipped");

@@ -1,5 +1,5 @@
-// SmallLayers: linear layers in torch's ops, where they are too little work to repay a native call. For the
-// smallest of them, questions asked in Python take as long as the answer may save.
+// SmallLayers: linear layers in torch's ops, for those that are too little work for a native call to pay off.
+// For the smallest of them, checks in Python take as long as they may save.
 #include <algorithm>
 #include <cstdint>
 #include <optional>
@@ -32,7 +32,7 @@ bool requires_gradient(PyObject* tensor) {
   return is_true(py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, requires_grad)));
 }
 
-// Whether what is computed from these two wants a gradient.
+// Whether what is computed from these two requires a gradient.
 bool wants_gradient(PyObject* weight, PyObject* input) {
   static TorchAttribute is_grad_enabled("torch", "is_grad_enabled");
   return is_true(py::reinterpret_steal<py::object>(PyObject_CallNoArgs(is_grad_enabled))) &&
@@ -41,10 +41,9 @@ bool wants_gradient(PyObject* weight, PyObject* input) {
 
 class SmallLayers {
  public:
-  // types: those of plain tensors. jit_state: what gives None where torch.jit does not trace. functions: the
-  // dict where F.linear is looked up at each call. activate: the activation of this name, of a tensor.
-  // layers, chains and limits: see fastnn.ops.sizes; the first two are without and with gradients, by
-  // activation.
+  // types: those of plain tensors. jit_state: returns None unless torch.jit traces. functions: the dict in
+  // which F.linear is looked up at each call. activate: applies the activation of a name to a tensor.
+  // layers, chains, limits: see fastnn.ops.sizes; the first two without and with gradients, by activation.
   SmallLayers(py::frozenset types, py::object jit_state, py::dict functions, py::object activate,
               py::dict layers, py::dict chains, const py::dict& limits)
       : plain_(std::move(types)),
@@ -61,21 +60,21 @@ class SmallLayers {
     few_rows_work_ = limit("few_rows_work");
   }
 
-  // Of input, weight, bias and activation: the output, or None where a native call is worth trying.
+  // For input, weight, bias and activation: the output, or None if a native call is worth trying.
   py::object layer(PyObject* const* arguments) {
     PyObject *const input = arguments[0], *const weight = arguments[1], *const activation = arguments[3];
     if (!asked([&] { return is_small_layer(input, weight, activation); })) return py::none();
     return run(py::reinterpret_borrow<py::object>(input), weight, arguments[2], activation);
   }
 
-  // Of input, and lists of weights, biases and activations: so too.
+  // The same for input, and lists of weights, biases and activations.
   py::object chain(PyObject* const* arguments) {
     for (int i = 1; i < 4; ++i)
       if (!PyList_CheckExact(arguments[i]) ||
           PyList_GET_SIZE(arguments[i]) != PyList_GET_SIZE(arguments[1]) || !PyList_GET_SIZE(arguments[i]))
         return py::none();
     if (!asked([&] { return is_small_chain(arguments[0], arguments[1], arguments[3]); })) return py::none();
-    // Of its own, since what is called may be anybody's.
+    // A copy, since user code may be called.
     const py::tuple weights(py::reinterpret_borrow<py::list>(arguments[1])),
         biases(py::reinterpret_borrow<py::list>(arguments[2])),
         activations(py::reinterpret_borrow<py::list>(arguments[3]));
@@ -111,7 +110,7 @@ class SmallLayers {
     bool half;
   };
 
-  // Nothing is small but plain tensors on the CPU.
+  // Only plain tensors on the CPU can be small.
   std::optional<Read> read(PyObject* input) {
     Read result;
     if (!plain_.read(input, result.tensor) || result.tensor.device.type != dlpack::kCpu) return std::nullopt;
@@ -121,7 +120,7 @@ class SmallLayers {
     return result;
   }
 
-  // Without and with gradients; nothing for what is no activation, which may have no hash either.
+  // Without and with gradients; nullopt for anything but an activation, which may not even be hashable.
   static std::optional<std::pair<int64_t, int64_t>> limits_of(const py::dict& of, PyObject* activation) {
     if (activation != Py_None && !PyUnicode_CheckExact(activation)) return std::nullopt;
     PyObject* const found = PyDict_GetItemWithError(of.ptr(), activation);
@@ -140,7 +139,7 @@ class SmallLayers {
     auto [without, with] = *limits;
     if (inputs >= deep_) without = deep_work_;
     if (work <= std::min(without, with)) return true;
-    // The gradients of one row are outer products and a pass over W: memory, where torch is ahead.
+    // The gradients of one row are outer products and a pass over W: memory-bound, where torch is faster.
     const bool one_row = x->count == inputs;
     if (work > std::max(without, with) && !one_row) return false;
     return wants_gradient(weight, input) ? work <= with || one_row : work <= without;

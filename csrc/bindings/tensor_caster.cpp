@@ -9,8 +9,8 @@ namespace fastnn {
 
 namespace {
 
-// Tensor and nn.Parameter alternate in every call, and both are needed often: the last few types are kept. A
-// type that has been seen is held alive, so that its address cannot come to name another type.
+// Tensor and nn.Parameter alternate in every call, and both are needed often: the last few types are kept.
+// Types are held alive, so that their addresses cannot be reused by another type.
 struct CachedApi {
   PyTypeObject* type = nullptr;
   const dlpack::ExchangeApi* api = nullptr;
@@ -59,7 +59,7 @@ bool read_dtype(const dlpack::DataType& from, DType& to) {
   }
 }
 
-// What torch calls a dtype that DType does not have.
+// torch's name for a dtype that DType does not have.
 std::string kind_name(const dlpack::DataType& type) {
   const std::string bits = std::to_string(type.bits);
   switch (type.code) {
@@ -112,7 +112,7 @@ bool read_tensor(PyObject* object, TensorView& view) {
     dense *= tensor.shape[d];
   }
   view.data = static_cast<char*>(tensor.data) + (tensor.data ? tensor.byte_offset : 0);
-  // FakeTensor, functional tensors and a storage resized to 0 answer with no memory for a nonzero shape.
+  // FakeTensor, functional tensors and a storage resized to 0 report no memory for a nonzero shape.
   check<Unreadable>(view.data || dense == 0, "fastnn: a tensor of shape ", shape_string(view),
                     " has no memory");
   return true;

@@ -1,6 +1,6 @@
 // Lets bound functions take fastnn::TensorView arguments: reads a torch.Tensor through DLPack's C exchange
-// API, about 40 ns a tensor and no torch header. Compiled once for each module: fastnn._cpu reads tensors in
-// the memory of the CPU only, fastnn._cuda those of CUDA devices too (bindings/tensor_device.h).
+// API, in about 40 ns per tensor and without torch headers. Compiled once for each module: fastnn._cpu reads
+// tensors in the memory of the CPU only, fastnn._cuda those of CUDA devices too (bindings/tensor_device.h).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,16 +14,16 @@
 
 namespace fastnn {
 
-// Of a tensor that the kernels of this module cannot read. RuntimeError in Python.
+// For a tensor that the kernels of this module cannot read. RuntimeError in Python.
 struct Unreadable : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Fills `view` from a tensor. Returns false where `object` is no tensor; throws Unreadable, or torch's own
-// error, where it is one that the kernels of this module cannot read.
+// Fills `view` from a tensor. Returns false if `object` is not a tensor; throws Unreadable, or torch's own
+// error, if it is one that the kernels of this module cannot read.
 bool read_tensor(PyObject* object, TensorView& view);
 
-// DLPack's exchange API of a type of tensors, or null.
+// DLPack's exchange API of a tensor type, or null.
 const dlpack::ExchangeApi* exchange_api(PyTypeObject* type);
 
 // False for dtypes that no kernel takes.

@@ -11,8 +11,8 @@ bool read_device(const dlpack::Device& from, TensorView&) { return from.type == 
 
 bool host_can_read(const TensorView&) { return true; }
 
-// OpenMP counts threads for each thread that opens regions, and torch hands its own setting on to a new
-// thread only when it first asks there.
+// OpenMP keeps a thread count for each thread that opens regions, and torch passes its own setting to a new
+// thread only when it is first queried there.
 void before_reading() {
   thread_local bool adopted = false;
   if (adopted) return;

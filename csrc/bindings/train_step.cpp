@@ -36,12 +36,12 @@ struct Parameter {
   PyObject* object = nullptr;
   TensorView view;
   ParameterUpdate update;
-  py::object gradient;  // the parameter's .grad, where it is kept
+  py::object gradient;  // the parameter's .grad, if it is kept
   TensorView gradient_view;
 };
 
 struct Layer {
-  py::dict parameters;  // the module's own: looked at in every call, so that a replaced one is seen
+  py::dict parameters;  // the module's own: read in every call, so that a replacement is noticed
   Activation activation;
 };
 
@@ -49,7 +49,7 @@ bool is_none(PyObject* object, PyObject* attribute) {
   return owned(PyObject_GetAttr(object, attribute)).ptr() == Py_None;
 }
 
-// What torch does for a parameter beyond the update is its business.
+// Refuses parameters for which torch does more than the update.
 void check_plain(PyObject* param) {
   refuse_if(
       !requires_grad(param),
@@ -75,12 +75,12 @@ class ChainStep {
     check(!layers_.empty(), kTrainStep, ": no layers");
   }
 
-  // How many steps were taken: fewer than there are batches where another number of threads should go on, or
-  // the next has a row or a class index that is out of range, which raises IndexError where there is only
-  // one. Or, with nothing written, a str that says why torch must do the step, or None where the optimizer
-  // has no state yet. One call at a time: the caller sees to that.
+  // How many steps were taken: fewer than there are batches if the number of threads should change, or if the
+  // next has a row or a class index out of range, which raises IndexError if it is the only one. Or, with
+  // nothing written, a str that says why torch must do the step, or None if the optimizer has no state yet.
+  // The caller makes sure that there is one call at a time.
   py::object run(const py::list& groups, const py::dict& state, TrainStepBatches& batches) {
-    // What Python does within a call, a signal's handler for one, may take a step itself.
+    // Python code that runs within a call, e.g. a signal handler, may take a step itself.
     if (running_) return py::str("a call of this step is under way");
     const Running running{running_};
     return (this->*run_with_)(groups, state, batches);
@@ -154,7 +154,7 @@ class ChainStep {
       for (const Parameter& parameter : parameters_)
         if (parameter.gradient) all.also_writes(parameter.gradient_view);
       all.check_disjoint();
-      // After everything else: who makes the state then makes no more than this step needs.
+      // After all other checks: the state is then created only if this step needs it.
       if (!has_state) throw Uninitialized();
     });
     if (reason) return *reason;
@@ -164,7 +164,7 @@ class ChainStep {
       for (const py::handle tensor : step.written()) written.append(tensor);
     }
     set_gradients(written);
-    // Before they are written: an exception after this call, as from a signal's handler, must find it done.
+    // Before they are written: it must be done even if an exception follows, e.g. from a signal handler.
     owned(PyObject_CallOneArg(increment_version, written.ptr()));
     {
       const KernelCall call(work_, batches.steps());
@@ -173,7 +173,7 @@ class ChainStep {
     return py::int_(p.taken);
   }
 
-  // One call on its way through its steps.
+  // The progress of one call through its steps.
   template <class GroupStep>
   struct Progress {
     ChainStep& self;
@@ -183,7 +183,7 @@ class ChainStep {
     CrossEntropyTotals totals = {};
     int64_t taken = 1;
 
-    // Makes everything ready for the next step, if it can be taken.
+    // Prepares the next step, if it can be taken.
     static bool next(void* context) {
       Progress& p = *static_cast<Progress*>(context);
       if (p.taken == p.batches.steps() || !p.batches.take(p.taken, p.args, p.totals)) return false;
@@ -193,7 +193,7 @@ class ChainStep {
         for (TrainStepLayer& layer : p.self.chain_)
           for (ParameterUpdate* const update : {&layer.weight_update, &layer.bias_update})
             FASTNN_ISA::visit_update(*update, [&](auto& tensor, const auto& options) {
-              // They are of one optimizer, whatever else the union could hold.
+              // All are of the same optimizer, whatever else the union could hold.
               if constexpr (std::is_same_v<decltype(options), decltype(group.options())>)
                 if (&options == &group.options()) group.advance(tensor);
             });
@@ -316,7 +316,7 @@ class ChainStep {
     return update;
   }
 
-  // The memory of the parameter's .grad, which becomes a new tensor where there is none that fits.
+  // The memory of the parameter's .grad, which becomes a new tensor unless the present one fits.
   void* kept_gradient(Parameter& parameter) const {
     static Interned grad_key("grad");
     static TorchAttribute empty_like("torch", "empty_like");
@@ -331,7 +331,7 @@ class ChainStep {
     return view.data;
   }
 
-  // Gives the parameters the .grad that they have after the step.
+  // Sets the .grad that the parameters have after the step.
   void set_gradients(py::list& written) {
     static Interned grad_key("grad");
     for (Parameter& parameter : parameters_) {
@@ -352,7 +352,7 @@ class ChainStep {
   std::vector<Layer> layers_;
   bool running_ = false;
   RunWith run_with_;
-  bool flatten_;  // the input's dimensions after the first are one
+  bool flatten_;  // the input's dimensions after the first are merged
   std::optional<double> max_norm_;
   bool keep_grad_;
   double byte_scale_, byte_shift_;

@@ -15,7 +15,7 @@ namespace fastnn {
 
 namespace {
 
-// Where LossOptions of step/plan.py has what.
+// The positions of the fields of LossOptions in step/plan.py.
 enum Option : Py_ssize_t {
   kLoss,
   kReduction,
@@ -52,10 +52,11 @@ const LossName& loss_of(PyObject* object) {
   throw std::runtime_error(concat(kTrainStep, ": no loss ", name));
 }
 
-// Values that a vector of any instruction set has at most, in the smallest dtype of a step.
+// The most values of a vector of any instruction set, in the smallest dtype of a step.
 constexpr int64_t kLongestVector = 64 / sizeof(float);
 
-// Products and quotients with one near the ends of the dtype's range would leave it where torch's do not.
+// With a threshold near the limits of the dtype's range, products and quotients would leave it unlike
+// torch's.
 double read_threshold(PyObject* object, const TrainStepArgs& args) {
   const double threshold = number(object), most = args.dtype == DType::f32 ? 1e30 : 1e300;
   refuse_if(threshold != 0 && !(threshold >= 1 / most && threshold <= most),
@@ -149,7 +150,7 @@ void TrainStepBatches::read_classes(const TensorView& output, TrainStepArgs& arg
   lay_out(args.batch, 0);
 }
 
-// The target is a number for each of the output: class probabilities, or that of a loss of elements.
+// The target has a number for each output value: class probabilities, or the target of an elementwise loss.
 void TrainStepBatches::read_values(const TensorView& output, TrainStepArgs& args) {
   refuse_if(requires_grad(target_.ptr()), "the target requires grad");
   if (target_view_.dtype != args.dtype)
@@ -190,7 +191,7 @@ void TrainStepBatches::refuse_shape(const TensorView& output) const {
       concat("the target has shape ", shape_string(target_view_), ", the output ", shape_string(output)));
 }
 
-// A weight for each class, with a stride of 0 where there is one for all of them.
+// A weight for each class, with a stride of 0 if there is one for all.
 bool TrainStepBatches::read_repeated(PyObject* object, int64_t classes, const TrainStepArgs& args,
                                      TensorView& weight) {
   if (object == Py_None) return false;
@@ -213,8 +214,8 @@ void TrainStepBatches::repeat(const TensorView& weight, void* to) {
                 size);
 }
 
-// Values are read row by row, each row at once; class indices, which are copied one by one, may be at any
-// stride. A data set's rows may be apart: a batch of them is copied.
+// Values are read row by row, each row contiguously; class indices, which are copied one by one, may have any
+// stride. The rows of a data set may be apart: a batch of them is copied.
 void TrainStepBatches::read_rows_of_target() {
   if (target_view_.is_contiguous()) return;
   if (rows_) {

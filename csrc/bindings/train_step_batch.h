@@ -1,4 +1,4 @@
-// What a call of TrainStep is given besides model and optimizer: input, target and the loss's options.
+// Arguments of a call of TrainStep besides model and optimizer: input, target and the loss's options.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,14 +12,13 @@
 
 namespace fastnn {
 
-constexpr const char* kTrainStep = "TrainStep";  // what errors name
+constexpr const char* kTrainStep = "TrainStep";  // the name in errors
 
-// The batches of a call: one, or the batches of a data set, each of which has the next `size` of the rows
-// that are named.
+// The batches of a call: a single one, or those of a data set, each with the next `size` of the named rows.
 class TrainStepBatches {
  public:
-  // `losses` is written, one for each step. `options` are the LossOptions of step/plan.py. `memory` is for
-  // what is kept of a batch.
+  // `losses` is written, one for each step. `options` are the LossOptions of step/plan.py. `memory` holds
+  // copies of a batch.
   TrainStepBatches(pybind11::object input, pybind11::object target, const TensorView& losses,
                    pybind11::tuple options, ScratchBuffer& memory)
       : input_(std::move(input)),
@@ -38,12 +37,12 @@ class TrainStepBatches {
   }
 
   // Check and fill in what the first layer and the loss read, of the first batch; throw NotCovered.
-  // `flatten`: the input's dimensions after the first are one.
+  // `flatten`: the input's dimensions after the first are merged.
   void read_input(bool flatten, TrainStepArgs& args) const;
   void read_target(const TensorView& last_weight, TrainStepArgs& args);
 
-  // Goes on to the batch of step `step`. False where a row or a class index is out of range; for an only
-  // batch that throws. What was looked at is copied, for another thread may write to it. Needs no GIL.
+  // Advances to the batch of step `step`. False if a row or a class index is out of range; throws if it is
+  // the only batch. Checked indices are copied, because another thread may write to them. Needs no GIL.
   bool take(int64_t step, TrainStepArgs& args, CrossEntropyTotals& totals) const;
 
   int64_t steps() const { return steps_; }
@@ -70,8 +69,8 @@ class TrainStepBatches {
   const double* rates_ = nullptr;
   int64_t size_ = 0, steps_ = 1;
   TensorView target_view_;
-  bool has_values_ = false;  // the target: else it has class indices
-  TensorView weights_[2];    // of elements, and of positive ones; without data where there are none
+  bool has_values_ = false;  // of the target; otherwise it has class indices
+  TensorView weights_[2];    // of elements, and of positive ones; without data if there are none
 
   ScratchBuffer& memory_;
   int64_t* own_rows_ = nullptr;  // all in `memory_`

@@ -1,5 +1,5 @@
-// Watch: whether Python objects are still what they were, asked before every call of something that was
-// prepared for them. Asking from Python would take longer than the step of a small network.
+// Watch: whether Python objects are unchanged, checked before every call of something prepared for them.
+// Checking from Python would take longer than the step of a small network.
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -17,7 +17,7 @@ namespace {
 
 class Watch {
  public:
-  // container[key] is value, or equals it where it is a number or text; so everywhere but in contents.
+  // container[key] is value, or equals it if it is a number or text; the same everywhere but in contents.
   void item(py::dict container, py::object key, py::object value) {
     items_.push_back({std::move(container), std::move(key), std::move(value)});
   }
@@ -29,7 +29,7 @@ class Watch {
   void attribute(py::object object, py::object name, py::object value) {
     attributes_.push_back({std::move(object), std::move(name), std::move(value)});
   }
-  // The keys are these, in this order, and their values too.
+  // The keys are these, in this order, and so are their values.
   void content(py::dict container) {
     Content content{container, {}};
     for (const auto& [key, value] : container)
@@ -43,11 +43,11 @@ class Watch {
   void element(py::list list, Py_ssize_t index, py::object value) {
     elements_.push_back({std::move(list), index, std::move(value)});
   }
-  // The list or dict has so many entries.
+  // The list or dict has this many entries.
   void size(py::object container, Py_ssize_t size) { sizes_.emplace_back(std::move(container), size); }
-  // The function has the same code and defaults, which whoever reloads a file replaces in place.
+  // The function has the same code and defaults, which reloading a file replaces in place.
   void function(py::function function) { functions_.emplace_back(std::move(function)); }
-  // What the type or the first of its bases that has such a name has under it, bound to nothing, is value.
+  // The unbound attribute of the type, or of the first of its bases that has it, is value.
   void class_item(const py::type& type, py::object name, py::object value) {
     for (Class& watched : classes_)
       if (watched.type.is(type)) {
@@ -162,7 +162,7 @@ class Watch {
   struct Class {
     py::type type;
     std::vector<std::pair<py::object, py::object>> attributes;
-    mutable unsigned tag;  // what Python's cache of methods called the class when they were last found
+    mutable unsigned tag;  // the class's version tag in Python's method cache when they were last found
   };
 
   struct Function {
@@ -186,7 +186,7 @@ class Watch {
     AccumulatorHooks accumulator;
   };
 
-  // The same object, or an equal number, text, bytes or tuple of those, which are made again where they are
+  // The same object, or an equal number, text, bytes or tuple of those, which are recreated whenever they are
   // computed.
   static bool is_value(PyObject* found, PyObject* expected) {
     if (found == expected) return true;
@@ -235,12 +235,11 @@ class Watch {
 
   static bool is_attribute(const py::object& object, const py::object& name, const py::object& value) {
     const auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name.ptr()));
-    if (!found) PyErr_Clear();  // it is gone
+    if (!found) PyErr_Clear();  // it does not exist
     return is_value(found.ptr(), value.ptr());
   }
 
-  // Python gives a class a new tag, which no other ever has, after any change of it or of its bases; 0 is
-  // none.
+  // Python gives a class a new, unique tag after any change of it or of its bases; 0 means none.
   static bool same(const Class& watched) {
     const auto* const type = reinterpret_cast<const PyTypeObject*>(watched.type.ptr());
     if (watched.tag && watched.tag == type->tp_version_tag) return true;

@@ -8,11 +8,11 @@ namespace fastnn {
 
 namespace {
 
-// How long a wait may take before the thread sleeps, in ns. Somebody who is late by its share of the work
-// alone comes sooner; waking a sleeper takes some tens of microseconds.
+// How long a wait may take before the thread sleeps, in ns. A thread that is late only because of its share
+// of the work arrives sooner; waking a sleeper takes some tens of microseconds.
 constexpr int64_t kPatience = 100'000;
-// About a microsecond, after which the processor is offered to others each time: the thread that is waited
-// for may be one that stands in line for it.
+// About a microsecond, after which the processor is yielded each time: the awaited thread may be queued for
+// it.
 constexpr int kPauses = 16;
 
 inline void pause() {
@@ -33,7 +33,7 @@ int64_t Barrier::wait(int64_t count) {
     return began ? clock_ns() - began : 0;
   }
   arrived_.store(0, std::memory_order_relaxed);
-  // In one order with what sleep() does: either it sees the new generation, or the sleeper is seen here.
+  // Totally ordered with sleep(): either it sees the new generation, or the sleeper is seen here.
   generation_.store(generation + 1, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) == 0) return 0;
   const std::lock_guard<std::mutex> lock(mutex_);

@@ -1,4 +1,4 @@
-// Where threads wait for each other without keeping a processor from the one they wait for.
+// A barrier at which waiting threads do not keep the processor from the thread they wait for.
 #pragma once
 
 #include <atomic>
@@ -8,12 +8,12 @@
 
 namespace fastnn {
 
-// OpenMP's own barrier spins for milliseconds. Where another process wants the processors too, the thread
-// that is waited for may be the one that has none. This one gives way.
+// OpenMP's own barrier spins for milliseconds. If another process also uses the processors, the awaited
+// thread may be the one without a processor. This barrier yields.
 class Barrier {
  public:
-  // Returns when `count` threads have called it, each of them; how long that took, in ns, but for the first
-  // microsecond.
+  // Returns when `count` threads have called it; the result is how long that took, in ns, not counting the
+  // first microsecond.
   int64_t wait(int64_t count);
 
  private:
@@ -21,7 +21,7 @@ class Barrier {
   void sleep(uint32_t generation);
 
   alignas(64) std::atomic<int64_t> arrived_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};  // how often everyone has come, modulo 2^32
+  alignas(64) std::atomic<uint32_t> generation_{0};  // how often all have arrived, modulo 2^32
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;
   std::condition_variable woken_;

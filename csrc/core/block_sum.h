@@ -23,7 +23,7 @@ FASTNN_INLINE Vec<Acc<T>> load_filled(const T* p, int n, Acc<T> fill) {
 }
 
 // Elements that are summed in the lanes of four vectors before they go to a sum in double: 64 additions a
-// lane keep the rounding error near one ulp, and a block read for its maximum is still in the first cache
+// lane keep the rounding error near one ulp, and a block read for its maximum is still in L1
 // when its exponentials are taken.
 template <class A>
 constexpr int64_t kBlock = 64 * 4 * kLanes<A>;

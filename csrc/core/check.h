@@ -9,7 +9,7 @@
 
 namespace fastnn {
 
-// Prints the shape, "(3, 4)". The text is made only when streamed, so a check that holds does not pay for it.
+// Prints the shape, "(3, 4)". The text is made only when streamed, so a passing check does not pay for it.
 struct ShapeText {
   const TensorView& t;
 };

@@ -36,7 +36,7 @@ namespace {
 constexpr bool has(uint32_t reg, int bit) { return (reg >> bit) & 1; }
 
 // XCR0: the register state that the operating system saves on a context switch. An instruction set that the
-// processor has but the system does not save would corrupt registers (or fault), so both are asked.
+// processor has but the system does not save would corrupt registers (or fault), so both are checked.
 uint64_t read_xcr0() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));

@@ -9,7 +9,7 @@ enum class CpuIsa { baseline, avx2, avx512, avx512_bf16 };
 const char* isa_name(CpuIsa isa);
 CpuIsa best_supported_isa();
 
-// Whether Intel made the processor: MKL, torch's products, takes slower ways on others.
+// Whether Intel made the processor: MKL, torch's products, uses slower code paths on others.
 bool is_intel();
 
 }  // namespace fastnn

@@ -10,7 +10,7 @@ struct TypeTag {
   using type = T;
 };
 
-// Integer types are refused before a kernel is called (core/check.h); they fall to nothing here.
+// Integer types are refused before a kernel is called (core/check.h); nothing is called for them here.
 template <class Body>
 inline void dispatch_floating(DType dtype, const Body& body) {
   switch (dtype) {

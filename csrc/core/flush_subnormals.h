@@ -1,7 +1,7 @@
 // Treats subnormal numbers as 0 on the calling thread for the life of the object.
 //
-// Processors compute with subnormals some ten times slower, and training makes them: the first moment of a
-// weight whose gradient stays 0, its ReLU firing no longer, decays to the smallest subnormal and
+// Processors compute with subnormals some ten times slower, and training produces them: if the gradient of a
+// weight stays 0 because its ReLU no longer fires, its first moment decays to the smallest subnormal and
 // stays there, since 0.9 times it rounds back to itself. (MNIST, 784-128-10: six such units of 128 from the
 // second epoch on, and steps that take 20% longer.)
 #pragma once

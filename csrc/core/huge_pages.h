@@ -7,8 +7,8 @@
 
 namespace fastnn {
 
-// Advises the system to back with huge pages what of these tensors, about to be written for the first time,
-// fills such pages. Content and size stay as they are; where there are no huge pages nothing happens. Null
+// Advises the system to use huge pages for the parts of these tensors, about to be written for the first
+// time, that fill such pages. Content and size are unchanged; without huge pages nothing happens. Null
 // pointers are skipped.
 void prefer_huge_pages(std::initializer_list<const TensorView*> outputs);
 

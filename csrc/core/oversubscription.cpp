@@ -9,11 +9,11 @@ namespace {
 
 // Work is short below this: ten milliseconds of one thread at most.
 constexpr int64_t kShort = int64_t{1} << 24;
-// About what one thread takes for an operation: 0.2 ns where it is 16 multiply-adds in AVX-512, 0.5 in AVX2.
+// About what one thread takes for an operation: 0.2 ns if it is 16 multiply-adds in AVX-512, 0.5 in AVX2.
 constexpr int64_t kOperationsPerNs = 2;
-// What any thread may be late by where nothing else runs: waking it, interrupts.
+// How late any thread may be even if nothing else runs: waking it, interrupts.
 constexpr int64_t kLate = 1'000'000;
-// How long to work alone, in times of what was waited: trying again then costs a sixteenth.
+// How long to work alone, as a multiple of the wait: retrying then costs a sixteenth.
 constexpr int64_t kPenance = 16;
 
 std::atomic<bool> noticed{true};

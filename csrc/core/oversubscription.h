@@ -5,15 +5,15 @@
 
 namespace fastnn {
 
-// Nanoseconds on a clock that only goes forward.
+// Nanoseconds of a monotonic clock.
 int64_t clock_ns();
 
-// Work that the calling thread does for as long as the object lives; one at a time. It is a piece, or several
-// of the same size one after the other.
+// Work of the calling thread for the lifetime of the object; one at a time. It is a piece, or several of the
+// same size one after the other.
 //
-// Where a region's threads waited for each other for longer than one of them would have taken for all of the
-// piece, or for some short pieces in a row, some had no processor. The thread then does its short pieces of
-// work alone for a while, which costs little where that was a mistake: results do not depend on the number of
+// If a region's threads waited for each other for longer than one of them would have taken for the whole
+// piece, or for several short pieces in a row, some had no processor. The thread then does its short pieces
+// of work alone for a while, which costs little if that was wrong: results do not depend on the number of
 // threads.
 class Work {
  public:
@@ -28,7 +28,7 @@ class Work {
   friend bool next_piece(int64_t);
   friend void note_wait(int64_t);
 
-  // The threads have waited so long, all in all, at the end of a piece.
+  // `waited`: the threads' total wait up to the end of a piece.
   void judge(int64_t waited);
 
   const int64_t operations_;
@@ -37,17 +37,17 @@ class Work {
   int64_t judged_wait_ = 0, unjudged_ = 0;  // of `waited`; operations done since
 };
 
-// Whether the calling thread's work is to be done by it alone.
+// Whether the calling thread should do its work alone.
 bool works_alone();
 
-// Between two pieces of the calling thread's work, in a region whose threads have waited so many nanoseconds
-// up to now: whether as many are to do the next one. Else it should be new work.
+// Between two pieces of the calling thread's work, in a region whose threads have waited `waited` nanoseconds
+// so far: whether as many threads should do the next one. Otherwise it should be new work.
 bool next_piece(int64_t waited);
 
-// The threads of a region of the calling thread waited so many nanoseconds.
+// Reports how long the threads of a region of the calling thread waited.
 void note_wait(int64_t nanoseconds);
 
-// Off, nobody works alone: for tests of what several threads do.
+// If off, no thread works alone: for tests of several threads.
 void notice_oversubscription(bool on);
 
 }  // namespace fastnn

@@ -38,7 +38,7 @@ inline void parallel_for(int64_t n, int64_t grain, const Body& body) {
     {
       const int64_t count = omp_get_num_threads(), me = omp_get_thread_num();
       const int64_t begin = n * me / count, end = n * (me + 1) / count;
-      // An exception that left the region would end the process. Scratch memory is all that can fail in a
+      // An exception that left the region would end the process. Only scratch memory can fail in a
       // kernel.
       try {
         if (begin < end) body(begin, end);
@@ -78,16 +78,16 @@ inline void run_as_team([[maybe_unused]] int64_t threads, const Code& code) {
   if (team.failed()) throw_out_of_memory();
 }
 
-// Runs piece() as a team, and again as long as next(), which one of the threads calls between two pieces,
-// says that there is another and the number of threads is to stay: OpenMP's threads keep their processors
-// from others while they wait for the next region.
+// Runs piece() as a team, and repeats it as long as next(), which one of the threads calls between two
+// pieces, returns that there is another one with the same number of threads: between regions, OpenMP's
+// waiting threads keep their processors from other processes.
 template <class Piece, class Next>
 inline void run_pieces(int64_t threads, const Piece& piece, const Next& next) {
   bool another = false;
   run_as_team(threads, [&] {
     do {
       piece();
-      wait_for_team();  // nobody reads what next() is about to change
+      wait_for_team();  // no thread still reads what next() is about to change
       parallel_for(1, 1, [&](int64_t, int64_t) { another = next_piece(team_waited()) && next(); });
     } while (another);
   });

@@ -1,4 +1,4 @@
-// A product that stays out of every sum.
+// A product that is never fused into a sum.
 #pragma once
 
 #include "core/host_device.h"
@@ -18,8 +18,8 @@ __device__ __forceinline__ V rounded_product(V a, B b) {
 }
 #endif
 
-// a * b, rounded. In a sum of two products the compiler fuses either with the addition, in each copy of the
-// code as it likes: the same update of numbers that are stored in another type would give other bits. V is a
+// a * b, rounded. In a sum of two products the compiler may fuse either one with the addition, differently in
+// each copy of the code: the same update on numbers stored in another type would give different bits. V is a
 // scalar or a vector, B its scalar or the same.
 template <class V, class B>
 FASTNN_HOST_DEVICE V product(V a, B b) {

@@ -17,7 +17,7 @@ class ScratchBuffer {
   ScratchBuffer& operator=(const ScratchBuffer&) = delete;
 
   bool holds(size_t bytes) const { return data_ && bytes_ >= bytes; }
-  // Makes it hold `bytes`; what it held is lost.
+  // Makes it hold `bytes`; its content is lost.
   void grow(size_t bytes);
   void* data() const { return data_; }
 
@@ -26,7 +26,7 @@ class ScratchBuffer {
   size_t bytes_ = 0;
 };
 
-// Memory of the calling thread, at least `bytes` long; it stays valid until the same thread asks for the same
+// Memory of the calling thread, at least `bytes` long; valid until the same thread requests the same
 // slot again. It is kept between calls, so that hot paths do not allocate: for buffers whose size is bounded.
 enum class Scratch { pack_a, pack_b, accumulate, row, gradient, transposed, registers, count };
 void* thread_scratch(Scratch slot, size_t bytes);
@@ -34,7 +34,7 @@ void* thread_scratch(Scratch slot, size_t bytes);
 // The calling thread's buffers, one a slot.
 ScratchBuffer* scratch_buffers();
 
-// Memory that is given back at the end of the scope: for buffers as large as the user's tensors.
+// Memory that is released at the end of the scope: for buffers as large as the user's tensors.
 class ScopedBuffer {
  public:
   explicit ScopedBuffer(size_t bytes);

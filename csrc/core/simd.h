@@ -49,7 +49,7 @@ struct AccOf<double> {
 template <class T>
 using Acc = typename AccOf<T>::type;
 
-// p where T is the type that is computed in, else null.
+// p if T is the type that is computed in, else null.
 template <class T>
 FASTNN_INLINE Acc<T>* as_acc(T* p) {
   if constexpr (sizeof(T) == sizeof(Acc<T>))
@@ -79,8 +79,8 @@ FASTNN_INLINE double to_acc(double x) { return x; }
 FASTNN_INLINE float to_acc(bfloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 FASTNN_INLINE float to_acc(float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
-  // Subnormal halves become normal floats by way of an integer: no subnormal is computed with, which
-  // FlushSubnormals would take for 0.
+  // Subnormal halves become normal floats via an integer: no arithmetic on subnormals, which FlushSubnormals
+  // would treat as 0.
   const uint32_t finite = magnitude < 0x400 ? bit_cast<uint32_t>(static_cast<float>(magnitude) * 0x1p-24f)
                                             : (magnitude << 13) + (uint32_t{112} << 23);
   const uint32_t special = (magnitude << 13) | 0x7f800000;
@@ -116,8 +116,8 @@ FASTNN_INLINE float16 from_acc<float16>(float x) {
   return {static_cast<uint16_t>(sign | half)};
 }
 
-// The zero-masked forms of some AVX-512 intrinsics below stand where GCC 12 warns about its own header for
-// the plain ones.
+// Some AVX-512 intrinsics below are used in their zero-masked forms because GCC 12 warns about its own header
+// for the plain ones.
 
 // ---- loads: kLanes<Acc<T>> elements, any alignment ----
 
@@ -293,8 +293,8 @@ FASTNN_INLINE Vec<double> sqrt(Vec<double> x) {
 #endif
 }
 
-// 1 / x, in float with a relative error of up to 2^-14 where an instruction for that is faster than a
-// division: for what is made exact later.
+// 1 / x, in float with a relative error of up to 2^-14 if there is an instruction for it that is faster than
+// a division: for results that are refined later.
 FASTNN_INLINE Vec<double> rough_inverse(Vec<double> x) { return 1.0 / x; }
 FASTNN_INLINE Vec<float> rough_inverse(Vec<float> x) {
 #if defined(__AVX512F__)
@@ -313,7 +313,7 @@ template <class V>
 FASTNN_INLINE V min(V a, V b) {
   return a > b ? b : a;
 }
-// The instruction gives its second operand where either is NaN; the compiler does not find it by itself.
+// The instruction returns its second operand if either is NaN; the compiler does not use it on its own.
 #if defined(__AVX512F__)
 FASTNN_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
   return (Vec<float>)_mm512_maskz_max_ps(0xffff, (__m512)b, (__m512)a);
@@ -337,7 +337,7 @@ constexpr bool kFuses = true;
 constexpr bool kFuses = false;
 #endif
 
-// x 2^n for whole numbers n, rounded once, in one instruction where there is one.
+// x 2^n for whole numbers n, rounded once, in one instruction if there is one.
 #if defined(__AVX512F__)
 constexpr bool kScalesByPowers = true;
 FASTNN_INLINE Vec<float> scale_by_power(Vec<float> x, Vec<float> n) {
@@ -350,7 +350,7 @@ FASTNN_INLINE Vec<double> scale_by_power(Vec<double> x, Vec<double> n) {
 constexpr bool kScalesByPowers = false;
 #endif
 
-// Keeps a loaded value in a register. Without it GCC folds the load into each instruction that uses the value
+// Keeps a loaded value in a register. Otherwise GCC folds the load into each instruction that uses the value
 // and so reads it once for every row of a register tile.
 template <class V>
 FASTNN_INLINE void keep_in_register(V& v) {
@@ -365,8 +365,8 @@ FASTNN_INLINE void keep_in_register(V& v) {
 #endif
 }
 
-// Makes the compiler forget how it came by a pointer. GCC else computes the addresses of all rows of a tile
-// ahead of the loop and spills them: a third of the time of a tile of depth 8.
+// Hides from the compiler how a pointer was computed. Otherwise GCC computes the addresses of all rows of a
+// tile ahead of the loop and spills them: a third of the time of a tile of depth 8.
 template <class T>
 FASTNN_INLINE void forget_origin(T*& pointer) {
   __asm__ volatile("" : "+r"(pointer));
@@ -411,8 +411,8 @@ FASTNN_INLINE void store_pairs(uint32_t* p, Pairs v, int n) {
 
 // sums + second values' product + first values' product, each addition rounded to nearest even. NaN and
 // infinity pass. The instruction also takes subnormal values as 0 and gives 0 for a subnormal sum (Intel SDM,
-// VDPBF16PS); it is the one line of the pair kernels that only processors with AVX512_BF16 run. Elsewhere two
-// FMAs, which keep subnormals, stand for it, so that all the rest is tested everywhere.
+// VDPBF16PS); this is the only line of the pair kernels that needs a processor with AVX512_BF16. Elsewhere
+// two FMAs, which keep subnormals, replace it, so that everything else is tested everywhere.
 FASTNN_INLINE Vec<float> add_products(Vec<float> sums, Pairs a, Pairs b) {
 #if defined(__AVX512BF16__)
   return (Vec<float>)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);

@@ -41,7 +41,7 @@ void TeamMember::meet() {
 void* TeamMember::shared(Scratch slot, size_t bytes) {
   ScratchBuffer& buffer = team_.scratch_[static_cast<int>(slot)];
   if (!buffer.holds(bytes)) {
-    barrier();  // before it, everyone has looked; after it, nobody uses the old memory
+    barrier();  // before it, all have read it; after it, none uses the old memory
     run_share([&] {
       if (index == 0) buffer.grow(bytes);
     });

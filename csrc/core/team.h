@@ -1,10 +1,10 @@
-// Teams: the threads of one parallel region that all run the same code (single program, multiple data). What
-// a region costs is then paid once for a sequence of kernels, and a barrier for each step of it.
+// Teams: the threads of one parallel region that all run the same code (single program, multiple data). The
+// cost of a region is then paid once for a sequence of kernels, plus a barrier for each step of it.
 //
 // Code that may run on a team does its work inside parallel_for, keeps what the members share in
-// shared_scratch, and writes results outside of parallel_for only where leads_team() says so. Where it reads
-// shared_scratch outside of parallel_for it calls wait_for_team() afterwards: else a faster member could
-// already be filling it for what comes next.
+// shared_scratch, and writes results outside of parallel_for only if leads_team() is true. If it reads
+// shared_scratch outside of parallel_for it calls wait_for_team() afterwards: otherwise a faster member could
+// already be filling it for the next step.
 #pragma once
 
 #include <atomic>
@@ -17,20 +17,20 @@
 
 namespace fastnn {
 
-// Number of threads a region of this caller may use: torch.set_num_threads is honoured, and a forked child
+// Number of threads a region of this caller may use: torch.set_num_threads is respected, and a forked child
 // stays on one thread, because the pool's threads do not survive a fork and waiting for them would never end.
 // On a team: its size; and 1 inside the body of its parallel_for.
 int max_threads();
 
 class Barrier;
 
-// What the members of one team share. The thread that makes it leads it.
+// State shared by the members of a team. The thread that makes it leads it.
 class Team {
  public:
   Team();
   bool failed() const;
   void fail();
-  // Nanoseconds that the members have waited for a single one that was late; less where several were.
+  // Nanoseconds that the members have waited for a single late one; less if several were late.
   int64_t waited() const;
 
  private:
@@ -41,7 +41,7 @@ class Team {
   ScratchBuffer* scratch_ = nullptr;  // the leader's
 };
 
-// A thread of a team, for as long as the object lives.
+// A thread of a team, for the lifetime of the object.
 class TeamMember {
  public:
   TeamMember(Team& team, int64_t index, int64_t count);
@@ -49,7 +49,7 @@ class TeamMember {
   TeamMember(const TeamMember&) = delete;
   TeamMember& operator=(const TeamMember&) = delete;
 
-  // A member that ran out of memory in its share still comes to the barrier, and all of them leave the code
+  // A member that ran out of memory in its share still arrives at the barrier, and all of them leave the code
   // there together.
   template <class Share>
   void run_share(const Share& share) {
@@ -101,13 +101,14 @@ int64_t team_threads();
 // Team::waited() of the caller's team, in the body of a parallel_for too; 0 outside of teams.
 int64_t team_waited();
 
-// Whether the caller is to write what one thread writes: the first member of a team, or a thread without one.
+// Whether the caller should write what one thread writes: the first member of a team, or a thread without
+// one.
 bool leads_team();
 
-// Returns when every member of the team has come here.
+// Returns when every member of the team has arrived.
 void wait_for_team();
 
-// thread_scratch, but the members of a team are given the same memory, which is the leader's.
+// Like thread_scratch, but the members of a team share the leader's memory.
 void* shared_scratch(Scratch slot, size_t bytes);
 
 }  // namespace fastnn

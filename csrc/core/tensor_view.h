@@ -17,7 +17,7 @@ struct TensorView {
   DType dtype = DType::f32;
   int16_t cuda_device = kNoCudaDevice;
   int64_t shape[kMaxDims] = {};
-  int64_t strides[kMaxDims] = {};  // of size-1 dimensions: 0, whatever the producer said
+  int64_t strides[kMaxDims] = {};  // of size-1 dimensions: 0, whatever the producer set
 
   template <class T>
   T* as() const {
@@ -37,11 +37,11 @@ struct TensorView {
       dense = dense && (shape[d] == 1 || strides[d] == expected);
       expected *= shape[d];
     }
-    return dense || expected == 0;  // without elements any strides will do, as in torch
+    return dense || expected == 0;  // without elements any strides are fine, as in torch
   }
 };
 
-// The contiguous (rows, columns) matrix that is at `data`.
+// The contiguous (rows, columns) matrix at `data`.
 TensorView contiguous_matrix(void* data, DType dtype, int64_t rows, int64_t columns);
 
 }  // namespace fastnn

@@ -8,9 +8,8 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// Lane i is lane Lane[i] of a and b put one after the other. GCC before 12 has no __builtin_shufflevector,
-// Clang no
-// __builtin_shuffle.
+// Lane i is lane Lane[i] of the concatenation of a and b. GCC before 12 has no __builtin_shufflevector, Clang
+// no __builtin_shuffle.
 template <class T, int... Lane>
 FASTNN_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b) {
 #if defined(__clang__)
@@ -21,7 +20,7 @@ FASTNN_INLINE Vec<T> shuffle(Vec<T> a, Vec<T> b) {
 #endif
 }
 
-// Swaps the blocks of W lanes that lie off the diagonal of rows a and b, W rows apart.
+// Swaps the blocks of W lanes off the diagonal of rows a and b, W rows apart.
 template <class T, int W, int... Lane>
 FASTNN_INLINE void swap_blocks(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, Lane...>) {
   constexpr int kN = kLanes<T>;
@@ -38,7 +37,7 @@ FASTNN_INLINE void transpose_stage(Vec<T> (&rows)[kLanes<T>]) {
   if constexpr (W > 1) transpose_stage<T, W / 2>(rows);
 }
 
-// rows[r] = lane r of each of kLanes rows that lie `stride` values apart. log2(kLanes) stages of kLanes
+// rows[r] = lane r of each of kLanes rows `stride` values apart. log2(kLanes) stages of kLanes
 // shuffles each, of which the loads do the first.
 template <class T>
 FASTNN_INLINE void load_transposed(const T* from, int64_t stride, Vec<Acc<T>> (&rows)[kLanes<Acc<T>>]) {
@@ -60,7 +59,7 @@ FASTNN_INLINE void load_transposed(const T* from, int64_t stride, Vec<Acc<T>> (&
   if constexpr (kHalf > 1) transpose_stage<A, kHalf / 2>(rows);
 }
 
-// The same of rows that are in registers already.
+// The same for rows that are already in registers.
 template <class T>
 FASTNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   transpose_stage<T, kLanes<T> / 2>(rows);

@@ -18,13 +18,13 @@ struct FloatFormat<float> {
   using Bits = uint32_t;
   static constexpr int kFractionBits = 23;
   static constexpr Int kBias = 127;
-  // 1.5 * 2^23: adding it rounds a small number to an integer that then stands in the low bits.
+  // 1.5 * 2^23: adding it rounds a small number to an integer that is then in the low bits.
   static constexpr float kRounder = 0x1.8p23f;
   // ln 2 in two parts: the first has 10 bits, so that its product with any exponent is exact.
   static constexpr float kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;
   // e^low rounds to 0 and e^high overflows.
   static constexpr float kExpLow = -104.0f, kExpHigh = 89.0f;
-  // Taylor terms: 2 / 11 * 0.172^10 = 4e-9 is left out, against 6e-8 for half an ulp.
+  // Taylor terms: 2 / 11 * 0.172^10 = 4e-9 is omitted, compared with 6e-8 for half an ulp.
   static constexpr int kLogTerms = 4;
   static constexpr float kSmallestNormal = 0x1p-126f, kLiftSubnormal = 0x1p23f;
 };
@@ -38,13 +38,13 @@ struct FloatFormat<double> {
   static constexpr double kRounder = 0x1.8p52;
   static constexpr double kLn2High = 0x1.62e42fee00000p-1, kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr double kExpLow = -746.0, kExpHigh = 710.0;
-  // 2 / 23 * 0.172^22 = 1e-18 is left out, against 1e-16.
+  // 2 / 23 * 0.172^22 = 1e-18 is omitted, compared with 1e-16.
   static constexpr int kLogTerms = 10;
   static constexpr double kSmallestNormal = 0x1p-1022, kLiftSubnormal = 0x1p52;
 };
 
-// (e^r - 1 - r) / r^2 as a polynomial in r for |r| <= ln 2 / 2. In float the one whose largest error in e^r
-// is least if it begins with 1/2, 4e-9; in double that through the Chebyshev points, 3e-19.
+// (e^r - 1 - r) / r^2 as a polynomial in r for |r| <= ln 2 / 2. In float, of those that begin with 1/2, the
+// one with the smallest maximum error in e^r, 4e-9; in double the one through the Chebyshev points, 3e-19.
 template <class T>
 struct ExpRest;
 
@@ -119,7 +119,7 @@ FASTNN_INLINE Vec<T> exp(Vec<T> x) {
   if constexpr (kScalesByPowers) {
     return scale_by_power(series, whole);
   } else {
-    // 2^n in two factors: n itself may lie outside the exponents of normal numbers.
+    // 2^n in two factors: n itself may be outside the exponent range of normal numbers.
     const IntVec half = exponent >> 1;
     const IntVec low = (half + Format::kBias) << Format::kFractionBits;
     const IntVec high = (exponent - half + Format::kBias) << Format::kFractionBits;
@@ -150,7 +150,7 @@ FASTNN_INLINE Vec<T> log(Vec<T> x) {
   return ((x > T(0)) & (x < kInfinity)) ? finite : special;
 }
 
-// log(1 + x) for x in [0, 1]: what 1 + x was rounded by moves the logarithm by that over 1 + x.
+// log(1 + x) for x in [0, 1]: the rounding error of 1 + x changes the logarithm by that error over 1 + x.
 template <class T>
 FASTNN_INLINE Vec<T> log1p(Vec<T> x) {
   const Vec<T> rounded = x + T(1);

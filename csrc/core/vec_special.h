@@ -13,8 +13,8 @@ namespace fastnn::FASTNN_ISA {
 
 // erfcx(x / sqrt 2) / 2 = e^(x^2 / 2) P(Z > x) for x >= 0, as t Q(t - 1/2) with t = 1 / (1 + kScale x). Q
 // interpolates the quotient at the Chebyshev points of t for x up to 14.5 (float) and 39, found with 60
-// digits. Beyond kLargest the probability is no normal number any more, and arithmetic on subnormal ones
-// takes many times as long.
+// digits. Beyond kLargest the probability is no longer a normal number, and arithmetic on subnormals takes
+// many times as long.
 template <class T>
 struct NormalTail;
 
@@ -40,9 +40,9 @@ struct NormalTail<double> {
       0x1.de6d02a26289cp-9,  -0x1.3fb7ce475a168p-15, -0x1.0959f1400a390p-10};
 };
 
-// (tanh(x) / x - 1) / x^2 as a polynomial in x^2 for x up to kBound, from where on tanh(x) > 1/2. Found as Q
-// was; the coefficients in float were then moved by a few units in the last place, to where the largest error
-// of tanh was least. Left out is less than 1/10 (double 1/50) of the rounding error.
+// (tanh(x) / x - 1) / x^2 as a polynomial in x^2 for x up to kBound, above which tanh(x) > 1/2. Found like Q;
+// the float coefficients were then adjusted by a few units in the last place to minimise the largest error of
+// tanh. The truncation error is less than 1/10 (double 1/50) of the rounding error.
 template <class T>
 struct TanhRest;
 
@@ -81,7 +81,7 @@ FASTNN_INLINE Vec<T> sigmoid(Vec<T> x, Vec<T>& complement) {
 }
 
 // With |x| = n ln 2 / 2 + h, A = 2^n and t = tanh h, 1 - tanh |x| = w = 2 (1 - t) / ((A + 1) + (A - 1) t).
-// From kBound on a rough y = 1 - w is improved by what w = 1 - y, exact because y >= 1/2, misses of that, so
+// From kBound on, a rough y = 1 - w is corrected by the residual of w = 1 - y, exact because y >= 1/2, so
 // that the error is hardly more than that of rounding the result. Below, n is 0.
 template <class T>
 FASTNN_INLINE Vec<T> tanh(Vec<T> x) {

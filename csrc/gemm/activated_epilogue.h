@@ -1,5 +1,5 @@
-// An epilogue with an activation, or the gradient of one, in three steps: what comes before it, the
-// activation of the whole tile at once, and what comes after.
+// An epilogue with an activation, or the gradient of one, in three steps: the part before it, the activation
+// of the whole tile at once, and the part after it.
 #pragma once
 
 #include "core/activation/apply.h"
@@ -29,8 +29,8 @@ void store_activated(const void* self, int64_t i, int64_t j, int64_t rows, int64
   for (int64_t left = 0; left < columns; left += kPiece) {
     const int64_t width = min(kPiece, columns - left), count = rows * ceil_div(width, kLanes<A>) * kLanes<A>;
     each_vector<A>(rows, width, [&](int64_t r, int64_t c, int64_t at, int lanes) {
-      // Beyond the columns lies anything, subnormal numbers among it, each a trap into microcode at every
-      // step of an activation: 0 instead.
+      // The memory beyond the columns is arbitrary and may hold subnormals, each of which traps into
+      // microcode at every step of an activation: use 0 instead.
       const Vec<A> sums = load_lanes(values + r * stride + left + c, lanes);
       store(z + at, steps.before(i + r, j + left + c, sums, lanes));
       if constexpr (Steps::kGradient) store(saved + at, steps.saved.values(i + r, j + left + c, lanes));
@@ -47,9 +47,9 @@ void store_activated(const void* self, int64_t i, int64_t j, int64_t rows, int64
 
 }  // namespace detail
 
-// The epilogue made of an object that outlives it, with before(i, j, v, n), which gives what goes into
-// `activation` of the n <= kLanes sums of row i from column j on; after(i, j, v, n), which takes what comes
-// out; and with kGradient, where it is the gradient of `activation`, the Operand `saved`.
+// The epilogue made of an object that outlives it, with before(i, j, v, n), which returns the input of
+// `activation` for the n <= kLanes sums of row i from column j on; after(i, j, v, n), which takes its output;
+// and with kGradient, if it is the gradient of `activation`, the Operand `saved`.
 template <class T, class Steps>
 Epilogue<T> activated_epilogue(const Steps& steps) {
   return {nullptr, &steps, detail::store_activated<T, Steps>};

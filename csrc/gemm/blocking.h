@@ -1,4 +1,4 @@
-// Tile and block sizes of the matrix product, and how its work is cut.
+// Tile and block sizes of the matrix product, and how its work is split.
 #pragma once
 
 #include <cstdint>
@@ -37,13 +37,13 @@ constexpr int64_t kMaxDepth = 1024;
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Length of the chains of sums that a pass is cut into: products that are added one after the other before
-// their sum leaves the registers for the tile. Each is rounded at the size of the sum so far, so the error
-// grows with the length, like it for positive numbers and like its root for those of both signs. These have
-// at most 1.5 times the error of chains of 192, which MKL has (one of 1024 had 4.5 and 2.3 times), and take
-// 0.3% of the time each. Fewer than kFewColumns MKL sums in several chains: a single one of 64 to 100
-// had 1.65 to 1.87 times its error, two have 1.2 to 1.4 times, and take 0 to 5% of
-// the time of so small a product (64 x 10 of depth 64: 1.27 -> 1.32 us on a Zen 5).
+// Length of the chains of sums into which a pass is cut: products that are added one after the other before
+// their sum is moved from the registers to the tile. Each is rounded at the size of the sum so far, so the
+// error grows with the length, linearly for positive numbers and with its square root for mixed signs. These
+// have at most 1.5 times the error of chains of 192, which MKL uses (one of 1024 had 4.5 and 2.3 times), and
+// each takes 0.3% of the time. With fewer than kFewColumns columns MKL sums in several chains: a single one
+// of 64 to 100 had 1.65 to 1.87 times its error, two have 1.2 to 1.4 times, and take 0 to 5% of the time of
+// so small a product (64 x 10 of depth 64: 1.27 -> 1.32 us on a Zen 5).
 constexpr int64_t kFewColumns = 16;
 inline int64_t chain_length(int64_t depth, bool few_columns) {
   constexpr int64_t kOneChain = 192, kMaxChain = 256, kShortChain = 24;
@@ -51,7 +51,7 @@ inline int64_t chain_length(int64_t depth, bool few_columns) {
   return ceil_div(depth, depth <= 2 * kMaxChain ? 2 : ceil_div(depth, kMaxChain));
 }
 
-// [0, total) cut into `count` parts whose lengths differ by at most one. Divides once: a 64-bit division
+// [0, total) split into `count` parts whose lengths differ by at most one. Divides once: a 64-bit division
 // costs as much as several rows of a tile.
 struct EvenParts {
   int64_t count;

@@ -19,8 +19,8 @@ constexpr int kDotColumns = 4;
 constexpr int kDotColumns = 2;
 #endif
 
-// Depth of one pass over K: the kDotRows rows of A (16 KB in float) stay in L1 while the columns of B pass
-// by.
+// Depth of one pass over K: the kDotRows rows of A (16 KB in float) stay in L1 while the columns of B stream
+// past.
 constexpr int64_t kDotDepth = 1024;
 
 // (depth, a, a_row, b, b_row, tile, tile_stride, accumulate):

@@ -58,14 +58,13 @@ void dot_kernel(int64_t depth, const A* a, int64_t a_row, const A* b, int64_t b_
     }
 }
 
-// Sixteen rows are more streams than are fetched from L2 ahead: each row asks for its values so many vectors
-// before they are needed, where it is as long as this. 1 x 256 x 256 took 2.35 us without and 2.05 with it, 1
-// x 784 x 128 3.5 and 2.9 (Zen 5); at 64 it took 5% longer, and so it did with the eight rows of AVX2.
+// Sixteen rows are more streams than the hardware prefetches from L2: each row prefetches its values this
+// many vectors ahead, if it is at least as long. 1 x 256 x 256 took 2.35 us without and 2.05 with it, 1 x 784
+// x 128 3.5 and 2.9 (Zen 5); at 64 it took 5% longer, as with the eight rows of AVX2.
 constexpr int64_t kVectorsAhead = 3;
 constexpr int64_t kAskedDepth = 128;
 
-// The sums over one pass of `rows` rows, or of kLanes where kFull. Rows that are missing are the last one
-// again.
+// The sums over one pass of `rows` rows, or of kLanes if kFull. The last row stands in for missing ones.
 template <bool kFull, class A>
 FASTNN_INLINE Vec<A> dots_of_pass(int rows, int64_t depth, const A* a, int64_t a_row, const A* x) {
   constexpr int kL = kLanes<A>, kHalf = kL / 2;

@@ -13,7 +13,7 @@ namespace fastnn::FASTNN_ISA {
 // The largest smaller side of C for which the dot form is chosen: above, it is bound by L2.
 constexpr int64_t kDotLargestSide = 47;
 
-// Bytes of B's columns that stay in L2 while the rows of A pass by.
+// Bytes of B's columns that stay in L2 while the rows of A stream past.
 constexpr int64_t kDotBlockBytes = int64_t{512} << 10;
 
 // Row tiles whose sums wait between passes along K: they bound the memory for it to 600 KB.
@@ -21,8 +21,8 @@ constexpr int64_t kDotWaitingTiles = 256;
 
 // The packed form computes whole vectors along the smaller side; the dot form adds up the lanes of its sums
 // at the end, and waits for the larger operand where that does not stay in L2. Their fractions of the peak,
-// fitted to sides of 8 to 47 and depths of 128 to 1024 (Cascade Lake): where these are close, so are the
-// forms.
+// fitted to sides of 8 to 47 and depths of 128 to 1024 (Cascade Lake): where these are close, the forms are
+// about equally fast.
 template <class T>
 bool dot_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, Region region) {
   constexpr int64_t kL = kLanes<Acc<T>>, kSize = sizeof(T);
@@ -77,7 +77,7 @@ void dot_gemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operan
   const int64_t most_columns = kDotBlockBytes / (min(k, kDotDepth) * kL * static_cast<int64_t>(sizeof(A)));
   const int64_t threads = worthwhile_threads(m * n * k);
   ThreadGrid grid = thread_grid(threads, row_tiles, column_tiles, region);
-  // Nothing is packed, so rows are as good as columns to cut, and of the longer side more tiles are whole.
+  // Nothing is packed, so rows can be cut as well as columns, and the longer side has more whole tiles.
   if (region == Region::full && m > n) {
     const ThreadGrid turned = thread_grid(threads, column_tiles, row_tiles, region);
     grid = {turned.columns, turned.rows};

@@ -1,5 +1,5 @@
-// What becomes of the sums of a product. The product is compiled once for each storage type and calls its
-// epilogue through a pointer, once for each register tile: beside a tile's products the call costs nothing.
+// What is done with the sums of a product. The product is compiled once for each storage type and calls its
+// epilogue through a pointer, once per register tile: compared with a tile's products the call costs nothing.
 #pragma once
 
 #include "core/simd.h"
@@ -7,17 +7,17 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// The largest `rows` of a call: a row tile's, or as many as a vector of the widest has lanes.
+// The largest `rows` of a call: a row tile's, or the lanes of the widest vector.
 constexpr int64_t kMostEpilogueRows = 16;
 
-// store(self, i, j, rows, columns, values, stride) is handed the sums C (i + r, j + c) for r < rows and
+// store(self, i, j, rows, columns, values, stride) receives the sums C (i + r, j + c) for r < rows and
 // c < columns, each once, at values[r * stride + c]; whole vectors can be read of every row.
 template <class T>
 struct Epilogue {
   using Store = void (*)(const void* self, int64_t i, int64_t j, int64_t rows, int64_t columns,
                          const Acc<T>* values, int64_t stride);
 
-  Acc<T>* direct;  // C (0, 0), where C is contiguous and takes the sums as they are; else null
+  Acc<T>* direct;  // C (0, 0), if C is contiguous and takes the sums unchanged; else null
   const void* self;
   Store store;
 

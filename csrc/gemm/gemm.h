@@ -3,10 +3,10 @@
 //
 // Columns are cut into panels of up to kTileColumns, rows into tiles of up to kTileRows, K into passes of up
 // to kMaxDepth; tile_gemm.h multiplies them, swapped_gemm.h where the transposed product has less to pack,
-// dot_gemm.h and vector_gemm.h the shapes for which packing does not pay, pair_gemm.h bfloat16 where the
-// processor multiplies it by itself. Every value of C is the sum of its passes in order, and the order within
-// a pass depends on the shape of the problem and on whether K is contiguous in A and B, the swapped form
-// having that of tile_gemm.h. So it depends neither on the number of threads nor on what was packed.
+// dot_gemm.h and vector_gemm.h the shapes for which packing does not pay off, pair_gemm.h bfloat16 if the
+// processor has an instruction for it. Every value of C is the sum of its passes in order, and the order
+// within a pass depends on the shape of the problem and on whether K is contiguous in A and B, the swapped
+// form having that of tile_gemm.h. So it depends neither on the number of threads nor on what was packed.
 #pragma once
 
 #include "gemm/epilogue.h"

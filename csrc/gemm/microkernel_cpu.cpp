@@ -7,12 +7,12 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Depth from which on the lines of the tile are asked for before the sums are known: they often come from L3.
+// Depth from which the lines of the tile are prefetched before the sums are known: they often come from L3.
 constexpr int64_t kPrefetchedDepth = 64;
 
-// Steps along K by which B, which streams from L2, is asked for ahead: some 100 cycles. Beyond the last row
-// of a packed panel lies the next one (3% of 512^3), but beyond that of B itself what no tile may ever need:
-// asking for it doubled the time of products of depth 8.
+// Steps along K by which B, which streams from L2, is prefetched: some 100 cycles. After the last row of a
+// packed panel comes the next panel (3% of 512^3), but after that of B itself, memory that no tile may need:
+// prefetching it doubled the time of products of depth 8.
 constexpr int64_t kStepsAhead = 8;
 
 template <bool Packs, int Rows, int Vectors, class A>
@@ -53,17 +53,16 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
     a += a_column;
     b += b_row;
   };
-  // Packed panels have no gaps between their rows, and few others have none.
+  // Packed panels have no gaps between their rows, as few others do.
   const int64_t asked = b_row == Vectors * kL ? depth : depth - kStepsAhead;
   int64_t p = 0;
-// The loop itself costs as much as four of its FMAs do, where a neighbour on the same core competes for issue
-// slots.
+// The loop itself costs as much as four of its FMAs if a neighbour on the same core competes for issue slots.
 #pragma GCC unroll 4
   for (; p < asked; ++p) step(std::true_type{});
 #pragma GCC unroll 4
   for (; p < depth; ++p) step(std::false_type{});
-  // Added at the end rather than built upon: a long chain of sums would round each product at the size of the
-  // total.
+  // Added at the end rather than used as the starting value: a long chain of sums would round each product at
+  // the size of the total.
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 4

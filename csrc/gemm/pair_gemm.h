@@ -28,7 +28,7 @@ class PairGemm {
   using Matrix = Operand<bfloat16>;
 
  public:
-  // epilogue and region as in gemm.h; the epilogue is always handed its values, never asked for an address.
+  // epilogue and region as in gemm.h; the epilogue always receives its values, its address is never used.
   PairGemm(PairMicrokernels kernels, int64_t m, int64_t n, int64_t k, const Matrix& a, const Matrix& b,
            Region region, const Epilogue<bfloat16>& epilogue)
       : kernels_(kernels),
@@ -87,8 +87,8 @@ class PairGemm {
     }
 
    private:
-    // Where A's rows are contiguous its pairs can be read in place, but for the last value of an odd K, and
-    // unless the rows fall on the same cache sets (a stride that is a multiple of 2 KB).
+    // If A's rows are contiguous, its pairs can be read in place, except for the last value of an odd K, and
+    // unless the rows map to the same cache sets (a stride that is a multiple of 2 KB).
     void pack_a() {
       const bool aliased = g_.a_.row_stride * static_cast<int64_t>(sizeof(bfloat16)) % 2048 == 0;
       packed_a_ = nullptr;
@@ -104,7 +104,7 @@ class PairGemm {
       packed_a_ = packed;
     }
 
-    // All panels are packed beforehand where several threads or several blocks of A read them; else each is
+    // All panels are packed beforehand if several threads or several blocks of A read them; otherwise each is
     // packed just before its only sweep, and is still in L2 then.
     void pack_b() {
       if (grid_.rows == 1 && bottom_ - top_ <= tiles_at_once_) return;

@@ -16,7 +16,7 @@ inline void pack_pairs(const Operand<bfloat16>& source, int64_t width, int64_t d
   constexpr int64_t kL = kLanes<float>;
   const int64_t pairs = ceil_div(depth, 2);
   if (source.column_stride == 1) {
-    // Pairs are in memory as they are needed: 32-bit values to transpose.
+    // Pairs are already in memory: 32-bit values to transpose.
     for (int64_t i = 0; i < ld; i += kL)
       for (int64_t p = 0; p < pairs; p += kL) {
         const int values = static_cast<int>(min(2 * kL, depth - 2 * p));

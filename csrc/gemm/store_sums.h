@@ -1,4 +1,4 @@
-// The epilogue of a product that is wanted as it is.
+// The epilogue that stores the sums unchanged.
 #pragma once
 
 #include <cstdint>

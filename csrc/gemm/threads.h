@@ -26,8 +26,8 @@ struct ThreadGrid {
 };
 
 // The grid whose largest rectangle is smallest; among equals the one with most columns, since each row of
-// rectangles reads all of B. No rectangle is empty. A triangle is cut into two bands of rows a thread, of
-// which each gets a short and a long one.
+// rectangles reads all of B. No rectangle is empty. A triangle is split into two bands of rows per thread,
+// each of which gets a short and a long one.
 inline ThreadGrid thread_grid(int64_t threads, int64_t row_tiles, int64_t panels, Region region) {
   if (region == Region::lower_triangle) return {threads > 1 ? min(2 * threads, row_tiles) : 1, 1};
   ThreadGrid best;
@@ -44,7 +44,7 @@ inline ThreadGrid thread_grid(int64_t threads, int64_t row_tiles, int64_t panels
 }
 
 // Calls body(first_row, last_row, first_column, last_column) for each rectangle, in parallel. The rectangles
-// are handed out from both ends in turn, which pairs the bands of a triangle.
+// are assigned from both ends in turn, which pairs the bands of a triangle.
 template <class Body>
 inline void for_each_rectangle(const ThreadGrid& grid, int64_t row_tiles, int64_t panels, const Body& body) {
   const EvenParts rows(row_tiles, grid.rows), columns(panels, grid.columns);

@@ -1,6 +1,6 @@
 // The packed form of the matrix product, blocked as in BLIS (Van Zee and van de Geijn, "BLIS: A Framework for
 // Rapidly Instantiating BLAS Functionality", 2015) with the operands' parts exchanged: a block of B stays in
-// L2 while the row tiles of A pass by, each multiplied by all panels of the block.
+// L2 while the row tiles of A stream past, each multiplied by all panels of the block.
 #pragma once
 
 #include "core/scratch.h"
@@ -10,16 +10,16 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// Bytes of the block of B that every row tile of A is multiplied by. It takes its part of an L2 of 1 MB and
-// is packed once. What a large product waits for is L3, at 3 to 8 bytes a cycle on a shared machine: A then
-// passes by in long rows, which the hardware prefetcher hides behind the sums, and most often need not be
-// packed. The other way round (a block of A in L2, panels of B packed again for each) B's packing, which
-// nothing hides, took up to a fifth of the time.
+// Bytes of the block of B by which every row tile of A is multiplied. It takes its share of an L2 of 1 MB and
+// is packed once. A large product is bound by L3, at 3 to 8 bytes a cycle on a shared machine: A then streams
+// past in long rows, which the hardware prefetcher hides behind the sums, and usually need not be packed. The
+// other way round (a block of A in L2, panels of B packed again for each) the packing of B, which nothing
+// hides, took up to a fifth of the time.
 constexpr int64_t kBlockBytes = int64_t{640} << 10;
 
-// Bytes of B, with what is between its rows, up to which all row tiles read it in place: each row of a
-// panel costs a miss in the first TLB for each of them. Rows a multiple of a page apart fall on the same set
-// of L1, so that what is asked for ahead pushes itself out. Measured against packing: 28x784x64 (200 KB) 10%
+// Bytes of B, including the gaps between its rows, up to which all row tiles read it in place: each row of a
+// panel costs each of them a first-level TLB miss. Rows a multiple of a page apart map to the same set of L1,
+// so that prefetched lines evict each other. Measured against packing: 28x784x64 (200 KB) 10%
 // faster, 256x256x256 (256 KB) 8%, 512x784x128 (400 KB) level, 512x1024x32 (rows of 4 KB, 128 KB) 6% slower.
 constexpr int64_t kInPlaceBytes = int64_t{256} << 10;
 constexpr int64_t kInPlaceAliasedBytes = int64_t{64} << 10;
@@ -36,8 +36,8 @@ class TileGemm {
   static constexpr int64_t kL = kLanes<A>;
 
  public:
-  // epilogue and region as in gemm.h. few_columns: for chain_length, of the product that is asked for, which
-  // this may be the transpose of.
+  // epilogue and region as in gemm.h. few_columns: for chain_length, of the requested product, of which this
+  // may be the transpose.
   TileGemm(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b, Region region,
            const Epilogue<T>& epilogue, bool few_columns)
       : n_(n),
@@ -73,7 +73,7 @@ class TileGemm {
   struct Panel {
     const A* values;
     int64_t row_stride;
-    A* packed;               // where its first row tile is to leave a packed copy, or null
+    A* packed;               // where its first row tile should store a packed copy, or null
     int64_t column, padded;  // the first of them, and how many: whole vectors
   };
 
@@ -109,7 +109,7 @@ class TileGemm {
     }
 
    private:
-    // Those of [left, right) that are not all above the diagonal where only the triangle is wanted.
+    // Those of [left, right) that are not entirely above the diagonal, if only the triangle is wanted.
     int64_t needed_panels() const {
       int64_t count = right_ - left_;
       if (g_.region_ == Region::lower_triangle)
@@ -117,9 +117,9 @@ class TileGemm {
       return count;
     }
 
-    // Packs A, or finds it good where it is: the micro-kernel reads any strides, but of rows that are not
-    // contiguous it uses a part of each cache line only, and where they are a multiple of 2 KB apart the
-    // lines fall on the same sets of L1.
+    // Packs A, or uses it in place: the micro-kernel reads any strides, but of rows that are not contiguous
+    // it uses only a part of each cache line, and if they are a multiple of 2 KB apart the lines map to the
+    // same sets of L1.
     void place_a() {
       const Operand<T> a = g_.a_.at(first_row_, k_);
       if (sizeof(T) == sizeof(A) &&
@@ -146,8 +146,8 @@ class TileGemm {
       return bottom_ - top_ <= 2 || depth_ * row <= (row % kPage ? kInPlaceBytes : kInPlaceAliasedBytes);
     }
 
-    // Packs the panels [left, right) of B, or finds them good where they are. A panel whose rows are
-    // contiguous is packed by the kernel of its first row tile, at the price of the stores alone.
+    // Packs the panels [left, right) of B, or uses them in place. A panel with contiguous rows is packed by
+    // the kernel of its first row tile, at the cost of the stores alone.
     void place_b(int64_t left, int64_t right, Panel* panels) const {
       const int64_t first = g_.panels_.begin(left), vectors = g_.panels_.begin(right) - first;
       for (int64_t p = left; p < right; ++p, ++panels) {
@@ -206,7 +206,7 @@ class TileGemm {
         g_.epilogue_(i, column, height, min(padded, g_.n_ - column), tile, padded);
     }
 
-    // Not inlined, so that tiles of a single chain, which are short of time, are not burdened.
+    // Not inlined, so that it does not slow down the short tiles of a single chain.
     __attribute__((noinline)) void multiply_in_chains(Microkernel<A> kernel, const A* a, int64_t a_column,
                                                       const Panel& panel, A* tile, int64_t stride,
                                                       Found found) const {
@@ -228,7 +228,7 @@ class TileGemm {
     const int64_t first_vector_, vectors_;
     int64_t pass_ = 0, k_ = 0, depth_ = 0, chain_ = 0;
     const A* a_ = nullptr;
-    int64_t tile_step_ = 0;  // values of A from one row to the next, as tiles are concerned
+    int64_t tile_step_ = 0;  // values of A from one row to the next, within a tile
     int64_t a_row_ = 0;
     int64_t a_column_ = 0;
     bool by_columns_ = false;  // a tile is packed by columns, its height apart

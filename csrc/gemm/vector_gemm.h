@@ -1,6 +1,6 @@
-// The product of a matrix and a vector, where both are contiguous along K: one row of a batch through a
-// linear layer, or a layer with one output. Each vector of sums is that of as many rows, added up in one tree
-// at the end: nothing is packed, nothing is padded but the last rows.
+// The product of a matrix and a vector, both contiguous along K: one row of a batch through a linear layer,
+// or a layer with one output. The sums of a vector's worth of rows are added up in one tree at the end:
+// nothing is packed, and only the last rows are padded.
 #pragma once
 
 #include "gemm/dot.h"
@@ -9,8 +9,8 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// Of many rows the packed form has less to add up below a whole vector of depth; one row would have all of B
-// packed.
+// With many rows the packed form has less to add up below a whole vector of depth; with one row it would pack
+// all of B.
 template <class T>
 bool vector_form_pays(int64_t m, int64_t n, int64_t k, const Operand<T>& a, const Operand<T>& b) {
   return (m == 1 || n == 1) && a.column_stride == 1 && b.row_stride == 1 && k >= (m == 1 ? 1 : kLanes<T>);

@@ -99,10 +99,10 @@ void batch_norm_typed(const Instruction& i) {
   });
 }
 
-// Each channel of x, contiguous (N, C, L...), less its mean and over its deviation. code: training, whether
-// running statistics are updated, has weight, has bias. Operands, contiguous: y; mean and 1 / deviation of
-// the batch if training; running mean and variance if updated; x; weight; bias; running mean and variance
-// unless training. numbers: what is added to the variance, momentum.
+// Each channel of x, contiguous (N, C, L...), minus its mean and divided by its deviation. code: training,
+// whether running statistics are updated, has weight, has bias. Operands, contiguous: y; mean and 1 /
+// deviation of the batch if training; running mean and variance if updated; x; weight; bias; running mean and
+// variance unless training. numbers: the constant added to the variance, momentum.
 void batch_norm(const Instruction& i) {
   if (i.operands[0].dtype == DType::f64) return batch_norm_typed<double>(i);
   batch_norm_typed<float>(i);
@@ -180,7 +180,7 @@ void batch_norm_backward_typed(const Instruction& i) {
 
 // The gradients of batch_norm that the bits of code[0] ask for. Operands, contiguous: dx, dweight, dbias, of
 // which only those asked for; dy, x; mean and 1 / deviation of the batch if the bit of training is set, else
-// running mean and variance; weight if its bit is set. numbers: what is added to the variance.
+// running mean and variance; weight if its bit is set. numbers: the constant added to the variance.
 void batch_norm_backward(const Instruction& i) {
   if (i.operands[0].dtype == DType::f64) return batch_norm_backward_typed<double>(i);
   batch_norm_backward_typed<float>(i);

@@ -1,7 +1,7 @@
-// Sums over each channel of contiguous (N, C, L) tensors, which decide batch normalisation.
+// Sums over each channel of contiguous (N, C, L) tensors, which dominate batch normalisation.
 //
 // With L = 1 channels are columns, and a few vectors of them are summed at a time; else each channel is N
-// runs of L values. Either way a channel belongs to one thread, and its sums to no number of threads.
+// runs of L values. Either way a channel belongs to one thread, and its sums do not depend on their number.
 #pragma once
 
 #include "core/parallel.h"
@@ -34,7 +34,7 @@ FASTNN_INLINE void for_channels(const ChannelShape& s, const Body& body) {
   });
 }
 
-// Vectors that are added in T before they go to a sum in double.
+// Vectors that are added in T before they are added to a sum in double.
 constexpr int64_t kRun = 16;
 
 // Calls body(offset, channel within the group, lanes) for all vectors of a group of channels, in the order of
@@ -75,7 +75,7 @@ FASTNN_INLINE void for_vectors(const ChannelShape& s, int64_t first, int count, 
   for_vectors<T>(s, first, count, body, [] {});
 }
 
-// Sums over the channels of a group.
+// Sums over each channel of a group.
 template <class T>
 class ChannelSums {
  public:
@@ -91,7 +91,7 @@ class ChannelSums {
     }
   }
 
-  // One sum a channel.
+  // One sum per channel.
   void store_to(double* sums, const ChannelShape& s) const {
     if (s.l != 1) {
       sums[0] = whole_[0].total();
@@ -105,7 +105,7 @@ class ChannelSums {
   WideSum<T> whole_[kGroup<T> / kLanes<T>];
 };
 
-// A number a channel, for vectors: in lanes where channels are columns, in all lanes where they are runs.
+// A number per channel, for vectors: in lanes where channels are columns, in all lanes where they are runs.
 template <class T>
 struct PerChannel {
   T value[kGroup<T>];

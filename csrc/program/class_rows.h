@@ -1,4 +1,4 @@
-// Rows of classes in tensors of any strides: how instructions over one dimension walk through the others.
+// Rows of classes in tensors of any strides: how instructions over one dimension iterate over the others.
 #pragma once
 
 #include "core/parallel.h"
@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kRowsGrain = 8192;
 
 // The rows of up to kMost tensors of one shape: `along` of them, evenly spaced in every tensor, for each of
-// `outer` places. Dimensions that are one after the other in every tensor are taken as one.
+// `outer` positions. Dimensions that are consecutive in every tensor are merged.
 struct ClassRows {
   static constexpr int kMost = 5;
 
@@ -44,7 +44,7 @@ struct ClassRows {
     for (int d = 1; d < dims_; ++d) outer *= shape_[d];
   }
 
-  // Where the rows of a place begin in each tensor.
+  // Where the rows of a position begin in each tensor.
   void offsets(int64_t place, int64_t* of) const {
     for (int t = 0; t < count; ++t) of[t] = 0;
     for (int d = 1; d < dims_; ++d) {
@@ -54,7 +54,7 @@ struct ClassRows {
     }
   }
 
-  // Calls use(offsets, rows, at) for blocks of at most `most` rows that are evenly spaced and begin at row
+  // Calls use(offsets, rows, at) for blocks of at most `most` rows that are evenly spaced and start at row
   // `at` of all, [begin, end) of them; `blocks(most)` is their number.
   int64_t blocks(int64_t most) const { return outer * ceil_div(along, most); }
   template <class Use>

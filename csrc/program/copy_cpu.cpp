@@ -24,7 +24,7 @@ void copy_rows(T* y, const T* x, const Nest<2>& nest) {
   });
 }
 
-// The loop in which x is contiguous where the innermost one, in which y is, is not that loop; or -1.
+// The loop in which x is contiguous, unless it is the innermost one, in which y is; otherwise -1.
 int transposed_loop(const Nest<2>& nest) {
   const int last = nest.dims - 1;
   if (last < 1 || nest.step[last].of[0] != 1 || nest.step[last].of[1] == 1) return -1;
@@ -159,7 +159,7 @@ void triangle(const Instruction& i) {
   const int64_t columns = y.shape[y.ndim - 1], rows = y.shape[y.ndim - 2];
   const int64_t ys = y.strides[y.ndim - 1], xs = x.strides[y.ndim - 1];
   if (y.numel() == 0) return;
-  // The loop over columns and that over rows stay apart from the others.
+  // The loops over columns and rows are kept separate from the others.
   Nest<2> nest;
   for (int d = 0; d < y.ndim - 2; ++d) nest.add(y.shape[d], {{y.strides[d], x.strides[d]}});
   const int64_t matrices = nest.numel();

@@ -15,9 +15,9 @@ void store_total(const ElementwiseProgram& program, int64_t s, double sum) {
 }
 
 // A program of micro-ops over operands of one shape (broadcast by strides of 0, dimensions collapsed as far
-// as all of them allow). Results that are sums over all places have one element; their sums are added in
-// double and divided by their divisor. What a result is written to may be read through the very same view,
-// else it overlaps nothing. Nothing is empty, but where there are sums. Code and numbers: program.h.
+// as all of them allow). Results that are sums over all positions have one element; their sums are added in
+// double and divided by their divisor. The memory of a result may be read through exactly the same view, and
+// otherwise overlaps nothing. Nothing is empty, except for sums. Code and numbers: program.h.
 void elementwise(const Instruction& instruction) {
   const ElementwiseProgram program(instruction);
   const Blocks blocks(program);

@@ -30,7 +30,7 @@ int64_t run(const Instruction* instructions, int64_t count, int64_t threads) {
       instructions[i].run(instructions[i]);
       if (const int64_t* const flag = instructions[i].bad_index) {
         const bool bad = *flag != kAllWell;
-        wait_for_team();  // a faster member may be about to write the next result where the flag is
+        wait_for_team();  // a faster member may write its next result over the flag
         if (bad) {
           if (leads_team()) done = i;
           return;

@@ -1,12 +1,12 @@
 // A tensor some of whose dimensions are addressed by index tensors.
 //
 // The instructions that use it run over the elements of a tensor `over`, one of their operands, of the shape
-// that each index tensor was broadcast to. `code` says what each dimension of the indexed tensor is: a
-// dimension of `over`, from 0 on, or ~j, addressed by index tensor j. Indices are int64. In front of that it
+// that each index tensor was broadcast to. `code` describes each dimension of the indexed tensor: a
+// dimension of `over`, from 0 on, or ~j, addressed by index tensor j. Indices are int64. Before that, it
 // has the number of index tensors and whether an index may count from the end.
 //
-// `flag`, one int64, becomes what Instruction::bad_index says. What a bad index addresses is neither read nor
-// written.
+// `flag`, one int64, is set as described for Instruction::bad_index. The memory addressed by a bad index is
+// neither read nor written.
 #pragma once
 
 #include "program/instruction.h"
@@ -21,17 +21,17 @@ struct IndexTensor {
   int64_t size, stride;  // of the dimension that it addresses
 };
 
-// The indexed tensor as the loops see it: `kIndices` index tensors at most.
+// The indexed tensor as seen by the loops: `kIndices` index tensors at most.
 template <int kIndices>
 struct Indexed {
   static constexpr int kViews = 2 + kIndices;
   Nest<kViews> nest;  // over, the indexed tensor's plain dimensions, index tensors
   IndexTensor index[kIndices];
-  Offsets<kViews> first;  // where the loops begin
+  Offsets<kViews> first;  // where the loops start
   int count;
   bool from_end;
 
-  // Loops over `over`, or over [begin, end) of its dimension `part`. Not inlined: once is enough for all
+  // Loops over `over`, or over [begin, end) of its dimension `part`. Not inlined: one copy serves all
   // types.
   __attribute__((noinline)) Indexed(const TensorView& over, const TensorView& tensor,
                                     const TensorView* indices, const int64_t* code, int part = -1,
@@ -63,7 +63,7 @@ struct Indexed {
     return true;
   }
 
-  // Adds to `offset` what the indices at `at` address; false if one of them lies outside.
+  // Adds to `offset` the element addressed by the indices at `at`; false if one is out of range.
   FASTNN_INLINE bool locate(const Offsets<kViews>& at, int64_t& offset) const {
     bool inside = true;
     for (int j = 0; j < (kIndices <= 2 ? kIndices : count); ++j) {
@@ -80,7 +80,7 @@ struct Indexed {
     for (int j = 0; j < (kIndices <= 2 ? kIndices : count); ++j) at.of[2 + j] += nest.inner_step(2 + j);
   }
 
-  // Sets the flag. For one thread, since the first bad index is asked for.
+  // Sets the flag. For one thread, because the first bad index is reported.
   __attribute__((noinline)) void check(int64_t* flag) const {
     *flag = kAllWell;
     for (int j = 0; j < count && *flag == kAllWell; ++j) {

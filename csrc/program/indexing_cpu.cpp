@@ -1,4 +1,4 @@
-// What reads and writes a tensor at indices (indexed.h).
+// Instructions that read and write a tensor at indices (indexed.h).
 #include "core/parallel.h"
 #include "program/indexed.h"
 
@@ -48,7 +48,7 @@ void read(const Instruction& i) {
 }
 
 // The largest dimension of `over` that is one of the indexed tensor itself: elements that differ in it never
-// meet in one place, so that threads may share it; or -1.
+// address the same element, so threads may share it; or -1.
 int shared_dimension(const TensorView& over, const TensorView& y, const int64_t* code) {
   int best = -1;
   for (int d = 0; d < y.ndim; ++d) {
@@ -85,8 +85,8 @@ void write_part(const Instruction& i, int64_t* flag, const TensorView& over, con
   });
 }
 
-// Calls put(place in y, source, n, step in y, step in the source, first index) for runs of elements of
-// `over`, in the order of its elements wherever several are for one place. kOneIndex: there is one index
+// Calls put(position in y, source, n, step in y, step in the source, first index) for runs of elements of
+// `over`, in the order of its elements if several have the same target. kOneIndex: there is one index
 // tensor.
 template <class T, bool kOneIndex = false, class Put>
 void write_each(const Instruction& i, int64_t* flag, const TensorView& over, const TensorView* indices,
@@ -111,8 +111,8 @@ void write_each(const Instruction& i, int64_t* flag, const TensorView& over, con
   });
 }
 
-// y = source at indices, the rest of y as it was; the last of several for one place stays. Operands: y, flag,
-// source, index tensors; over the source.
+// y = source at indices, the rest of y unchanged; of several with the same target the last one wins.
+// Operands: y, flag, source, index tensors; over the source.
 void write(const Instruction& i) {
   dispatch_size(i.operands[0].dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -141,7 +141,7 @@ void add_typed(const Instruction& i) {
                 });
 }
 
-// y += numbers[0] source at indices, one after the other where several are for one place. Operands: y, flag,
+// y += numbers[0] source at indices, in order if several have the same target. Operands: y, flag,
 // source, index tensors; over the source. Of float32, float64 or int64.
 void add(const Instruction& i) {
   const DType dtype = i.operands[0].dtype;
@@ -150,8 +150,8 @@ void add(const Instruction& i) {
   add_typed<int64_t>(i);
 }
 
-// y += source at one index tensor, but for where the index is the last number of the code; indices outside
-// are passed over. Operands: y, source, index tensor; over the source. Of float32 or float64.
+// y += source at one index tensor, except where the index is the last number of the code; indices out of
+// range are skipped. Operands: y, source, index tensor; over the source. Of float32 or float64.
 void embedding_add(const Instruction& i) {
   const int64_t padding = i.code[i.code_count - 1];
   const int64_t* const index = i.operands[2].as<const int64_t>();

@@ -2,8 +2,8 @@
 //
 // A kernel is given tensors of fixed shapes whose addresses change from call to call. It runs on a team
 // (core/team.h): it shares its work by parallel_for, no value depends on the number of threads, and results
-// are as torch's, NaN and infinity included. Operands have any strides, those of results too; a result may
-// be the very same view as an input only where the instruction's contract says so. Empty tensors are legal.
+// match torch's, including NaN and infinity. Operands, including results, have any strides; a result may be
+// exactly the same view as an input only if the instruction's contract says so. Empty tensors are legal.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ struct Instruction {
   const double* numbers;
   const int64_t* code;
   int64_t operand_count, number_count, code_count;
-  // Of an instruction that checks indices, its last result: kAllWell, or the first index that lies outside
-  // (INT64_MIN for one that is kAllWell itself), with which no memory has been touched. Null for others.
+  // For an instruction that checks indices, its last result: kAllWell, or the first index out of range
+  // (INT64_MIN for one that equals kAllWell), with which no memory has been accessed. Null for others.
   const int64_t* bad_index;
 };
 
@@ -33,16 +33,16 @@ struct NamedInstruction {
   InstructionKernel run;
 };
 
-// What one file defines. Each instruction's contract stands above its kernel.
+// The instructions of one file. Each instruction's contract is above its kernel.
 struct InstructionFamily {
   const NamedInstruction* instructions;
   int64_t count;
 };
 
 struct ProgramKernels {
-  InstructionKernel (*find)(const char* name);  // null where there is none of that name
-  // Runs them in order on up to `threads` threads as one team. Returns the number of those that ran without a
-  // bad index: `count`, where all is well.
+  InstructionKernel (*find)(const char* name);  // null if there is none of that name
+  // Runs them in order on up to `threads` threads as one team. Returns how many ran without a bad index:
+  // `count` if there was none.
   int64_t (*run)(const Instruction* instructions, int64_t count, int64_t threads);
 };
 

@@ -10,14 +10,14 @@ namespace {
 // Values that are worth a second thread.
 constexpr int64_t kNormGrain = 8192;
 
-// Rows that are worked on together, so that what one waits for does not stop the others.
+// Rows that are processed together, so that a stall of one does not stop the others.
 constexpr int kRows = 4;
 
-// Values that are added in T, in the lanes of one vector, before they go to a sum in double.
+// Values that are added in T, in the lanes of one vector, before they are added to a sum in double.
 template <class T>
 constexpr int64_t kRun = 64 * kLanes<T>;
 
-// sums[r] = sum of term(r, x_k) over row r of n values. Lanes past the end see 0 and are dropped.
+// sums[r] = sum of term(r, x_k) over row r of n values. Lanes past the end read 0 and are dropped.
 template <class T, int rows, class Term>
 FASTNN_INLINE void row_sums(const T* x, int64_t n, double (&sums)[rows], const Term& term) {
   constexpr int kStep = kLanes<T>;
@@ -42,7 +42,7 @@ struct Affine {
   const T* bias;    // or null
 };
 
-// y = (x - mean) scale, then times the weight and plus the bias.
+// y = (x - mean) scale, then multiplied by the weight, plus the bias.
 template <class T, bool with_weight, bool with_bias>
 void normalise_row(T* y, const T* x, int64_t n, T mean, T scale, const Affine<T>& affine) {
   constexpr int kStep = kLanes<T>;
@@ -116,8 +116,8 @@ void layer_norm_typed(const Instruction& i) {
   });
 }
 
-// Each row of x less its mean and over its deviation. Operands, contiguous: y, mean, rstd, x, weight if
-// code[0], bias if code[1]. There are as many rows as means. numbers[0] is added to the variance.
+// Each row of x minus its mean and divided by its deviation. Operands, contiguous: y, mean, rstd, x, weight
+// if code[0], bias if code[1]. There are as many rows as means. numbers[0] is added to the variance.
 void layer_norm(const Instruction& i) {
   if (i.operands[0].dtype == DType::f64) return layer_norm_typed<double>(i);
   layer_norm_typed<float>(i);
@@ -133,7 +133,7 @@ struct Gradients {
   int64_t rows, n;
 };
 
-// dx of some rows; adds their share to the sums of the weight's and the bias's gradients, where they are
+// dx of some rows; adds their share to the sums of the weight's and the bias's gradients, if they are
 // asked for.
 template <class T, int rows, bool with_sums>
 void gradient_of_rows(const Gradients<T>& g, int64_t first, T* weight_sums, T* bias_sums) {
@@ -198,7 +198,7 @@ void gradient_of_block(const Gradients<T>& g, int64_t begin, int64_t end, T* wei
   for (; begin < end; ++begin) gradient_of_rows<T, 1, with_sums>(g, begin, weight_sums, bias_sums);
 }
 
-// Rows are summed in blocks and then the blocks: in the same ones for every number of threads, at most 64.
+// Rows are summed in blocks and then the blocks: the same blocks for any number of threads, at most 64.
 int64_t rows_in_block(int64_t rows) {
   constexpr int64_t kLeast = 32, kMostBlocks = 64;
   const int64_t size = (rows + kMostBlocks - 1) / kMostBlocks;

@@ -1,4 +1,4 @@
-// Loops over the elements of views of one shape, for layouts that no faster path knows.
+// Loops over the elements of views of one shape, for layouts without a faster path.
 #pragma once
 
 #include "core/simd.h"
@@ -47,7 +47,7 @@ struct Nest {
   int64_t inner_step(int view) const { return step[dims > 0 ? dims - 1 : 0].of[view]; }
 };
 
-// The loops over views of one shape, those of the first view with the longest strides outside: its elements
+// The loops over views of one shape, those of the first view with the longest strides outermost: its elements
 // are then met in the order of their addresses.
 template <int kViews>
 FASTNN_INLINE Nest<kViews> nest_of(const TensorView* const (&views)[kViews]) {
@@ -100,7 +100,7 @@ FASTNN_INLINE void for_rows(const Nest<kViews>& nest, int64_t begin, int64_t end
   }
 }
 
-// Calls body with a tag of a type as large as the elements of a dtype, to move them in.
+// Calls body with a tag of a type with the size of a dtype's elements, to move them.
 template <class T>
 struct MovedAs {
   using type = T;
@@ -119,12 +119,12 @@ FASTNN_INLINE void dispatch_size(DType dtype, const Body& body) {
   }
 }
 
-// y[k ys] = x[k xs] for k < n. Floats are only moved, never computed with, so that all bits stay.
+// y[k ys] = x[k xs] for k < n. Floats are only moved, never computed with, so that all bits are preserved.
 template <class T>
 FASTNN_INLINE void copy_row(T* y, const T* x, int64_t n, int64_t ys, int64_t xs) {
   if (ys == 1 && xs == 1) {
     if constexpr (sizeof(T) >= 4) {
-      // Most rows are short: a call of memcpy would take longer than what it does.
+      // Most rows are short: calling memcpy would take longer than the copy itself.
       constexpr int kStep = kLanes<T>;
       if (n <= 16 * kStep) {
         int64_t k = 0;

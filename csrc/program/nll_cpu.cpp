@@ -1,5 +1,5 @@
-// The negative log-likelihood of classes, as torch has it: a row's loss is -w[t] x[t], and 0 where its target
-// t is the index that is ignored.
+// The negative log-likelihood of classes, as in torch: a row's loss is -w[t] x[t], and 0 if its target
+// t is the ignored index.
 #include "core/dtype_dispatch.h"
 #include "core/flush_subnormals.h"
 #include "core/scratch.h"
@@ -13,15 +13,15 @@ namespace {
 
 enum class Reduced : int64_t { none, mean, sum };
 
-// Rows whose losses are added up before they go to the sum of all.
+// Rows whose losses are added up before they are added to the total.
 constexpr int64_t kNllChunk = 1024;
 
 struct RowSums {
   double loss = 0, weight = 0;
-  int64_t bad = 0, bad_index = 0;  // whether an index is out of range, and the first that is
+  int64_t bad = 0, bad_index = 0;  // whether an index is out of range, and the first such index
 };
 
-// What the three instructions share. Operands that have one value a row come with the classes expanded.
+// What the three instructions share. Operands with one value per row are expanded along the classes.
 template <class T>
 struct Targets {
   const TensorView& target;
@@ -106,7 +106,7 @@ void nll_loss(const Instruction& i) {
     losses<double>(i);
 }
 
-// What a row's gradient is at its target, but for the sign; 0 where the row does not count.
+// A row's gradient at its target, without the sign; 0 if the row does not count.
 template <class T>
 struct RowScale {
   Targets<T> with;
@@ -189,8 +189,8 @@ void softmax_gradients(const Instruction& i) {
     rows.each_block(most, begin, end, [&](const int64_t* at, int64_t n, int64_t) {
       T* const to = dx.as<T>() + at[0];
       const T* const from = y.as<const T>() + at[1];
-      // Of rows that touch the exponentials are taken as of one, without regard to where each ends, and with
-      // the factor of all.
+      // For adjacent rows the exponentials are computed as if for one row, ignoring where each ends, and with
+      // the common factor.
       const T common = touching && rows.along_stride[2] == 0 ? scale.slope[at[2]] / scale.divisor : T(1);
       if (touching) scaled_row(from, 1, common, n * classes, to, 1);
       for (int64_t r = 0; r < n; ++r) {
@@ -207,7 +207,7 @@ void softmax_gradients(const Instruction& i) {
 }
 
 // cross_entropy_gradient: dx = y, g, target, total_weight, [weight]; code as for nll_loss
-// What nll_gradient gives, taken back through the logarithm of softmax, whose values are y:
+// The result of nll_gradient, propagated back through log_softmax, whose values are y:
 // dx = scale (exp(y) - onehot). dx overlaps no input.
 void cross_entropy_gradient(const Instruction& i) {
   const TensorView& dx = i.operands[0];

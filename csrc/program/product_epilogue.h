@@ -8,7 +8,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// A matrix to write to, with any strides; null data for none.
+// A matrix to write to, with any strides; data is null if absent.
 template <class T>
 struct Target {
   T* data;
@@ -21,7 +21,7 @@ struct Target {
   }
 };
 
-// z = alpha sum + beta d, then c = act(z) or, with kGradient, act'(saved) z. d and saved may be at c.
+// z = alpha sum + beta d, then c = act(z) or, with kGradient, act'(saved) z. d and saved may alias c.
 template <class T, bool kWithGradient>
 struct ProductEpilogue {
   static constexpr bool kGradient = kWithGradient;

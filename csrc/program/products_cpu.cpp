@@ -10,7 +10,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Which optional operands there are, in the order in which they follow those that always are.
+// Which optional operands are present, in their order after the mandatory ones.
 enum Parts : int64_t { kAddend = 1, kSaved = 2, kKeepsZ = 4 };
 
 // One product of matrices. The operands are views of (M, N), but a (M, K) and b (K, N).
@@ -36,8 +36,8 @@ Product turned(const Product& p) {
           turned(p.saved), p.parts,     p.alpha,     p.beta,      p.activation};
 }
 
-// Rows are written as vectors, so those of C had better be contiguous; of one column, which is both, they are
-// better one row. (What is added to it then has that one's stride.)
+// Rows are written as vectors, so those of C should be contiguous; a single column, which is both, is
+// better treated as one row. (The stride of an addend is then that row's.)
 bool turning_pays(const TensorView& c) {
   return c.shape[1] == 1 ? c.shape[0] != 1 : !c.is_contiguous() && c.strides[0] == 1;
 }
@@ -72,8 +72,8 @@ void general(const Product& p) {
     with_epilogue<T, false>(p);
 }
 
-// The kernels of the linear layer, which write C at once, do what most layers of a network are; false where
-// they do not have it.
+// The kernels of the linear layer, which write C directly, do the work of most layers of a network; false if
+// they do not cover it.
 bool as_layer(const Product& p) {
   if (p.alpha != 1 || !p.c.is_contiguous()) return false;
   if (p.has(kSaved)) {
@@ -118,7 +118,7 @@ TensorView first_matrix(const TensorView& t) {
   return first;
 }
 
-// Calls visit(operand of the instruction, the product's) for those that are there.
+// Calls visit(operand of the instruction, the product's) for those that are present.
 template <class Visit>
 void each_operand(const Instruction& i, Product& p, const Visit& visit) {
   const TensorView* next = i.operands;
@@ -139,8 +139,8 @@ void advance(const Instruction& i, Product& p, int64_t products) {
 // product: c, [z] = a, b, [d], [saved]; numbers alpha, beta; code activation, parts
 //   z = alpha a b + beta d     c = act(z), or with `saved` act'(saved) z
 // a (M, K), b (K, N), all others (M, N), of one floating-point type, any strides; or all of them with a batch
-// in front. `saved` is what linear.h says; d is not read where `parts` leaves it out. The results overlap no
-// input but that d or saved may be the very view c.
+// in front. `saved` is what linear.h says; d is not read unless `parts` includes it. The results overlap no
+// input, except that d or saved may be exactly the view c.
 void product(const Instruction& i) {
   const TensorView& c = i.operands[0];
   if (c.numel() == 0) return;
@@ -150,7 +150,7 @@ void product(const Instruction& i) {
   first.alpha = i.numbers[0], first.beta = i.numbers[1];
   each_operand(i, first, [](const TensorView& whole, TensorView& matrix) { matrix = first_matrix(whole); });
   if (c.ndim == 2) return multiply(first);
-  // Each product by one thread where there are enough of them, for its own threads meet at the end of each.
+  // Each product by one thread if there are enough of them: its threads would synchronise after each.
   const int64_t batch = c.shape[0], work = c.shape[1] * c.shape[2] * first.a.shape[1];
   const auto some = [&](int64_t begin, int64_t end) {
     Product p = first;

@@ -31,7 +31,7 @@ void extreme(const Instruction& i) {
   }
 }
 
-// Rows that are longer are gone through one by one.
+// Longer rows are processed one by one.
 constexpr int64_t kManyPlaces = 256;
 
 // The first of the largest values, or of the smallest, or the first NaN.
@@ -53,8 +53,8 @@ int64_t find_extreme(const ReduceShape& shape, const T* x, bool largest) {
   return at;
 }
 
-// As many rows at a time as a vector has values: their values are loaded one by one, but compared without
-// branches, which random values would mislead.
+// As many rows at a time as a vector has lanes: their values are loaded one by one, but compared without
+// branches, which random values would mispredict.
 template <class T>
 void find_in_rows(const ReduceShape& shape, bool largest) {
   constexpr int64_t kL = kLanesOf<T>;
@@ -91,7 +91,7 @@ template <class T>
 void find_extremes(const Instruction& i) {
   const ReduceShape shape(i);
   const bool largest = i.code[1];
-  if constexpr (sizeof(T) > 1)  // bytes could not count the places
+  if constexpr (sizeof(T) > 1)  // bytes could not count the positions
     if (shape.kept == 1 && shape.reduced.ndim == 1 && shape.count <= kManyPlaces)
       return find_in_rows<T>(shape, largest);
   parallel_for(shape.results, kReduceGrain / (shape.count + 1) + 1, [&](int64_t begin, int64_t end) {
@@ -101,8 +101,8 @@ void find_extremes(const Instruction& i) {
   });
 }
 
-// y, of int64_t, is where the largest x is (code[1] = 1), or the smallest (0): counted over the dimensions
-// after the first code[0], of which there are some, and no empty ones.
+// y, of int64_t, is the position of the largest x (code[1] = 1), or the smallest (0): counted over the
+// dimensions after the first code[0], of which there are some, none empty.
 void arg_extreme(const Instruction& i) {
   switch (i.operands[1].dtype) {
     case DType::f32:
@@ -116,7 +116,7 @@ void arg_extreme(const Instruction& i) {
   }
 }
 
-// amax, amin: y is the largest or smallest x over the dimensions after the first code[0], or NaN where there
+// amax, amin: y is the largest or smallest x over the dimensions after the first code[0], or NaN if there
 // is one. Of bools over nothing, amax is false and amin true.
 constexpr NamedInstruction kInstructions[] = {
     {"sum", sum}, {"amax", extreme<true>}, {"amin", extreme<false>}, {"arg_extreme", arg_extreme}};

@@ -14,16 +14,16 @@ namespace fastnn::cuda {
 
 namespace {
 
-pybind11::handle bad_index_callback;  // a reference to what is called before an index is raised
+pybind11::handle bad_index_callback;  // an owned reference; called before an index error is raised
 
 constexpr int64_t kScratchDoubles = sizeof(CrossEntropyScratch) / sizeof(double);
 
-// Whether a stream is being captured, or is the legacy stream while another one is, which waits for that.
+// Whether a stream is being captured, or is the legacy stream, which waits for others, while another one is.
 bool is_captured(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   const cudaError_t answer = cudaStreamIsCapturing(stream, &status);
   if (answer == cudaErrorStreamCaptureImplicit) {
-    cudaGetLastError();  // an answer, and no error that somebody else's check should find
+    cudaGetLastError();  // an answer, not an error for a later check to find
     return true;
   }
   check_cuda(answer, cross_entropy_args::kOp);
@@ -58,8 +58,8 @@ TensorView part_of(const TensorView& vector, int64_t begin, int64_t count) {
   return part;
 }
 
-// The rows of a batch from `begin` on, whose logits x are; `target` and, where each row has one, `loss` are
-// those of the batch. Chunks come in their order.
+// The rows of a batch from `begin` on, whose logits are x; `target` and, if each row has one, `loss` are
+// those of the whole batch. Chunks come in order.
 void chunk(const TensorView& x, int64_t begin, const TensorView& target,
            const std::optional<TensorView>& weight, const TensorView& loss,
            const std::optional<TensorView>& gradient, int64_t ignore_index, int reduction,
@@ -115,7 +115,7 @@ void raise_bad_index_of(cudaStream_t stream) {
   if (is_captured(stream)) return;
   cudaError_t status;
   {
-    // Other threads of Python go on meanwhile; one of them may have to launch what the stream waits for.
+    // Other Python threads continue: one of them may have to launch what the stream waits for.
     const pybind11::gil_scoped_release released;
     status = cudaStreamSynchronize(stream);
   }
@@ -131,7 +131,7 @@ void register_cross_entropy(pybind11::module_& m) {
     const CudaCall call("raise_bad_index", {&on});
     raise_bad_index_of(call.stream());
   });
-  m.def("raise_told_bad_index", &raise_bad_index);  // without waiting for what may find another
+  m.def("raise_told_bad_index", &raise_bad_index);  // without waiting for kernels that may find another
   m.def("cross_entropy_forward", &forward);
   m.def("cross_entropy_chunk", &chunk);
   m.def("cross_entropy_scale_gradient", &scale_gradient);

@@ -8,10 +8,10 @@
 //                                all of it on the CPU
 //   csrc/bindings/<op>_args.h    the checks of its arguments, shared with the binding of the CPU
 //   csrc/bindings/cuda/<op>.cpp  checks, CudaCall, launcher; its register_<op> in cuda_module.cpp
-//   python/fastnn/ops/<op>.py    `cuda="<op>"` where it asks _dispatch, _dispatch.native(tensor) where it
-//                                calls
-//   python/fastnn/selftest/      its tests under that name: on a GPU it runs only where they have passed
-// Arithmetic that both devices have goes into a header of FASTNN_HOST_DEVICE functions, which the tests of
+//   python/fastnn/ops/<op>.py    `cuda="<op>"` in the call of _dispatch, _dispatch.native(tensor) for the
+//                                kernel
+//   python/fastnn/selftest/      its tests under that name: on a GPU it runs only after they have passed
+// Arithmetic common to both devices goes into a header of FASTNN_HOST_DEVICE functions, which the tests of
 // the CPU then cover. Scratch memory is a tensor that Python made: torch's allocator knows the stream it is
 // used on.
 #pragma once
@@ -24,7 +24,7 @@
 
 namespace fastnn {
 
-// The one device of all tensors; null pointers are skipped. Throws RuntimeError where they are not on one.
+// The one device of all tensors; null pointers are skipped. Throws RuntimeError if they are not on one.
 inline int common_device(const char* op, std::initializer_list<const TensorView*> tensors) {
   int device = TensorView::kNoCudaDevice;
   for (const TensorView* t : tensors) {

@@ -15,8 +15,7 @@ namespace {
 
 constexpr const char* kOp = "train_epoch";
 
-// The value, m and v of one parameter, where its `step` is on the device that, and how many updates came
-// before.
+// The value, m and v of one parameter; `step` if it is on the device, else how many updates came before.
 struct State {
   TensorView value, m, v;
   std::optional<TensorView> step;
@@ -45,7 +44,7 @@ EpochParameter read_parameter(const char* name, const State& state, int64_t rows
           state.step ? state.step->as<float>() : nullptr, state.step_before};
 }
 
-// Network and batch of a call whose shapes are still to be checked.
+// Network and batch of a call whose shapes have yet to be checked.
 EpochShape shape_of(const TensorView& w1, const TensorView& w2, int64_t batch) {
   check_ndim(kOp, "W1", w1, 2);
   check_ndim(kOp, "W2", w2, 2);

@@ -24,7 +24,7 @@ int64_t checked_linear_forward(const TensorView& x, const TensorView& weight, co
   });
 }
 
-// The gradients of a layer, and of the activation of the layer below where that gave x.
+// The gradients of a layer, and of the activation of the layer below if x is its output.
 int64_t checked_linear_backward(const TensorView& dy, const Optional& saved, Activation activation,
                                 const Optional& x, const Optional& weight, const Optional& below_saved,
                                 Activation below_activation, const Optional& dx, const Optional& dw,
@@ -82,7 +82,7 @@ int64_t checked_linear_add_gradients(const TensorView& dy, const TensorView& x, 
   check_ndim(kLinear, "grad_output", dy, 2);
   check_ndim(kLinear, "input", x, 2);
   check_matrix(kLinear, "input", x, dy.dtype, dy.shape[0], x.shape[1]);
-  check(x.shape[1] > 0, kLinear, ": input has no columns");  // no block would sum dY
+  check(x.shape[1] > 0, kLinear, ": input has no columns");  // otherwise no block would sum dY
   const DType sums = dy.dtype == DType::f64 ? DType::f64 : DType::f32;
   check_matrix(kLinear, "grad_weight", dw, sums, dy.shape[1], x.shape[1]);
   check_contiguous(kLinear, "grad_weight", dw);

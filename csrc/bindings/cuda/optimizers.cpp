@@ -13,8 +13,8 @@ namespace fastnn {
 
 namespace {
 
-// What an update of `count` tensors takes of the device: torch's memory, which goes back in the order of the
-// stream. `written` has a tensor there.
+// Device memory for an update of `count` tensors: allocated by torch, and freed in stream order. `written`
+// has a tensor on the device.
 class DeviceMemory {
  public:
   DeviceMemory(const pybind11::list& written, int64_t count) {

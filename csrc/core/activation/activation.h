@@ -9,7 +9,7 @@ namespace fastnn {
 
 enum class Activation : int { none, relu, sigmoid, tanh, gelu, gelu_tanh, silu };
 
-// Whether the gradient is a function of z, what went into the activation, rather than of y = act(z).
+// Whether the gradient is a function of z, the input of the activation, rather than of y = act(z).
 constexpr bool from_preactivation(Activation activation) {
   return activation == Activation::gelu || activation == Activation::gelu_tanh ||
          activation == Activation::silu;

@@ -1,16 +1,17 @@
-// Activations and their gradients for one value, or for one vector of values: the arithmetic of every device.
+// Activations and their gradients for one value, or for one vector of values: the arithmetic shared by all
+// devices.
 // Include it through activation_vec.h or activation_scalar.h, which have the functions that it is made of.
 //
-// Values are those of torch's formulas, NaN and infinities included, save that gelu(inf) = inf. Errors are at
-// most these, which tests/ops/test_activation_bounds.py checks, where y = z P(z) for the last three and
+// Values are those of torch's formulas, NaN and infinities included, except that gelu(inf) = inf. Errors are
+// at most these, which tests/ops/test_activation_bounds.py checks, where y = z P(z) for the last three and
 // m = min(z, 0): rounding z itself moves their left tail by as much.
 //          relu   sigmoid    tanh          gelu, gelu_tanh, silu
 //   value  exact  2 eps |y|  0.75 eps |y|  4 eps (1 + m^2) |y|
 //   slope  exact  4 eps |y|  eps           4 eps (1 + m^2) (P(z) + |z P'(z)|)
-// Slopes of sigmoid and tanh are no better because they come from the rounded y. That of silu in (-14, -3)
-// has 2.5 eps of itself. CUDA's own tanh has 2 eps |y|, and so the slope 4 eps. In the left tail values and
-// slopes below e^-80 (float; double e^-700) may be 0, because a factor underflows. The slope of gelu_tanh is
-// NaN where z^2 overflows, as in torch.
+// Slopes of sigmoid and tanh are no more accurate because they come from the rounded y. That of silu in
+// (-14, -3) has an error of 2.5 eps of itself. CUDA's own tanh has 2 eps |y|, and so the slope 4 eps. In the
+// left tail values and slopes below e^-80 (float; double e^-700) may be 0, because a factor underflows. The
+// slope of gelu_tanh is NaN where z^2 overflows, as in torch.
 #pragma once
 
 #include "core/activation/activation.h"
@@ -55,8 +56,8 @@ FASTNN_HOST_DEVICE V activate(V z) {
     return z;
 }
 
-// The gradient in z, given that in y = act(z); `saved` is z where from_preactivation(A), else y. ReLU
-// compares with <= so that the gradient passes where y is NaN.
+// The gradient in z, given that in y = act(z); `saved` is z if from_preactivation(A), else y. ReLU
+// compares with <= so that the gradient passes if y is NaN.
 template <Activation A, class V>
 FASTNN_HOST_DEVICE V activation_gradient(V dy, V saved) {
   using S = typename LaneOf<V>::type;
@@ -90,7 +91,7 @@ struct ActivationTag {
   static constexpr Activation value = A;
 };
 
-// Calls a generic lambda with the tag of an activation, so that what is inside is compiled for each.
+// Calls a generic lambda with the tag of an activation, so that its body is compiled for each.
 template <class Body>
 FASTNN_HOST_DEVICE void dispatch_activation(Activation activation, const Body& body) {
   switch (activation) {

@@ -3,7 +3,7 @@
 
 #include "core/vec_special.h"
 
-// Its templates call functions of vectors, which must have been declared before.
+// Its templates call functions of vectors, which must be declared first.
 #include "core/activation/activation_math.h"
 
 namespace fastnn::FASTNN_ISA {

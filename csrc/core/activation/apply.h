@@ -1,5 +1,5 @@
 // Activations of many values, chosen at run time: for the kernels that do not hold them in registers, so that
-// the long ones among them are compiled once.
+// the long ones are compiled once.
 #pragma once
 
 #include "core/activation/activation.h"

@@ -6,8 +6,8 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// x = change(x, offset, lanes) for vectors of `count` values. Whole vectors and the rest go through one copy
-// of the arithmetic, which the compiler might else contract in two ways.
+// x = change(x, offset, lanes) for vectors of `count` values. Whole vectors and the remainder share one copy
+// of the arithmetic, which the compiler might otherwise contract in two ways.
 template <class A, class Change>
 FASTNN_INLINE void each_vector(A* x, int64_t count, const Change& change) {
   for (int64_t k = 0; k < count; k += kLanes<A>) {

@@ -25,8 +25,8 @@ cudaFuncAttributes attributes_of_kernels() {
   return attributes;
 }
 
-// The major capability that kernels have been compiled for, where that is less than the device's: code for 8
-// runs on 9 too, and does there what is under its `#if __CUDA_ARCH__`.
+// The major capability that kernels have been compiled for, if that is less than the device's: code for 8
+// also runs on 9, and there takes its own branches of `#if __CUDA_ARCH__`.
 int usable_capability(int device) {
   const int compiled = attributes_of_kernels().ptxVersion / 10;
   const int present = ask(cudaDevAttrComputeCapabilityMajor, device);
@@ -34,7 +34,7 @@ int usable_capability(int device) {
 }
 
 int largest_cluster(const DeviceLimits& limits) {
-  constexpr int kPortable = 8, kThreads = 1024;  // a cluster that every device with clusters may have
+  constexpr int kPortable = 8, kThreads = 1024;  // the cluster size that every device with clusters supports
   if (limits.capability_major < 9) return 1;
   check_cuda(cudaFuncSetAttribute(probe, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes),
              "fastnn");
@@ -49,7 +49,7 @@ int largest_cluster(const DeviceLimits& limits) {
 
 void check_cuda(cudaError_t status, const char* op) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // an error that is told must not be found again by somebody else's check
+  cudaGetLastError();  // an error that is reported must not be found again by a later check
   throw std::runtime_error(std::string(op) + ": CUDA error: " + cudaGetErrorString(status) + " (" +
                            cudaGetErrorName(status) + ")");
 }
@@ -85,7 +85,7 @@ const DeviceLimits& device_limits() {
 std::string why_unusable(int device) {
   try {
     const DeviceGuard guard(device);
-    device_limits();  // looks for code that runs there too; ops that found no limits would raise
+    device_limits();  // also looks for code that runs there; otherwise ops would raise without limits
   } catch (const std::runtime_error& error) {
     return error.what();
   }

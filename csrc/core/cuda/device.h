@@ -1,4 +1,5 @@
-// The device side of a call as host code sees it: errors, the current device, what a device has. Plain C++.
+// The device side of a call as host code sees it: errors, the current device, the limits of a device. Plain
+// C++.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -19,29 +20,29 @@ class DeviceGuard {
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int previous_ = -1;  // or -1 where nothing was changed
+  int previous_ = -1;  // or -1 if nothing was changed
 };
 
-// What launches are sized by.
+// The limits that determine launch sizes.
 struct DeviceLimits {
   int multiprocessors;
   int shared_bytes;  // that one block may ask for
-  // The 9 of compute capability 9.0; less where kernels have been compiled for an older device only, and lack
-  // what takes a newer one.
+  // The 9 of compute capability 9.0; less if the kernels have been compiled only for an older device, without
+  // the features of a newer one.
   int capability_major;
-  // Of a cluster whose blocks have all shared memory of a multiprocessor each: 8, or less where the device
-  // has no room for that; 1 where it has no clusters.
+  // Cluster size if each block has all shared memory of a multiprocessor: 8, or less if that does not fit on
+  // the device; 1 if it has no clusters.
   int cluster_blocks;
 };
 
-// Of the current device; asked of the driver once.
+// Of the current device; queried from the driver once.
 const DeviceLimits& device_limits();
 
 // Why kernels of this module cannot run on a device, or "". Creates a context there.
 std::string why_unusable(int device);
 
-// Whether the driver makes the machine code of kernels when they are first launched on a device: it is newer
-// than what they have been compiled for.
+// Whether the driver compiles the machine code of kernels when they are first launched on a device, because
+// it is newer than what they have been compiled for.
 bool compiles_at_launch(int device);
 
 // The CUDA version that the driver supports as 1000 * major + 10 * minor; 0 without a driver. Creates no

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     out[i] = from_acc<T>(f(to_acc(in.at[0][i]), to_acc(in.at[1][i])));
 }
 
-// For tensors that are aligned differently.
+// For tensors with different alignments.
 template <class T, int kInputs, class F>
 __global__ void __launch_bounds__(kElementwiseThreads)
     map_elements(Inputs<T, kInputs> in, T* out, int64_t n, F f) {

@@ -1,4 +1,4 @@
-// Launches, checked, and their sizes.
+// Checked launches, and their sizes.
 #pragma once
 
 #include <atomic>
@@ -16,7 +16,7 @@ __host__ __device__ constexpr Int ceil_div(Int a, Int b) {
   return (a + b - 1) / b;
 }
 
-// The x dimension of a grid; throws where a device takes no so large one (2^31 - 1).
+// The x dimension of a grid; throws if it is larger than devices support (2^31 - 1).
 inline unsigned grid_blocks(int64_t blocks, const char* op) {
   if (blocks > INT32_MAX) throw std::runtime_error(std::string(op) + ": the tensors are too large");
   return static_cast<unsigned>(blocks);
@@ -41,7 +41,7 @@ inline cudaLaunchAttribute cluster_of(unsigned blocks) {
 }  // namespace launch_detail
 
 // kernel<<<blocks, threads, shared_bytes, stream>>>(args...), the blocks in clusters of `cluster`; throws
-// where it cannot be launched. `op` is named in the error. More than 48 KB of shared memory need
+// if it cannot be launched. `op` is named in the error. More than 48 KB of shared memory need
 // allow_shared_memory.
 template <class... Params>
 void launch_clusters(const char* op, void (*kernel)(Params...), unsigned cluster, dim3 blocks, dim3 threads,
@@ -58,8 +58,8 @@ void launch_clusters(const char* op, void (*kernel)(Params...), unsigned cluster
   check_cuda(cudaLaunchKernelEx(&config, kernel, args...), op);
 }
 
-// Lets the blocks of a kernel, which has no static shared memory, have as much as a block may ask for of the
-// current device. Asked of the driver once for each device, of which there are at most 64 (device_limits).
+// Lets the blocks of a kernel without static shared memory have as much shared memory as a block may have on
+// the current device. Set once for each device, of which there are at most 64 (device_limits).
 template <auto kKernel>
 void allow_shared_memory(const char* op) {
   static std::atomic<uint64_t> allowed{0};
@@ -72,7 +72,7 @@ void allow_shared_memory(const char* op) {
   allowed.fetch_or(bit, std::memory_order_relaxed);
 }
 
-// How many such clusters the device runs at once.
+// How many such clusters the device can run at once.
 template <class... Params>
 int most_clusters(void (*kernel)(Params...), unsigned cluster, dim3 threads, size_t shared_bytes) {
   cudaLaunchAttribute attribute = launch_detail::cluster_of(cluster);

@@ -24,12 +24,12 @@ __device__ __forceinline__ Pack<T> load_pack(const T* p) {
 }
 template <class T>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T>& pack) {
-  // A plain assignment may be split into words again, seen with nvcc 13.0 where the last of several is
+  // A plain assignment may be split into words again, as seen with nvcc 13.0 if the last of several is
   // guarded.
   __stwb(reinterpret_cast<uint4*>(p), reinterpret_cast<const uint4&>(pack));
 }
 
-// Of memory that is not touched again soon: it need not push others out of the caches.
+// For memory that is not touched again soon: it should not evict other data from the caches.
 template <class T>
 __device__ __forceinline__ void store_pack_streaming(T* p, const Pack<T>& pack) {
   __stcs(reinterpret_cast<uint4*>(p), reinterpret_cast<const uint4&>(pack));
@@ -63,7 +63,7 @@ __host__ __device__ __forceinline__ int elements_to_alignment(const T* p) {
   return (kPackBytes - misaligned) % kPackBytes / static_cast<int>(sizeof(T));
 }
 
-// Whether every one of the addresses lies as far from a 16-byte boundary as the first.
+// Whether every one of the addresses is as far from a 16-byte boundary as the first.
 template <class T, class... Rest>
 bool equally_aligned(const T* first, const Rest*... rest) {
   const auto offset = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes; };

@@ -1,5 +1,5 @@
-// What C++ has no words for: single instructions, dynamic shared memory, clusters. Everything else in the
-// kernels is C++ that other compilers take too: tests/cuda_emulator replaces this file
+// What C++ cannot express: single instructions, dynamic shared memory, clusters. Everything else in the
+// kernels is C++ that other compilers accept too: tests/cuda_emulator replaces this file
 // and ptx_matrix.cuh, which matrix products need, and only these.
 #pragma once
 
@@ -54,8 +54,8 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(bytes);
 }
 
-// From sm_90 on. What the blocks of a cluster wrote before it, to shared memory also, all of them see after
-// it.
+// From sm_90 on. What the blocks of a cluster wrote before it, including to shared memory, is visible to all
+// of them afterwards.
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
@@ -64,7 +64,7 @@ __device__ __forceinline__ unsigned cluster_rank() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-// Where block `rank` of the cluster has what this block has at p, an address in its dynamic shared memory.
+// The address in block `rank` of the cluster that corresponds to p, in this block's dynamic shared memory.
 template <class T>
 __device__ __forceinline__ T* map_shared_rank(T* p, unsigned rank) {
   uint64_t there;

@@ -1,4 +1,4 @@
-// Single instructions of matrix products: copies to shared memory that run beside the arithmetic, and
+// Single instructions of matrix products: copies to shared memory that overlap with the arithmetic, and
 // products of one warp on the tensor cores. tests/cuda_emulator replaces this file too.
 //
 // c (16, 8) += a (16, K) b (K, 8) with K = 32 bytes of elements: 16 of bfloat16 or float16, 8 of tf32. With
@@ -19,8 +19,8 @@ __device__ __forceinline__ SharedAddress shared_address(const void* p) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(p));
 }
 
-// x. The compiler does not see how it was computed, and so keeps it: it would rather compute it from the
-// number of the thread again in every round of a loop.
+// x. Hides from the compiler how it was computed: otherwise it would recompute it from the thread index in
+// every iteration of a loop.
 template <class Int>
 __device__ __forceinline__ Int keep(Int x) {
   static_assert(sizeof(Int) == 4);
@@ -33,7 +33,7 @@ __device__ __forceinline__ Int keep(Int x) {
 template <int kBytes>
 __device__ __forceinline__ void copy_async(SharedAddress shared, const void* global, int valid) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  if constexpr (kBytes == 16)  // past L1: a block reads each of them once
+  if constexpr (kBytes == 16)  // bypasses L1: a block reads each of them once
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid)
                  : "memory");
   else
@@ -46,7 +46,7 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, int
   copy_async<kBytes>(shared_address(shared), global, valid);
 }
 
-// Ends a group of this thread's copies.
+// Closes a group of this thread's copies.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until all but the last kPending groups of this thread have arrived; others see them after a barrier.
@@ -106,7 +106,7 @@ __device__ __forceinline__ void multiply_add<float>(float (&c)[4], const uint32_
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The nearest number of 11 significant bits, the upper of two that are as near; its low 13 bits are 0.
+// The nearest number of 11 significant bits, the upper of two equally near ones; its low 13 bits are 0.
 __device__ __forceinline__ uint32_t round_to_tf32(float x) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));

@@ -38,7 +38,7 @@ __device__ __forceinline__ V max_group(V value) {
 }
 
 // Combines the values of all threads of a block; all get the result. `slots` is shared memory of kMaxWarps
-// values that nobody else uses meanwhile; blockDim.x is a multiple of 32.
+// values not used otherwise in the meantime; blockDim.x is a multiple of 32.
 template <class V, class Combine>
 __device__ V reduce_block(V value, V* slots, const Combine& combine) {
   value = reduce_group<kWarp>(value, combine);
@@ -55,8 +55,8 @@ __device__ __forceinline__ double sum_block(double value, Sum* slots) {
   return reduce_block(Sum{value}, slots, [](Sum a, Sum b) { return Sum{a.value + b.value}; }).value;
 }
 
-// True in the last of `blocks` blocks that call it: it sees what every other one wrote to device memory
-// before its call. `counter` is 0 at the start of the launch.
+// True in the last of `blocks` blocks that call it: it sees what all others wrote to device memory before
+// their call. `counter` is 0 at the start of the launch.
 __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks) {
   __threadfence();
   __syncthreads();

@@ -1,4 +1,4 @@
-// The way of a product's sums into its result.
+// From a product's sums to its result.
 #pragma once
 
 #include "core/activation/activation_scalar.h"
@@ -6,7 +6,7 @@
 
 namespace fastnn::cuda {
 
-// All activations but ReLU: compiled once in a kernel and called, which is little beside an exponential.
+// All activations but ReLU: compiled once per kernel and called, which costs little next to an exponential.
 template <class S>
 __device__ __attribute__((noinline)) S smooth_activation(Activation activation, S z) {
   S y = z;
@@ -49,7 +49,7 @@ __device__ __forceinline__ void load_values(const T* from, Acc<T> (&v)[kCount]) 
     unpack(load_pack(from), v);
 }
 
-// The same number of values of the type of sums, added to what is there.
+// The same number of values of the type of sums, added to the stored ones.
 template <int kCount, class S>
 __device__ __forceinline__ void add_values(S* to, const S (&v)[kCount]) {
   constexpr int kStep = kCount == 1 ? 1 : kPackSize<S>;
@@ -63,7 +63,7 @@ __device__ __forceinline__ void add_values(S* to, const S (&v)[kCount]) {
   }
 }
 
-// Stores what becomes of the sums v of row i from column j on.
+// Stores the results for the sums v of row i from column j on.
 template <class T, int kCount>
 __device__ __forceinline__ void finish_values(const Epilogue& out, int64_t m, int64_t n, int64_t batch,
                                               int64_t i, int64_t j, Acc<T> (&v)[kCount]) {

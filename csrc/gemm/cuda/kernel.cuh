@@ -1,5 +1,5 @@
-// What the kernels of matrix products have in common: the place of a block, its slices of the operands in
-// shared memory, and the way of its sums into the result.
+// Common parts of the matrix product kernels: the place of a block, its slices of the operands in shared
+// memory, and from its sums to the result.
 #pragma once
 
 #include "core/cuda/dtype.cuh"
@@ -10,7 +10,7 @@
 
 namespace fastnn::cuda {
 
-// A product as its kernels get it.
+// A product as passed to its kernels.
 struct Task {
   Product product;
   int64_t chunk;                       // of K, for each of the splits
@@ -28,7 +28,7 @@ struct Place {
   int split;
 };
 
-// Blocks that run at the same time should share operands in L2: they take tiles in bands of kBand rows. With
+// Concurrent blocks should share operands in L2: they take tiles in bands of kBand rows. With
 // one triangle only they go along its rows.
 template <int kTile>
 __device__ __forceinline__ Place place_of_block(const Task& task) {
@@ -60,7 +60,7 @@ __device__ __forceinline__ Place place_of_block(const Task& task) {
 
 // Copies a slice of an operand to shared memory: kOuter lines of kInner elements, kPitch elements apart, of
 // which the first `outers` lines and `inners` elements exist; the rest becomes 0. With `packs` inner_stride
-// is 1 and all lines are aligned to 16 bytes. It has arrived after commit_copies, wait_copies and a barrier.
+// is 1 and all lines are aligned to 16 bytes. Complete after commit_copies, wait_copies and a barrier.
 template <class T, int kOuter, int kInner, int kPitch, int kThreads>
 __device__ __forceinline__ void load_slice(T* to, const T* from, int64_t outer_stride, int64_t inner_stride,
                                            int outers, int inners, bool packs) {
@@ -78,7 +78,7 @@ __device__ __forceinline__ void load_slice(T* to, const T* from, int64_t outer_s
     }
     return;
   }
-  // Neighbouring lanes go along whichever direction has neighbouring elements.
+  // Neighbouring lanes follow the direction with neighbouring elements.
   const bool along_outer = outer_stride == 1;
 #pragma unroll 4
   for (int at = thread; at < kOuter * kInner; at += kThreads) {
@@ -120,9 +120,9 @@ struct Slice {
                                                       packs);
   }
 
-  // What one thread copies of the slices that are whole along K, where all packs are whole: its pack of some
-  // lines, in slice after slice. Rows that do not exist are left as they are, for nobody reads what they
-  // give; beyond the addresses, which go on by a stride, nothing is computed in the main loop.
+  // The copies of one thread for slices that are whole along K, if all packs are whole: its pack of some
+  // lines, in slice after slice. Rows that do not exist are left as they are, because their results are never
+  // read; apart from the addresses, which advance by a stride, nothing is computed in the main loop.
   struct Whole {
     static constexpr int kPacks = kInner / kPackSize<T>;  // of a line
     static constexpr int kLines = kThreads / kPacks;      // from one of the thread's lines to the next
@@ -148,7 +148,7 @@ struct Slice {
     static __device__ __forceinline__ bool can_copy(int rows, bool packs) {
       return packs && (!kAlongRows || rows % kPackSize<T> == 0);
     }
-    // To the slice that begins so many bytes after the first one.
+    // Copies to the slice `slice` bytes after the first one.
     __device__ __forceinline__ void copy(int slice) {
       constexpr int kNextLine = kLines * kPitch * static_cast<int>(sizeof(T));
 #pragma unroll
@@ -169,9 +169,9 @@ __device__ __forceinline__ T* slice_at(T* memory, int bytes) {
   return reinterpret_cast<T*>(reinterpret_cast<char*>(memory) + bytes);
 }
 
-// Runs `step(at)` on one pair of slices after the other, while the next kStages - 1 are on their way: `at` is
-// in bytes where the pair begins in the memory, which holds kStages of them, that of A before that of B.
-// After the return the memory can be used for something else.
+// Runs `step(at)` on one pair of slices after the other, while the next kStages - 1 are being copied: `at` is
+// the offset in bytes of the pair in the memory, which holds kStages of them, that of A before that of B.
+// After the return the memory can be reused.
 template <class T, class A, class B, int kTile, int kDepth, int kStages, class Step>
 __device__ __forceinline__ void for_each_slice(const Task& task, const Place& place, T* memory,
                                                const Step& step) {
@@ -185,7 +185,7 @@ __device__ __forceinline__ void for_each_slice(const Task& task, const Place& pl
   const bool whole = A::Whole::can_copy(rows, task.a_packs) && B::Whole::can_copy(columns, task.b_packs);
   const int whole_steps = whole && length > 0 ? static_cast<int>(length / kDepth) : 0;
   const auto after = [](int at) { return at == (kStages - 1) * kBytes ? 0 : at + kBytes; };
-  int filled = 0;  // where the next slices go to
+  int filled = 0;  // where the next slices go
   const auto load = [&](int s) {
     if (s < whole_steps) {
       a.copy(filled);
@@ -206,7 +206,7 @@ __device__ __forceinline__ void for_each_slice(const Task& task, const Place& pl
 #pragma unroll 1
   for (int s = 0; s < steps; ++s) {
     ptx::wait_copies<kStages - 2>();
-    __syncthreads();  // slice s is there for all, and nobody reads s - 1 any more
+    __syncthreads();  // slice s is visible to all, and s - 1 is no longer read
     load(s + kStages - 1);
     const int at = used;
     used = after(used);

@@ -1,4 +1,4 @@
-// From a product and its plan to launches: what the files with the kernels of one dtype share.
+// From a product and its plan to launches: shared by the files with the kernels of one dtype.
 #pragma once
 
 #include "gemm/cuda/epilogue.cuh"
@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kFinishThreads) sum_splits(const __grid_consta
   const auto sum = [&](const void* partials, int64_t first, int64_t stride) {
     const S* const from = static_cast<const S*>(partials) + first;
     S total = from[0];
-#pragma unroll 16  // so many loads are under way at a time: few threads have long sums
+#pragma unroll 16  // this many loads are in flight: few threads have long sums
     for (int s = 1; s < task.splits; ++s) total += from[s * stride];
     return total;
   };
@@ -57,7 +57,7 @@ Task task_of(const Product& product, const Plan& plan, bool a_along_rows, bool b
   return task;
 }
 
-// Launches `kKernel`, which takes tiles of plan.tile, and what adds up its parts.
+// Launches `kKernel`, which takes tiles of plan.tile, and the kernel that adds up its parts.
 template <class T, auto kKernel>
 void launch_product(const char* op, Task task, const Plan& plan, int threads, int bytes, Workspace& workspace,
                     cudaStream_t stream) {
@@ -83,7 +83,7 @@ void launch_product(const char* op, Task task, const Plan& plan, int threads, in
   }
 }
 
-// What run_product dispatches to.
+// The targets of run_product's dispatch.
 void run_float32(const char* op, const Product& p, const Plan& plan, Workspace& workspace,
                  cudaStream_t stream);
 void run_float64(const char* op, const Product& p, const Plan& plan, Workspace& workspace,

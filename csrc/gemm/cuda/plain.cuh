@@ -28,7 +28,7 @@ template <class T, int kTile>
 struct PlainMemory {
   using Shape = PlainShape<T, kTile>;
   static constexpr int kStages = 3;
-  // Lines are kept apart by 16 bytes: elements that neighbouring lanes copy go to different banks.
+  // Lines are padded by 16 bytes: elements that neighbouring lanes copy go to different banks.
   using Operand = Slice<T, kTile, Shape::kDepth, true, kPackSize<T>, Shape::kThreads>;
   static constexpr int kOperands = kStages * 2 * Operand::kSize * static_cast<int>(sizeof(T));
   static constexpr int kBytes = kOperands > Sums<T, kTile>::kBytes ? kOperands : Sums<T, kTile>::kBytes;

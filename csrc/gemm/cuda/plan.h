@@ -1,6 +1,6 @@
 // Which kernel computes a product, and in how many parts along K.
 //
-// Every number here is derived, none was measured on a device.
+// Every number here is derived, none has been measured on a device.
 #pragma once
 
 #include "gemm/cuda/product.h"
@@ -13,7 +13,7 @@ struct Plan {
   int64_t chunk = 0;   // of K, for each of them
 };
 
-// A part of K that is shorter costs more to add up (a write and a read of each value) than to compute.
+// A shorter part of K costs more to add up (a write and a read of each value) than to compute.
 constexpr int64_t kShortestChunk = 64;
 
 inline int64_t tiles_of(const Product& p, int tile) {
@@ -21,7 +21,7 @@ inline int64_t tiles_of(const Product& p, int tile) {
   return p.batches * (p.symmetric ? rows * (rows + 1) / 2 : rows * columns);
 }
 
-// The largest tile with which every multiprocessor gets a block, if need be with K split, or the smallest.
+// The largest tile with which every multiprocessor gets a block, with K split if necessary, or the smallest.
 inline Plan plan_product(DType dtype, Float32 float32, const Product& p, int multiprocessors) {
   constexpr int kSizes[] = {128, 64, 32};
   Plan plan;

@@ -1,4 +1,4 @@
-// A matrix product on CUDA and what becomes of its sums, as the host describes it and kernels read it.
+// A matrix product on CUDA and what is done with its sums, as described by the host and read by kernels.
 //   C (M, N) = A (M, K) B (N, K)^T for each of `batches`
 // All tensors have one floating-point dtype; sums are float32, of float64 float64.
 #pragma once
@@ -10,7 +10,7 @@
 
 namespace fastnn::cuda {
 
-// Element (i, j) of batch b lies `b * batch + i * row + j * column` elements after `data`.
+// Element (i, j) of batch b is `b * batch + i * row + j * column` elements after `data`.
 struct Matrix {
   const void* data = nullptr;
   int64_t row = 0, column = 0, batch = 0;
@@ -18,7 +18,7 @@ struct Matrix {
   Matrix transposed() const { return {data, column, row, batch}; }
 };
 
-// v = scale C + bias, which goes to z; y = act(v), or y = v act'(saved) where `saved` is given; or, with
+// v = scale C + bias, which is stored in z; y = act(v), or y = v act'(saved) if `saved` is given; or, with
 // `add`, y += scale C.
 struct Epilogue {
   void* y = nullptr;           // (batches, M, N) contiguous; with `add` of the type of the sums
@@ -44,8 +44,8 @@ struct Product {
   bool symmetric = false;    // B is A and the epilogue only scales: one triangle is computed and mirrored
 };
 
-// Memory of one call, given out piece by piece. Without memory it only counts the bytes, so that
-// the same code tells how many it takes and then uses them.
+// Memory of one call, allocated piece by piece. Without memory it only counts the bytes, so that the same
+// code determines how many it needs and then uses them.
 class Workspace {
  public:
   Workspace() = default;

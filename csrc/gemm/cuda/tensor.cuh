@@ -1,13 +1,13 @@
 // Matrix products on the tensor cores: bfloat16 and float16, and float32 as tf32 numbers of 11 bits.
 //
-// One float32 as two tf32 numbers, big the nearest and small what it leaves over: |small| <= 2^-11 |x|, which
-// is exact in 12 bits, of which the tensor cores read 11. So x = big + small with an error of 2^-23 |x|, and
-// the three products big big + big small + small big lack small small, 2^-22 |x y|, and twice 2^-23 |x y|:
-// at most 2^-21 |x y| (4 eps, in the mean below one). Cutting x off instead of rounding it would be an
-// instruction less; but small would be twice as large and have the sign of x always, and what is left out,
-// four times as large, would add up: sums of positive terms would be 2.5 eps too small.
-// The tensor cores cut off what they add up, so that a long sum drifts; each 8 terms are therefore summed
-// there and added to the rest by ordinary additions.
+// One float32 as two tf32 numbers, big the nearest and small the remainder: |small| <= 2^-11 |x|, which is
+// exact in 12 bits, of which the tensor cores read 11. So x = big + small with an error of 2^-23 |x|, and the
+// three products big big + big small + small big omit small small, 2^-22 |x y|, and twice 2^-23 |x y|: at
+// most 2^-21 |x y| (4 eps, on average below one). Truncating x instead of rounding it would save an
+// instruction; but small would be twice as large and always have the sign of x, and the omitted part, four
+// times as large, would accumulate: sums of positive terms would be 2.5 eps too small.
+// The tensor cores truncate their sums, so that a long sum drifts; each 8 terms are therefore summed there
+// and added to the rest by ordinary additions.
 #pragma once
 
 #include "gemm/cuda/epilogue.cuh"
@@ -42,17 +42,17 @@ struct TensorMemory {
   static constexpr int kBytes = kOperands > Sums<T, kTile>::kBytes ? kOperands : Sums<T, kTile>::kBytes;
 };
 
-// How a lane reads 16 rows of a slice and 32 bytes of K as multiply_add takes them: of A four words, of B,
-// whose rows are columns of C, two words for each of two products.
+// How a lane reads 16 rows of a slice and 32 bytes of K in the layout of multiply_add: for A four words, for
+// B, whose rows are columns of C, two words for each of two products.
 template <class T, class Operand, bool kAlongRows, bool kIsB>
 struct Fragment {
   static constexpr bool kScalars = kAlongRows && sizeof(T) == 4;  // ldmatrix transposes 16-bit types only
 
-  // Where the lane reads what has its first row at `row`, in the first slice that the memory holds.
+  // Where the lane reads the fragment whose first row is `row`, in the first slice in the memory.
   static __device__ __forceinline__ ptx::SharedAddress first(const T* slice, int row) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     // Four matrices of eight lines: the next but one goes along rows for A and along K for B, the next one
-    // the other way; or, where lines are along rows, both the other way round.
+    // the other way; or, if lines are along rows, both the other way round.
     const bool lines_first = kIsB == kAlongRows;
     const int next = lane / 8 % 2, next_but_one = lane / 16;
     const int line = kScalars ? lane % 4 : lane % 8 + 8 * (lines_first ? next : next_but_one);
@@ -87,8 +87,8 @@ __device__ __forceinline__ void round_words(uint32_t (&words)[kWords]) {
   for (int w = 0; w < kWords; ++w) words[w] = ptx::round_to_tf32(__uint_as_float(words[w]));
 }
 
-// Makes the nearest tf32 numbers of float32 ones, and of what they leave over: an addition, a mask and a
-// subtraction. A NaN of all ones becomes 0 by that addition, and stays in what is left over.
+// Splits float32 into the nearest tf32 number and the remainder: an addition, a mask and a subtraction. That
+// addition turns a NaN of all ones into 0, but it stays in the remainder.
 template <int kWords>
 __device__ __forceinline__ void split_words(uint32_t (&words)[kWords], uint32_t (&rest)[kWords]) {
 #pragma unroll
@@ -99,8 +99,8 @@ __device__ __forceinline__ void split_words(uint32_t (&words)[kWords], uint32_t 
   }
 }
 
-// The sum of one value in float32. NaN ends it at once, so that a network that has gone to NaN does not take
-// ages.
+// The sum of one value in float32. Stops at a NaN, so that a network that has diverged to NaN does not take
+// forever.
 inline __device__ float plain_sum(const Task& task, const Place& place, int64_t i, int64_t j) {
   const Product& p = task.product;
   const float* const a = static_cast<const float*>(p.a.data) + place.batch * p.a.batch + i * p.a.row;
@@ -110,8 +110,8 @@ inline __device__ float plain_sum(const Task& task, const Place& place, int64_t 
   return sum;
 }
 
-// Infinite factors make NaN of the three products (infinity times a rest of 0), and so does one that rounds
-// to infinity: such values are computed again.
+// Infinite factors turn the three products into NaN (infinity times a remainder of 0), and so does a factor
+// that rounds to infinity: such values are computed again.
 template <int kTile, int kThreads>
 __device__ __forceinline__ void mend_tile(const Task& task, const Place& place, float* tile) {
   const int rows = extent(task.product.m - place.i, kTile), columns = extent(task.product.n - place.j, kTile);

@@ -13,7 +13,7 @@ struct AdagradRule {
   static constexpr int kStates = 1;
   struct Given {
     AdagradOptions options;
-    double step;  // where it is the host's
+    double step;  // if counted on the host
   };
   using Common = AdagradConstants<S>;
 

@@ -1,4 +1,4 @@
-// Adagrad, the update of many tensors at once. For every element, t steps having been taken:
+// Adagrad, the update of many tensors at once. For every element, in step t:
 //   g    = grad_scale * grad, or its negative to maximize; g += weight_decay * p
 //   s   += g * g
 //   p   -= lr / (1 + (t - 1) * lr_decay) * g / (sqrt(s) + eps)
@@ -11,7 +11,7 @@ namespace fastnn {
 
 // state: the sum of squares
 struct AdagradTensor : OptimizerTensor {
-  double step;  // t, where it is not counted on the device
+  double step;  // t, if it is not counted on the device
 };
 
 struct AdagradOptions {
@@ -25,7 +25,7 @@ struct AdagradOptions {
 
 struct AdagradKernels {
   void (*update)(AdagradTensor* tensors, int64_t count, const AdagradOptions& options);
-  // The elements [begin, end) of one tensor, by the calling thread alone.
+  // The elements [begin, end) of one tensor, by the calling thread only.
   void (*update_range)(const AdagradTensor& tensor, const AdagradOptions& options, int64_t begin,
                        int64_t end);
 };

@@ -1,4 +1,4 @@
-// The Adagrad update of one element, or of one vector of elements: the arithmetic of every device.
+// The Adagrad update of one element, or of one vector of elements: the arithmetic shared by all devices.
 #pragma once
 
 #include "core/host_device.h"
@@ -11,7 +11,7 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// What the elements of one tensor have in common, in the type of the arithmetic. The scalars are computed in
+// Constants common to the elements of one tensor, in the type of the arithmetic. The scalars are computed in
 // double and rounded once.
 template <class S>
 struct AdagradConstants {
@@ -27,7 +27,7 @@ FASTNN_HOST_DEVICE AdagradConstants<S> adagrad_constants(const AdagradOptions& o
           static_cast<S>(o.eps), static_cast<S>(-(o.lr / (1 + (step - 1) * o.lr_decay)))};
 }
 
-// V is a scalar or a vector, S its scalar. The test of l2 keeps an infinite parameter from making a NaN of
+// V is a scalar or a vector, S its scalar. The test of l2 keeps an infinite parameter from producing a NaN by
 // 0 * inf.
 template <class V, class S>
 FASTNN_HOST_DEVICE void adagrad_update(V& p, V g, V& sum, const AdagradConstants<S>& c) {

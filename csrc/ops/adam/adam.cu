@@ -14,7 +14,7 @@ struct AdamRule {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
   struct Given {
     AdamOptions options;
-    double step, step_size, denom_scale;  // where lr and step are the host's
+    double step, step_size, denom_scale;  // if lr and step are on the host
   };
   using Common = AdamConstants<S>;
 

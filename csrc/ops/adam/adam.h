@@ -1,4 +1,4 @@
-// Adam and AdamW, the update of many tensors at once. For every element, t steps having been taken:
+// Adam and AdamW, the update of many tensors at once. For every element, in step t:
 //   g    = grad_scale * grad, or its negative to maximize
 //   g   += weight_decay * p  (Adam), or p *= 1 - lr * weight_decay  (AdamW)
 //   m    = beta1 * m + (1 - beta1) * g
@@ -14,7 +14,7 @@ namespace fastnn {
 
 // state: m, v, and under amsgrad the largest v
 struct AdamTensor : OptimizerTensor {
-  double step;         // t, where it is not counted on the device
+  double step;         // t, if it is not counted on the device
   double step_size;    // lr / (1 - beta1^t)
   double denom_scale;  // 1 / sqrt(1 - beta2^t)
 };
@@ -33,7 +33,7 @@ struct AdamOptions {
 
 struct AdamKernels {
   void (*update)(AdamTensor* tensors, int64_t count, const AdamOptions& options);
-  // The elements [begin, end) of one tensor, by the calling thread alone.
+  // The elements [begin, end) of one tensor, by the calling thread only.
   void (*update_range)(const AdamTensor& tensor, const AdamOptions& options, int64_t begin, int64_t end);
 };
 

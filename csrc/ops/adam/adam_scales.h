@@ -1,5 +1,5 @@
-// The bias corrections of Adam. Apart from the update, because kernels that are compiled once for each
-// instruction set take no function of the standard library.
+// The bias corrections of Adam. Separate from the update, because kernels that are compiled once for each
+// instruction set use no functions of the standard library.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// The Adam update of one element, or of one vector of elements: the arithmetic of every device.
+// The Adam update of one element, or of one vector of elements: the arithmetic shared by all devices.
 #pragma once
 
 #include "core/host_device.h"
@@ -11,7 +11,7 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// What the elements of one tensor have in common, in the type of the arithmetic. The scalars are computed in
+// Constants common to the elements of one tensor, in the type of the arithmetic. The scalars are computed in
 // double and rounded once.
 template <class S>
 struct AdamConstants {
@@ -43,7 +43,7 @@ FASTNN_HOST_DEVICE AdamConstants<S> adam_constants(const AdamOptions& o, double 
 }
 
 // V is a scalar or a vector, S its scalar. `vmax` holds the largest v so far and is touched under amsgrad
-// only. A NaN or an infinity goes where torch's own formulas send it: hence the two forms of the
+// only. NaN and infinity propagate as in torch's own formulas: hence the two forms of the
 // interpolation, the test of l2 (0 * inf is NaN) and a maximum that keeps the NaN of either side.
 template <bool kAmsgrad, class V, class S>
 FASTNN_HOST_DEVICE void adam_update(V& p, V g, V& m, V& v, V& vmax, const AdamConstants<S>& c) {

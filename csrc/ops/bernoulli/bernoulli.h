@@ -1,4 +1,4 @@
-// Bernoulli numbers from a Mersenne Twister (Matsumoto and Nishimura 1998, MT19937), the very ones that
+// Bernoulli numbers from a Mersenne Twister (Matsumoto and Nishimura 1998, MT19937), exactly those that
 // torch.Tensor.bernoulli_(p) draws on the CPU, in the same order:
 //   x[i] = (r mod 2^53) / 2^53 < p,   r the 64 bits of the next two numbers of 32 bits, the higher half first
 #pragma once
@@ -13,7 +13,7 @@ struct MersenneTwister {
   static constexpr int64_t kWords = 624;
 
   uint32_t words[kWords];
-  int64_t next;  // the word that is to be drawn; kWords: all have been
+  int64_t next;  // the word to be drawn next; kWords: all have been drawn
 };
 
 struct BernoulliKernels {

@@ -12,8 +12,8 @@ uint32_t twisted(uint32_t word, uint32_t following, uint32_t shifted) {
   return shifted ^ (mixed >> 1) ^ ((0u - (following & 1u)) & 0x9908b0dfu);
 }
 
-// The next 624 words. Every loop reads what is at least 227 words away from what it writes, or one word
-// ahead of it, which is not yet written: vectors of words see what single ones would.
+// The next 624 words. Every loop reads words at least 227 away from those it writes, or one word ahead, which
+// is not yet written: vectors of words give the same result as single ones.
 void twist(uint32_t* words) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < kWords - kShift; ++i) words[i] = twisted(words[i], words[i + 1], words[i + kShift]);
@@ -32,7 +32,7 @@ uint32_t tempered(uint32_t word) {
 
 template <class T>
 void draw_as(MersenneTwister& twister, uint64_t bound, T* x, int64_t n) {
-  uint32_t drawn[1 + kWords];  // one may be left of those before, as each element takes two
+  uint32_t drawn[1 + kWords];  // one may be left over from before, as each element takes two
   int64_t held = 0;
   while (n > 0) {
     if (twister.next == kWords) {
@@ -55,7 +55,7 @@ void draw_as(MersenneTwister& twister, uint64_t bound, T* x, int64_t n) {
 }
 
 void draw(MersenneTwister& twister, double p, void* x, DType dtype, int64_t n) {
-  // r / 2^53 < p where r < p 2^53: both sides are exact.
+  // r / 2^53 < p if and only if r < p 2^53: both sides are exact.
   const double scaled = p * 9007199254740992.0;
   auto bound = static_cast<uint64_t>(scaled);
   if (static_cast<double>(bound) < scaled) ++bound;

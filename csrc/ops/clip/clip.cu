@@ -9,8 +9,8 @@ namespace {
 
 constexpr const char* kOp = "clip_grad_norm";
 
-// Of each multiprocessor, all at a time. Every block of the second kernel reads the sums of all blocks of the
-// first one, which is why there are no more.
+// Per multiprocessor, all resident at once. Every block of the second kernel reads the sums of all blocks of
+// the first one, which is why there are no more.
 constexpr int64_t kSumsPerMultiprocessor = 8;
 
 struct Clipping {
@@ -19,7 +19,7 @@ struct Clipping {
     ClipOptions options;
     void* norm;
     double* sums;
-    int64_t count;  // of the sums; in the first kernel of those that earlier launches have written
+    int64_t count;  // of the sums; in the first kernel, of those written by earlier launches
   };
 };
 using ClipLaunch = UpdateLaunch<Clipping>;
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kUpdateThreads) scale(const __grid_constant__ 
 
 int64_t clip_scratch(int64_t count) {
   const int64_t launches = ceil_div<int64_t>(count, ClipLaunch::kMost);
-  // A tensor may begin and end inside a chunk.
+  // A tensor may start and end inside a chunk.
   return launches * wanted_sums() + 2 * count;
 }
 

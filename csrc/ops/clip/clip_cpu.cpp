@@ -14,7 +14,7 @@ FASTNN_INLINE void add_squares(Vec<float> v, Vec<double>* sums) {
   Half halves[2];
   __builtin_memcpy(halves, &v, sizeof(v));
   for (int h = 0; h < 2; ++h) {
-#if defined(__AVX512F__)  // GCC would convert quarters and join them
+#if defined(__AVX512F__)  // otherwise GCC converts quarters and joins them
     const Vec<double> wide = (Vec<double>)_mm512_maskz_cvtps_pd(0xff, (__m256)halves[h]);
 #else
     const Vec<double> wide = __builtin_convertvector(halves[h], Vec<double>);
@@ -47,7 +47,7 @@ void scale(T* g, int64_t n, Acc<T> factor) {
   if (rest > 0) store_partial(g + i, load_partial(g + i, rest) * factors, rest);
 }
 
-// The sum of each chunk has its place, and they are added in order: the threads do not matter.
+// The sums of chunks are stored separately and added in order: threads do not affect the result.
 double global_sum_of_squares(OptimizerTensor* tensors, int64_t count) {
   int64_t chunks = 0;
   for (int64_t i = 0; i < count; ++i) chunks += (tensors[i].numel + kChunk - 1) / kChunk;

@@ -1,5 +1,5 @@
 // Clipping on CUDA: clip.h on the current device, in the order of `stream`. Whether the norm is finite is
-// seen on the device only.
+// known on the device only.
 #pragma once
 
 #include <cuda_runtime_api.h>

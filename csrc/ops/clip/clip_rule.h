@@ -1,11 +1,11 @@
-// The factor of clipping: the arithmetic of every device.
+// The factor of clipping: the arithmetic shared by all devices.
 #pragma once
 
 #include "core/host_device.h"
 
 namespace fastnn::FASTNN_ISA {
 
-// min(1, max_norm / (norm + 1e-6)), in the steps that torch takes: the reciprocal first, and after every step
+// min(1, max_norm / (norm + 1e-6)), in torch's order: the reciprocal first, and after every step
 // stored(x), which rounds to the dtype of the gradients. NaN stays NaN.
 template <class S, class Stored>
 FASTNN_HOST_DEVICE S clip_factor(S norm, double max_norm, const Stored& stored) {

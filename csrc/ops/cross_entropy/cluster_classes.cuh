@@ -1,5 +1,5 @@
-// Many classes, and a cluster of blocks has a row: each keeps a part of it in its own shared memory, and what
-// the parts have given goes from block to block through distributed shared memory.
+// Many classes, with one row per cluster of blocks: each block keeps a part of the row in its own shared
+// memory, and the results of the parts are exchanged through distributed shared memory.
 #pragma once
 
 #include "ops/cross_entropy/many_classes.cuh"
@@ -8,7 +8,7 @@ namespace fastnn::cuda {
 
 namespace {
 
-// The blocks of a cluster, for rows that all of them go through in the same order.
+// The blocks of a cluster, for rows that all of them process in the same order.
 template <class A, bool kDense>
 struct ClusterTeam {
   int blocks, rank;
@@ -27,7 +27,7 @@ struct ClusterTeam {
                                        : Moments<A, kDense>::of_nothing());
   }
 
-  // The shared memory of a block that has ended must not be read: none ends before all have read.
+  // The shared memory of a block that has exited must not be read: none exits before all have read.
   __device__ __forceinline__ void leave() const { ptx::cluster_sync(); }
 };
 
@@ -35,7 +35,7 @@ struct ClusterTeam {
 template <class T, bool kDense>
 __global__ void __launch_bounds__(1024, 1)
     cluster_classes(const __grid_constant__ Rows<T> p, int kept, int cluster) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // the host asks for such a device
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // the host requires such a device
   compute_rows<kDense>(p, kept, ClusterTeam<Acc<T>, kDense>(cluster));
 #endif
 }

@@ -15,13 +15,13 @@ constexpr const char* kOp = "cross_entropy";
 // From here on a row has a block of its own, or several: 512 classes are one to four loads for each of 128
 // threads.
 constexpr int64_t kManyClasses = 512;
-// Up to here eight lanes have a row, so that a row of ten classes leaves few of them idle.
+// Up to here eight lanes share a row, so that a row of ten classes leaves few of them idle.
 constexpr int64_t kEighthClasses = 64;
 
 constexpr int kCountThreads = 256;
 constexpr int64_t kRowsPerCountBlock = 4096;  // 32 KB of targets, 16 loads a thread
 
-// Looks at every target before a loss is computed: how many rows count, what they weigh, which index is bad.
+// Reads every target before a loss is computed: the number of rows that count, their weight, a bad index.
 template <class T>
 __global__ void __launch_bounds__(kCountThreads) count_rows(const __grid_constant__ Rows<T> p) {
   __shared__ Sum slots[kMaxWarps];
@@ -96,8 +96,7 @@ void run_chunk(const CrossEntropyArgs& args, const CrossEntropyArgs& batch, bool
     launch_many<T, false>(kOp, p, stream);
 }
 
-// gradient *= late * dy for one dy; without a pass over the gradient where that is 1, as after
-// loss.backward().
+// gradient *= late * dy for one dy; without a pass over the gradient if that is 1, as after loss.backward().
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     scale_by_scalar(T* gradient, int64_t n, int head, const double* late, const T* dy) {
@@ -121,7 +120,7 @@ __global__ void __launch_bounds__(kElementwiseThreads)
   *at = from_acc<T>(to_acc(*at) * factor);
 }
 
-// gradient *= late * dy for one dy a row.
+// gradient *= late * dy for one dy per row.
 template <class T>
 __global__ void __launch_bounds__(kElementwiseThreads)
     scale_by_row(T* gradient, int64_t n, int64_t classes, int64_t inner, const double* late, const T* dy) {
@@ -140,7 +139,7 @@ void scale_gradient(const CrossEntropyArgs& args, const T* dy, bool scalar, cons
                     cudaStream_t stream) {
   T* gradient = static_cast<T*>(args.gradient);
   const int64_t n = args.outer * args.classes * args.inner;
-  // So few blocks that finding nothing to do costs nothing, and enough to saturate memory.
+  // Few enough blocks that finding nothing to do costs nothing, and enough to saturate memory.
   const int64_t most = int64_t{device_limits().multiprocessors} * 8;
   const int64_t wanted = ceil_div(n, int64_t{kElementwiseThreads} * (scalar ? kPackSize<T> : 1));
   const auto blocks = static_cast<unsigned>(wanted < most ? wanted : most);
@@ -160,7 +159,7 @@ BadIndex* bad_index() {
   static BadIndex* flag = nullptr;
   static std::once_flag made;
   std::call_once(made, [] {
-    // Pinning memory is refused while a stream of this thread is captured, unless it says that it knows.
+    // Pinning memory is refused while a stream of this thread is captured, unless it opts out of that check.
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), kOp);
     void* memory = nullptr;

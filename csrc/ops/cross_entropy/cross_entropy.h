@@ -1,6 +1,6 @@
 // Softmax cross-entropy with its gradient in one pass.
 //
-// For row x with C logits, lse = log sum_k exp(x_k), class weights w (1 where none are given), smoothing e:
+// For row x with C logits, lse = log sum_k exp(x_k), class weights w (1 if none are given), smoothing e:
 //   class index y          loss = (1 - e) w_y (lse - x_y) + e/C sum_k w_k (lse - x_k)
 //   class probabilities t  loss = sum_k q_k (lse - x_k),  q_k = w_k ((1 - e) t_k + e/C)
 //   z-loss                 z lse^2 is added to either
@@ -42,16 +42,16 @@ struct CrossEntropyArgs {
   Reduction reduction;
   double label_smoothing;
   double z_loss;
-  // Of the batch of which these rows are a part, whose indices were looked at; null: of these rows.
+  // Of the batch that contains these rows, whose indices have been checked; null: of these rows.
   const CrossEntropyTotals* totals;
   void* loss;  // (outer, inner) for Reduction::none, else one element, or null
-  // (outer, classes, inner), or null where none is wanted; it may be the logits where they are contiguous.
+  // (outer, classes, inner), or null if none is wanted; it may be the logits if they are contiguous.
   void* gradient;
 };
 
 struct CrossEntropyResult {
   int64_t bad_row;  // first row whose index is out of range (nothing was written), or -1
-  // What the gradient must still be multiplied with: float16 gradients are written before the division by the
+  // What the gradient must still be multiplied by: float16 gradients are written before the division by the
   // number of rows, which would flush the small ones to zero.
   double gradient_scale;
   double loss;  // the sum or mean, not rounded to `dtype`
@@ -60,7 +60,8 @@ struct CrossEntropyResult {
 struct CrossEntropyKernels {
   CrossEntropyTotals (*count)(const CrossEntropyArgs& args);
   CrossEntropyResult (*forward)(const CrossEntropyArgs& args);
-  // gradient (outer, classes, inner) *= scale * dy, where dy has one element a row, or only one if `scalar`.
+  // gradient (outer, classes, inner) *= scale * dy, where dy has one element per row, or only one if
+  // `scalar`.
   void (*scale_gradient)(const CrossEntropyArgs& args, const void* dy, bool scalar, double scale);
 };
 

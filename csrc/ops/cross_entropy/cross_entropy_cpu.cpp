@@ -13,10 +13,11 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Up to this many classes the rows lie along the lanes of a vector: maximum, sum, exp and log then serve as
-// many rows as there are lanes. Above it, one row at a time, whose reductions across the lanes and scalar
-// logarithm cost less than the transposition would. Measured on Zen 4 (AVX-512), 256 rows, forward, one row
-// at a time / along the lanes, us: 100 classes 22 / 13, 200 31 / 22, 300 42 / 34, 400 42 / 45, 512 50 / 61.
+// Up to this many classes, rows are laid out along the lanes of a vector: maximum, sum, exp and log then
+// serve as many rows as there are lanes. Above it, one row at a time, whose reductions across the lanes and
+// scalar logarithm cost less than the transposition would. Measured on Zen 4 (AVX-512), 256 rows, forward,
+// one row at a time / along the lanes, us: 100 classes 22 / 13, 200 31 / 22, 300 42 / 34, 400 42 / 45, 512 50
+// / 61.
 constexpr int64_t kLaneClasses = 256;
 
 // Elements of a chunk of rows, whose losses are summed into one partial sum. Chunks depend on the shape
@@ -26,7 +27,7 @@ constexpr int64_t kChunkElements = 4096;
 // microsecond, so a thread should have some thousands of elements.
 constexpr int64_t kGrainElements = 8192;
 
-// Looks at every index before anything is written: one that is out of range must not be followed.
+// Checks every index before anything is written: one that is out of range must not be used.
 template <class T>
 CrossEntropyTotals count_rows(const Problem<T>& p) {
   const int64_t rows = p.args.outer * p.args.inner;
@@ -69,7 +70,7 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
   p.gradient_scale = static_cast<A>(scales.gradient);
   p.z_scale = static_cast<A>(scales.z);
 
-  // A unit of work is a tile or a row; tiles do not reach over the end of `inner`.
+  // A unit of work is a tile or a row; tiles do not extend past the end of `inner`.
   const bool tiles = args.inner > 1 || classes <= kLaneClasses;
   const int64_t along = args.inner > 1 ? args.inner : rows;
   const int64_t tiles_along = (along + kStep - 1) / kStep;
@@ -80,8 +81,8 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
   Sums* partial =
       static_cast<Sums*>(shared_scratch(Scratch::accumulate, static_cast<size_t>(chunks) * sizeof(Sums)));
 
-  // The gradient of a class with a far smaller logit is subnormal where that of one a little smaller is 0,
-  // and products with it are slow (core/flush_subnormals.h). Weights and probabilities may be as small
+  // The gradient of a class with a far smaller logit is subnormal, while that of a slightly smaller one is 0,
+  // and products with it are slow (core/flush_subnormals.h). Weights and probabilities may be that small
   // themselves.
   const bool flush_small = !args.weight && !p.probabilities;
   parallel_for(chunks, grain, [&](int64_t begin, int64_t end) {
@@ -113,7 +114,7 @@ CrossEntropyResult forward(const CrossEntropyArgs& args) {
       sums.square += partial[c].square;
     }
     double loss = mean ? sums.loss / totals.weight : sums.loss;
-    // With smoothing torch divides the classes' own part by itself, and that is 0 / 0.
+    // With smoothing torch divides the part of the classes separately, which gives 0 / 0.
     if (mean && p.dense && totals.weight == 0) loss = __builtin_nan("");
     const double z_loss = args.z_loss == 0 ? 0 : args.z_loss * sums.square * scales.square;
     total = loss + z_loss;
@@ -144,7 +145,7 @@ void scale_gradient(const CrossEntropyArgs& args, const T* dy, bool scalar, doub
   const int64_t classes = args.classes, inner = args.inner;
   const A common = static_cast<A>(static_cast<double>(to_acc(dy[0])) * scale);
   if (scalar && common == 1) return;
-  // A line is what shares its factors: the classes of one row, or one class of `inner` rows.
+  // A line is a set of values with the same factors: the classes of one row, or one class of `inner` rows.
   const bool strided = inner > 1;
   const int64_t lines = strided ? args.outer * classes : args.outer, length = strided ? inner : classes;
   const int64_t grain = length < kGrainElements ? kGrainElements / length : 1;

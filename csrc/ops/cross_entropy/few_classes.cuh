@@ -1,5 +1,5 @@
-// Few classes, or classes that are strided: kGroup neighbouring lanes have one row. It is read from device
-// memory once; its second and third reading find it in the first cache.
+// Few classes, or classes that are strided: kGroup neighbouring lanes share one row. It is read from device
+// memory once; the second and third reads hit L1.
 #pragma once
 
 #include "ops/cross_entropy/rows.cuh"
@@ -14,7 +14,7 @@ constexpr int kFewThreads = 256;
 // their number.
 constexpr int kSummedAtATime = 64;
 
-// All lanes of a warp go through every statement that passes values between them, rows or no rows.
+// All lanes of a warp execute every statement that exchanges values, whether or not they have a row.
 template <class T, int kGroup>
 __global__ void __launch_bounds__(kFewThreads, 3) few_classes(const __grid_constant__ Rows<T> p) {
   using A = Acc<T>;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kFewThreads, 3) few_classes(const __grid_const
     const bool present = row < rows;
     const int64_t outer = inner == 1 ? row : row / inner, within = row - outer * inner;
     const T* x = logits + outer * p.args.outer_stride + within;  // the class k is at x[k * inner]
-    const int64_t offset = outer * classes * inner + within;     // of all else
+    const int64_t offset = outer * classes * inner + within;     // of everything else
     const RowTarget<A> target = present ? read_target(p, row) : RowTarget<A>{-1, 0, true, false};
     const int64_t end = present && !target.ignored ? classes : 0;
 

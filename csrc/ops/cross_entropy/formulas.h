@@ -1,20 +1,20 @@
-// The formulas of cross_entropy.h for one row, or for a vector of rows: the arithmetic of every device.
+// The formulas of cross_entropy.h for one row, or for a vector of rows: the arithmetic shared by all devices.
 #pragma once
 
 #include "core/host_device.h"
 
 namespace fastnn::FASTNN_ISA {
 
-// What a call multiplies with, from the number of rows that count and the sum of their weights.
+// The factors of a call, from the number of rows that count and the sum of their weights.
 struct CrossEntropyScales {
   double square;    // of the z-loss
   double gradient;  // of a row's gradient as the kernel writes it
   double z;         // 2 z over the rows that count, in units of `gradient`
-  double late;      // what the gradient must still be multiplied with
+  double late;      // what the gradient must still be multiplied by
 };
 
 // float16 gradients are divided late, because the division would flush the small ones to zero. But not by a
-// weight of 0 or NaN: the gradients of the rows that are ignored stay 0.
+// weight of 0 or NaN: the gradients of ignored rows stay 0.
 FASTNN_HOST_DEVICE CrossEntropyScales cross_entropy_scales(bool mean, bool is_float16, double z_loss,
                                                            double rows, double weight) {
   const double scale = mean ? 1 / weight : 1, square = mean ? 1 / rows : 1;
@@ -29,21 +29,21 @@ FASTNN_HOST_DEVICE V smoothed_probability(V t, W w, S keep, S smooth) {
   return (t * keep + smooth) * w;
 }
 
-// What a class adds to the loss of its row: gap = largest - x_k, total = sum_k exp(x_k - largest). Of an
-// infinite weight that is infinite, as torch's.
+// What a class adds to the loss of its row: gap = largest - x_k, total = sum_k exp(x_k - largest). For an
+// infinite weight it is infinite, as in torch.
 template <class V, class Q>
 FASTNN_HOST_DEVICE V class_loss(Q q, V gap, V log_total) {
   return q * (gap + log_total);
 }
 
-// The sum of that over all classes, where log_total is known only after them: pulls = sum_k q_k, distance =
-// sum_k q_k gap, which is NaN where a weight is infinite.
+// The sum of that over all classes, when log_total is known only afterwards: pulls = sum_k q_k, distance =
+// sum_k q_k gap, which is NaN if a weight is infinite.
 template <class V>
 FASTNN_HOST_DEVICE V row_loss(V pulls, V log_total, V distance) {
   return pulls * log_total + distance;
 }
 
-// What exp(x_k - largest) is multiplied with in the gradient.
+// The factor of exp(x_k - largest) in the gradient.
 template <class V, class S>
 FASTNN_HOST_DEVICE V softmax_factor(V pulls, V lse, V total, S gradient_scale, S z_scale) {
   return (pulls * gradient_scale + z_scale * lse) / total;

@@ -1,6 +1,6 @@
-// Many classes: a block, or a cluster of blocks (cluster_classes.cuh), has a row, which it reads from device
-// memory once and keeps in shared memory until the gradient is written. Of a row that is longer than that
-// the rest is read again.
+// Many classes: a row belongs to a block, or a cluster of blocks (cluster_classes.cuh), which reads it from
+// device memory once and keeps it in shared memory until the gradient is written. The part of a longer row
+// that does not fit is read again.
 #pragma once
 
 #include "core/cuda/pack.cuh"
@@ -11,7 +11,7 @@ namespace fastnn::cuda {
 
 namespace {
 
-// What the indices within a row are good for, and more than any row that has been seen.
+// The limit of the indices within a row, and more than any row seen in practice.
 constexpr int64_t kMostClasses = int64_t{1} << 30;
 
 // In the dynamic shared memory of a block, before the packs that it keeps.
@@ -19,10 +19,10 @@ template <class A, bool kDense>
 struct alignas(kPackBytes) RowShared {
   Sum sums[kMaxWarps];
   Moments<A, kDense> of_warps[kMaxWarps];
-  Moments<A, kDense> of_block[2];  // for the other blocks of its cluster, in turns
+  Moments<A, kDense> of_block[2];  // for the other blocks of its cluster, alternating
 };
 
-// The blocks that have a row together: this one alone.
+// The blocks that share a row: only this one.
 struct OneBlock {
   static constexpr int blocks = 1, rank = 0;
   template <class M>
@@ -32,8 +32,7 @@ struct OneBlock {
   __device__ __forceinline__ void leave() const {}
 };
 
-// Adds kCount logits, the classes k to k + kCount - 1, that are at `offset` of what has the gradient's
-// layout.
+// Adds kCount logits, the classes k to k + kCount - 1, at `offset` in arrays with the gradient's layout.
 template <int kCount, bool kDense, class T>
 __device__ __forceinline__ void add(const Rows<T>& p, const Acc<T>* x, int64_t offset, int k,
                                     Moments<Acc<T>, kDense>& m) {
@@ -101,8 +100,8 @@ __device__ __forceinline__ void compute_rows(const Rows<T>& p, int kept, Team te
 
     // Classes before the first aligned address, whole packs, and the rest: thread i of the first block has
     // the i-th of the single ones, and thread i of each block pack i, i + threads and so on of its part.
-    // What it reads again later only it has overwritten by then.
-    const int head = elements_to_alignment(x);  // there are more classes than that
+    // Whatever it reads again later has been overwritten by this thread only.
+    const int head = elements_to_alignment(x);  // there are always more classes
     const int packs = (classes - head) / kSize, tail = head + packs * kSize;
     const int singles = team.rank == 0 ? head + (classes - tail) : 0;
     const int single = thread < head ? thread : tail + (thread - head);

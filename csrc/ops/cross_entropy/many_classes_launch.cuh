@@ -1,4 +1,4 @@
-// How rows of many classes are laid over the multiprocessors.
+// How rows of many classes are distributed over the multiprocessors.
 #pragma once
 
 #include "ops/cross_entropy/cluster_classes.cuh"
@@ -7,27 +7,27 @@ namespace fastnn::cuda {
 
 namespace {
 
-// Packs of a row that a block should have at least where others could have them: 16 KB. A multiprocessor
-// moves about 80 GB/s (64 KB under way, 0.8 us from memory; predicted, not measured), so that halving a part
+// Packs of a row that a block should at least have if others could have them: 16 KB. A multiprocessor moves
+// about 80 GB/s (64 KB in flight, 0.8 us from memory; predicted, not measured), so that halving a part
 // of 32 KB saves 0.2 us of reading and 0.2 us of writing. A barrier of the cluster and a read of another
 // block's shared memory, each about 200 cycles, cost 0.25 us once, however many blocks there are.
 constexpr int64_t kShortestPart = 1024;
 
-// Blocks of clusters that a multiprocessor gets one after the other: where clusters share rows, a block's
-// part fills it. Each of them begins with about 2 us of sums over the targets, in which nothing else runs, so
-// they should be few and take several rows; but so many that the last of them do not run alone for long.
+// Blocks of clusters per multiprocessor, one after the other: if clusters share rows, a block's part fills
+// it. Each of them starts with about 2 us of sums over the targets, in which nothing else runs, so they
+// should be few and take several rows; but enough that the last of them do not run alone for long.
 constexpr int kClusterBlocks = 8;
 
 struct RowLayout {
   int cluster;  // blocks that share a row
   int threads;  // of each
-  int kept;     // packs of the row that each has room for
+  int kept;     // packs of the row that fit in each
 };
 
-// A row gets more blocks as long as they cannot keep it all, because what they cannot keep is read twice; and
-// as long as multiprocessors would have nothing to do otherwise. No more than that: blocks that have a
-// multiprocessor each and 64 KB under way have four times the share of 3 TB/s that is theirs, so the
-// others fill the gaps between one's reading and writing.
+// A row gets more blocks as long as they cannot hold all of it, because the part that does not fit is read
+// twice; and as long as multiprocessors would be idle otherwise. No more than that: blocks with a
+// multiprocessor each and 64 KB in flight have four times their share of 3 TB/s, so the others fill the gaps
+// between one's reading and writing.
 inline RowLayout lay_out_rows(int64_t rows, int64_t packs, bool keep, int64_t room) {
   const DeviceLimits& device = device_limits();
   int cluster = 1;
@@ -38,9 +38,9 @@ inline RowLayout lay_out_rows(int64_t rows, int64_t packs, bool keep, int64_t ro
     if (!too_long && !idle) break;
   }
   const int64_t part = ceil_div(packs, int64_t{cluster});
-  // Four packs a thread, as many loads as it has in flight; blocks of 512 threads, of 64 registers each,
-  // share a multiprocessor by twos, so that one loads while the other computes. A part of more than a third
-  // of shared memory has it nearly alone, and takes all threads there are.
+  // Four packs a thread, as many loads as it has in flight; two blocks of 512 threads, of 64 registers each,
+  // share a multiprocessor, so that one loads while the other computes. A part of more than a third of shared
+  // memory has it nearly to itself, and uses the most threads.
   int threads = 128;
   while (threads < 512 && part > threads * 4) threads *= 2;
   const int64_t kept = keep ? min(part, room) : 0;

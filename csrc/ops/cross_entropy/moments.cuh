@@ -1,4 +1,4 @@
-// Maximum and sums of a row's logits, gathered by many threads and put together: by a warp, a block, a
+// Maximum and sums of a row's logits, gathered by many threads and combined within a warp, a block, a
 // cluster.
 #pragma once
 
@@ -24,11 +24,11 @@ struct Moments {
 
   __device__ __forceinline__ static Moments of_nothing() { return {-V(INFINITY), 0, 0, 0}; }
 
-  // What is subtracted from x: until something above -inf has come, exp(-inf - 0) = 0 rather than
+  // What is subtracted from x: until a value above -inf has been seen, exp(-inf - 0) = 0 rather than
   // exp(-inf + inf) = NaN.
   __device__ __forceinline__ static V pivot(V largest) { return largest == -V(INFINITY) ? V(0) : largest; }
 
-  // The same sums, relative to a maximum that is not smaller.
+  // The same sums, relative to a maximum that is at least as large.
   __device__ __forceinline__ void raise(V to) {
     if (!(largest < to)) return;
     total *= exp_negative(largest - to);
@@ -38,9 +38,9 @@ struct Moments {
 };
 
 // Combines those of the 32 lanes of a warp; all lanes get the same bits. The maximum goes first, so that each
-// lane takes one exponential; merging two at a time would take five of them here, and as many as there are
-// warps where a block puts its warps together, one after the other. The sums are taken in pairs: the ten
-// additions of lanes and warps round a sum of float32 by 10 * 2^-24 at most.
+// lane takes one exponential; merging two at a time would take five of them here, and one per warp when a
+// block combines its warps one after the other. The sums are taken in pairs: the ten additions of lanes and
+// warps round a sum of float32 by 10 * 2^-24 at most.
 template <class V, bool kDense>
 __device__ __forceinline__ Moments<V, kDense> combine_lanes(Moments<V, kDense> mine) {
   mine.raise(max_group<kWarp>(mine.largest));
@@ -52,14 +52,14 @@ __device__ __forceinline__ Moments<V, kDense> combine_lanes(Moments<V, kDense> m
   return mine;
 }
 
-// The same for all threads of a block. `slots` is shared memory of kMaxWarps values that nobody else uses
-// meanwhile.
+// The same for all threads of a block. `slots` is shared memory of kMaxWarps values, not used otherwise in
+// the meantime.
 template <class V, bool kDense>
 __device__ __forceinline__ Moments<V, kDense> combine_block(const Moments<V, kDense>& mine,
                                                             Moments<V, kDense>* slots) {
   const Moments<V, kDense> of_warp = combine_lanes(mine);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
-  __syncthreads();  // those of the last row may still be read
+  __syncthreads();  // those of the previous row may still be read
   if (lane == 0) slots[warp] = of_warp;
   __syncthreads();
   return combine_lanes(lane < warps ? slots[lane] : Moments<V, kDense>::of_nothing());

@@ -1,4 +1,4 @@
-// What the rows of one call share, and how each hands in its loss.
+// What the rows of one call share, and how each reports its loss.
 #pragma once
 
 #include "core/simd.h"
@@ -8,7 +8,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// What all rows of one call share.
+// Data shared by all rows of one call.
 template <class T>
 struct Problem {
   using A = Acc<T>;
@@ -34,7 +34,7 @@ struct Sums {
   double loss = 0, square = 0;  // of the rows, and of their lse^2
 };
 
-// Writes the loss of a row, or adds it to what the caller reduces.
+// Writes the loss of a row, or adds it to the caller's reduction.
 template <class T>
 FASTNN_INLINE void finish_row(const Problem<T>& p, int64_t row, double loss, double lse, Sums& sums) {
   if (p.args.reduction == Reduction::none) {

@@ -60,7 +60,7 @@ RowMoments<Acc<T>> moments(const T* x, int64_t classes) {
       if (begin > 0) r.total *= exp_scalar(r.largest - in_block);
       r.largest = in_block;
     }
-    // Until something above -inf has come, exp(-inf - 0) = 0 rather than exp(-inf + inf) = NaN.
+    // Until a value above -inf has been seen, exp(-inf - 0) = 0 rather than exp(-inf + inf) = NaN.
     const A shift = r.largest == -kInfinity<A> ? A(0) : r.largest;
     r.total += block_sum(x + begin, n, -kInfinity<A>, [&](Vec<A> v, int64_t, int) { return exp(v - shift); });
   }
@@ -89,7 +89,8 @@ void gradient_row(const Problem<T>& p, const T* x, int64_t offset, Acc<T> larges
   const int64_t full = classes - rest;
   if (!p.dense) {
     for (int64_t k = 0; k < full; k += kStep) {
-      // The next row comes in while this one waits for its stores; a prefetch beyond the last row is ignored.
+      // The next row is fetched while this one waits for its stores; a prefetch beyond the last row is
+      // ignored.
       __builtin_prefetch(x + p.args.outer_stride + k, 0, 2);
       store(g + k, exp(load(x + k) - largest) * factor);
     }

@@ -1,4 +1,4 @@
-// What the rows of one call share on the device, and what is done once a row.
+// What the rows of one call share on the device, and what is done once per row.
 #pragma once
 
 #include "core/cuda/dtype.cuh"
@@ -30,7 +30,8 @@ struct Rows {
   __device__ __forceinline__ A weight_of(int64_t k) const {
     return args.weight ? to_acc(static_cast<const T*>(args.weight)[k]) : A(1);
   }
-  // q_k of a row with terms in every class, but for what a class index adds; `at` as in `probabilities`.
+  // q_k of a row with terms in every class, without the contribution of a class index; `at` as in
+  // `probabilities`.
   __device__ __forceinline__ A dense_q(int64_t at, int64_t k) const {
     return smoothed_probability(probabilities ? to_acc(probabilities[at]) : A(0), weight_of(k), keep, smooth);
   }
@@ -53,7 +54,7 @@ __device__ __forceinline__ RowTarget<Acc<T>> read_target(const Rows<T>& p, int64
   return {index, p.keep * p.weight_of(index), false, false};
 }
 
-// What the gradient is scaled with, from what the counting kernel left.
+// The scales of the gradient, from the results of the counting kernel.
 template <class T>
 __device__ CrossEntropyScales read_scales(const Rows<T>& p, Sum* slots) {
   double rows = 0, weight = 0;
@@ -69,8 +70,8 @@ __device__ CrossEntropyScales read_scales(const Rows<T>& p, Sum* slots) {
   return scales;
 }
 
-// A sum of many numbers, together with what its roundings left out: in float32 as accurate as in float64, of
-// which most devices have little.
+// A sum of many numbers, together with its rounding errors: in float32 as accurate as in float64, of which
+// most devices have little throughput.
 template <class A>
 struct LongSum {
   A sum = 0, rest = 0;
@@ -81,7 +82,7 @@ struct LongSum {
     rest += (before - (sum - added)) + (x - added);
   }
   __device__ __forceinline__ double value() const {
-    return rest == rest ? double{sum} + double{rest} : double{sum};  // no rest is left of an infinity
+    return rest == rest ? double{sum} + double{rest} : double{sum};  // an infinity has no remainder
   }
 };
 template <>
@@ -91,7 +92,7 @@ struct LongSum<double> {
   __device__ __forceinline__ double value() const { return sum; }
 };
 
-// Sums that the threads of a block keep of their rows' losses.
+// Sums of their rows' losses, kept by the threads of a block.
 template <class A>
 struct LossSums {
   LongSum<A> loss, square;
@@ -125,7 +126,7 @@ __device__ void finish_loss(const Rows<T>& p, const LossSums<Acc<T>>& sums, cons
   double weight = 0;
   loss = square = 0;
   for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x) {
-    loss += __ldcg(&p.scratch->loss[i]);  // what other blocks wrote is in the second cache
+    loss += __ldcg(&p.scratch->loss[i]);  // what other blocks wrote is in L2
     square += __ldcg(&p.scratch->square[i]);
   }
   for (int i = threadIdx.x; i < p.count_blocks; i += blockDim.x) weight += p.scratch->weight[i];

@@ -13,7 +13,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Calls block(k, width) for squares of at most kLanes classes from k on; where all are whole, the last one
+// Calls block(k, width) for squares of at most kLanes classes from k on; if all are whole, the last one
 // overlaps the one before it.
 template <class A, class Block>
 FASTNN_INLINE void for_squares(int64_t classes, const Block& block) {
@@ -64,8 +64,8 @@ void store_tile(T* x, int64_t row_stride, int64_t class_stride, int64_t classes,
   });
 }
 
-// The largest of the classes, in four chains: one would wait for each comparison. (A NaN may be passed over:
-// the sum of the exponentials is NaN then.)
+// The largest of the classes, in four chains: one would wait for each comparison. (A NaN may be missed: the
+// sum of the exponentials is NaN then.)
 template <class A>
 FASTNN_INLINE Vec<A> largest_class(int64_t classes, const A* tile) {
   constexpr int kStep = kLanes<A>;
@@ -92,7 +92,7 @@ FASTNN_INLINE Vec<A> sum_classes(int64_t classes, const Term& term) {
   return total;
 }
 
-// n rows that begin at `row`, in memory at offsets `x_offset` of the logits and `offset` of all else.
+// n rows from `row` on, in memory at offsets `x_offset` of the logits and `offset` of everything else.
 template <class T>
 void tile_rows(const Problem<T>& p, int64_t row, int n, int64_t x_offset, int64_t offset, Sums& sums) {
   using A = Acc<T>;
@@ -109,7 +109,7 @@ void tile_rows(const Problem<T>& p, int64_t row, int n, int64_t x_offset, int64_
 
   const Vec<A> largest = largest_class(classes, tile);
 
-  // An index that is ignored stands for class 0 until the end.
+  // An ignored index is treated as class 0 until the end.
   int64_t index[kStep] = {};
   A index_weight[kStep] = {}, index_gap[kStep] = {};
   bool ignored[kStep] = {};

@@ -1,5 +1,4 @@
-// What every part of the epoch kernel needs: the block's shared memory with names, and its share of the
-// units.
+// What every part of the epoch kernel needs: the block's named shared memory, and its share of the units.
 #pragma once
 
 #include "core/cuda/launch.cuh"
@@ -19,7 +18,7 @@ constexpr int kEpochWarps = kEpochThreads / kWarp;
 struct EpochLaunch {
   EpochArgs args;
   EpochLayout layout;
-  int* bad;                  // not 0 where an index is out of range
+  int* bad;                  // not 0 if an index is out of range
   StepConstants* constants;  // [steps]
   int steps;
 };
@@ -28,7 +27,7 @@ struct EpochBlock {
   const EpochLaunch& p;
   const EpochLayout& l;
   unsigned char* shared;
-  int rank, own;  // units that the block really has, the others of its tiles being zeros
+  int rank, own;  // units that the block actually has; the others in its tiles are zeros
   int first;      // of them in the network
 
   __device__ explicit EpochBlock(const EpochLaunch& launch)
@@ -61,8 +60,8 @@ struct EpochBlock {
   }
 };
 
-// Which image each row of a step's batch is: copied one step before the images themselves are, so that no
-// address waits for memory.
+// The image for each row of a step's batch: copied one step before the images themselves, so that no address
+// waits for memory.
 __device__ __forceinline__ void look_up_rows(const EpochBlock& block, int step) {
   if (step >= block.p.steps) return;
   const int64_t* order = block.p.args.order + int64_t{step} * block.l.batch;
@@ -101,7 +100,7 @@ __device__ __forceinline__ void fetch_batch(const EpochBlock& block, int step) {
 }
 
 // Calls visit(address in shared memory, index in the parameter) for each of the block's own elements of a
-// parameter and its states: the first of them is `at` floats apart from those of m and v.
+// parameter and its states: `at` is the first one, in floats; m and v follow at the same distances.
 template <class Visit>
 __device__ __forceinline__ void for_each_own(const EpochBlock& block, const Visit& visit) {
   const EpochLayout& l = block.l;
@@ -122,7 +121,7 @@ __device__ __forceinline__ void for_each_own(const EpochBlock& block, const Visi
     visit(3, block.floats(l.b2) + c, l.class_stride, int64_t{c});
 }
 
-// Zeros where a tile is larger than what the block has, and for what the network lacks.
+// Zeros where a tile exceeds the block's share, and for missing parts of the network.
 __device__ __forceinline__ void load_parameters(const EpochBlock& block) {
   float* state = block.floats(block.l.w1);  // the first of all, up to the hidden layer
   const int floats = (block.l.hidden_values - block.l.w1) / static_cast<int>(sizeof(float));

@@ -1,6 +1,6 @@
 // A cluster of blocks takes all steps of an epoch. Weights and Adam's state stay in shared memory, each block
-// having some of the hidden units; a step's images are read once by each block, and what crosses between
-// blocks is batch x classes logits and their gradient.
+// having some of the hidden units; a step's images are read once by each block, and the only exchange between
+// blocks are batch x classes logits and their gradient.
 //
 // Predicted, not measured, for 784-128-10 at batch 64 on 16 blocks of 8 units, in clock cycles of one
 // multiprocessor (four schedulers, each of which issues one instruction of a warp a cycle):
@@ -11,8 +11,8 @@
 //   update, W1    2 warps on a scheduler x 32 values x about 25                              1.6 k
 //   the rest      logits, loss, W2: latencies                                                about 2 k
 //   two barriers of the cluster and the logits through distributed shared memory             about 1.5 k
-// 17 k cycles are 10 us at 1.7 GHz. The images, 50 KB a step and block, come from the L2 cache meanwhile.
-// Half of all cycles are FMAs: the way to fewer is the tensor cores, where bytes are exact as bfloat16.
+// 17 k cycles are 10 us at 1.7 GHz. The images, 50 KB a step and block, come from L2 at the same time.
+// Half of all cycles are FMAs: to reduce them, use the tensor cores, where bytes are exact as bfloat16.
 #include <stdexcept>
 
 #include "ops/adam/adam_scales.h"
@@ -30,7 +30,7 @@ constexpr int kMostClasses = kWarp;                                             
 constexpr int64_t kMostFeatures = 1 << 16, kMostHidden = 1024, kMostBatch = 1024;  // offsets fit 32 bits
 constexpr int kFewestUnits = kTile;  // of a block, below which tiles are not full
 
-// Looks at all indices, before anything is updated, and computes the constants of all steps.
+// Checks all indices before anything is updated, and computes the constants of all steps.
 __global__ void __launch_bounds__(kPrepareThreads)
     prepare_epoch(const __grid_constant__ EpochLaunch p, BadIndex* bad) {
   const EpochArgs& args = p.args;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
 }
 
 __global__ void __launch_bounds__(kEpochThreads, 1) train_steps(const __grid_constant__ EpochLaunch p) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // clusters; the host asks for such a device
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // clusters; the host requires such a device
   const EpochBlock block(p);
   if (*p.bad) {
     if (block.rank != 0) return;
@@ -86,13 +86,13 @@ __global__ void __launch_bounds__(kEpochThreads, 1) train_steps(const __grid_con
     compute_hidden(block, step);
     __syncthreads();  // the hidden layer is complete
     compute_partial_logits(block, step);
-    // All blocks' partial logits are complete; and nobody uses the last step's gradient of the logits any
-    // more, nor its losses, which are about to be overwritten.
+    // All blocks' partial logits are complete; and the previous step's gradient of the logits and its losses,
+    // which are about to be overwritten, are no longer used.
     ptx::cluster_sync();
     compute_loss(block, step);
-    // The gradient of all logits has come from all blocks; and nobody reads this block's partial logits any
-    // more, which the next step overwrites. Nothing of another block is touched after this, so that blocks
-    // may end after the last step.
+    // The gradient of all logits has arrived from all blocks; and this block's partial logits, which the next
+    // step overwrites, are no longer read. No memory of another block is accessed after this, so blocks may
+    // exit after the last step.
     ptx::cluster_sync();
     compute_hidden_gradient(block, step);
     __syncthreads();  // before W2 changes, and W1 is updated with that gradient
@@ -125,8 +125,8 @@ bool can_run(const EpochLayout& layout) {
                        static_cast<size_t>(layout.total)) > 0;
 }
 
-// Two batches on chip rather than one, then as many blocks as have whole tiles of units. Its `cluster` is 0
-// where nothing fits.
+// Preferably two batches on chip rather than one, then as many blocks as have whole tiles of units. Its
+// `cluster` is 0 if nothing fits.
 EpochLayout choose_layout(const EpochShape& shape, int cluster) {
   for (const int buffers : {2, 1})
     for (int blocks = kMostClusterBlocks; blocks > 0; blocks /= 2) {

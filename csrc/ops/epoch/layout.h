@@ -1,4 +1,4 @@
-// Where the persistent epoch kernel keeps what in the shared memory of each block.
+// The shared memory layout of a block of the persistent epoch kernel.
 //
 // W1, m and v of 784-128-10 take 1.2 MB: a block of a cluster of 16 has 8 of the hidden units, 75 KB, and of
 // a cluster of 8 twice that. Two batches of 64 images as bytes are another 100 KB.
@@ -36,8 +36,8 @@ struct EpochLayout {
   int hidden_stride;  // of a row of the hidden layer
   int class_stride;   // of a row of W2 (one hidden unit), of logits and their gradient
   int image_stride;   // bytes of an image
-  int buffers;        // batches of images: the next one arrives while one is used where there is room for two
-  // In bytes from the start; of the state the value, m and v, one after the other.
+  int buffers;        // batches of images: the next one is copied while one is used, if two fit
+  // In bytes from the start; for the state the value, m and v, one after the other.
   int w1, b1, w2, b2, hidden_values, hidden_gradient, partial, logits_gradient, row_losses, constants, rows,
       labels, images, total;
 

@@ -16,8 +16,8 @@ __device__ __forceinline__ void unpack_image(unsigned word, float scale, float s
 }
 
 // Adds 2 kHalf values over kHalf lanes each, kHalf being 32 at first: every lane keeps two sums, those of
-// values 2 lane and 2 lane + 1. With each round a lane gives away one half of what it has and takes in the
-// other, which needs a fifth of the 320 shuffles of 64 separate sums.
+// values 2 lane and 2 lane + 1. In each round a lane passes on half of its values and receives the other
+// half, which needs a fifth of the 320 shuffles of 64 separate sums.
 template <int kHalf>
 __device__ __forceinline__ void sum_over_lanes(float* values) {
   constexpr int kMask = kHalf / 2;
@@ -31,7 +31,8 @@ __device__ __forceinline__ void sum_over_lanes(float* values) {
   if constexpr (kHalf > 2) sum_over_lanes<kHalf / 2>(values);
 }
 
-// hidden = relu(x W1^T + b1). A warp computes 8 rows of 8 units, its lanes sharing the features by fours.
+// hidden = relu(x W1^T + b1). A warp computes 8 rows of 8 units, its lanes share the features in groups of
+// four.
 __device__ __forceinline__ void compute_hidden(const EpochBlock& block, int step) {
   const EpochLayout& l = block.l;
   const int lane = threadIdx.x % kWarp, quads = l.weight_stride / 4, unit_tiles = l.unit_rows / kTile;
@@ -70,7 +71,7 @@ __device__ __forceinline__ void compute_hidden(const EpochBlock& block, int step
   }
 }
 
-// What the block's units contribute to the logits.
+// The contribution of the block's units to the logits.
 __device__ __forceinline__ void compute_partial_logits(const EpochBlock& block, int step) {
   const EpochLayout& l = block.l;
   const float *hidden = block.floats(l.hidden_values), *w2 = block.floats(l.w2);
@@ -108,8 +109,8 @@ __device__ __forceinline__ float counted_rows(const EpochBlock& block, int step)
   return sum_warp(counted);
 }
 
-// Loss and gradient of the logits for the block's share of the rows, one warp a row and one lane a class; the
-// gradient goes to all blocks of the cluster, the loss to the first. Both read and write other blocks'
+// Loss and gradient of the logits for the block's share of the rows, one warp per row and one lane per class;
+// the gradient goes to all blocks of the cluster, the loss to the first. Both read and write other blocks'
 // memory.
 __device__ __forceinline__ void compute_loss(const EpochBlock& block, int step) {
   const EpochLayout& l = block.l;

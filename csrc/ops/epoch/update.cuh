@@ -6,8 +6,7 @@
 namespace fastnn::cuda {
 
 // A float32 whose square root and quotient are the device's approximations, with errors of 2^-23 and 2 units
-// in the last place: what they are used for is the size of an update, and the exact ones take most of its
-// time.
+// in the last place: they only determine the size of an update, and the exact ones take most of its time.
 struct Approximate {
   float x;
   __device__ __forceinline__ Approximate(float x) : x(x) {}
@@ -53,7 +52,7 @@ __device__ __forceinline__ void update_w1(const EpochBlock& block, int step, int
       for (int e = 0; e < 4; ++e) sums[u][e] += g[u] * x[e];
   }
   const AdamConstants<float> constants = block.constants(step)[0];
-  const int left = l.features - quad * 4;  // what is beyond the last feature stays 0
+  const int left = l.features - quad * 4;  // values beyond the last feature stay 0
 #pragma unroll
   for (int u = 0; u < kTile; ++u) {
     if (unit + u >= block.own) break;
@@ -83,7 +82,7 @@ __device__ __forceinline__ void update_one(const EpochBlock& block, int step, in
   update_value(at[0], sum, at[apart], at[2 * apart], block.constants(step)[parameter]);
 }
 
-// Threads that have no part of W1 take the few other values, one each.
+// Threads without a part of W1 take the few other values, one each.
 __device__ __forceinline__ void update_parameters(const EpochBlock& block, int step) {
   const EpochLayout& l = block.l;
   const int quads = l.weight_stride / 4;

@@ -12,7 +12,7 @@ constexpr int kSumThreads = 256;
 
 Matrix matrices_of(const TensorView& t) { return {t.data, t.strides[1], t.strides[2], t.strides[0]}; }
 
-// sum = G + G^T of each batch, (B, C, C) contiguous, rounded to T: one factor of the gradient.
+// sum = G + G^T of each batch, (B, C, C) contiguous, rounded to T: a factor of the gradient.
 template <class T>
 __global__ void __launch_bounds__(kSumThreads) add_transposed(Matrix g, int64_t batches, int64_t c, T* sum) {
   const int64_t at = int64_t{blockIdx.x} * kSumThreads + threadIdx.x;

@@ -23,7 +23,7 @@ struct ScaledStore {
   }
 };
 
-// Square of values that is mirrored at once: both its rows and its columns then stay in L1.
+// Side of the square of values mirrored at once: both its rows and its columns then stay in L1.
 constexpr int64_t kMirrorBlock = 32;
 
 template <class T>

@@ -1,5 +1,5 @@
 // The Gram matrix on CUDA: the formulas and rules of gram.h, on the current device, in the order of `stream`.
-// Memory that a call needs meanwhile comes from `workspace`; one that counts makes the call launch nothing.
+// Temporary memory of a call comes from `workspace`; if that only counts, the call launches nothing.
 #pragma once
 
 #include "core/tensor_view.h"

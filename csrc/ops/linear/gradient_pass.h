@@ -1,4 +1,4 @@
-// What a layer's gradients need of dY beside its products: the gradient of its activation and the column
+// What a layer's gradients need from dY besides its products: the gradient of its activation and the column
 // sums.
 #pragma once
 
@@ -49,7 +49,7 @@ FASTNN_INLINE void gradient_rows(int64_t first, int64_t last, int64_t n, const O
 // The one pass over dY (M, N): g = act'(z) dY, stored contiguously if `g` is given, and db = column sums of g
 // if `db` is given, which takes them as a product's epilogue does (gemm/epilogue.h). Rows are summed in
 // blocks of fixed size and then the blocks, which bounds the rounding error by (block + M / block) eps and
-// makes the number of threads change no value.
+// makes values independent of the number of threads.
 template <class T, class Sink>
 void gradient_pass(int64_t m, int64_t n, const Operand<T>& dy, Activation activation, const Operand<T>& saved,
                    T* g, const Sink* db) {

@@ -64,9 +64,8 @@ void linear_gradient(const TensorView& dy, const TensorView* saved, Activation a
     const bool packs = pass.n % kPackSize<T> == 0 && has_packs<T>(pass.dy) && aligned<T>(g) &&
                        (!saved || has_packs<T>(pass.saved));
     const int columns = kWarp * (packs ? kPackSize<T> : 1);
-    // Four blocks for each multiprocessor, 2048 threads between eight of them, unless that leaves less than
-    // four rows to a warp; no more than 256 sums for each column of the second stage, whose 8 warps then
-    // add 32 each.
+    // Four blocks for each multiprocessor, 2048 threads in eight of them, unless that leaves less than four
+    // rows to a warp; at most 256 sums for each column of the second stage, whose 8 warps then add 32 each.
     constexpr int64_t kFewestRows = 4 * kPassWarps, kMostSums = 256;
     const int64_t column_blocks = ceil_div(pass.n, int64_t{columns});
     const int64_t wanted = ceil_div(int64_t{4} * device_limits().multiprocessors, column_blocks);

@@ -12,8 +12,8 @@
 
 namespace fastnn {
 
-// What a backward takes and gives. `saved` is z where from_preactivation(activation), else y; null without
-// activation. Where x is itself the output of a layer with an activation, `below_saved` (M, K) and
+// Inputs and outputs of a backward. `saved` is z if from_preactivation(activation), else y; null without
+// activation. If x is itself the output of a layer with an activation, `below_saved` (M, K) and
 // `below_activation` make dX the gradient in that layer's z, with no pass over it. A null dx, dw or db is not
 // computed; x is needed for dw, weight for dx.
 struct LinearGradients {
@@ -30,7 +30,7 @@ struct LinearGradients {
 };
 
 struct LinearKernels {
-  // bias may be null; z, which only an activation with from_preactivation writes, too.
+  // bias may be null, and so may z, which only an activation with from_preactivation writes.
   void (*forward)(const TensorView& x, const TensorView& weight, const TensorView* bias,
                   Activation activation, const TensorView& y, const TensorView* z);
   void (*backward)(const LinearGradients& gradients);

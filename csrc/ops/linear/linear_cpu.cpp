@@ -45,7 +45,7 @@ struct Activated {
   }
 };
 
-// Stores a row segment of dX times the gradient of the ReLU whose output X is.
+// Stores a row segment of dX times the gradient of the ReLU with output X.
 template <class T>
 struct ThroughRelu {
   T* dx;  // (M, N) contiguous
@@ -59,7 +59,7 @@ struct ThroughRelu {
   }
 };
 
-// The same of another activation.
+// The same for another activation.
 template <class T>
 struct ThroughActivation {
   static constexpr bool kGradient = true;

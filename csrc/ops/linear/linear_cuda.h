@@ -1,5 +1,5 @@
 // The linear layer on CUDA: the formulas and rules of linear.h, on the current device, in the order of
-// `stream`. Memory that a call needs meanwhile comes from `workspace`; one that counts makes the call launch
+// `stream`. Temporary memory of a call comes from `workspace`; if that only counts, the call launches
 // nothing.
 #pragma once
 
@@ -20,15 +20,15 @@ struct LinearForward {
 void linear_forward(const LinearForward& args, Float32 float32, Workspace& workspace, cudaStream_t stream);
 void linear_backward(const LinearGradients& args, Float32 float32, Workspace& workspace, cudaStream_t stream);
 
-// dW += dY^T x, and db += the sum of the rows of dY where it is given. Both have the type of the sums.
+// dW += dY^T x, and db += the sum of the rows of dY if given. Both have the type of the sums.
 void linear_add_gradients(const TensorView& dy, const TensorView& x, const TensorView& dw,
                           const TensorView* db, Float32 float32, Workspace& workspace, cudaStream_t stream);
 
-// What is left of forward where another library has put x W^T into y: adds the bias, keeps z, activates.
+// The rest of forward after another library has stored x W^T in y: adds the bias, stores z, activates.
 void linear_finish(const TensorView& y, const TensorView* bias, Activation activation, const TensorView* z,
                    cudaStream_t stream);
 
-// What comes before the products of backward, in one pass over dY: g = act'(z) dY, contiguous, which may be
+// The part of backward before its products, in one pass over dY: g = act'(z) dY, contiguous, which may be
 // null or dY itself, and db, which may be null.
 void linear_gradient(const TensorView& dy, const TensorView* saved, Activation activation, void* g, void* db,
                      Workspace& workspace, cudaStream_t stream);

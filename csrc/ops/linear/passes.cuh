@@ -1,4 +1,4 @@
-// The passes of a linear layer beside its products.
+// The passes of a linear layer besides its products.
 #pragma once
 
 #include "gemm/cuda/epilogue.cuh"
@@ -8,7 +8,7 @@ namespace fastnn::cuda {
 constexpr int kPassThreads = 256;
 constexpr int kPassWarps = kPassThreads / kWarp;
 
-// The epilogue of a product that another library has put into out.y (m, n).
+// The epilogue of a product that another library has stored in out.y (m, n).
 template <class T, int kCount>
 __global__ void __launch_bounds__(kPassThreads) finish_product(Epilogue out, int64_t m, int64_t n) {
   const int64_t at = (int64_t{blockIdx.x} * kPassThreads + threadIdx.x) * kCount;
@@ -24,7 +24,7 @@ struct GradientPass {
   Activation activation;
   void* g;       // (M, N) contiguous, or null
   void* db;      // (N), or null
-  void* sums;    // (row_blocks, N) of the type of sums where a block has not all rows
+  void* sums;    // (row_blocks, N) of the type of sums, unless a block has all rows
   int64_t rows;  // of a block
   int column_blocks, row_blocks;
 };
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kPassThreads) gradient_pass(const __grid_const
   });
 }
 
-// Adds up what the blocks of gradient_pass have left for each column.
+// Adds up the sums that the blocks of gradient_pass have stored for each column.
 template <class T>
 __global__ void __launch_bounds__(kPassThreads) sum_row_blocks(const __grid_constant__ GradientPass pass) {
   using S = Acc<T>;

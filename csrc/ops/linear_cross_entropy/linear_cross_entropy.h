@@ -3,8 +3,9 @@
 //   loss   = cross_entropy(z), see cross_entropy.h
 //   g      = its gradient with respect to z, which is written over z
 //   dX = g W (N, K)    dW = g^T x (C, K)    db = column sums of g (C)
-// A chunk's logits and their gradient are rounded to the common dtype of x, W and b. All else is summed over
-// the chunks in the computing type (float32 for 16-bit types, else the dtype), in which dX, dW and db are.
+// A chunk's logits and their gradient are rounded to the common dtype of x, W and b. Everything else is
+// summed over the chunks in the computing type (float32 for 16-bit types, else the dtype), which is also that
+// of dX, dW and db.
 #pragma once
 
 #include "core/tensor_view.h"
@@ -15,7 +16,7 @@ namespace fastnn {
 struct LinearCrossEntropyArgs {
   TensorView x, weight;  // any strides
   const TensorView* bias;
-  // What concerns the loss: target, class weight, options, and the place of the losses. The fields of the
+  // Arguments of the loss: target, class weight, options, and where the losses go. The fields of the
   // logits and of the gradient are filled for each chunk.
   CrossEntropyArgs loss;
   const void* dy;  // (N), factors of the rows' gradients; null: 1

@@ -10,7 +10,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Stores a row segment of scale * sum, or adds it to what is there.
+// Stores a row segment of scale * sum, or adds it to the stored one.
 template <class A>
 struct Accumulate {
   A* sums;  // (M, N) contiguous

@@ -1,9 +1,9 @@
-// Runs an update rule over the elements of many tensors, as many a launch as its parameters hold
-// (UpdateLaunch, some 55 to 80): what all optimizers share on CUDA.
+// Runs an update rule over the elements of many tensors, as many per launch as fit in its parameters
+// (UpdateLaunch, some 55 to 80): shared by all optimizers on CUDA.
 //
-// A rule has kStates tensors of state, a type Common of what the elements of one tensor have in common, a
-// type Given of what that is computed from, and
-//   common(given, scalars, step)   Common of one tensor; `step` is where the device counts it, or null
+// A rule has kStates tensors of state, a type Common of constants shared by the elements of one tensor, a
+// type Given of the inputs from which they are computed, and
+//   common(given, scalars, step)   Common of one tensor; `step` is the device's count, or null
 //   update(p, g, state, common)    one element, in the arithmetic's type
 #pragma once
 
@@ -22,25 +22,25 @@ namespace fastnn::cuda {
 namespace {
 
 constexpr int kUpdateThreads = 256;
-// Chunks that each multiprocessor has, where there is so much to do: it runs three to eight blocks at a time
-// (nvcc 13.0 gives Adam 48 registers for float32, 76 for bfloat16 with float32 state), and several rounds of
-// them even out. A block runs through at least one pack a thread, so that small tensors fill the GPU.
+// Chunks per multiprocessor, if there is enough work: it runs three to eight blocks at a time (nvcc 13.0
+// gives Adam 48 registers for float32, 76 for bfloat16 with float32 state), and several waves of them balance
+// out. A block processes at least one pack per thread, so that small tensors fill the GPU.
 constexpr int64_t kChunksPerMultiprocessor = 16;
 
-// As a kernel has it: what OptimizerTensor has of states, and of a master after them.
+// The kernel's form of OptimizerTensor: its states, and after them a master.
 template <int kArrays>
 struct LaunchTensor {
   void* param;
   void* grad;
   void* state[kArrays > 0 ? kArrays : 1];
   int64_t numel;
-  const void* common;  // the rule's, of this tensor, in device memory; or null: that of the launch
+  const void* common;  // the rule's, of this tensor, in device memory; null: that of the launch
   unsigned first_block;
-  int shift;  // elements between the last 16-byte boundary and all its tensors; kScattered where they differ
+  int shift;  // elements from the last 16-byte boundary to all its tensors; kScattered if they differ
 };
 constexpr int kScattered = -1;
 
-// The parameters of a kernel: 4 KB is what every device and CUDA 12 take.
+// The parameters of a kernel: 4 KB is supported by every device and CUDA 12.
 constexpr size_t kParameterBytes = 4096;
 
 template <class Rule, bool kMayHaveMaster = false>
@@ -50,7 +50,7 @@ struct UpdateLaunch {
       (kParameterBytes - sizeof(typename Rule::Common) - sizeof(DeviceScalars) - 24) / sizeof(Tensor));
   typename Rule::Common common;
   DeviceScalars scalars;
-  int64_t chunk;  // elements a block
+  int64_t chunk;  // elements per block
   int count;
   Tensor tensors[kMost];
 };
@@ -84,7 +84,7 @@ __device__ __forceinline__ void write_lanes(T* p, bool whole, int first, int las
     if (e >= first && e < last) p[e] = from_acc<T>(from[e]);
 }
 
-// The tensor of this block: the last that does not begin after it.
+// The tensor of this block: the last that does not start after it.
 template <class Launch>
 __device__ __forceinline__ const typename Launch::Tensor& tensor_of_block(const Launch& launch) {
   int low = 0, high = launch.count;
@@ -95,8 +95,8 @@ __device__ __forceinline__ const typename Launch::Tensor& tensor_of_block(const 
   return launch.tensors[low];
 }
 
-// Calls body(i, whole, first, last) for the packs of this block that this thread has: i is the offset of a
-// pack in the tensor, and its elements [first, last) are to be worked on. A whole pack is aligned.
+// Calls body(i, whole, first, last) for this thread's packs of this block: i is the offset of a pack in the
+// tensor, whose elements [first, last) are to be processed. A whole pack is aligned.
 template <class T, class Tensor, class Body>
 __device__ __forceinline__ void for_each_pack(const Tensor& t, int64_t chunk, const Body& body) {
   constexpr int kSize = kPackSize<T>;
@@ -115,7 +115,7 @@ __device__ __forceinline__ void for_each_pack(const Tensor& t, int64_t chunk, co
 template <class T, class State>
 constexpr bool may_have_master = sizeof(T) < sizeof(State);
 
-// Whole packs and parts of them go through one copy of the rule: in two copies the compiler might contract
+// Whole packs and parts of them share one copy of the rule: in two copies the compiler might contract
 // products and sums differently, and the bits of an element would depend on its neighbours.
 template <class T, class State, class Rule>
 __global__ void __launch_bounds__(kUpdateThreads)
@@ -181,8 +181,8 @@ struct PrepareLaunch {
   float* steps[kMost];
 };
 
-// Counts the steps of tensors, and computes what their updates need of them: once, because the powers of Adam
-// in float64 take longer than a block of the update has to do otherwise.
+// Counts the steps of tensors, and computes the constants of their updates: once, because the powers of Adam
+// in float64 take longer than all other work of a block of the update.
 template <class Rule>
 __global__ void __launch_bounds__(kUpdateThreads)
     prepare_tensors(const __grid_constant__ PrepareLaunch<Rule> launch) {
@@ -218,9 +218,9 @@ int shift_of(const OptimizerTensor& t) {
   return equal ? static_cast<int>(shift) : kScattered;
 }
 
-// Calls start(launch, blocks) for tensors of one dtype, with state stored as State, that have `common` in
-// common, as seldom as their addresses fit the parameters of a kernel; `wanted` is how many blocks a launch
-// should have. Where each tensor has its own, `own` is where in device memory.
+// Calls start(launch, blocks) for tensors of one dtype, with state stored as State and shared constants
+// `common`, as seldom as their addresses fit in the parameters of a kernel; `wanted` is how many blocks a
+// launch should have. If each tensor has its own constants, `own` is their address in device memory.
 template <class T, class State, class Rule, class Start>
 void for_each_launch(const char* op, const std::vector<const OptimizerTensor*>& tensors, int64_t wanted,
                      const typename Rule::Common& common, const typename Rule::Common* own,
@@ -238,7 +238,7 @@ void for_each_launch(const char* op, const std::vector<const OptimizerTensor*>& 
       if (t.numel == 0) continue;
       auto& to = update.tensors[update.count++];
       to.param = t.param;
-      to.grad = const_cast<void*>(t.grad);  // written under grad_scale, as the caller has declared
+      to.grad = const_cast<void*>(t.grad);  // written if grad_scale is set, as the caller has declared
       for (int k = 0; k < Rule::kStates; ++k) to.state[k] = t.state[k];
       if constexpr (may_have_master<T, State>) to.state[Rule::kStates] = t.master;
       to.numel = t.numel;
@@ -269,8 +269,8 @@ void launch_stored(const char* op, const std::vector<const OptimizerTensor*>& te
   for_each_launch<T, State, Rule>(op, tensors, wanted, common, own, scalars, start);
 }
 
-// For tensors that for_each_alike found alike. Of `memory`, kCommonBytes for each tensor, it takes their
-// part; it is null where the host knows everything.
+// For tensors grouped by for_each_alike. It uses their part of `memory`, kCommonBytes for each tensor, which
+// is null if the host knows everything.
 template <class T, class Rule>
 void launch_update(const char* op, const std::vector<const OptimizerTensor*>& tensors,
                    const typename Rule::Given& given, const DeviceScalars& scalars, char*& memory,
@@ -292,8 +292,8 @@ void launch_update(const char* op, const std::vector<const OptimizerTensor*>& te
   launch_stored<T, T, Rule>(op, tensors, common, own, scalars, stream);
 }
 
-// Calls update(tensors, one of them) for every set of them that has one dtype, of parameter and of state, and
-// is alike otherwise.
+// Calls update(tensors, one of them) for every group with the same dtypes of parameter and state and
+// otherwise alike.
 template <class Tensor, class Alike, class Update>
 void for_each_alike(const Tensor* tensors, int64_t count, const Alike& alike, const Update& update) {
   std::vector<bool> done(static_cast<size_t>(count));

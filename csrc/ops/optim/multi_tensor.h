@@ -1,4 +1,4 @@
-// One parameter of an optimizer's group, with what every optimizer has of it.
+// One parameter of an optimizer's group, with the fields common to all optimizers.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace fastnn {
 
-constexpr int kMaxStates = 3;  // tensors of state a parameter: two moments and amsgrad's maximum
+constexpr int kMaxStates = 3;  // state tensors per parameter: two moments and amsgrad's maximum
 
 // All arrays have `numel` elements in one memory order, and none overlaps another, neither here nor in
 // another OptimizerTensor of the call. Parameter and gradient are of `dtype`, and so is the state unless
@@ -15,24 +15,23 @@ constexpr int kMaxStates = 3;  // tensors of state a parameter: two moments and 
 struct OptimizerTensor {
   void* param;
   const void* grad;
-  void* state[kMaxStates];  // in the order that the optimizer's own header gives
-  float* master;            // float32 copy of a 16-bit parameter, updated in its place (master.h); or null
+  void* state[kMaxStates];  // in the order of the optimizer's own header
+  float* master;            // float32 copy of a 16-bit parameter, updated instead of it (master.h); or null
   int64_t numel;
   DType dtype;
   bool float_state;     // the state of a 16-bit parameter is float32; where there is a master, it is
-  int64_t first_chunk;  // where the kernel notes how its work is cut
-  float* device_step;   // where the step is counted, if that is on a CUDA device; else null
+  int64_t first_chunk;  // used by the kernel to split its work
+  float* device_step;   // the step count, if it is on a CUDA device; else null
 };
 
-// What a step on a CUDA device reads there, each null where there is no such thing: the host then waits for
-// nothing.
+// Values that a step on a CUDA device reads there, each null if absent: the host then waits for nothing.
 struct DeviceScalars {
   const void* lr;  // float or double
   bool lr_is_double;
   const float* grad_scale;  // the gradient is divided by it, and written back
   const float* found_inf;   // unless it is 0, nothing is updated and no step counted
-  const double* numbers;    // the first members of the optimizer's options, read in their place; `lr` above
-                            // comes before the one among them
+  const double* numbers;    // the first members of the optimizer's options, used instead of them; `lr` above
+                            // takes precedence over the one here
 };
 
 }  // namespace fastnn

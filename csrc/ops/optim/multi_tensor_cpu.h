@@ -1,4 +1,4 @@
-// Runs an update rule over the elements of many tensors: what the kernels of all optimizers share.
+// Runs an update rule over the elements of many tensors: shared by the kernels of all optimizers.
 #pragma once
 
 #include "core/dtype_dispatch.h"
@@ -9,12 +9,12 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// One thread updates about one element in a nanosecond and a parallel region costs about half a microsecond.
+// One thread updates about one element per nanosecond and a parallel region costs about half a microsecond.
 constexpr int64_t kElementsPerThread = 4096;
 
-// Work is cut into chunks of this many elements of one tensor, whatever the number of threads: where a vector
+// Work is split into chunks of this many elements of one tensor, for any number of threads: where a vector
 // loop ends and its remainder begins depends on the tensor alone, and so does every bit of the result. A
-// chunk takes about a microsecond, long against what it costs to find the next one.
+// chunk takes about a microsecond, long compared with finding the next one.
 constexpr int64_t kChunk = 1024;
 
 template <class T>
@@ -46,7 +46,7 @@ FASTNN_INLINE void update_vector(const OptimizerTensor& t, int64_t i, int lanes,
   for (int k = 0; k < Rule::kStates; ++k) store_lanes(static_cast<State*>(t.state[k]) + i, state[k], lanes);
 }
 
-// Whole vectors and the rest go through one copy of the rule: in two copies the compiler may contract
+// Whole vectors and the remainder share one copy of the rule: in two copies the compiler may contract
 // products and sums differently, and the bits of an element would depend on where its range ends.
 template <class T, class State, class Rule>
 FASTNN_INLINE void update_vectors(const OptimizerTensor& t, int64_t begin, int64_t end, const Rule& rule) {
@@ -62,7 +62,7 @@ FASTNN_INLINE void update_elements(const OptimizerTensor& t, int64_t begin, int6
   update_vectors<T, T>(t, begin, end, rule);
 }
 
-// The tensor that a chunk belongs to: the last one that does not begin after it.
+// The tensor that a chunk belongs to: the last one that does not start after it.
 template <class Tensor>
 int64_t tensor_of(const Tensor* tensors, int64_t count, int64_t chunk) {
   int64_t low = 0, high = count;
@@ -82,7 +82,7 @@ void update_tensors(Tensor* tensors, int64_t count, const UpdateChunk& update_ch
     chunks += (tensors[i].numel + kChunk - 1) / kChunk;
     elements += tensors[i].numel;
   }
-  // Chunks of small tensors are not full: so many of them are worth a thread as hold enough elements.
+  // Chunks of small tensors are not full: a thread takes as many as hold enough elements.
   const int64_t grain = elements > 0 ? (chunks * kElementsPerThread + elements - 1) / elements : 1;
   parallel_for(chunks, grain, [&](int64_t first, int64_t last) {
     int64_t i = tensor_of(tensors, count, first);

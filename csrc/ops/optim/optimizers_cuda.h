@@ -1,8 +1,8 @@
 // The updates of all optimizers on CUDA: the formulas and rules of their own headers, on the current device,
-// in the order of `stream`. Where a tensor has a device_step, it is counted first.
+// in the order of `stream`. If a tensor has a device_step, it is incremented first.
 //
-// Where the device alone knows a step, a learning rate or other options, `memory` is device memory of
-// kCommonBytes for each tensor, aligned as memory that is allocated; else null.
+// If a step, a learning rate or other options are known only on the device, `memory` is device memory of
+// kCommonBytes for each tensor, aligned like an allocation; else null.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -11,7 +11,7 @@
 namespace fastnn {
 
 struct PolyakKernels {
-  // Of a tensor, param is the target and grad the source, which may be the same memory.
+  // Of each tensor, param is the target and grad the source, which may be the same memory.
   void (*update)(OptimizerTensor* tensors, int64_t count, double tau);
 };
 

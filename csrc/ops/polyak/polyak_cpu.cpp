@@ -11,7 +11,7 @@ template <class T, bool from_source>
 void move(T* target, const T* source, int64_t n, Acc<T> weight) {
   constexpr int kStep = kLanes<Acc<T>>;
   const Vec<Acc<T>> weights = splat(weight);
-  // Product and sum can be contracted in one way only, so that both copies have the same bits.
+  // Product and sum can be contracted in one way only, so both copies give the same bits.
   const auto moved = [&](Vec<Acc<T>> t, Vec<Acc<T>> s) { return (from_source ? s : t) + weights * (s - t); };
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) store(target + i, moved(load(target + i), load(source + i)));

@@ -4,7 +4,7 @@
 //         float32 or float64) receives a value that depends on every chain.
 //   copy  dst = src, `bytes` long, split between the threads; the C library streams past the cache where
 //         that is faster
-//   late  the last of a region's threads, or of a team's in each of at most `pieces` pieces, comes
+//   late  the last of a region's threads, or of a team's in each of at most `pieces` pieces, arrives
 //         `nanoseconds` late; returns how many threads and how many pieces there were
 #pragma once
 

@@ -8,14 +8,14 @@ namespace fastnn::FASTNN_ISA {
 namespace {
 
 // Enough chains to hide the latency of an FMA on every port: 4 or 5 cycles on 2 ports (x86), 4 cycles on 4
-// ports (the widest Arm cores); no more than fit the registers beside the two factors.
+// ports (the widest Arm cores); no more than fit in the registers with the two factors.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kChains = 20;  // of 32 registers
 #else
 constexpr int kChains = 12;  // of 16 registers
 #endif
 
-// One streaming thread moves about 10 bytes a nanosecond: below this size a second thread does not pay.
+// One streaming thread moves about 10 bytes a nanosecond: below this size a second thread does not pay off.
 constexpr int64_t kCopyGrain = int64_t{1} << 18;
 
 // A factor just below 1 and the matching summand keep every chain near 1: no overflow, no subnormal.

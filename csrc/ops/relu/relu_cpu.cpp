@@ -9,7 +9,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// One thread streams about 8 elements in a nanosecond and a parallel region costs about half a microsecond,
+// One thread streams about 8 elements per nanosecond and a parallel region costs about half a microsecond,
 // so ranges below this size are not worth a second thread.
 constexpr int64_t kGrain = 32768;
 

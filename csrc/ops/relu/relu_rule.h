@@ -1,4 +1,4 @@
-// ReLU of one element, or of one vector of elements: the arithmetic of every device.
+// ReLU of one element, or of one vector of elements: the arithmetic shared by all devices.
 #pragma once
 
 #include "core/host_device.h"

@@ -11,7 +11,7 @@
 
 namespace fastnn {
 
-// state: v, then b where there is momentum, then a where it is centered
+// state: v, then b with momentum, then a if centered
 using RmspropTensor = OptimizerTensor;
 
 struct RmspropOptions {
@@ -27,7 +27,7 @@ struct RmspropOptions {
 
 struct RmspropKernels {
   void (*update)(RmspropTensor* tensors, int64_t count, const RmspropOptions& options);
-  // The elements [begin, end) of one tensor, by the calling thread alone.
+  // The elements [begin, end) of one tensor, by the calling thread only.
   void (*update_range)(const RmspropTensor& tensor, const RmspropOptions& options, int64_t begin,
                        int64_t end);
 };

@@ -1,4 +1,4 @@
-// The RMSprop update of one element, or of one vector of elements: the arithmetic of every device.
+// The RMSprop update of one element, or of one vector of elements: the arithmetic shared by all devices.
 #pragma once
 
 #include "core/host_device.h"
@@ -11,7 +11,7 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// What the elements of a group have in common, in the type of the arithmetic. The scalars are computed in
+// Constants common to the elements of a group, in the type of the arithmetic. The scalars are computed in
 // double and rounded once.
 template <class S>
 struct RmspropConstants {
@@ -35,8 +35,8 @@ FASTNN_HOST_DEVICE RmspropConstants<S> rmsprop_constants(const RmspropOptions& o
           static_cast<S>(-o.lr)};
 }
 
-// V is a scalar or a vector, S its scalar. `buffer` is touched with momentum only, `mean` only where it is
-// centered. A NaN or an infinity goes where torch's own formulas send it: hence the two forms of the
+// V is a scalar or a vector, S its scalar. `buffer` is touched with momentum only, `mean` only if it is
+// centered. NaN and infinity propagate as in torch's own formulas: hence the two forms of the
 // interpolation and the test of l2 (0 * inf is NaN).
 template <bool kMomentum, bool kCentered, class V, class S>
 FASTNN_HOST_DEVICE void rmsprop_update(V& p, V g, V& square, V& buffer, V& mean,

@@ -1,4 +1,4 @@
-// The SGD update of one element, or of one vector of elements: the arithmetic of every device.
+// The SGD update of one element, or of one vector of elements: the arithmetic shared by all devices.
 #pragma once
 
 #include "core/host_device.h"
@@ -7,7 +7,7 @@
 
 namespace fastnn::FASTNN_ISA {
 
-// What the elements of a group have in common, in the type of the arithmetic. The scalars are computed in
+// Constants common to the elements of a group, in the type of the arithmetic. The scalars are computed in
 // double and rounded once.
 template <class S>
 struct SgdConstants {
@@ -32,7 +32,7 @@ FASTNN_HOST_DEVICE SgdConstants<S> sgd_constants(const SgdOptions& o) {
 enum class SgdBuffer { none, first, running };
 
 // V is a scalar or a vector, S its scalar. `buffer` is only written at the first step and not touched without
-// momentum. The test of l2 keeps an infinite parameter from making a NaN of 0 * inf.
+// momentum. The test of l2 keeps an infinite parameter from producing a NaN by 0 * inf.
 template <SgdBuffer kBuffer, class V, class S>
 FASTNN_HOST_DEVICE void sgd_update(V& p, V g, V& buffer, const SgdConstants<S>& c) {
   g = product(g, c.grad_scale);

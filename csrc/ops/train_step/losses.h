@@ -5,14 +5,14 @@
 //                      |d| - beta / 2  elsewhere              sign(d)
 //   Huber              d^2 / 2                where |d| <= delta   d
 //                      delta (|d| - delta/2)  elsewhere            delta sign(d)
-//   binary cross-entropy of the logit y, with weights w and p of its class (1 where none are given)
+//   binary cross-entropy of the logit y, with weights w and p of its class (1 if none are given)
 //                      w ((1 - t) y - (1 + (p - 1) t) log s)  w ((1 + (p - 1) t) s - p t)
 //                      with s = 1 / (1 + e^-y)
-// sign(0) and sign(NaN) are 0, as torch has it. The cross-entropy is evaluated term by term as torch does it:
-// that decides what comes of infinities.
+// sign(0) and sign(NaN) are 0, as in torch. The cross-entropy is evaluated term by term as in torch, which
+// determines the results for infinities.
 //
-// A rule gives the value for a vector of y and t, and writes the slope times `scale`, what the gradient of
-// the loss is multiplied with. `at` is the place of the vector in (M, N).
+// A rule returns the value for a vector of y and t, and writes the slope times `scale`, the factor of the
+// loss's gradient. `at` is the position of the vector in (M, N).
 #pragma once
 
 #include "core/vec_math.h"
@@ -125,12 +125,12 @@ struct BinaryCrossEntropy {
   const T* const positive_weight_;
 };
 
-// Calls visit(rule) with that of the loss, which is not the cross-entropy of classes.
+// Calls visit(rule) with the rule of the loss, which is not the cross-entropy of classes.
 template <class T, class Visit>
 void with_loss_rule(const TrainStepArgs& args, double scale, int64_t classes, const Visit& visit) {
   switch (args.loss_kind) {
     case TrainStepLoss::cross_entropy:
-      return;  // ops/cross_entropy does that one
+      return;  // done by ops/cross_entropy
     case TrainStepLoss::squared_error:
       return visit(SquaredError<T>(scale));
     case TrainStepLoss::absolute_error:

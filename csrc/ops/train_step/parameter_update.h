@@ -1,4 +1,4 @@
-// How one parameter is updated in a training step: the list of the optimizers that it knows.
+// How one parameter is updated in a training step: the list of supported optimizers.
 #pragma once
 
 #include "ops/adagrad/adagrad.h"
@@ -14,9 +14,9 @@ struct UpdateBy {
   const Options* options;
 };
 
-// `by` says which member of the union holds; visit_update() calls with it. No std::variant: kernels that are
-// compiled once for each instruction set take no template of the standard library, whose code the linker
-// would share among them.
+// `by` says which member of the union is active; visit_update() calls with it. Not a std::variant: kernels
+// that are compiled once for each instruction set use no templates of the standard library, whose code the
+// linker would share among them.
 struct ParameterUpdate {
   enum class By : int { none, adam, sgd, rmsprop, adagrad };
 
@@ -37,7 +37,7 @@ struct ParameterUpdate {
 
 namespace FASTNN_ISA {
 
-// Calls visit(tensor, options) with what the optimizer has of the parameter; not where there is none.
+// Calls visit(tensor, options) with the optimizer's data for the parameter, unless there is none.
 // `Update` is ParameterUpdate, const or not.
 template <class Update, class Visit>
 void visit_update(Update& update, const Visit& visit) {

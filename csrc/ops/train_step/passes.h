@@ -1,4 +1,4 @@
-// The passes of a training step that are no products.
+// The passes of a training step other than products.
 #pragma once
 
 #include "core/activation/apply.h"
@@ -22,12 +22,13 @@ inline const TensorView& saved_of(const TrainStepLayer& layer) {
   return from_preactivation(layer.activation) ? layer.preactivation : layer.output;
 }
 
-// Named rows are in an order that no prefetcher foresees. The beginning of each is asked for so many rows
-// before its turn, for the sake of the page tables more than of the line: 128 rows of 784 bytes out of 47 MB
-// took 51 us instead of 60, and asking for all lines of a row made no difference.
+// Named rows are in an order that no prefetcher can predict. The beginning of each is prefetched this many
+// rows ahead, for the page tables more than for the cache line: 128 rows of 784 bytes out of 47 MB took 51 us
+// instead of 60, and prefetching all lines of a row made no difference.
 constexpr int64_t kRowsAhead = 16;
 
-// Values of a row that are worth a second thread: less than kPassGrain, for memory is slow at them.
+// Values of a row that are worth a second thread: less than kPassGrain, because their memory accesses are
+// slow.
 constexpr int64_t kRowGrain = 8192;
 
 // Calls use(i, row) for each row of a batch: those of `from` that are named, or with null all of them.
@@ -46,7 +47,7 @@ void each_row(const void* from, int64_t stride_bytes, const int64_t* rows, int64
   });
 }
 
-// Where the input is not to be used in place.
+// If the input cannot be used in place.
 template <class T>
 void make_images(const TrainStepArgs& args) {
   const bool bytes = args.input.dtype == DType::u8;
@@ -108,8 +109,8 @@ void column_sums(const T* g, int64_t m, int64_t n, T* db) {
   });
 }
 
-// Sum of term(begin, end) over blocks of [0, total), whatever the number of threads; every member of a team
-// gets it.
+// Sum of term(begin, end) over blocks of [0, total), independent of the number of threads; every member of a
+// team gets it.
 template <class T, class Term>
 double sum_of_blocks(int64_t total, const Term& term) {
   constexpr int64_t kSize = kBlock<T>;

@@ -4,12 +4,12 @@
 //   h_l    = act_l(h_{l-1} W_l^T + b_l)                 W_l (N_l, K_l)  b_l (N_l)  h_l (M, N_l)
 //   loss   = cross-entropy (ops/cross_entropy), or mean or sum of a loss of elements (losses.h), of h_{L-1}
 //            and the target
-//   g_l    = gradient in what goes into act_l           (M, N_l)
+//   g_l    = gradient in the input of act_l           (M, N_l)
 //   dW_l   = g_l^T h_{l-1}    db_l = column sums of g_l
-//   clip   = min(1, max_norm / (norm over all gradients + 1e-6)), multiplied to all gradients
+//   clip   = min(1, max_norm / (norm over all gradients + 1e-6)), by which all gradients are multiplied
 //   update of every W_l and b_l by the optimizer (parameter_update.h)
-// Where dW is not stored, weights are updated a block of rows after the other, each as soon as its dW is
-// there.
+// If dW is not stored, weights are updated one block of rows after the other, each as soon as its dW has been
+// computed.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ struct TrainStepLayer {
   TensorView output;              // (M, N)
   TensorView preactivation;       // (M, N), for an activation with from_preactivation
   TensorView gradient;            // (M, N): g
-  void* weight_gradient;          // (N, K) for dW, or null where it need not be stored
+  void* weight_gradient;          // (N, K) for dW, or null if it need not be stored
   void* bias_gradient;            // (N) for db
   ParameterUpdate weight_update;  // whose grad is weight_gradient
   ParameterUpdate bias_update;    // whose grad is bias_gradient
@@ -48,33 +48,33 @@ struct TrainStepArgs {
   int64_t batch;        // M
   TensorView input;     // (M, K) of dtype, any strides; or of bytes, with contiguous rows
   const int64_t* rows;  // (M), or null: the input is (N, K) with contiguous rows, and these make the batch
-  TensorView images;    // (M, K) contiguous: where named rows go, and bytes as byte * byte_scale + byte_shift
+  TensorView images;    // (M, K) contiguous: for named rows, and for bytes as byte * byte_scale + byte_shift
   double byte_scale;
   double byte_shift;
   TrainStepLayer* layers;
   int64_t depth;
   TrainStepLoss loss_kind;
-  CrossEntropyArgs cross_entropy;  // complete but for logits and gradient; its totals are counted
-  const void* target;              // (M, N) contiguous; null where it is class indices
+  CrossEntropyArgs cross_entropy;  // complete except for logits and gradient; its totals are counted
+  const void* target;              // (M, N) contiguous; null if it is class indices
   void* gathered_target;           // null, or `target`, to be filled first with the named rows of
   const void* targets;             // a data set's, contiguous each
   int64_t targets_stride;          // bytes from one of them to the next
-  bool mean;                       // else the sum, of a loss of elements
+  bool mean;                       // else the sum, of an elementwise loss
   double threshold;                // beta of smooth L1, delta of Huber
-  // Of the binary cross-entropy, w and p of losses.h, each null or (N + 64 / size): those of the N classes,
-  // again and again, so that a vector may begin at any class.
+  // For the binary cross-entropy, w and p of losses.h, each null or (N + 64 / size): those of the N classes,
+  // repeated, so that a vector may start at any class.
   const void* element_weight;
   const void* positive_weight;
   void* loss;      // one element
-  bool keep_grad;  // every weight_gradient is given, and holds the (clipped) gradient in the end
+  bool keep_grad;  // every weight_gradient is given, and holds the (clipped) gradient at the end
   bool clip;       // every weight_gradient is given
   double max_norm;
 };
 
 struct TrainStepKernels {
-  // Takes a step, and another as long as next(context), which may change batch, loss and updates in `args`
-  // but no shape, says that there is one; fewer where another number of threads is to go on. Null: there is
-  // none.
+  // Takes a step, and another one as long as next(context), which may change batch, loss and updates in
+  // `args` but no shape, returns that there is one; fewer if another number of threads should continue. Null:
+  // there is none.
   void (*run)(const TrainStepArgs& args, bool (*next)(void*), void* context);
 };
 

@@ -63,10 +63,10 @@ class Step {
     through_activation<T>(last_);
   }
 
-  // Whether all gradients are there before the first update.
+  // Whether all gradients are stored before the first update.
   bool stored() const { return args_.keep_grad || args_.clip; }
 
-  // Of each layer the gradient of its input first: the update changes the weights that it needs.
+  // For each layer, first the gradient of its input: the update changes the weights that it needs.
   void backward() const {
     for (int64_t l = args_.depth; l-- > 0;) {
       const TrainStepLayer& layer = args_.layers[l];
@@ -121,7 +121,7 @@ class Step {
   const TrainStepLayer& last_;
 };
 
-// Multiply-adds of all products: two a layer, and a third where the input has a gradient.
+// Multiply-adds of all products: two per layer, and a third if the input has a gradient.
 int64_t multiply_adds(const TrainStepArgs& args) {
   int64_t sum = 0;
   for (int64_t l = 0; l < args.depth; ++l) sum += (l ? 3 : 2) * args.layers[l].weight.numel();

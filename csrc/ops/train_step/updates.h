@@ -17,15 +17,15 @@ inline AdamKernels kernels_of(const AdamTensor&) { return adam_kernels(); }
 inline RmspropKernels kernels_of(const RmspropTensor&) { return rmsprop_kernels(); }
 inline SgdKernels kernels_of(const SgdTensor&) { return sgd_kernels(); }
 
-// Bytes of dW that are computed before its weights are updated: they stay in L2 between the two, and weights
-// and state pass by in long streams, which the prefetcher sees. Updating each tile of the product from
+// Bytes of dW computed before its weights are updated: they stay in L2 between the two, and weights and state
+// are accessed in long streams, which the prefetcher detects. Updating each tile of the product from
 // registers, with its short pieces of many rows, took 3 times as long (Cascade Lake, 784-512-10).
 constexpr int64_t kGradientBytes = int64_t{256} << 10;
 // The same for a batch so large that x is packed for the product: once for each block, so these are larger.
 constexpr int64_t kLargeBatch = 128;
 constexpr int64_t kLargeGradientBytes = int64_t{4} << 20;
 
-// The rows [begin, end) of the weights and of what belongs to them.
+// The rows [begin, end) of the weights and of their optimizer data.
 template <class T, class Tensor>
 Tensor rows_of(const Tensor& t, int64_t begin, int64_t end, int64_t columns, T* gradient) {
   Tensor part = t;
@@ -37,8 +37,8 @@ Tensor rows_of(const Tensor& t, int64_t begin, int64_t end, int64_t columns, T* 
   return part;
 }
 
-// dW = g^T x, and the update of W with it, a block of rows after the other. How the rows are cut changes no
-// value (gemm.h).
+// dW = g^T x, and the update of W with it, one block of rows after the other. How the rows are split changes
+// no value (gemm.h).
 template <class T>
 void update_weights(const TrainStepLayer& layer, const Operand<T>& g, const Operand<T>& x, int64_t m) {
   const int64_t n = layer.weight.shape[0], k = layer.weight.shape[1];
@@ -70,7 +70,7 @@ void store_weight_gradient(const TrainStepLayer& layer, const Operand<T>& g, con
   gemm<T>(n, k, m, g.transposed(), x, epilogue_of<T>(store));
 }
 
-// Updates a parameter with its stored gradient, multiplied with grad_scale.
+// Updates a parameter with its stored gradient, multiplied by grad_scale.
 inline void update_parameter(const ParameterUpdate& update, double grad_scale) {
   visit_update(update, [&](const auto& t, auto options) {
     options.grad_scale = grad_scale;

@@ -1,5 +1,6 @@
 // The functions of core/vec_math.h and core/vec_special.h over n contiguous elements of float32 or float64:
-// what the other kernels inline, by itself, so that its error bounds can be tested on every instruction set.
+// functions that the other kernels inline, on their own, so that its error bounds can be tested on every
+// instruction set.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What micro-ops compute, on vectors of one type unless it says otherwise.
+// What micro-ops compute, on vectors of one type unless stated otherwise.
 #pragma once
 
 #include "core/activation/activation_vec.h"
@@ -69,7 +69,7 @@ struct Sgn {
   template <class V>
   static FASTNN_INLINE V of(V a) {
     const V one = V{} + 1;
-    return a > 0 ? one : (a < 0 ? -one : V{});  // of a NaN 0, as torch has it
+    return a > 0 ? one : (a < 0 ? -one : V{});  // 0 for NaN, as in torch
   }
 };
 struct Reciprocal {
@@ -115,7 +115,7 @@ struct Log1p {
   }
 };
 
-// Of the C library.
+// From the C library.
 struct Log2 {
   template <class V>
   static FASTNN_INLINE V of(V a) {
@@ -207,7 +207,7 @@ struct Atan2 {
   }
 };
 
-// A NaN in either operand stays.
+// A NaN in either operand is kept.
 struct Minimum {
   template <class V>
   static FASTNN_INLINE V of(V a, V b) {
@@ -236,7 +236,8 @@ struct Activate {
   }
 };
 
-// The gradient dy goes through the activation; saved is its input, or for sigmoid and tanh its output.
+// The gradient dy is propagated through the activation; saved is its input, or for sigmoid and tanh its
+// output.
 template <Activation kActivation>
 struct Through {
   template <class V>

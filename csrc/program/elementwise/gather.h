@@ -1,4 +1,4 @@
-// Operands that do not lie as their values are counted: copied to a block of a register, or from one.
+// Operands whose memory is not in the order of their values: copied to or from a block of a register.
 #pragma once
 
 #include "core/tensor_view.h"
@@ -9,7 +9,7 @@ namespace fastnn::FASTNN_ISA {
 namespace {
 
 // Calls use(done, offset, length) for each run along the last dimension of the values [begin, begin + count),
-// counted as in a contiguous tensor: the first lies `offset` elements into x, `done` have gone before.
+// counted as in a contiguous tensor: the first is `offset` elements into x, after `done` others.
 template <class Use>
 void each_run(const TensorView& x, int64_t begin, int64_t count, const Use& use) {
   const int last = x.ndim - 1;
@@ -37,7 +37,7 @@ void each_run(const TensorView& x, int64_t begin, int64_t count, const Use& use)
   }
 }
 
-// One row for all, with fewer values than a block: it is laid down once and then copied in growing pieces.
+// One row for all, with fewer values than a block: it is stored once and then copied in growing pieces.
 template <class E>
 void repeat_row(E* to, const E* row, int64_t length, int64_t begin, int64_t count) {
   const int64_t first = begin % length, period = min(length, count);
@@ -49,8 +49,8 @@ void repeat_row(E* to, const E* row, int64_t length, int64_t begin, int64_t coun
   }
 }
 
-// One value a row, of rows that are shorter than a vector: each is written as a whole vector, which the next
-// one's then overlaps. Registers have room for one after their last value.
+// One value per row, for rows shorter than a vector: each is written as a whole vector, which the next one's
+// overlaps. Registers have room for one vector after their last value.
 template <class E>
 void spread_column(E* to, const E* column, int64_t stride, int64_t length, int64_t begin, int64_t count) {
   constexpr int L = kVectorBytes / static_cast<int>(sizeof(E));
@@ -96,7 +96,7 @@ void copy_short_rows(E* to, int64_t to_pitch, const E* from, int64_t from_pitch,
 }
 
 // Calls part(done, row, column, rows, length) for the pieces of the values [begin, begin + count) of a
-// matrix: what is left of the first row, whole rows, what is wanted of the last.
+// matrix: the rest of the first row, whole rows, the beginning of the last.
 template <class Part>
 void each_part(int64_t width, int64_t begin, int64_t count, const Part& part) {
   int64_t row = begin / width, done = 0;
@@ -113,7 +113,7 @@ void each_part(int64_t width, int64_t begin, int64_t count, const Part& part) {
 
 inline bool has_short_rows(const TensorView& x) {
   return x.ndim == 2 && x.strides[1] == 1 &&
-         x.shape[1] <= kShortRun;  // and 2 or more, else it had one dimension
+         x.shape[1] <= kShortRun;  // and 2 or more, or it would have one dimension
 }
 
 template <class E>

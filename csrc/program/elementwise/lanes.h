@@ -7,8 +7,8 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// A micro-op on several types takes as many values at once as a vector holds of the widest, so that its
-// vectors of the others are shorter.
+// A micro-op on several types takes as many values at once as a vector of the widest holds, so its vectors of
+// the others are shorter.
 template <class T, int L>
 struct LanesOf {
   typedef T type __attribute__((vector_size(L * sizeof(T))));
@@ -16,7 +16,7 @@ struct LanesOf {
 template <class T, int L>
 using Lanes = typename LanesOf<T, L>::type;
 
-// T of T or T&: what an element of a vector is called depends on the compiler.
+// T of T or T&: the type of an element of a vector depends on the compiler.
 template <class T>
 struct ElementOf {
   using type = T;
@@ -75,8 +75,9 @@ struct UnsignedOfSize<8> {
 template <int kBytes>
 using UnsignedOf = typename UnsignedOfSize<kBytes>::type;
 
-// Integers of another size, halved or doubled in each step: GCC 12 takes vectors apart for longer ones.
-// Widening fills up with zeros; masks and whole numbers below 256 survive narrowing.
+// Integers of another size, halved or doubled in each step: GCC 12 splits vectors into scalars for larger
+// steps.
+// Widening pads with zeros; masks and whole numbers below 256 survive narrowing.
 template <class To, int L, class V>
 FASTNN_INLINE Lanes<To, L> in_steps(V v) {
   constexpr int kFrom = static_cast<int>(sizeof(V)) / L, kTo = sizeof(To);

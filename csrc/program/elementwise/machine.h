@@ -10,13 +10,13 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// The values [begin, begin + count), counted as in a contiguous tensor; where blocks end with rows, they lie
-// in `row`, from `column` on.
+// The values [begin, begin + count), counted as in a contiguous tensor; if blocks end with rows, they are in
+// `row`, from `column` on.
 struct Block {
   int64_t begin, count, row, column;
 };
 
-// How a shape is cut into blocks, which depends on nothing else: sums are added up by blocks.
+// How a shape is split into blocks, which depends on nothing else: sums are added up by blocks.
 class Blocks {
  public:
   explicit Blocks(const ElementwiseProgram& program)
@@ -38,7 +38,7 @@ class Blocks {
   const int64_t count;
 };
 
-// Elements from the beginning of x to those of a block.
+// Offset in elements from the beginning of x to a block.
 inline int64_t offset_of(const TensorView& x, const Block& block) {
   int64_t offset = block.column * x.strides[x.ndim - 1], row = block.row;
   for (int d = x.ndim - 2; d > 0; --d) {
@@ -49,7 +49,7 @@ inline int64_t offset_of(const TensorView& x, const Block& block) {
   return x.ndim > 1 ? offset + row * x.strides[0] : offset;
 }
 
-// One thread's.
+// The state of one thread.
 class Machine {
  public:
   explicit Machine(const ElementwiseProgram& program) : program_(program) {
@@ -130,7 +130,7 @@ class Machine {
     }
   }
 
-  // Makes an operand's slot that of a block.
+  // Points an operand's slot to a block.
   void enter(int64_t i, const Block& block) {
     const TensorView& x = program_.operands[i];
     const int64_t place = program_.places[i], size = dtype_size(x.dtype);

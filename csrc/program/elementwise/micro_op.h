@@ -7,7 +7,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Where a block of values lies. With `step` 0 it is one value for all places, repeated over one vector.
+// The memory of a block of values. With `step` 0 it is one value for all positions, repeated over one vector.
 struct Slot {
   char* data;
   int64_t step;  // 0 or 1
@@ -54,7 +54,7 @@ struct Writer {
   const int64_t count;
 };
 
-// F::of takes vectors of A (B, C) and gives one of D.
+// F::of takes vectors of A (B, C) and returns one of D.
 
 template <class F, class D, class A>
 void unary(const Slot* slots, const Micro& micro, int64_t count) {

@@ -8,15 +8,15 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Values of a block: registers then stay in the nearest caches, and what a micro-op costs beyond its
-// arithmetic is small beside it.
+// Values per block: registers then stay in the nearest caches, and the overhead of a micro-op is small
+// compared with its arithmetic.
 constexpr int64_t kBlockValues = 1024;
 
 // More than the compiler of programs uses.
 constexpr int64_t kMaxSlots = 320, kMaxMicros = 160;
 
-// Where the values of an operand are while a block is computed: in its memory; one value for all places;
-// nowhere, the operand is a sum's result. Else it is the number of the register that they are copied to or
+// Where the values of an operand are while a block is computed: in its memory; one value for all positions;
+// nowhere, if the operand is a sum's result. Otherwise the number of the register that they are copied to or
 // from.
 constexpr int64_t kDirect = -1, kUniform = -2, kTotal = -3;
 
@@ -49,18 +49,18 @@ struct ElementwiseProgram {
 
   const TensorView* const operands;  // results first
   const int64_t operand_count, result_count;
-  const TensorView& domain;  // an operand of the shape that is worked on
+  const TensorView& domain;  // an operand with the shape of the loop
   const bool by_rows;        // blocks end with the last dimension
   const int64_t grain;       // values that are worth a second thread
   const int64_t constant_count, uniform_count, register_count, register_bytes;
   const int64_t uniform_micro_count, micro_count;  // those of one value come first
   const int64_t sum_count;
-  const int64_t* const places;          // one an operand
-  const int64_t* const constant_types;  // one a constant
+  const int64_t* const places;          // one per operand
+  const int64_t* const constant_types;  // one per constant
   const int64_t* const micros;          // row * kTypes + type, dst, a, b, c
   const int64_t* const sums;            // slot, type, operand
   const double* const constants;
-  const double* const divisors;  // one a sum
+  const double* const divisors;  // one per sum
 };
 
 }  // namespace

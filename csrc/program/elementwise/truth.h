@@ -70,7 +70,7 @@ template <class To>
 struct Convert {
   template <class V>
   static FASTNN_INLINE auto of(V a) {
-    if constexpr (sizeof(LaneOfVector<V>) == 1)  // by way of integers of the size of To
+    if constexpr (sizeof(LaneOfVector<V>) == 1)  // via integers of the size of To
       return __builtin_convertvector(in_steps<UnsignedOf<sizeof(To)>, kCountOf<V>>(a),
                                      Lanes<To, kCountOf<V>>);
     else

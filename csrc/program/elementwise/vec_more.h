@@ -8,7 +8,7 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// log(1 + x) for every x: what 1 + x was rounded by moves the logarithm by that over 1 + x.
+// log(1 + x) for every x: the rounding error of 1 + x changes the logarithm by that error over 1 + x.
 template <class T>
 FASTNN_INLINE Vec<T> log1p_of(Vec<T> x) {
   const Vec<T> u = x + T(1), logarithm = log(u);
@@ -17,7 +17,7 @@ FASTNN_INLINE Vec<T> log1p_of(Vec<T> x) {
   return u == T(1) ? x : value;
 }
 
-// 2^n (e^r - 1) + (2^n - 1), where 2^n is neither 0 nor beyond the largest number; elsewhere e^x - 1 loses
+// 2^n (e^r - 1) + (2^n - 1), if 2^n is neither 0 nor beyond the largest number; otherwise e^x - 1 loses
 // nothing.
 template <class T>
 FASTNN_INLINE Vec<T> expm1_of(Vec<T> x) {
@@ -31,7 +31,7 @@ FASTNN_INLINE Vec<T> expm1_of(Vec<T> x) {
   const Vec<T> series = (r * r) * detail::table_series<ExpRest<T>>(r) + r;
   const Vec<T> power = bit_cast<Vec<T>>((exponent + Format::kBias) << Format::kFractionBits);
   const Vec<T> value = power * series + (power - T(1));
-  const Vec<T> signed_value = x == T(0) ? x : value;  // -0 stays
+  const Vec<T> signed_value = x == T(0) ? x : value;  // -0 is kept
   return x > kBound ? exp(x) : signed_value;
 }
 
@@ -79,7 +79,7 @@ struct Library {
   static FASTNN_INLINE double fmod(double x, double y) { return __builtin_fmod(x, y); }
   static FASTNN_INLINE float atan2(float x, float y) { return __builtin_atan2f(x, y); }
   static FASTNN_INLINE double atan2(double x, double y) { return __builtin_atan2(x, y); }
-  // With the sign of the divisor, as Python has it.
+  // With the sign of the divisor, as in Python.
   template <class T>
   static FASTNN_INLINE T remainder(T x, T y) {
     const T rest = fmod(x, y);

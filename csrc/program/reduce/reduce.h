@@ -12,10 +12,10 @@ namespace {
 
 constexpr int64_t kReduceGrain = 32768;  // values that are worth a second thread
 constexpr int64_t kShortRow = 16;
-constexpr int64_t kSumRows = 32;  // rows whose vectors are added up before they go to a total
+constexpr int64_t kSumRows = 32;  // rows whose vectors are added up before they are added to a total
 constexpr int kColumnVectors = 4;
 
-// x with the dimensions that stay first, then those that are reduced, which y lacks.
+// x with the kept dimensions first, then the reduced ones, which y lacks.
 struct ReduceShape {
   explicit ReduceShape(const Instruction& i)
       : y(i.operands[0]), x(i.operands[1]), kept(static_cast<int>(i.code[0])), results(y.numel()) {
@@ -28,7 +28,7 @@ struct ReduceShape {
     count = reduced.numel();
   }
 
-  // Elements from the beginning of x, or of y, to where result `i` is made of, or lies.
+  // Offset in elements in x of the values of result `i`, or in y of the result.
   int64_t offset(const TensorView& t, int64_t i) const {
     int64_t offset = 0;
     for (int d = kept - 1; d > 0; --d) {
@@ -58,7 +58,7 @@ typename R::Part reduce_one(const ReduceShape& shape, const typename R::Value* x
   return part;
 }
 
-// Each result by itself.
+// Each result separately.
 template <class R>
 void reduce_rows(const R& reducer, const ReduceShape& shape) {
   using T = typename R::Value;
@@ -148,7 +148,7 @@ void reduce_vectors(const R& reducer, const ReduceShape& shape, const typename R
   }
 }
 
-// Results whose values are beside each other: vectors of them.
+// Results whose values are adjacent: vectors of them.
 template <class R>
 void reduce_columns(const R& reducer, const ReduceShape& shape) {
   using T = typename R::Value;
@@ -171,8 +171,8 @@ void reduce_columns(const R& reducer, const ReduceShape& shape) {
                });
 }
 
-// Rows of fewer values than a vector has, one after the other in memory: as many vectors as a row has values
-// hold a whole number of rows.
+// Rows with fewer values than a vector, adjacent in memory: as many vectors as a row has values hold a whole
+// number of rows.
 template <class R>
 void reduce_narrow_columns(const R& reducer, const ReduceShape& shape) {
   using T = typename R::Value;
@@ -201,7 +201,7 @@ void reduce_narrow_columns(const R& reducer, const ReduceShape& shape) {
   });
 }
 
-// Integers and bools, of which a program reduces few, do without the forms for rows of few values.
+// Integers and bools, rarely reduced, do not use the special forms for short rows.
 template <class R>
 void reduce(const Instruction& instruction) {
   constexpr int64_t kL = kLanesOf<typename R::Value>;

@@ -11,8 +11,8 @@ namespace {
 template <class T>
 constexpr int kLanesOf = kVectorBytes / static_cast<int>(sizeof(T));
 
-// What a reduction is made of. A Part is what a run of values is reduced to; `finish` makes the result of
-// one. Vectors are those of `kLanesOf<T>` neighbouring results.
+// The definition of a reduction. A Part is the reduction of a run of values; `finish` makes a result of one.
+// Vectors are those of `kLanesOf<T>` neighbouring results.
 
 template <class T>
 struct FloatSum {
@@ -40,7 +40,7 @@ struct FloatSum {
     return (parts[0] + parts[1]) + (parts[2] + parts[3]);
   }
 
-  // Few values, one after the other.
+  // Few values, sequentially.
   static FASTNN_INLINE T add(T a, T b) { return a + b; }
   T finish_few(T x) const { return static_cast<T>(static_cast<double>(x) / divisor_); }
 
@@ -55,7 +55,7 @@ struct FloatSum {
 
 struct IntegerSum {
   using Value = int64_t;
-  using Part = uint64_t;  // wraps around as torch's does
+  using Part = uint64_t;  // wraps around as in torch
   using Vector = Lanes<int64_t, kLanesOf<int64_t>>;
   explicit IntegerSum(double) {}
 
@@ -72,7 +72,7 @@ struct IntegerSum {
   static Vector finish(Vector sums) { return sums; }
 };
 
-// The larger, or the smaller, of two; a NaN in either stays.
+// The larger, or the smaller, of two; a NaN in either is kept.
 template <class T, bool kLargest>
 struct Extreme {
   using Value = T;

@@ -1,9 +1,8 @@
 """The optimizer's part of a captured training step.
 
-A CUDA graph repeats kernels with their recorded arguments. So whatever may change from step to step is read
-on the
-device: a row of numbers for each parameter group, written when they have changed, and the step count. The
-    optimizer's own state stays as torch has it: it is read before each replay.
+A CUDA graph repeats kernels with their recorded arguments. So whatever may change from step to step is
+read on the device: a row of numbers for each parameter group, written when they have changed, and the
+step count. The optimizer's own state stays as torch has it: it is read before each replay.
 """
 
 from __future__ import annotations
