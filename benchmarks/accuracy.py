@@ -2,9 +2,9 @@
 
 All contestants start from the same weights and see the same images in the same order, with the data in
 memory: as bytes for `TrainStep`, which normalises them, and normalised once as floats for the others, which
-is faster for them than doing it for each batch. They take turns of a few steps, `TrainStep` by its `epoch`.
-Clocked is all that training needs: gathering the batches, setting the rates, the steps. Not clocked are the
-one normalisation and the evaluation after each turn, which torch's ops do.
+is faster for them than doing it for each batch. They alternate every few steps, `TrainStep` by its `epoch`.
+Timed is all that training needs: gathering the batches, setting the rates, the steps. Not timed are the
+single normalisation and the evaluation after each turn, which torch's ops do.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .networks import torch_mlp
 SEEDS = 5
 TARGET = 0.98
 HIDDEN, BATCH, EPOCHS, RATE = 128, 128, 5, 5e-3
-# An evaluation each 25 steps tells the time to an accuracy within about one hundredth of the run.
+# An evaluation every 25 steps gives the time to an accuracy within about one hundredth of the run.
 _TURN = 25
 
 Steps = Callable[[Tensor, list[float]], object]
@@ -44,7 +44,7 @@ Steps = Callable[[Tensor, list[float]], object]
 
 
 class Contestant:
-    """One side on its way through one run."""
+    """The progress of one side through one run."""
 
     def __init__(self, model: nn.Module, take: Steps) -> None:
         self.model = model
@@ -138,13 +138,13 @@ def race(data: Dataset, seed: int) -> dict[str, Contestant]:
 
 
 def median_time(values: Sequence[float | None]) -> float | None:
-    """A run that never got there is taken as one without end."""
+    """The median, with a run that never reached the target treated as infinite."""
     median = statistics.median(float("inf") if value is None else value for value in values)
     return None if median == float("inf") else median
 
 
 def measure(settings: dict[str, Any], *, quick: bool = False) -> dict[str, Any] | None:
-    """Run ``settings["rounds"]`` seeds; plain data for JSON, or None where MNIST cannot be had.
+    """Run ``settings["rounds"]`` seeds; plain data for JSON, or None if MNIST is not available.
 
     A quick one takes a tenth of the training images.
     """
@@ -155,7 +155,7 @@ def measure(settings: dict[str, Any], *, quick: bool = False) -> dict[str, Any] 
     if data.name != "mnist":
         return None
     data = data.first(len(data.train_images) // 10 if quick else None)
-    race(data.first(BATCH), 0)  # what is paid once is paid here
+    race(data.first(BATCH), 0)  # one-time costs are paid here
     races = [race(data, seed) for seed in range(settings["rounds"])]
     sides = {}
     for name in races[0]:

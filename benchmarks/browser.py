@@ -45,7 +45,7 @@ _PATIENCE = 1800
 
 @contextmanager
 def _served() -> Iterator[str]:
-    """The page with TensorFlow.js beside it, and MNIST where it can be had."""
+    """The page with TensorFlow.js next to it, and MNIST if available."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(find_page(), folder, dirs_exist_ok=True)
@@ -78,7 +78,7 @@ def _served() -> Iterator[str]:
 
 
 def measure(rounds: int, seeds: int) -> Document:
-    """Run it all; plain data for JSON.
+    """Run everything; plain data for JSON.
 
     Raises:
         NoBrowserError: there is no browser to measure in.

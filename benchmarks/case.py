@@ -28,12 +28,12 @@ class Foreign(NamedTuple):
 class Workload:
     """Callables that do the same work on the same values, by name; ``"fastnn"`` is one of them.
 
-    A callable returns the tensor or tensors by which its answer is checked. Where it carries state from call
+    A callable returns the tensor or tensors by which its answer is checked. If it carries state from call
     to call, `checked_calls` of them are compared one by one.
 
-    `optional` makes the callables of peers within torch that a run may do without; `foreign` is the same work
-    for libraries that run in processes of their own. Peers in `learners` start from other numbers by design,
-    so that their answers cannot be ours: they return a loss, which must fall.
+    `optional` makes the callables of peers within torch that a run may omit; `foreign` is the same work for
+    libraries that run in processes of their own. Peers in `learners` start from different numbers by design,
+    so their answers cannot match ours: they return a loss, which must decrease.
     """
 
     calls: Mapping[str, Call]
@@ -49,9 +49,9 @@ class Case:
     """One line of the benchmark.
 
     `flops` or `bytes` is the compulsory work of one call: what any implementation must do, by the formula of
-    the op, whatever ours or a peer really does; where it is flops, `traffic` is the bytes that must be read
+    the op, whatever ours or a peer actually does; with flops, `traffic` is the bytes that must be read
     or written once, for the arithmetic intensity. `group` is the report that the case belongs to; in a sweep
-    `at` is the value of what varies. A run on fewer than `least_threads` threads leaves the case out.
+    `at` is the value of the varied quantity. A run on fewer than `least_threads` threads leaves the case out.
     """
 
     op: str
@@ -81,9 +81,9 @@ class Case:
 
 
 def integers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Small integers: sums of their products are exact, so that no rounding decides where a ReLU passes.
+    """Small integers: sums of their products are exact, so that rounding does not decide where a ReLU passes.
 
-    With values drawn at random two correct products may differ in the last place, give one pre-activation
-    opposite signs and so disagree in a whole row of the gradient.
+    With random values two correct products may differ in the last place, give one pre-activation
+    opposite signs and so differ in a whole row of the gradient.
     """
     return torch.randint(-2, 3, shape).to(dtype)

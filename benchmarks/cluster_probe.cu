@@ -1,6 +1,6 @@
-// Times what kernels for clusters of blocks depend on: a barrier of the cluster, reads of another block's
-// shared memory, and a sum over the blocks. Prints a line for each size of cluster and last a line of JSON,
-// in nanoseconds; where the device has no clusters, says so in both.
+// Times the operations on which kernels for clusters of blocks depend: a cluster barrier, reads of another
+// block's shared memory, and a sum over the blocks. Prints a line for each cluster size and finally a line of
+// JSON, in nanoseconds; if the device has no clusters, says so in both.
 //
 // nvcc -arch=sm_90 -std=c++17 -O3 -I csrc benchmarks/cluster_probe.cu -o cluster_probe
 #include <cuda_runtime.h>
@@ -16,7 +16,7 @@ namespace ptx = fastnn::cuda::ptx;
 
 namespace {
 
-constexpr unsigned kThreads = 256;  // as the blocks of the epoch kernel
+constexpr unsigned kThreads = 256;  // as in the blocks of the epoch kernel
 constexpr int kRepeats = 2000;
 constexpr int kWarmUps = 50;
 constexpr int kBytes = 32 * 1024;  // of a block, read by its neighbour
@@ -54,7 +54,7 @@ __device__ __forceinline__ float4 read_four(const float* p) {
   return four;
 }
 
-// What the first thread of the cluster saw pass around kRepeats calls of `work`.
+// The time measured by the first thread of the cluster around kRepeats calls of `work`.
 template <class Work>
 __device__ __forceinline__ void clock_repeats(Times* times, Work work) {
 #pragma unroll 1
@@ -66,7 +66,7 @@ __device__ __forceinline__ void clock_repeats(Times* times, Work work) {
   const long long spent = clock64() - cycles;
   const unsigned long long passed = nanoseconds() - start;
   if (ptx::cluster_rank() == 0 && threadIdx.x == 0) *times = {spent, passed};
-  ptx::cluster_sync();  // a block's shared memory is read until all are here
+  ptx::cluster_sync();  // a block's shared memory may be read until all have arrived
 }
 
 __global__ void barriers(Times* times, float*, int) {
@@ -75,9 +75,8 @@ __global__ void barriers(Times* times, float*, int) {
 
 __device__ float copied[kFloats];
 
-// A barrier while copies of kBytes from the L2 cache are under way, as those of the next batch are in the
-// epoch kernel: its fence may have to wait for them. Counts the time from one side of the barrier to the
-// other.
+// A barrier while copies of kBytes from L2 are in flight, like those of the next batch in the epoch kernel:
+// its fence may have to wait for them. Measures the time from one side of the barrier to the other.
 __global__ void barriers_during_copies(Times* times, float*, int) {
   float* mine = ptx::dynamic_shared<float>();
   Times sum = {0, 0};
@@ -95,7 +94,7 @@ __global__ void barriers_during_copies(Times* times, float*, int) {
   if (ptx::cluster_rank() == 0 && threadIdx.x == 0) *times = sum;
 }
 
-// Each read needs the one before: what it finds in the next block is where it reads next.
+// Each read depends on the previous one: the value found in the next block is the next address.
 __global__ void dependent_reads(Times* times, float* sink, int cluster) {
   int* mine = ptx::dynamic_shared<int>();
   for (int i = threadIdx.x; i < kFloats; i += blockDim.x) mine[i] = (i + 33) % kFloats;
@@ -106,7 +105,7 @@ __global__ void dependent_reads(Times* times, float* sink, int cluster) {
   if (at < 0) *sink = static_cast<float>(at);
 }
 
-// All blocks at once read all that the next block has, 16 bytes a thread.
+// All blocks at once read all of the next block's memory, 16 bytes per thread.
 __global__ void whole_reads(Times* times, float* sink, int cluster) {
   float* mine = ptx::dynamic_shared<float>();
   for (int i = threadIdx.x; i < kFloats; i += blockDim.x) mine[i] = 1.0f;
@@ -125,7 +124,7 @@ __global__ void whole_reads(Times* times, float* sink, int cluster) {
 }
 
 // kSummed floats of all blocks added up, a share by each block in a fixed order, as the epoch kernel adds the
-// parts of the logits; with the two barriers of the cluster that this takes.
+// partial logits; including the two cluster barriers that this takes.
 __global__ void sums(Times* times, float* sink, int cluster) {
   float* mine = ptx::dynamic_shared<float>();
   float* result = mine + kSummed;
@@ -158,7 +157,7 @@ constexpr Probe kProbes[] = {
     {"sum of 1024 floats", sums, kThreads, 1},
 };
 
-// Of one cluster of so many blocks; all 0 where the device cannot run it. `sink` must stay 0.
+// For one cluster of this many blocks; all 0 if the device cannot run it. `sink` must stay 0.
 Times run(const Probe& probe, unsigned cluster, float* sink) {
   check(cudaFuncSetAttribute(probe.kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), probe.name);
   check(cudaFuncSetAttribute(probe.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), probe.name);
@@ -174,7 +173,7 @@ Times run(const Probe& probe, unsigned cluster, float* sink) {
   config.numAttrs = 1;
   int clusters = 0;
   if (cudaOccupancyMaxActiveClusters(&clusters, probe.kernel, &config) != cudaSuccess || clusters == 0) {
-    cudaGetLastError();  // a size that the device does not have
+    cudaGetLastError();  // a size that the device does not support
     return {};
   }
   Times* times = nullptr;

@@ -28,7 +28,7 @@ from . import gpu_accuracy, gpu_products, gpu_steps, gpu_sweep
 from .gpu_timing import Calls, Case, Place, ceilings, measured, to_text
 
 LOGITS = ((64, 10), (65536, 10), (32768, 1024), (4096, 32000), (1024, 131072))
-COMPILED = ((32768, 1024), (4096, 32000))  # beside torch.compile too, which takes seconds to compile
+COMPILED = ((32768, 1024), (4096, 32000))  # also against torch.compile, which takes seconds to compile
 
 
 def _relu(place: Place, dtype: torch.dtype) -> Calls:
@@ -82,7 +82,7 @@ def _own_stream(place: Place) -> Iterator[None]:
 
 
 def report(what: str, place: Place, seconds: float, output: Path) -> None:
-    """Measure the cases of one kind that begin within `seconds`."""
+    """Measure the cases of one kind that start within `seconds`."""
     end = time.monotonic() + seconds
     ceiling = ceilings(place)
     device = torch.cuda.get_device_name() if place.is_cuda else str(place.device)
@@ -99,7 +99,7 @@ def report(what: str, place: Place, seconds: float, output: Path) -> None:
         "cases": rows,
         "no time left": late,
     }
-    if what == "bench" and not place.rehearsal:  # it can be rehearsed by itself
+    if what == "bench" and not place.rehearsal:  # it can be rehearsed separately
         document["MNIST"] = mnist = gpu_accuracy.measure(place.device, seconds=seconds / 4)
         print(mnist if isinstance(mnist, str) else gpu_accuracy.to_text(mnist))
     for group in GROUPS[what]:
@@ -113,7 +113,7 @@ def report(what: str, place: Place, seconds: float, output: Path) -> None:
                 print(f"{case.name}: {error}")
                 continue
             print(to_text(rows[-1]))
-            output.write_text(json.dumps(document, indent=1))  # outlives what comes after
+            output.write_text(json.dumps(document, indent=1))  # survives later failures
     if what == "sweep":
         document["crossings"] = lines = gpu_sweep.crossings(rows)
         print("\n".join(lines))

@@ -110,7 +110,7 @@ def _captured(data: _Data, model: nn.Module) -> Steps:
     for size in {min(BATCH, count), count % BATCH} - {0}:
         rows = torch.arange(size, device=data.device)
         replays[size] = rows, capture(partial(_torch_step, model, optimizer, data, rows), data.device)
-    with torch.no_grad():  # as if the steps of the capture had not been
+    with torch.no_grad():  # undo the steps of the capture
         for parameter, value in zip(model.parameters(), start, strict=True):
             parameter.copy_(value)
         for state in optimizer.state.values():
@@ -159,7 +159,7 @@ def _why_not_one_launch(data: _Data) -> list[str]:
 
 
 def _able(data: _Data) -> list[str]:
-    """The sides that can run: one that fails must not cost the others' figures. Pays what is paid once."""
+    """The sides that can run: a failing one must not cost the others' figures. Also pays one-time costs."""
     able = []
     for name in _SIDES:
         try:
@@ -209,7 +209,7 @@ def _race(data: _Data, sides: Sequence[str], seed: int, epochs: int = EPOCHS) ->
 def measure(
     device: torch.device, seeds: int = SEEDS, *, seconds: float, quick: bool = False
 ) -> dict[str, Any] | str:
-    """Race over `seeds` seeds, or those that begin within `seconds`: data for JSON, or why there is none.
+    """Race over `seeds` seeds, or those that start within `seconds`: data for JSON, or why there is none.
 
     A quick one takes a tenth of the training images.
     """

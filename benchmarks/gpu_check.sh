@@ -54,7 +54,7 @@ export python=${PYTHON:-python3} out=${OUT:-build/gpu/out} work=build/gpu
 export FASTNN_MIRRORS=${FASTNN_MIRRORS-} PATH=$PATH:/usr/local/cuda/bin
 export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 
-# The sums of what the modules are made from, and their own.
+# Checksums of the modules' sources and of the modules.
 sums() {
   local suffix
   suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
@@ -95,7 +95,7 @@ do_probe() {
   nvcc -arch=sm_90 -std=c++17 -O3 -I csrc benchmarks/cluster_probe.cu -o "$work/cluster_probe" && "$work/cluster_probe"
 }
 
-# Each stage that uses the kernels through Python: whether or not `selftest` found them good.
+# For each stage that uses the kernels through Python, whether or not they have passed `selftest`.
 unproven() { env FASTNN_CUDA_UNPROVEN=1 "$@"; }
 
 do_sweep() { unproven "$python" -m benchmarks.gpu sweep --seconds $((limit - 30)) --output "$out/sweep.json"; }
@@ -109,7 +109,7 @@ tests() {
   unproven "$python" -m benchmarks.gpu_tests --logs "$work/$name" --jobs "${JOBS:-8}" --seconds $((limit - 10)) "$@"
 }
 
-# Word splitting is wanted: TESTS may name several.
+# Word splitting is intended: TESTS may name several.
 do_test() { tests test --pytest="${PYTEST_OPTIONS:--m cuda}" --file-seconds "${FILE_SECONDS:-120}" ${TESTS:-tests}; }
 
 # sanitize <options of pytest> <tool> [<option of compute-sanitizer>]...: one tool over the selected tests.
@@ -122,8 +122,8 @@ sanitize() {
     --sanitizer="--tool $*" "${chosen[@]}"
 }
 
-# These two see memory by allocations: each tensor gets one of its own, with which nothing can be captured.
-# Errors that the API returns are for the tests to judge.
+# These two check memory by allocations: each tensor gets one of its own, so nothing can be captured. API
+# errors are left for the tests to judge.
 do_memcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize "-k 'not step_graph'" memcheck --report-api-errors no; }
 do_initcheck() { PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize "-k 'not step_graph'" initcheck; }
 do_racecheck() { sanitize "" racecheck; }
@@ -139,7 +139,7 @@ stage() {
   local status=${PIPESTATUS[0]}
   [ "$status" -eq 0 ] || failed+=("$name (exit $status)")
   echo "-- $name: $((SECONDS - start)) s"
-  # After each: what has been done outlives what ends this script.
+  # After each stage: finished work survives whatever ends this script.
   tar -czf "$out/logs.tar.gz" --exclude=./out --exclude=./cluster_probe -C "$work" .
 }
 

@@ -14,7 +14,7 @@ from fastnn import functional
 from .gpu_timing import Call, Calls, Case, Place
 
 LAYERS = ((64, 128, 784), (128, 512, 784), (512, 1024, 1024), (4096, 4096, 4096))  # M, N, K
-COMPILED = (512, 1024, 1024)  # beside torch.compile too, which takes seconds to compile
+COMPILED = (512, 1024, 1024)  # also against torch.compile, which takes seconds to compile
 GRAMS = ((1, 64, 50176), (1, 512, 784), (16, 256, 3136))  # B, C, L
 CLASSIFIERS = ((1024, 768, 32000), (8192, 2048, 32000))  # N, K, C
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -82,7 +82,7 @@ def cases(place: Place) -> list[Case]:
             # Forward needs one triangle, the gradient all of (dG + dG^T) F.
             found.append(Case(f"gram {b}x{c}x{length} {name}", make, moved, 3 * b * c * c * length, name))
         for n, k, classes in CLASSIFIERS:
-            # x and W are read twice, dX and dW are written; nothing says that logits need be.
+            # x and W are read twice, dX and dW are written; logits need not be stored.
             moved = 3 * (n + classes) * k * dtype.itemsize
             make = partial(_classifier, place, dtype, n, k, classes)
             case = f"linear_cross_entropy {n}x{k}x{classes} {name}"

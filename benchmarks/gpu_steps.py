@@ -41,7 +41,7 @@ def _with_gradients(place: Place, sizes: Sequence[int], dtype: torch.dtype) -> l
 
 
 def _stepper(place: Place, make: Make, sizes: Sequence[int], by_graph: bool) -> Call:
-    """A call that takes one step with gradients that are there already."""
+    """A call that takes one step with existing gradients."""
     options = {}
     if by_graph and place.is_cuda and "capturable" in inspect.signature(make).parameters:
         options["capturable"] = True
@@ -59,7 +59,7 @@ def _optimizer(place: Place, name: str, sizes: Sequence[int], by_graph: bool) ->
 
 
 def optimizer_cases(place: Place) -> list[Case]:
-    """Steps alone, with and without the share of Python."""
+    """Steps alone, with and without Python's overhead."""
     found: list[Case] = []
     for name, (_, bytes_a_number) in OPTIMIZERS.items():
         for shape, sizes in SHAPES.items():
@@ -92,15 +92,15 @@ def _masters(place: Place) -> Calls:
 
 
 def master_cases(place: Place) -> list[Case]:
-    """Adam on bfloat16 with float32 masters: g is read, p written, m, v and the master are both: 28 bytes.
+    """Adam on bfloat16 with float32 masters: g is read, p written, m, v and the master both: 28 bytes.
 
-    Torch keeps masters as parameters of their own: the gradients are cast to them and they are cast back.
+    Torch keeps masters as parameters of their own: gradients are cast to float32 and masters are cast back.
     """
     return [Case("Adam 10M in 100, bf16 with masters", partial(_masters, place), 28 * sum(MANY))]
 
 
 def _lowering(call: Callable[[float], object], bound: float) -> Call:
-    """Calls with a bound that each lowers a little, so that all of them have to scale."""
+    """Calls with a bound that each lowers slightly, so that every call has to scale."""
 
     def lower() -> object:
         nonlocal bound
@@ -147,7 +147,7 @@ def _epoch(place: Place, sizes: Sequence[int], rows: int, batch: int) -> Calls:
 
 
 def epoch_cases(place: Place) -> list[Case]:
-    """An epoch over 60,000 images, of which nothing but their bytes must move."""
+    """An epoch over 60,000 images, of which only the bytes must be moved."""
     sizes, rows = (784, 128, 10), 60000
     flops = 6 * rows * sum(k * n for k, n in pairwise(sizes))
     return [

@@ -1,4 +1,4 @@
-"""Products of fastnn's and of torch's over their sizes: what `fastnn.ops._cuda_limits` is to be set by."""
+"""Products of fastnn and torch over their sizes, from which `fastnn.ops._cuda_limits` is to be set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CUBES = (256, 384, 512, 768, 1024, 1536, 2048, 4096)
 # M, N, K with a short side, for TENSOR_CORES_SIDE.
 SHORT = ((64, 1024, 1024), (96, 1024, 1024), (128, 1024, 1024), (4096, 64, 1024), (4096, 96, 1024))
 
-# What `choose` may answer, by arithmetic: whether the product is torch's, and how ours multiplies float32.
+# What `choose` may return, by arithmetic: whether the product is torch's, and how ours multiplies float32.
 _TORCH = (True, PLAIN)
 CHOICES: dict[str, tuple[torch.dtype, dict[str, tuple[bool, int]]]] = {
     "bfloat16": (torch.bfloat16, {"fastnn": (False, PLAIN), "torch": _TORCH}),
@@ -32,7 +32,7 @@ CHOICES: dict[str, tuple[torch.dtype, dict[str, tuple[bool, int]]]] = {
     "float16": (torch.float16, {"fastnn": (False, PLAIN), "torch": _TORCH}),
     "float64": (torch.float64, {"fastnn": (False, PLAIN), "torch": _TORCH}),
 }
-AHEAD = 0.98  # of the other's time: less is noise
+AHEAD = 0.98  # of the other's time: a smaller difference is noise
 
 
 def _run(
@@ -54,7 +54,7 @@ def _make(place: Place, arithmetic: str, sides: tuple[int, int, int], with_gradi
 
 
 def cases(place: Place) -> list[Case]:
-    """A layer with ReLU, forward and with all gradients; the arithmetics of most use first."""
+    """A layer with ReLU, forward and with all gradients; the most used arithmetic first."""
     found: list[Case] = []
     for arithmetic, (dtype, _) in CHOICES.items():
         cubes = [(side, side, side) for side in CUBES if arithmetic != "float64" or side <= 2048]
@@ -77,7 +77,7 @@ def cases(place: Place) -> list[Case]:
 
 
 def crossings(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """From which cube on, in all that were measured, another contender is ahead of fastnn's first."""
+    """The cube from which, in all measured ones, another contender is faster than fastnn's first."""
     lines = []
     for arithmetic, (_, (first, *others)) in CHOICES.items():
         for what in ("forward", "with gradients"):

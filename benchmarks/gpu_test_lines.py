@@ -1,7 +1,8 @@
-"""A pytest plugin that notes what becomes of each test: `-p benchmarks.gpu_test_lines --lines FILE`.
+"""A pytest plugin that records the outcome of each test: `-p benchmarks.gpu_test_lines --lines FILE`.
 
-Each event is a line of JSON at once, so that a process that dies leaves what it knew, and in which test.
-A test that has begun according to the file is left out: a second process runs what the first did not reach.
+Each event is written at once as a line of JSON, so that a process that dies leaves a record, including of the
+test in which it died. A test that has begun according to the file is skipped: a second process runs the
+remaining ones.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class _Lines:
         self._file.write(json.dumps({"event": event, **values}) + "\n")
         self._file.flush()
 
-    @pytest.hookimpl(wrapper=True)  # last: after the selection, which must not depend on what is left out
+    @pytest.hookimpl(wrapper=True)  # last: after the selection, which must not depend on skipped tests
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None]:
         yield
         self._write("collected", tests=[item.nodeid for item in items])
@@ -74,7 +75,7 @@ class _Lines:
             self._outcome, self._message = "failed", self._message or error
         self._write("ended", test=nodeid, outcome=self._outcome, text=self._text, message=self._message)
         if error is not None:
-            os._exit(DEVICE_LOST)  # the tests that follow would all fail
+            os._exit(DEVICE_LOST)  # all following tests would fail
 
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage, nodeid: str) -> None:
         text = f"{warning_message.category.__name__}: {warning_message.message}"
@@ -87,7 +88,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to note. Warnings are no errors; those that the project's settings ignore stay ignored."""
+    """Start recording. Warnings are not errors; those ignored by the project's settings stay ignored."""
     ignored = [line for line in config.getini("filterwarnings") if line != "error"]
     for line in ("default", *ignored):
         config.addinivalue_line("filterwarnings", line)

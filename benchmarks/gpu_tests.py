@@ -25,22 +25,22 @@ from typing import IO
 from .gpu_test_lines import DEVICE_LOST
 
 ROOT = Path(__file__).resolve().parents[1]
-FOUND = 86  # exit status of the sanitizer where it found something
-# Its own lines, without those that say that there is nothing.
+FOUND = 86  # exit status of the sanitizer if it found something
+# The sanitizer's lines, without those that report nothing.
 _FINDING = re.compile(r"========= (?!COMPUTE-SANITIZER|.*SUMMARY: 0 )\S.*")
-SHOWN = 12  # lines of a sanitizer's for a file
+SHOWN = 12  # lines of the sanitizer's output per file
 MESSAGE_LINES = 4  # of a failure
-ALSO = 3  # tests that failed likewise
+ALSO = 3  # tests that failed in the same way
 WARNING = 300  # characters of one
 
 
 @dataclass
 class Report:
-    """What became of the tests of a file, as far as its lines tell."""
+    """The outcome of the tests of a file, as far as its lines tell."""
 
     collected: set[str] = field(default_factory=set)
-    last: str | None = None  # the test that began last
-    running: bool = False  # whether it had not ended
+    last: str | None = None  # the test that started last
+    running: bool = False  # whether it has not finished
     passed: int = 0
     skipped: int = 0
     begun: int = 0
@@ -49,7 +49,7 @@ class Report:
 
     @property
     def not_reached(self) -> int:
-        """Tests that no process came to."""
+        """Tests that no process reached."""
         return len(self.collected) - self.begun
 
 
@@ -82,13 +82,13 @@ class Run:
 
     file: str
     report: Report = field(default_factory=Report)
-    died: list[str] = field(default_factory=list)  # what each process that did not end by itself died of
-    seconds: float | None = None  # None: there was no time to begin it
+    died: list[str] = field(default_factory=list)  # why each process that did not exit normally died
+    seconds: float | None = None  # None: there was no time to start it
     findings: list[str] = field(default_factory=list)  # of the sanitizer
 
     @property
     def is_good(self) -> bool:
-        """Whether all of its tests have run, and well."""
+        """Whether all of its tests have run and passed."""
         whole = self.seconds is not None and not self.report.not_reached
         return whole and not (self.report.failed or self.died or self.findings)
 
@@ -105,9 +105,9 @@ class Runner:
     Args:
         logs: the folder for each file's output and lines.
         options: of pytest.
-        sanitizer: options of compute-sanitizer; without any, pytest runs by itself.
-        file_seconds: what a file may take.
-        end: when all must be over, by `time.monotonic`.
+        sanitizer: options of compute-sanitizer; without any, pytest runs alone.
+        file_seconds: the time limit of a file.
+        end: the overall deadline, by `time.monotonic`.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Runner:
     ) -> subprocess.Popen[bytes]:
         pytest = [sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml", "--tb=short"]
         plugins = ["-p", "no:cacheprovider", "-p", "benchmarks.gpu_test_lines", "--lines", str(lines)]
-        # Of the plugins that are installed, the tests need none, and each may have an opinion.
+        # The tests need none of the installed plugins, and any of them may interfere.
         environment = {**os.environ, "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         return subprocess.Popen(
             [*under, *pytest, *plugins, *self._options, *arguments],
@@ -140,7 +140,7 @@ class Runner:
 
     @staticmethod
     def _wait(process: subprocess.Popen[bytes], end: float) -> int | None:
-        """Its exit status; None where time was up, and it was ended with all that it had started."""
+        """Its exit status; None if time ran out and it was killed with all processes that it had started."""
         try:
             return process.wait(timeout=max(0.1, end - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -156,7 +156,7 @@ class Runner:
         return lines, log
 
     def collect(self, tests: Sequence[str]) -> list[tuple[str, list[str]]]:
-        """The files that have tests to run, and of each what to give pytest; those of many tests first."""
+        """The files that have tests to run, with pytest's arguments for each; those with many tests first."""
         lines, log = self._paths("collection")
         with log.open("wb") as output:
             self._wait(self._start(output, lines, ["--collect-only", *tests]), self._end)
@@ -174,7 +174,7 @@ class Runner:
         ]
 
     def run(self, file: str, arguments: Sequence[str]) -> Run:
-        """Run a file, in as many processes as it takes to come to its last test."""
+        """Run a file, in as many processes as it takes to reach its last test."""
         run = Run(file)
         began = time.monotonic()
         if began > self._end:
@@ -194,7 +194,8 @@ class Runner:
                 elif status == FOUND:
                     found = True
                 elif status not in (0, 1, 5) and not (status == 2 and report.failed and not report.begun):
-                    # Not pytest's own status after its last test, nor after a file that it could not import.
+                    # Ignore pytest's own status after its last test, or after a file that it could not
+                    # import.
                     run.died.append(f"{_how(status)}: {where}")
                 if status is None or report.begun == begun or not report.not_reached:
                     break
@@ -216,7 +217,8 @@ def _table(runs: Sequence[Run]) -> list[str]:
 
 
 def _failures(runs: Sequence[Run]) -> list[str]:
-    """The first lines of each failure; of a file, those that begin alike at once: one fault may fail many."""
+    """The first lines of each failure; within a file, those with the same beginning are grouped: one fault
+    may fail many."""
     lines: list[str] = []
     for run in runs:
         alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -244,7 +246,7 @@ def _files(some: Sequence[object]) -> str:
 
 
 def summary(runs: Sequence[Run], seconds: float) -> list[str]:
-    """Lines that tell of all files, the most important last: a log is read from its end."""
+    """Lines about all files, the most important last: a log is read from its end."""
     lines = [*_table(runs), *_warnings(runs), *_failures(runs)]
     for run in runs:
         lines += [f"{run.file}: {finding}" for finding in run.findings[:SHOWN]]

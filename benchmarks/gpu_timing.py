@@ -1,9 +1,9 @@
-"""How `benchmarks.gpu` times work on a device, and beside which floors it sets what it finds.
+"""How `benchmarks.gpu` times work on a device, and the floors with which it compares the results.
 
-Calls are captured in a CUDA graph and replayed, so that Python's share is not in the figure. They take turns
-on several sets of inputs, together larger than the second-level cache, and what one returns is kept until its
-set's next turn: no call finds its inputs in the cache because it ran a moment ago. A loop as users write it
-has one set. On a CPU, for a rehearsal, calls are made as they are.
+Calls are captured in a CUDA graph and replayed, so that Python's overhead is excluded. They take turns
+on several sets of inputs, together larger than L2, and the results of one are kept until its set's next turn:
+no call finds its inputs in the cache because it ran a moment ago. A loop as users write it has one set. On a
+CPU, for a rehearsal, calls are made directly.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Calls = dict[str, Call]
 Op = TypeVar("Op", bound=Callable[..., Any])
 
 REPEATS = 20
-LEAST_CALLS = 10  # between two events, where they are short
-LONGEST = 0.02  # seconds between two events from which on fewer calls will do
+LEAST_CALLS = 10  # between two events, if they are short
+LONGEST = 0.02  # seconds between two events above which fewer calls suffice
 SPENT = 0.4  # seconds for a figure, unless three repeats take more
 ROTATED = 3  # times the cache, the inputs and outputs of all sets
 MOST_SETS = 64
@@ -36,7 +36,7 @@ REHEARSED = 24  # the longest side in a rehearsal
 
 @dataclass(frozen=True)
 class Place:
-    """Where the work is done; in a rehearsal all sizes are small, and nothing is compiled by torch."""
+    """The device of the work; in a rehearsal all sizes are small, and torch compiles nothing."""
 
     device: torch.device
     rehearsal: bool = False
@@ -55,7 +55,7 @@ class Place:
         return torch.randn([self.size(n) for n in shape], device=self.device).to(dtype)
 
     def leaf(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The same, of which gradients are wanted."""
+        """The same, requiring gradients."""
         return self.randn(*shape, dtype=dtype).requires_grad_()
 
     def randint(self, high: int, count: int) -> Tensor:
@@ -63,12 +63,12 @@ class Place:
         return torch.randint(self.size(high), (self.size(count),), device=self.device)
 
     def compiled(self, op: Op) -> Op:
-        """By torch, for one shape; `measured` begins each case with nothing compiled."""
+        """Compiled by torch for one shape; `measured` starts each case with nothing compiled."""
         return op if self.rehearsal else cast(Op, torch.compile(op, dynamic=False))
 
     @property
     def cache(self) -> int:
-        """Bytes of the second-level cache."""
+        """Bytes of L2."""
         size: int = torch.cuda.get_device_properties(self.device).L2_cache_size if self.is_cuda else 1 << 20
         return size
 
@@ -80,10 +80,10 @@ class Case:
     Attributes:
         name: what is done.
         make: makes a set of inputs, and one call on them for each contender, ours first.
-        moved: bytes that any way to do it reads or writes.
-        flops: operations that it takes.
+        moved: bytes that any implementation reads or writes.
+        flops: operations that it needs.
         arithmetic: a key of `Ceilings.flops`.
-        by_graph: whether Python's share is left out; a loop as users write it has it.
+        by_graph: whether Python's overhead is excluded; a loop as users write it includes it.
         sides: M, N and K, of a product.
     """
 
@@ -108,7 +108,7 @@ class Figure(NamedTuple):
 
 
 def _clocked(run: Call, place: Place) -> float:
-    """Seconds of a run, which begins with the device idle or busy with the one before."""
+    """Seconds of a run, which starts with the device idle or busy with the previous one."""
     if not place.is_cuda:
         began = time.perf_counter()
         run()
@@ -133,8 +133,8 @@ def _captured(run: Call, place: Place) -> Call:
             run()
     except Exception:
         _failed.append(graph)
-        # Before 2.13 torch leaves its generator as during a capture where one fails; one that succeeds puts
-        # it back.
+        # If a capture fails, torch before 2.13 leaves its generator in the capturing state; a successful one
+        # resets it.
         with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
             torch.zeros(1, device=place.device)
         raise
@@ -143,7 +143,7 @@ def _captured(run: Call, place: Place) -> Call:
 
 def timed(calls: Sequence[Call], place: Place, by_graph: bool = True) -> Figure:
     """Median time of a call; `calls` do the same on several sets of inputs."""
-    kept: list[object] = [call() for call in calls]  # what is done once is done now
+    kept: list[object] = [call() for call in calls]  # one-time work is done now
 
     def turn() -> None:
         for i, call in enumerate(calls):
@@ -172,7 +172,7 @@ def timed(calls: Sequence[Call], place: Place, by_graph: bool = True) -> Figure:
 
 @contextlib.contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Have torch multiply float32 in "tf32" or as it is, "ieee"."""
+    """Make torch multiply float32 in "tf32" or in full precision, "ieee"."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = precision
@@ -184,13 +184,13 @@ def float32_products(precision: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device was seen to do at best: bytes and, by arithmetic, operations a second."""
+    """The best rates measured on the device: bytes and, by arithmetic, operations a second."""
 
     bandwidth: float
     flops: dict[str, float]
 
     def floor(self, case: Case) -> tuple[float, str]:
-        """Seconds below which a case cannot take, and what they are due to."""
+        """The least seconds that a case can take, and what limits them."""
         of_bytes = case.moved / self.bandwidth
         of_flops = case.flops / self.flops[case.arithmetic]
         return max((of_bytes, "bytes"), (of_flops, "FLOPs"))
@@ -223,7 +223,7 @@ def ceilings(place: Place) -> Ceilings:
 
 
 def measured(case: Case, place: Place, ceiling: Ceilings) -> dict[str, Any]:
-    """The figure of each contender, its floor, and why ours, if so, did not run natively: data for JSON."""
+    """The figure of each contender, its floor, and why ours did not run natively, if so: data for JSON."""
     torch.compiler.reset()
     made = [case.make() for _ in range(case.sets(place))]
     floor, bound = ceiling.floor(case)
@@ -246,7 +246,7 @@ def measured(case: Case, place: Place, ceiling: Ceilings) -> dict[str, Any]:
                 decisions = fastnn.explain(calls[0]).decisions
                 row["not native"] = sorted({d.reason for d in decisions if d.reason is not None})
             figure = timed(calls, place, case.by_graph)
-        except Exception as error:  # a contender that fails must not cost the others' figures
+        except Exception as error:  # a failing contender must not cost the others' figures
             seconds[contender] = None
             print(f"{case.name}, {contender}: {error}")
             continue
@@ -257,7 +257,8 @@ def measured(case: Case, place: Place, ceiling: Ceilings) -> dict[str, Any]:
 
 
 def to_text(row: dict[str, Any]) -> str:
-    """A line: the floor, each contender and what part of its time that is; * where it was not captured."""
+    """A line: the floor, each contender and the fraction of its time that the floor is; * if it was not
+    captured."""
     floor = row["floor"]
     figures = [
         f"{name}{'*' if name in row['by calls'] else ''} {taken * 1e6:.1f} = {floor / taken:.0%}"

@@ -1,4 +1,4 @@
-"""README's picture: how many times as fast as torch a training step is, out of the committed reports."""
+"""README's picture: how many times as fast as torch a training step is, from the committed reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _speedups(result: Document) -> dict[str, float]:
 
 
 def figures(reports: Reports) -> str:
-    """What the picture shows, in words: its description, by which an outdated one is known."""
+    """What the picture shows, in words: its description, by which an outdated one is recognised."""
     shown = (
         f"{network}: "
         + ", ".join(f"{_SIDES[side][0]} {value:.1f}" for side, value in _speedups(result).items())
@@ -41,13 +41,13 @@ def figures(reports: Reports) -> str:
 
 
 def outdated(path: Path, reports: Reports) -> bool:
-    """Whether the picture at `path` shows something else than the reports say, or is not there."""
+    """Whether the picture at `path` differs from the reports, or is missing."""
     said = figures(reports)
     return bool(said) and not (path.exists() and escape(said) in path.read_text(encoding="utf-8"))
 
 
 def draw(path: Path, reports: Reports) -> None:
-    """Write the picture as SVG: bars for each network, on a white card that dark pages may show too."""
+    """Write the picture as SVG: bars for each network, on a white card that also works on dark pages."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -123,7 +123,7 @@ def draw(path: Path, reports: Reports) -> None:
     cpu, torch = document["machine"]["cpu"], document["versions"]["torch"].partition("+")[0]
     where = f"{cpu}, one thread, float32; torch {torch}"
     figure.text(0.985, 0.012, where, fontsize=7, ha="right", va="bottom", color="#57606a")
-    # Names that do not change from run to run, so that only a change of the figures is one of the file.
+    # Names that do not change from run to run, so that the file changes only with the figures.
     with matplotlib.rc_context({"svg.hashsalt": "fastnn", "svg.fonttype": "path"}):
         figure.savefig(
             path, format="svg", metadata={"Description": figures(reports), "Date": None, "Creator": None}

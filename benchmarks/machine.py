@@ -18,12 +18,12 @@ from fastnn import _dispatch
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _SAMPLES = 7
-# A round is a dozen or more FMAs, 4 ns and up: some milliseconds a sample.
+# A round is a dozen or more FMAs, at least 4 ns: some milliseconds per sample.
 _FMA_ROUNDS = 1_000_000
 
 
 def cpu_model() -> str:
-    """Name of the processor, as well as the system tells it."""
+    """Name of the processor, as far as the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -39,7 +39,7 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-# What tells no processor from another: marks, makers, clocks, the number of cores, the kind of thing it is.
+# What does not distinguish processors: trademarks, makers, clocks, core counts, generic words.
 _NOISE = re.compile(
     r"\((?:r|tm|c)\)|@.*|\bwith .*|\b\d+(?:st|nd|rd|th) gen\b|\b\w+-core\b|\b(?:intel|amd|cpu|processor)\b"
 )
@@ -52,7 +52,7 @@ def short_name() -> str:
 
 
 def caches() -> dict[str, int]:
-    """Bytes of each data cache that one core sees, by name ("L1", "L2", ...); empty where it is not told."""
+    """Bytes of each data cache that one core sees, by name ("L1", "L2", ...); empty if unknown."""
     found = {}
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     try:
@@ -67,7 +67,7 @@ def caches() -> dict[str, int]:
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache, 0 where it is not told."""
+    """Bytes of the largest cache, 0 if unknown."""
     return max(caches().values(), default=0)
 
 
@@ -75,7 +75,7 @@ def last_level_cache() -> int:
 class Peaks:
     """Best of several samples on `threads` threads: FLOP/s of independent FMAs, bytes/s of a large copy.
 
-    The copy counts bytes read and written, by whichever of the C library's copy and torch's is faster.
+    The copy counts bytes read and written, by the faster of the C library's copy and torch's.
     """
 
     threads: int
@@ -115,7 +115,7 @@ def _fma_peak(dtype: torch.dtype) -> float:
 
 
 def _copy_peak() -> tuple[float, str, int]:
-    # Several times the last cache, so that neither end of the copy stays in it.
+    # Several times the last-level cache, so that neither end of the copy stays in it.
     size = min(max(4 * last_level_cache(), 64 << 20), 256 << 20)
     source, target = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
 
@@ -156,7 +156,7 @@ def describe() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what was measured."""
+    """Versions of the measured software."""
     return {
         "fastnn": fastnn.__version__,
         "fastnn compiler": _dispatch.cpu.compiler,

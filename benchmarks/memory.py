@@ -1,7 +1,7 @@
 """Peak extra memory of linear_cross_entropy, forward and backward, against torch's logits and loss.
 
-Each figure comes from a process of its own: memory that an allocator keeps from one call would be there for
-the next. What is read is the resident memory as Linux counts it, so that it covers every allocator; the peak
+Each figure comes from a process of its own: memory that an allocator keeps from one call would be available
+to the next. It is the resident memory reported by Linux, so that it covers every allocator; the peak
 is reset before the call.
 """
 
@@ -73,7 +73,7 @@ def measure_here(side: str, dtype: str, threads: int, n: int, k: int, c: int) ->
     x = torch.randn(n, k).to(kind)
     w = torch.empty(c, k, dtype=kind).normal_(0, k**-0.5)
     target = torch.randint(c, (n,))
-    # What a library sets up at its first call is not the call's.
+    # What a library sets up at its first call does not belong to the call.
     few = min(n, 64)
     small = x[:few].clone().requires_grad_(), w[:few].clone().requires_grad_()
     _SIDES[side](*small, target[:few] % min(c, few)).backward()
@@ -100,7 +100,7 @@ def _measure(side: str, dtype: str, threads: int, shape: Sequence[int]) -> Memor
 def measure(
     threads: int, shape: Sequence[int] = LARGE, dtypes: Sequence[str] = ("float32", "bfloat16")
 ) -> list[Comparison]:
-    """Both sides at `shape`, in a process each.
+    """Both sides at `shape`, each in its own process.
 
     Raises:
         RuntimeError: it cannot be measured here, or a process fails; the message says why.

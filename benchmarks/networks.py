@@ -1,4 +1,4 @@
-"""Networks of several cases."""
+"""Networks used by several cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rounding errors beside torch's, both against float64. Nothing is timed, so the machine may be busy."""
+"""Rounding errors compared with torch's, both against float64. Nothing is timed, so the machine may be
+busy."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ Run = Callable[[Sequence[Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """`run` gives the result that is measured. All sides get the same `inputs`, in a dtype of their own."""
+    """`run` returns the result that is measured. All sides get the same `inputs`, in a dtype of their own."""
 
     name: str
     inputs: Sequence[Tensor]
@@ -146,10 +147,10 @@ def cases() -> list[Case]:
 
 
 def _native(case: Case) -> Tensor:
-    """What fastnn gives.
+    """The result of fastnn.
 
     Raises:
-        RuntimeError: torch ran a part of it.
+        RuntimeError: torch ran part of it.
     """
     explanation = fastnn.explain(case.run, _as(case, case.dtype))
     if reasons := {each.reason for each in explanation.decisions if each.reason is not None}:
@@ -163,7 +164,7 @@ def _as(case: Case, dtype: torch.dtype) -> list[Tensor]:
 
 
 def errors(case: Case) -> dict[str, dict[str, float]]:
-    """By side the root of the mean square of the error, and the largest: in eps times that of the result."""
+    """By side, the rms and the largest error, in units of eps times the rms of the exact result."""
     with fastnn.disabled():
         exact = case.run(_as(case, torch.float64)).double()
         torchs = case.run(_as(case, case.dtype))
@@ -182,7 +183,7 @@ def measure(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The document of all cases.
 
     Raises:
-        RuntimeError: torch ran a part of one.
+        RuntimeError: torch ran part of one.
     """
     results = [
         {"case": case.name, "dtype": str(case.dtype).removeprefix("torch."), "sides": errors(case)}
@@ -202,7 +203,7 @@ def _shown(error: float) -> str:
 
 
 def rows(document: Mapping[str, Any]) -> list[list[str]]:
-    """Of each case its name and the errors of fastnn and torch."""
+    """For each case, its name and the errors of fastnn and torch."""
     return [
         [
             result["case"] + ("" if result["dtype"] == "float32" else f", {result['dtype']}"),

@@ -25,7 +25,7 @@ _BAR_INCHES = 0.135
 _GAP = 0.8  # between two cases, in bars
 _TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
-# One colour for each side in all plots (Okabe and Ito: told apart by colour-blind readers too).
+# One colour for each side in all plots (Okabe and Ito: distinguishable by colour-blind readers too).
 _COLOURS = {
     OURS: "#d55e00",
     "fastnn eager": "#e69f00",
@@ -66,7 +66,7 @@ def save_all(report: Document, stem: Path) -> list[Path]:
 
 
 def to_markdown(plots: Sequence[Path]) -> str:
-    """The plots as pictures of a page that is beside them."""
+    """The plots as pictures for a page in the same folder."""
     return "".join(f"\n![{path.stem}]({path.name})\n" for path in plots)
 
 
@@ -116,7 +116,7 @@ def _bars(report: Document, results: Sequence[Document]) -> Figure:
     """For each case a bar for each peer, from 1 to the speed-up over it, on a logarithmic axis."""
     peers = _ordered(peer for result in results for peer in result["speedups"])
     medians = [speedup["median"] for result in results for speedup in result["speedups"].values()]
-    # Room for the figure at a bar's end; one wild whisker must not squeeze all bars.
+    # Room for the figure at a bar's end; one extreme whisker must not squeeze all bars.
     low, high = min([0.8, *(m / 1.5 for m in medians)]), max([2.0, *(m * 1.5 for m in medians)])
     bars = len(medians) + _GAP * len(results)
     figure = new_figure(10, 1.5 + _BAR_INCHES * bars)
@@ -219,7 +219,7 @@ def _roofline(report: Document, results: Sequence[Document]) -> Figure:
 
 
 def _lines(report: Document, results: Sequence[Document]) -> Figure:
-    """One panel for each thing that varies: seconds of a step over it, a line for each side."""
+    """One panel per varied quantity: seconds of a step over it, one line per side."""
     ops = list(dict.fromkeys(result["op"] for result in results))
     figure = new_figure(4.2 * len(ops), 4.4)
     panels = figure.subplots(1, len(ops), squeeze=False)[0]

@@ -50,7 +50,7 @@ _PROGRAM_SIDES = {
     "torch.compile": "`torch.compile`",
     "JAX": "JAX jit",
 }
-# Report, op and shape of what README names besides the training steps in its picture; and how it calls it.
+# Report, op and shape of README's figures besides the training steps in its picture, with their labels.
 _HEADLINES = {
     ("1thread", "epoch of 64 steps", "784-28-10, batch 64"): "`epoch`: a step of 784-28-10, batch 64",
     ("1thread-programs", "program", "PPO 64x64, batch 64"): "`capture`: PPO update, 64 x 64, batch 64",
@@ -73,7 +73,7 @@ _HEADLINES = {
 _HEADLINE_SIDES = {OURS: "fastnn", "torch": "torch", "torch.compile": "`torch.compile`", "JAX": "JAX jit"}
 _BOTH = {"1thread": ", one thread", "2threads": ", two threads"}
 _SMALL_MLP = "784-28-10 MLP, 4 tensors"
-# Op, shape and dtype of a case, and how README calls it.
+# Op, shape and dtype of a case, and its label in README.
 _OPS = {
     ("linear + bias + relu forward", "64x128x784", "float32"): (
         "linear + bias + ReLU forward, 64 x 128 x 784 (M N K)"
@@ -131,7 +131,7 @@ def _steps(
 ) -> str:
     """Seconds of one step: a row for each network and report, a column for each side that took part.
 
-    `names` has, by report, what its rows say after the network.
+    `names` has, by report, the text of its rows after the network.
     """
     found = {
         network + said: result
@@ -151,7 +151,7 @@ def _steps(
 
 
 def _headlines(reports: Reports) -> str:
-    """Seconds of what README names, and how many times as fast as torch's that is."""
+    """Seconds of README's figures, and how many times as fast as torch that is."""
     rows = []
     for (name, op, shape), said in _HEADLINES.items():
         if result := reports.results(name).get((op, shape, "float32")):
@@ -165,7 +165,7 @@ def _headlines(reports: Reports) -> str:
 
 
 def _programs(reports: Reports) -> str:
-    """Seconds of one update, and how many times as fast as torch's that is."""
+    """Seconds of one update, and how many times as fast as torch that is."""
     rows = [
         [
             shape,
@@ -178,7 +178,7 @@ def _programs(reports: Reports) -> str:
 
 
 def _floors(reports: Reports) -> str:
-    """The arithmetic of a step at the peak of one thread, and what the step takes."""
+    """The arithmetic of a step at the peak of one thread, and the time of the step."""
     peaks = reports.document("1thread").get("peaks", ())
     found = {network: step(reports, "1thread", "training step", network) for network in NETWORKS}
     rows = [
@@ -249,7 +249,7 @@ def _numerics(reports: Reports) -> str:
 
 
 def _web(reports: Reports) -> str:
-    """Seconds of a step in a browser, and how many times as fast fastnn's is."""
+    """Seconds of a step in a browser, and how many times as fast fastnn is."""
     columns = {
         OURS: "fastnn",
         "TensorFlow.js wasm": "TensorFlow.js, wasm",

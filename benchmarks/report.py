@@ -1,4 +1,4 @@
-"""What a run gave, as JSON, as a table for the terminal and as markdown."""
+"""The results of a run, as JSON, as a table for the terminal and as markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .summary import SCHEMA
 _DTYPES = {"float32": "", "float64": " fp64", "bfloat16": " bf16", "float16": " fp16"}
 
 
-# The two clocks are read one after the other and tick apart.
+# The two clocks are read one after the other and have different ticks.
 _CLOCK_SLACK = 1.05
 
 # Quartiles further apart than this part of the median are called wide.
@@ -31,7 +31,7 @@ def _busy(samples: Samples) -> float:
 
 
 def _is_starved(samples: Samples) -> bool:
-    """Whether others had the processor for a part of the time: one thread at least is always at work."""
+    """Whether other processes had the processor part of the time: at least one thread is always running."""
     return bool(samples.busy) and _busy(samples) < 1 / _CLOCK_SLACK
 
 
@@ -44,7 +44,7 @@ class Report:
     """A whole run. `peaks` holds those of one thread and of `settings["threads"]` threads, by threads.
 
     `peers` has a description of each peer besides torch eager, `left_out` the reason why another is missing.
-    `memory` holds what is measured besides times.
+    `memory` holds measurements other than times.
     """
 
     machine: Mapping[str, Any]
@@ -70,7 +70,7 @@ class Report:
         return {name: busy for name, samples in result.samples.items() if (busy := _busy(samples)) > allowed}
 
     def notes(self, result: Result) -> list[str]:
-        """What must be known to read a result."""
+        """What one must know to read a result."""
         case, notes = result.case, []
         if result.refused:
             notes.append(f"refused: {result.refused}")
@@ -139,7 +139,7 @@ def seconds(value: float) -> str:
 
 
 def title(op: str, shape: str, dtype: str) -> tuple[str, str]:
-    """Op and shape; a dtype other than float32 goes with the shape."""
+    """Op and shape; a dtype other than float32 is added to the shape."""
     return op, shape + _DTYPES[dtype]
 
 
@@ -256,7 +256,7 @@ _LEGEND = (
 
 
 def _doubts(report: Report) -> list[str]:
-    """Which figures are not to be believed, where there are such."""
+    """Which figures are unreliable, if any."""
     speedups = [speedup for result in report.results for speedup in result.speedups.values()]
     wide = sum(map(_is_wide, speedups))
     starved = sum(any(map(_is_starved, result.samples.values())) for result in report.results)

@@ -18,11 +18,11 @@ from .case import OURS, Call, Case, Workload
 from .peers.remote import PeerError, RemoteCall
 from .peers.roster import Roster
 
-# A sample shorter than this is repeated: it is tens of thousands of ticks of the clock, and long beside the
-# few microseconds by which an interrupt disturbs it.
+# A sample shorter than this is repeated: it is tens of thousands of ticks of the clock, and long compared
+# with the few microseconds by which an interrupt disturbs it.
 MIN_SAMPLE_SECONDS = 1e-3
 
-# A learner is shown its 16 batches three times; its mean loss over the last time must be below the first.
+# A learner sees its 16 batches three times; its mean loss over the last pass must be below the first.
 _LESSONS, _LESSON = 3, 16
 
 Clock = Callable[[], float]
@@ -66,7 +66,8 @@ class Samples:
 
 @dataclass(frozen=True)
 class Result:
-    """What one case gave. `speedups` has, by peer, quartiles of the peer's time over ours in the same round.
+    """The result of one case. `speedups` has, by peer, quartiles of the peer's time over ours in the same
+    round.
 
     `refused` says why nothing was timed; `fallbacks` lists the ops that torch ran instead.
     """
@@ -116,7 +117,7 @@ def _check_tensor(index: int, a: Tensor, name: str, b: Tensor, tolerance: float)
         )
     a, b = a.double(), b.double()
     scale, difference = b.abs().max().item(), (a - b).abs().max().item()
-    if not difference <= tolerance * scale:  # a NaN is refused too
+    if not difference <= tolerance * scale:  # also refuses NaN
         raise WrongResultError(
             f"tensor {index}: {OURS} and {name} differ by {difference:.3g} where values reach {scale:.3g} "
             f"(allowed: {tolerance * scale:.3g})"
@@ -126,8 +127,7 @@ def _check_tensor(index: int, a: Tensor, name: str, b: Tensor, tolerance: float)
 def _sample(call: Call, repeats: int, clock: Clock) -> tuple[float, float]:
     """Wall and CPU seconds of one call, means of `repeats`.
 
-    A call that is not timed comes first: the caches are its own then, and not those of who was measured
-    before.
+    An untimed call comes first: the caches then hold its own data, not that of the side measured before.
     """
     if isinstance(call, RemoteCall):
         return call.sample(repeats)
@@ -146,7 +146,7 @@ def _repeats(call: Call, clock: Clock) -> int:
         elapsed = _sample(call, repeats, clock)[0] * repeats
         if elapsed >= MIN_SAMPLE_SECONDS:
             return repeats
-        # Aim a little beyond; at most tenfold, for a first sample may be off by as much.
+        # Aim slightly higher; at most tenfold, because a first sample may be off by as much.
         repeats = max(
             repeats + 1, min(10 * repeats, int(1.2 * repeats * MIN_SAMPLE_SECONDS / max(elapsed, 1e-9)))
         )

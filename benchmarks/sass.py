@@ -33,7 +33,7 @@ _LOOP = ("products", "reads", "copies", "integer", "floating", "other", "in all"
 _CODE = ("registers", "stack", "shared", "instructions", "float64")
 _WIDTHS = ("loads 128", "other loads", "stores 128", "other stores")
 _BETTER_IF_MORE = ("loads 128", "stores 128")
-# By this share others may be worse: what another order of the same work may make of it.
+# The share by which other counts may be worse: the effect of reordering the same work.
 _MUST_STAY = ("stack", "shared", *_BETTER_IF_MORE)
 _SHARE = 0.02
 
@@ -64,20 +64,20 @@ class Instruction(NamedTuple):
 
     @property
     def branch(self) -> int | None:
-        """The address that it may go on at."""
+        """The address at which execution may continue."""
         found = _TARGET.search(self.text) if self.text.startswith("BRA") else None
         return int(found[1], 16) if found else None
 
     @property
     def ends(self) -> bool:
-        """Nothing follows it here: a branch that is always taken, or the end."""
+        """Execution does not fall through: a branch that is always taken, or the end."""
         name, *rest = self.text.split()
         always = not self.predicated and not (rest and re.match(r"!?U?P\d", rest[0]))
         return always and name.split(".")[0] in ("BRA", "EXIT", "RET", "BRX", "JMP")
 
 
 def tool(name: str) -> str:
-    """Where one of NVIDIA's programs is: on the path, or in its package; exits where it is nowhere."""
+    """Where one of NVIDIA's programs is: on the path, or in its package; exits if it is not found."""
     found = shutil.which(name)
     if found:
         return found
@@ -102,19 +102,19 @@ def _run(*command: str, text: str | None = None) -> str:
 
 
 def read_instructions(listing: str) -> list[Instruction]:
-    """Those of one function, as ``cuobjdump -sass`` lists them."""
+    """The instructions of one function, as ``cuobjdump -sass`` lists them."""
     found = [
         Instruction(int(address, 16), bool(predicate), text)
         for address, predicate, text in _INSTRUCTION.findall(listing)
     ]
-    # After the end come a branch to itself and NOPs, up to a multiple of 128 bytes.
+    # The end is followed by a branch to itself and NOPs, up to a multiple of 128 bytes.
     while found and (found[-1].text == "NOP" or found[-1].branch == found[-1].address):
         found.pop()
     return found
 
 
 def main_loop(code: Sequence[Instruction]) -> list[Instruction]:
-    """The instructions of one pass through the loop with the most multiply-adds; none where there is none."""
+    """The instructions of one pass through the loop with the most multiply-adds; empty without one."""
     best: tuple[int, int] = (0, 0)
     body: Sequence[Instruction] = ()
     at = {instruction.address: i for i, instruction in enumerate(code)}
@@ -130,7 +130,7 @@ def main_loop(code: Sequence[Instruction]) -> list[Instruction]:
 
 
 def _way_through(body: Sequence[Instruction]) -> list[Instruction]:
-    """From the first to the last, forward only: the most work, then the fewest instructions."""
+    """The path from the first to the last, forward only: the most work, then the fewest instructions."""
     at = {instruction.address: i for i, instruction in enumerate(body)}
     worst = (-1, 0)
     scores, before = [worst] * len(body), [-1] * len(body)
@@ -174,7 +174,7 @@ def _width_row(code: Sequence[Instruction]) -> Row:
 
 
 def plain_name(demangled: str) -> str:
-    """As in the sources, without return type, parameters and fastnn's namespaces."""
+    """The name as in the sources, without return type, parameters and fastnn's namespaces."""
     name = re.sub(r"fastnn::|cuda::|\(anonymous namespace\)::|^void ", "", demangled)
     name = re.sub(r"\((\w+)\)(\d+)", r"\1 \2", name)  # (Mma)0
     return name.split("(")[0].replace("> >", ">>")
@@ -196,7 +196,7 @@ def _of_cubin(cubin: Path) -> Iterator[tuple[Key, Row]]:
     names = _run("c++filt", text="".join(f"{f[0]}\n" for f in functions)).splitlines()
     for name, (mangled, text) in zip(map(plain_name, names), functions, strict=True):
         code = read_instructions(text)
-        if mangled not in used:  # a function that kernels call
+        if mangled not in used:  # a device function called by kernels
             continue
         float64 = sum(bool(_FLOAT64.match(i.text)) for i in code)
         row = {**used[mangled], "instructions": len(code), "float64": float64}
@@ -270,7 +270,7 @@ def read_table(page: str) -> tuple[str, dict[Key, Row]]:
 
 
 def differences(was: dict[Key, Row], now: dict[Key, Row], complete: bool) -> tuple[list[str], list[str]]:
-    """What got worse than the table, and what better. Of a complete module a missing kernel is worse, too."""
+    """What got worse than the table, and what better. In a complete module a missing kernel is also worse."""
     worse: list[str] = []
     better: list[str] = []
     archs = {arch for _, arch in now}

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 4
-_DIGITS = 4  # what repeats differ by is larger
+_DIGITS = 4  # differences between repeats are larger
 
 Document = Mapping[str, Any]
 
 
 def rounded(value: Any) -> Any:
-    """Plain data with its floats to four significant digits, which is all that they are good for."""
+    """Plain data with its floats to four significant digits, which is all their precision."""
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}")
     if isinstance(value, Mapping):
@@ -43,7 +43,7 @@ def _layout(value: Any, lines: int) -> str:
 
 
 def reports(path: Path) -> dict[str, dict[str, Any]]:
-    """The reports in a summary, by name; none where there is no such file."""
+    """The reports in a summary, by name; empty if there is no such file."""
     if not path.exists():
         return {}
     found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["reports"]
@@ -51,7 +51,7 @@ def reports(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def add(path: Path, made: Mapping[str, Document]) -> None:
-    """Put reports into a summary, instead of those of the same names; the others stay."""
+    """Put reports into a summary, replacing those of the same names; the others stay."""
     merged = {**reports(path), **made}
     text = to_text({"schema": SCHEMA, "reports": dict(sorted(merged.items()))}, lines=4)
     path.write_text(text, encoding="utf-8")

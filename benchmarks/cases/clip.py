@@ -26,7 +26,7 @@ def _clipper(clip: Callable[..., Tensor], grads: Sequence[Tensor]) -> Call:
     parameters = [torch.nn.Parameter(torch.zeros_like(grad)) for grad in grads]
     for parameter, grad in zip(parameters, grads, strict=True):
         parameter.grad = grad.clone()
-    # A bound that each call lowers a little, so that all of them have to scale.
+    # A bound that each call lowers slightly, so that every call has to scale.
     bound = torch.cat([grad.flatten() for grad in grads]).norm().item()
 
     def step() -> list[Tensor]:

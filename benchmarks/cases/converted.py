@@ -1,4 +1,4 @@
-"""Models in which there is little or nothing to fuse, as they are and after `fastnn.convert`.
+"""Models with little or nothing to fuse, unchanged and after `fastnn.convert`.
 
 Converting must not make them slower. Backward is that of the sum of the outputs, with respect to parameters.
 """

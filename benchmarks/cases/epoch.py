@@ -1,7 +1,7 @@
 """An epoch of training steps of an MLP on a data set in memory: batches gathered in a new order, forward,
 cross-entropy, backward, Adam.
 
-Compulsory: that of its steps (`recipe`).
+Compulsory work: that of its steps (`recipe`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..peers import compiled
 from .recipe import Recipe, Sides, Step
 
 _STEPS = 64
-# Orders in turn: always the same batches would soon be fitted exactly (`step`).
+# Alternating orders: identical batches would soon be fitted exactly (`step`).
 _ORDERS = 4
 
 STEP_BY_STEP = "fastnn TrainStep"
@@ -46,7 +46,7 @@ def _build(recipe: Recipe) -> Workload:
             "torch": loop(sides.torch_eager()),
             "torch fused": loop(sides.torch_fused()),
         },
-        # Adam divides each gradient by its own size, so that rounding in the smallest ones counts.
+        # Adam divides each gradient by its own size, so rounding in the smallest ones matters.
         tolerance=1e-3,
         optional={compiled.NAME: lambda: loop(sides.torch_compiled())},
         foreign=sides.foreign(

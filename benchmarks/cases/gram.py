@@ -26,7 +26,7 @@ def _build(m: int, k: int, backward: bool) -> Workload:
         calls[name] = (
             partial(torch.autograd.grad, forward(), features, dg, retain_graph=True) if backward else forward
         )
-    # Random roundings of a sum of k terms grow like its square root.
+    # Random rounding errors of a sum of k terms grow like the square root of k.
     summed = 2 * m if backward else k
     tolerance = 8 * math.sqrt(summed) * torch.finfo(torch.float32).eps
     if backward:

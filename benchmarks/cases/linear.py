@@ -38,7 +38,7 @@ def _build(m: int, n: int, k: int, dtype: torch.dtype, backward: bool) -> Worklo
         calls[name] = (
             partial(torch.autograd.grad, forward(), inputs, dy, retain_graph=True) if backward else forward
         )
-    # The sums are exact; what is left is one rounding to the storage type.
+    # The sums are exact; the only error is one rounding to the storage type.
     tolerance = 2 * torch.finfo(dtype).eps
     if backward or dtype != torch.float32:
         return Workload(calls, tolerance)

@@ -36,7 +36,7 @@ def _build(n: int, k: int, c: int) -> Workload:
         "fastnn": partial(_run, fastnn.functional.linear_cross_entropy, x, w, target),
         "torch": partial(_run, torch_loss, x, w, target),
     }
-    # Logits of some units, sums of k products, then sums over the classes and the rows.
+    # Logits of a few units, sums of k products, then sums over the classes and the rows.
     return Workload(calls, tolerance=64 * torch.finfo(torch.float32).eps)
 
 

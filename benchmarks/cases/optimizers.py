@@ -44,7 +44,7 @@ def _build(
     values = [0.05 * torch.randn(shape) for shape in shapes]
     grads = [torch.randn(shape) for shape in shapes]
     calls = {name: _stepper(make, values, grads) for name, make in makers.items()}
-    # Parameters reach 0.2 and a step moves them by lr = 1e-3: a step wrong by one part in 1000 is seen.
+    # Parameters reach 0.2 and a step moves them by lr = 1e-3: a step wrong by one part in 1000 is detected.
     foreign = Foreign(foreign_op, {"values": values, "grads": grads}) if foreign_op else None
     return Workload(calls, 8 * torch.finfo(torch.float32).eps, checked_calls=3, foreign=foreign)
 
@@ -58,7 +58,7 @@ _OPTIMIZERS: tuple[tuple[str, dict[str, Any], bool, int], ...] = (
 )
 
 
-# Those that are written out for JAX, in peers/jax_peer.py.
+# Those implemented for JAX in peers/jax_peer.py.
 _JAX_OPS = {"Adam": "adam"}
 
 

@@ -1,7 +1,7 @@
 """The three matrix products of a linear layer, each alone: y = x Wᵀ, dX = dY W and dW = dYᵀ x.
 
-Shapes are M x N x K, of the layer: M rows of K inputs to N outputs. Gradients are asked of the kernel that
-backward calls, without autograd, for the other libraries have none around their product.
+Shapes are M x N x K, of the layer: M rows of K inputs to N outputs. Gradients are computed by the kernel that
+backward calls, without autograd, because the other libraries have none around their product.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..peers import onednn
 
 
 class _Product(NamedTuple):
-    """A product and how each side writes it; all take the same two operands."""
+    """A product as written for each side; all take the same two operands."""
 
     op: str
     operands: str

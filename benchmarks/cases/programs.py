@@ -17,7 +17,7 @@ from ..programs.program import CHECKED_CALLS, Program, Update
 
 
 def _call(program: Program, around: Callable[[Update], Update]) -> Call:
-    """The update as one side runs it, from weights of its own.
+    """The update as run by one side, on weights of its own.
 
     Calls whose answers are compared draw the same numbers on every side.
     """
@@ -39,7 +39,7 @@ def _compiled(program: Program) -> Call:
     import torch._inductor.config as inductor
 
     torch._dynamo.reset()
-    inductor.fallback_random = True  # by torch's generator, so that answers can be compared
+    inductor.fallback_random = True  # uses torch's generator, so that answers can be compared
     return _call(program, torch.compile)
 
 

@@ -1,4 +1,4 @@
-"""What a training step trains and how, and the step as each side takes it from the same weights."""
+"""What a training step trains and how, and each side's step from the same weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def eager_step(
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network, a batch, and what besides products a step on it does.
+    """A network, a batch, and what a step on it does besides products.
 
     A classifier has class indices as targets and the cross-entropy as its loss; anything else has a table of
     floats and the mean squared error. `eps` is Adam's; `max_norm` bounds the norm of all gradients.
@@ -64,7 +64,7 @@ class Recipe:
 
     @property
     def flops(self) -> int:
-        """6 for each weight and sample, less the 2 for the gradient of the network's input."""
+        """6 per weight and sample, minus 2 for the gradient of the network's input."""
         products = [wide * narrow for wide, narrow in itertools.pairwise(self.widths)]
         return self.batch * (6 * sum(products) - 2 * products[0])
 
@@ -88,7 +88,7 @@ class Recipe:
 
 
 class Sides:
-    """The step of a recipe as each side takes it; all start from the same weights."""
+    """Each side's step of a recipe; all start from the same weights."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -140,7 +140,7 @@ class Sides:
         )
 
     def foreign(self, op: str, **data: Any) -> Foreign:
-        """The step as other libraries are told it: the operation `op`, on `data` from the same weights."""
+        """The step as passed to other libraries: the operation `op`, on `data` from the same weights."""
         recipe = self._recipe
         values = [parameter.detach() for parameter in self._reference.parameters()]
         settings = (

@@ -2,7 +2,7 @@
 
 A classifier's, and a critic's as in off-policy reinforcement learning: mean squared error against one value,
 Adam with its eps at 1e-5, gradients clipped by their norm. Compulsory: 6 flops for each weight and sample,
-less the 2 for the gradient of the network's input, which nobody asks for; bias, loss, clipping and update are
+less the 2 for the gradient of the network's input, which is not needed; bias, loss, clipping and update are
 left out of the count.
 """
 
@@ -18,15 +18,15 @@ from ..case import OURS, Call, Case, Workload
 from ..peers import compiled
 from .recipe import EAGER, Recipe, Sides, Step
 
-# Training on one batch would soon fit it exactly, and gradients of nothing end in subnormal moments, which
-# the processor handles in a slow path: not what a training run is like.
+# Training on one batch would soon fit it exactly, and vanishing gradients lead to subnormal moments, which
+# the processor handles in a slow path: unlike a real training run.
 _BATCHES = 16
 
 ONE_THREAD = "fastnn, 1 thread"
 
 
 class _Steps:
-    """Steps of one recipe, each side on its own way through the same batches."""
+    """Steps of one recipe; each side iterates over the same batches independently."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.sides = Sides(recipe)
@@ -49,7 +49,7 @@ def _build(recipe: Recipe, peers: bool) -> Workload:
             "torch": steps.call(sides.torch_eager()),
             "torch fused": steps.call(sides.torch_fused()),
         },
-        # Adam's first steps divide each gradient by its size, so that rounding in the smallest ones counts.
+        # Adam's first steps divide each gradient by its size, so rounding in the smallest ones matters.
         tolerance=1e-4,
         checked_calls=5,
         optional={compiled.NAME: lambda: steps.call(sides.torch_compiled())} if peers else {},
@@ -65,7 +65,7 @@ def _build_on_threads(recipe: Recipe) -> Workload:
         call = steps.call(steps.sides.train_step())
 
         def run() -> object:
-            # Only the first call of a sample, which is not timed, has anything to change.
+            # Only the first call of a sample, which is not timed, changes anything.
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
             return call()
@@ -120,7 +120,7 @@ CASES += [
     for recipe, quick in _CLASSIFIERS
 ]
 
-# One thing varies at a time; torch.compile, which recompiles for each shape, stays out.
+# One thing varies at a time; torch.compile, which recompiles for each shape, is left out.
 _SWEEPS: dict[str, list[tuple[int, tuple[int, ...], int]]] = {
     "batch": [(2**i, (784, 128, 10), 2**i) for i in range(4, 11)],
     "width": [(2**i, (784, 2**i, 10), 64) for i in range(5, 11)],

@@ -29,7 +29,7 @@ from jax_training import (
 
 
 def setup(threads: int) -> str:
-    """Name the version. Flags and processors that this process was started with hold it to `threads`."""
+    """Name the version. The flags and CPU affinity of this process limit it to `threads`."""
     # Otherwise a call hands its work to another thread and waits for it: slower at every size measured.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     return f"jax {jax.__version__}, jit, results waited for, synchronous dispatch, {os.environ['XLA_FLAGS']}"

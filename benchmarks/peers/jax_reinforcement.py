@@ -126,7 +126,7 @@ def _dqn(networks: list[list[Array]], data: list[Array]) -> Run:
 
 
 def _act(networks: list[list[Array]], data: list[Array], noise: list[Array]) -> Run:
-    """An action on its way to an environment. The first calls are given their noise, to be compared."""
+    """An action for an environment. The first calls get given noise, so that they can be compared."""
     x, values = jnp.asarray(data[0]), as_state(networks)
 
     def action_of(values: Any, x: Array, noise: Array) -> Array:

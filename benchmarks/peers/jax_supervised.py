@@ -26,7 +26,7 @@ from jax_training import (
 
 
 def _binary_cross_entropy(logits: Array, target: Array) -> Array:
-    """Of each element."""
+    """The loss of each element."""
     return jax.nn.softplus(logits) - logits * target
 
 
@@ -47,7 +47,7 @@ def _sine(networks: list[list[Array]], data: list[Array]) -> Run:
 
 
 def _normalised(x: Array, axis: int) -> tuple[Array, Array, Array]:
-    """With mean and variance along `axis`, which it also returns."""
+    """Normalised by mean and variance along `axis`, which are also returned."""
     mean, variance = x.mean(axis, keepdims=True), x.var(axis, keepdims=True)
     return (x - mean) * jax.lax.rsqrt(variance + 1e-5), mean, variance
 

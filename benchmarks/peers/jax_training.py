@@ -32,12 +32,12 @@ def adam(
 
 
 def zero_moments(values: list[Array]) -> Any:
-    """Both moments of Adam's, at the beginning."""
+    """Adam's initial moments."""
     return tuple([jnp.zeros(each.shape, each.dtype) for each in values] for _ in range(2))
 
 
 def clipped(grads: list[Array], max_norm: float) -> list[Array]:
-    """By the norm of all, by the formula of torch's `clip_grad_norm_`."""
+    """Clipped by the global norm, by the formula of torch's `clip_grad_norm_`."""
     norm = jnp.sqrt(sum(jnp.sum(grad * grad) for grad in grads))
     scale = jnp.minimum(max_norm / (norm + 1e-6), 1.0)
     return [grad * scale for grad in grads]
@@ -74,12 +74,12 @@ def as_state(values: Any) -> Any:
 
 
 def new_key() -> Array:
-    """For random numbers; one with a type takes longer on its way into a jitted function."""
+    """A key for random numbers; a typed one takes longer to pass into a jitted function."""
     return jax.random.PRNGKey(0)
 
 
 def running(update: Update, state: Any, *batches: list[Array]) -> Run:
-    """Calls of an update, jitted, from a state on, which is donated, with one batch after the other."""
+    """Calls of a jitted update, starting from a state, which is donated, with one batch after another."""
     step = jax.jit(update, donate_argnums=0)
     forever = itertools.cycle([[as_data(each) for each in batch] for batch in batches])
     held, count = [state], itertools.count(1)

@@ -13,7 +13,7 @@ Run = Callable[[], list[Array]]
 
 
 def setup(threads: int) -> str:
-    """Check that the library is OpenBLAS and is held to `threads`; name version and kernels."""
+    """Check that the library is OpenBLAS and is limited to `threads`; name version and kernels."""
     libraries = [each for each in threadpoolctl.threadpool_info() if each["user_api"] == "blas"]
     if [each["internal_api"] for each in libraries] != ["openblas"]:
         raise RuntimeError(f"this numpy multiplies with {[each['internal_api'] for each in libraries]}")
@@ -36,7 +36,7 @@ def _linear_dw(dy: Array, x: Array) -> Run:
 
 
 def _gram(features: Array) -> Run:
-    """numpy sees a product with its own transpose and calls syrk, which computes one triangle."""
+    """numpy recognises a product with its own transpose and calls syrk, which computes one triangle."""
     return lambda: [features @ features.T]
 
 

@@ -1,8 +1,8 @@
 """oneDNN's float32 products, through the operator that torch's inductor uses for them.
 
 ``ONEDNN_VERBOSE=1`` shows one inner_product primitive for each call (brg_matmul:avx512_core on AVX-512), the
-weight read with its own strides, bias and ReLU in the same primitive. Only a transposed left operand, as dY
-is for dW, is copied first.
+weight read with its own strides, bias and ReLU in the same primitive. Only a transposed left operand, like dY
+for dW, is copied first.
 """
 
 from __future__ import annotations

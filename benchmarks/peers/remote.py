@@ -1,6 +1,6 @@
-"""A peer in a process of its own: started, asked and timed from here.
+"""A peer in a process of its own: started, called and timed from here.
 
-The process is stopped while nobody asks it anything: the threads of an idle library keep spinning for a
+The process is stopped while it has no request: the threads of an idle library keep spinning for a
 while and would take a processor from the side that is measured next.
 """
 
@@ -39,8 +39,8 @@ class Worker:
         PeerError: the library does not load.
 
     Attributes:
-        description: version and settings, as the library itself tells them.
-        operations: what it can be asked for.
+        description: version and settings, as reported by the library itself.
+        operations: what it supports.
     """
 
     def __init__(self, module: str, threads: int, environment: Mapping[str, str]) -> None:
@@ -74,7 +74,7 @@ class Worker:
         return value
 
     def build(self, work: Foreign) -> RemoteCall:
-        """Give it a workload, which replaces the one before."""
+        """Give it a workload, which replaces the previous one."""
         arguments = {name: _as_numpy(value) for name, value in work.arguments.items()}
         self._ask("build", work.op, arguments)
         return RemoteCall(self)

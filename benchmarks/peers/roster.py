@@ -1,4 +1,4 @@
-"""Which peers take part in a run, how they are held to its threads, and why others are left out."""
+"""Which peers take part in a run, how they are limited to its threads, and why others are left out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Roster:
         """The callables of all peers that can do the work of `workload`.
 
         Raises:
-            PeerError: one of them fails at it.
+            PeerError: one of them fails.
         """
         calls = {name: make() for name, make in workload.optional.items() if name in self.present}
         if (work := workload.foreign) is not None:
@@ -77,7 +77,7 @@ def _has_avx512() -> bool:
 
 
 def assemble(threads: int, *, quick: bool = False) -> Roster:
-    """All peers that are installed, each held to `threads`.
+    """All peers that are installed, each limited to `threads`.
 
     Under `quick` torch.compile is left out: it compiles for some seconds before its first step.
     """
@@ -90,7 +90,7 @@ def assemble(threads: int, *, quick: bool = False) -> Roster:
     blas = {"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     if _missing(roster, "OpenBLAS", "threadpoolctl") is None:
         roster.add("OpenBLAS", "numpy_peer", threads, blas)
-        # By itself OpenBLAS takes its AVX2 kernels on processors that came out after it.
+        # By default OpenBLAS uses its AVX2 kernels on processors newer than itself.
         if _has_avx512() and "SkylakeX" not in roster.present.get("OpenBLAS", "SkylakeX"):
             name = "OpenBLAS AVX-512"
             roster.add(name, "numpy_peer", threads, {**blas, "OPENBLAS_CORETYPE": "SKYLAKEX"})

@@ -17,7 +17,7 @@ Run = Callable[[], list[Array]]
 
 
 def setup(threads: int) -> str:
-    """Check that its matrix library is held to `threads`; name the version."""
+    """Check that its matrix library is limited to `threads`; name the version."""
     for library in threadpoolctl.threadpool_info():
         if library["num_threads"] > threads:
             raise RuntimeError(

@@ -1,8 +1,8 @@
 """Main program of a peer's process; the first request names the peer and the threads.
 
-It imports neither torch nor fastnn. A peer is a file beside this one, with ``setup(threads)``, which says in
-words what the library is, and ``OPERATIONS``: functions that take a workload's arguments, numpy arrays among
-them, and return a callable that does the work once and returns arrays.
+It imports neither torch nor fastnn. A peer is a file next to this one, with ``setup(threads)``, which
+describes the library in words, and ``OPERATIONS``: functions that take a workload's arguments, numpy arrays
+among them, and return a callable that does the work once and returns arrays.
 
 Requests and replies are pickles on stdin and stdout, one reply for each request: ``(True, value)`` or
 ``(False, text of the error)``.
@@ -56,7 +56,7 @@ class Host:
 def main() -> None:
     """Serve until stdin ends."""
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not end up among the replies
+    os.dup2(2, 1)  # a library's output must not end up among the replies
     requests = sys.stdin.buffer
     host: Host | None = None
     reply: tuple[bool, Any]

@@ -1,4 +1,4 @@
-"""What a program is, and what the programs share."""
+"""The definition of a program, and what programs share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..networks import torch_mlp as mlp
 
 __all__ = ["CHECKED_CALLS", "Program", "Update", "mlp", "training_flops", "weights"]
 
-# The answers of so many calls are compared. Those of a random update draw from the call's number as a seed.
+# The answers of this many calls are compared. A random update uses the call's number as its seed.
 CHECKED_CALLS = 3
 
 Update = Callable[..., Tensor]
@@ -29,12 +29,12 @@ def _networks_and_data(networks: list[list[Tensor]], data: list[Tensor]) -> Mapp
 class Program:
     """A training update as its users write it, in plain PyTorch.
 
-    `parts` gives modules and the arguments to call the update with; `updating` takes the modules and gives
-    the update, which trains what it holds and returns a loss, detached, where it `learns`. `flops` is its
-    compulsory work: 2 for each weight and sample of a forward pass, of each gradient of a weight and of each
-    gradient of an input that is needed. `random` says that the update draws numbers. `twin` names an
-    operation of other libraries, and `twin_arguments` gives what it takes, from the values of each module and
-    the arguments.
+    `parts` returns modules and the arguments to call the update with; `updating` takes the modules and
+    returns the update, which trains what it holds and returns a loss, detached, if it `learns`. `flops` is
+    its compulsory work: 2 per weight and sample for a forward pass, for each gradient of a weight and for
+    each gradient of an input that is needed. `random` says that the update draws numbers. `twin` names an
+    operation of other libraries, and `twin_arguments` returns its arguments, from the values of each module
+    and the arguments.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Program:
     twin_arguments: Callable[[list[list[Tensor]], list[Tensor]], Mapping[str, Any]] = _networks_and_data
 
     def make(self) -> tuple[Update, tuple[Tensor, ...]]:
-        """The update, and its arguments: from the same weights and data each time."""
+        """The update, and its arguments: with the same weights and data each time."""
         modules, data = self._made()
         return self.updating(*modules), data
 
@@ -70,5 +70,5 @@ def weights(widths: Sequence[int]) -> int:
 
 
 def training_flops(batch: int, *widths: int) -> int:
-    """Forward and backward, less the gradient of the input."""
+    """Forward and backward, without the gradient of the input."""
     return batch * (6 * weights(widths) - 2 * widths[0] * widths[1])

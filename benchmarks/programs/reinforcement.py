@@ -114,7 +114,7 @@ def _sac_flops(width: int, batch: int) -> int:
     actor = weights((OBSERVATION, width, width, 2 * ACTION))
     first = width * (OBSERVATION + ACTION), width * OBSERVATION
     trained = 2 * (6 * critic - 2 * first[0]) + 6 * actor - 2 * first[1]
-    # Targets forward; critics forward and to their input for the actor; the actor forward twice more.
+    # Targets forward; critics forward and to their input for the actor; the actor forward twice as well.
     return batch * (trained + 2 * 2 * critic + 2 * 4 * critic + 2 * 2 * actor)
 
 
@@ -201,7 +201,7 @@ def _act(mean: nn.Module, log_std: nn.Module) -> Update:
 
 
 def _act_arguments(networks: list[list[Tensor]], data: list[Tensor]) -> Mapping[str, Any]:
-    """With the noise of the calls that are compared."""
+    """Arguments including the noise of the compared calls."""
     noise = []
     for call in range(CHECKED_CALLS):
         torch.manual_seed(call)
