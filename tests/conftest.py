@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-# Before fastnn is imported, which reads it: most tests are of kernels, on tensors that are small.
+# Set before fastnn is imported, which reads it: most tests are of kernels on small tensors.
 os.environ.setdefault("FASTNN_ALWAYS_NATIVE", "1")
-# The tests of a GPU come before its self-test, and find out more.
+# The tests of a GPU run before its self-test, and are more thorough.
 os.environ.setdefault("FASTNN_CUDA_UNPROVEN", "1")
-# Before torch is: a process of tests for each core has none to spare. Tests of threads ask for theirs, which
-# do not spin while they wait.
+# Set before torch is imported: with one test process per core no cores are spare. Tests of threads request
+# theirs, which do not spin while they wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -49,13 +49,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """What is worth a word before the first test."""
+    """Information shown before the first test."""
     if is_built():
         return []
     return ["cuda emulator: the first test of it compiles it, for a minute or two in which nothing is shown"]
 
 
-@pytest.hookimpl(trylast=True)  # after -k and -m: what they choose has its own pairs of values
+@pytest.hookimpl(trylast=True)  # after -k and -m: the pairs of values are those of the selected tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
@@ -70,14 +70,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """The tests themselves, a million objects, are there to stay: not to be looked through for garbage."""
+    """The tests themselves, a million objects, stay alive: exclude them from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def all_threads() -> None:
-    """Several threads are several also where other processes keep the processors busy."""
+    """Use several threads even if other processes keep the processors busy."""
     if _dispatch.cpu is not None:
         _dispatch.cpu.testing.notice_oversubscription(False)
 
@@ -94,7 +94,7 @@ def run_fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fresh]:
 
 @pytest.fixture(scope="session")
 def emulated() -> Emulation:
-    """The CUDA kernels on the CPU; compiled with the first test that asks."""
+    """The CUDA kernels on the CPU; compiled for the first test that uses them."""
     try:
         return emulation()
     except CannotBuildError as error:
@@ -111,27 +111,27 @@ def emulated_cuda(emulated: Emulation, monkeypatch: pytest.MonkeyPatch) -> Emula
 
 @pytest.fixture(params=CUDA)
 def cuda_device(request: pytest.FixtureRequest) -> torch.device:
-    """Run CUDA kernels on a GPU, where there is one, and emulated: in orders of threads that differ much, on
-    tensors of the CPU."""
+    """Run CUDA kernels on a GPU, if there is one, and emulated in very different thread orders on tensors of
+    the CPU."""
     return place(request)
 
 
 @pytest.fixture(params=["cpu", *CUDA])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Run the test on the CPU, and as `cuda_device` does."""
+    """Run the test on the CPU, and like `cuda_device`."""
     return place(request)
 
 
 @pytest.fixture(params=EVERY_KERNEL)
 def every_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Run the test with each CPU variant, and as `cuda_device` does."""
+    """Run the test with each CPU variant, and like `cuda_device`."""
     with kernels_of(request) as device:
         yield device
 
 
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda), "recorded"])
 def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Graphs:
-    """Capture training steps in CUDA graphs, where there is a GPU, and in what replaces them."""
+    """Capture training steps in CUDA graphs, if there is a GPU, and in their substitute."""
     return set_up(request, monkeypatch)
 
 
@@ -142,7 +142,7 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The quick answer to what runs natively pauses after a tensor that it cannot read, for a thousand calls:
-    in one test, not in those after it."""
+    """The fast check of what runs natively pauses for a thousand calls after a tensor that it cannot read:
+    confine that to one test."""
     if _dispatch.cpu is not None:
         monkeypatch.setattr(_dispatch, "_is_plain_call", _dispatch._plain_call())

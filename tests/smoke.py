@@ -1,6 +1,6 @@
-"""What an installed wheel must do, in seconds and without pytest: ``python tests/smoke.py``.
+"""Checks an installed wheel, in seconds and without pytest: ``python tests/smoke.py``.
 
-For each release of Python and torch that a wheel is meant for; everything else is the suite's.
+For each release of Python and torch that a wheel supports; the suite tests everything else.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def check_ops_and_optimizer() -> None:
 
 
 def check_train_step() -> None:
-    """The step in one kernel, of a chain."""
+    """The single-kernel step of a chain."""
     (theirs, ours), x, target = twins()
     optimizer = torch.optim.Adam(theirs.parameters())
     step = fastnn.TrainStep(ours, nn.CrossEntropyLoss(), fastnn.optim.Adam(ours.parameters()), native=True)
@@ -69,7 +69,7 @@ def check_train_step() -> None:
 
 
 def check_capture() -> None:
-    """A recorded function that is no chain."""
+    """A recorded function that is not a chain."""
     w = torch.randn(32, 32)
 
     def function(x: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ def check_capture() -> None:
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run all checks."""
     info = fastnn.info()
     print(
         f"python {sys.version.split()[0]}, torch {torch.__version__}, fastnn {fastnn.__version__} {info.isa}"

@@ -31,7 +31,7 @@ LABELS = torch.randint(OUT, (ROWS,))
 PROBABILITIES = torch.rand(ROWS, OUT).softmax(1)
 CLASS_WEIGHT = torch.rand(OUT)
 
-# Of x with (ROWS, IN).
+# Functions of x (ROWS, IN).
 FUNCTIONS: dict[str, list[Callable[[Tensor], Tensor]]] = {
     "linear": [
         lambda x: F.linear(x, WEIGHT),
@@ -54,7 +54,7 @@ FUNCTIONS: dict[str, list[Callable[[Tensor], Tensor]]] = {
     "gram_matrix": [F.gram_matrix, lambda x: F.gram_matrix(x, normalize=True)],
 }
 
-# The module, and what else than x it is called with.
+# The module, and its arguments besides x.
 MODULES: dict[str, list[tuple[Callable[[], Any], tuple[Any, ...]]]] = {
     "Linear": [(lambda: nn.Linear(IN, OUT), ()), (lambda: nn.Linear(IN, OUT, activation="gelu"), ())],
     "ReLU": [(nn.ReLU, ())],

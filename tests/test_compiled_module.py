@@ -1,4 +1,5 @@
-"""What the compiled modules are linked with: nothing of torch, and one copy of a kernel for each variant."""
+"""What the compiled modules are linked with: nothing from torch, and one copy of a kernel for each
+variant."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def test_exports_no_function_but_its_entry_point(elf, module: Any) -> None:  # t
 
 
 def test_variants_share_no_function() -> None:
-    """The linker keeps one copy of a weak function: were it an AVX-512 one, older processors would crash."""
+    """The linker keeps one copy of a weak function: if it were an AVX-512 one, older processors would
+    crash."""
     root = Path(__file__).parents[1] / "build"
     shared = []
     objects = list(root.glob("*/CMakeFiles/fastnn_*.dir/**/*.o"))

@@ -295,7 +295,7 @@ def test_a_module_that_contains_itself_ends() -> None:
 
 
 class Critic(torch.nn.Module):
-    """Layers that a forward calls one after the other, and writes to in between."""
+    """Layers that a forward calls one after the other, with in-place writes in between."""
 
     def __init__(self, kind: type[torch.nn.Linear] = torch.nn.Linear) -> None:
         super().__init__()

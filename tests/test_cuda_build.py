@@ -1,4 +1,4 @@
-"""Where the CUDA kernels are built: what cmake decides beside GPUs and compilers that are scripts."""
+"""Where the CUDA kernels are built: cmake's decisions with GPUs and compilers that are scripts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 class Machine:
-    """One on which cmake finds no other nvidia-smi and nvcc than those that it is given."""
+    """A machine on which cmake finds only the nvidia-smi and nvcc given here."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -103,7 +103,7 @@ def machine(tmp_path: Path) -> Machine:
 def test_by_default_it_is_built_beside_a_gpu_only(
     machine: Machine, gpus: str | None, nvcc: str | None, archs: str, said: str
 ) -> None:
-    """Whatever is found, the configuration goes on, and one line says why."""
+    """Whatever is found, the configuration continues, and one line says why."""
     machine.give(gpus, nvcc)
     done = machine.choose("AUTO", archs)
     assert done.returncode == 0, done.stderr
@@ -164,7 +164,7 @@ def test_another_choice_is_an_error(machine: Machine) -> None:
 
 
 def test_an_nvcc_that_does_not_compile(machine: Machine) -> None:
-    """As beside a host compiler that it refuses: by default the configuration goes on without it."""
+    """As with a host compiler that it refuses: by default the configuration continues without it."""
     machine.give("9.0\\n", "12.4")
     ninja = machine.project("NONE")
     for choice in ("AUTO", "ON"):

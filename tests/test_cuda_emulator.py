@@ -1,4 +1,4 @@
-"""The emulator of CUDA finds what is wrong with a kernel, and runs right ones right."""
+"""The emulator of CUDA detects faults in kernels, and runs correct ones correctly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_barrier_holds_in_every_order(checks: Any) -> None:
 @pytest.mark.parametrize(("kernel", "n", "more"), [("reverse_block", 96, (96,)), ("sum_warp", 32, ())])
 def test_a_missing_barrier_shows(checks: Any, kernel: str, n: int, more: tuple[int, ...]) -> None:
     results = in_all_orders(checks, kernel, n, *more, False)
-    assert all(out.isnan().any() for out in results)  # what is read before it was written
+    assert all(out.isnan().any() for out in results)  # values read before they were written
     assert len({tuple(out.isnan().tolist()) for out in results}) > 1 or kernel == "sum_warp"
 
 
@@ -114,7 +114,7 @@ def test_a_device_newer_than_the_kernels(emulated: Emulation) -> None:
 
 
 def test_a_device_that_does_not_tell_its_limits_is_unusable(emulated: Emulation) -> None:
-    """Found when the device is first asked about, not by every op."""
+    """Detected at the first query about the device, not by every op."""
     assert emulated.cuda.why_unusable(0) == ""
     for _ in range(2):
         assert emulated.cuda.why_unusable(4) == "fastnn: CUDA error: no answer (emulated)"

@@ -1,4 +1,4 @@
-"""The CUDA module on any machine: it imports without a driver, refuses what is not its own, and tells why."""
+"""The CUDA module on any machine: it imports without a driver, refuses what is not its own, and says why."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_arguments_are_checked_as_on_the_cpu() -> None:
 
 
 class OnCuda:
-    """Says of itself what a CUDA tensor would; only the decision looks at it."""
+    """Looks like a CUDA tensor; used only for the decision."""
 
     is_cuda, is_cpu, is_nested, dtype, layout = True, False, False, torch.float32, torch.strided
 

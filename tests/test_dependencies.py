@@ -15,7 +15,7 @@ import fastnn
 PACKAGE = Path(fastnn.__file__).parent
 SOURCES = Path(__file__).parents[1] / "csrc"
 
-# Each may import what stands above it, and itself.
+# Each may import those above it, and itself.
 PYTHON = [
     ("_version", "_losses", "_torch_internals", "_cache"),
     ("_replaced", "_labels", "_proof"),
@@ -105,7 +105,7 @@ def test_sources_include_down() -> None:
     assert not wrong
 
 
-# Attributes and functions of fastnn's that objects of torch's happen to have too.
+# Attributes and functions of fastnn whose names torch's objects happen to have too.
 OURS = {"_values", "_addmm_activation", "_op", "_name"}
 
 
@@ -114,7 +114,7 @@ def _is_private(name: str) -> bool:
 
 
 def _private_attributes() -> set[str]:
-    """Names that objects of torch's have for themselves."""
+    """Private names of torch's objects."""
     optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)])
     objects = [
         *(torch.ones(1), torch.ones(1, requires_grad=True).exp().grad_fn, torch.ops.aten.add.Tensor),
@@ -124,7 +124,7 @@ def _private_attributes() -> set[str]:
 
 
 def _chain(node: ast.AST) -> list[str]:
-    """Of ``a.b.c`` a, b and c; of anything else nothing."""
+    """For ``a.b.c`` a, b and c; empty for anything else."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.append(node.attr)
@@ -133,13 +133,13 @@ def _chain(node: ast.AST) -> list[str]:
 
 
 def _private_names_of_torch(source: str, private: set[str]) -> list[str]:
-    """Where a source uses what torch does not make public.
+    """Where a source uses non-public names of torch.
 
-    That is what is imported from torch or reached from there by dots or ``getattr``, and attributes, strings
+    That is anything imported from torch or reached from there by dots or ``getattr``, and attributes, strings
     and methods with one of the names `private`.
     """
     tree = ast.parse(source)
-    theirs: set[str] = set()  # names bound to something of torch's
+    theirs: set[str] = set()  # names bound to something from torch
     found: list[tuple[int, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -184,14 +184,14 @@ def test_private_names_of_torch_are_in_one_file() -> None:
     private = (_private_attributes() | {name for name in named if _is_private(name)}) - OURS
     wrong = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        installed_beside = path.is_relative_to(PACKAGE / "benchmarks")  # they measure torch's own too
+        installed_beside = path.is_relative_to(PACKAGE / "benchmarks")  # they also measure torch's internals
         if path != internals and not installed_beside:
             found = _private_names_of_torch(path.read_text(encoding="utf-8"), private)
             wrong += [f"{path.relative_to(PACKAGE)}:{each}" for each in found]
     assert not wrong
 
 
-# What is named like this and yet for others: compiled modules, what NamedTuple has, and the stack of calls.
+# Public despite such names: compiled modules, the methods of NamedTuple, and sys._getframe.
 FOR_OTHERS = {"_cpu", "_cuda", "_make", "_replace", "_getframe"}
 
 
@@ -209,7 +209,7 @@ def _bound(tree: ast.AST) -> set[str]:
 
 
 def _is_on_itself(node: ast.Attribute) -> bool:
-    """Whether it is an attribute of the object, or class, whose method this is; maybe of a base class."""
+    """Whether it is an attribute of the method's own object or class, or of a base class."""
     return ast.unparse(node.value) in ("self", "cls", "super()")
 
 
@@ -219,9 +219,9 @@ def _is_module(path: str) -> bool:
 
 
 def _names_of_others(source: str, package: str) -> list[str]:
-    """Where a source in `package` uses what another module of fastnn's keeps to itself, or another package.
+    """Where a source in `package` uses private names of another module of fastnn, or of another package.
 
-    A module with such a name belongs to its package, which has its names in common.
+    A module with such a name belongs to its package, whose modules may use its names.
     """
     tree = ast.parse(source)
     bound = _bound(tree) | FOR_OTHERS
@@ -250,7 +250,7 @@ def test_nothing_uses_private_names_of_another_module() -> None:
     wrong = []
     for path in sorted(PACKAGE.rglob("*.py")):
         place = path.relative_to(PACKAGE)
-        if place.parts[0] not in ("_torch_internals.py", "benchmarks"):  # torch's; those installed beside
+        if place.parts[0] not in ("_torch_internals.py", "benchmarks"):  # torch's; those installed alongside
             package = ".".join(("fastnn", *place.parts[:-1]))
             found = _names_of_others(path.read_text(encoding="utf-8"), package)
             wrong += [f"{place}:{each}" for each in found]

@@ -1,4 +1,5 @@
-"""The fallback contract: when an op must run on torch, that it says why, and that it is right there too."""
+"""The fallback contract: when an op must run on torch, that it says why, and that the result is right there
+too."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def _torch_gram(x: Tensor) -> Tensor:
     return x @ x.mT
 
 
-# Each op as a function of one matrix (4, 3), beside its torch twin.
+# Each op as a function of one matrix (4, 3), with its torch twin.
 OPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "relu": (functional.relu, F.relu),
     "linear": (lambda x: functional.linear(x, x, None), lambda x: F.linear(x, x, None)),
@@ -38,7 +39,7 @@ OPS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = 
         lambda x: F.cross_entropy(x, torch.tensor([0, 2, 1, 2], device=x.device)),
     ),
 }
-# Those that torch runs on integers, and on FakeTensors alone.
+# Those that torch runs on integers, and on FakeTensors only.
 WITHOUT_TARGET = ["relu", "linear", "gram_matrix"]
 
 
@@ -131,7 +132,7 @@ def test_a_negated_view_is_left_to_torch(op: str) -> None:
 
 
 def _leaked_from(transform: Callable[..., Callable[[Tensor], Tensor]]) -> Tensor:
-    """What a functorch transform wraps its argument in, kept beyond the transform."""
+    """What a functorch transform wraps its argument in, kept after the transform."""
     leaked: list[Tensor] = []
 
     def keep(t: Tensor) -> Tensor:
@@ -148,8 +149,8 @@ def _without_memory() -> Tensor:
     return x
 
 
-# Each kind of argument that is not plain, beside the reason why torch runs it. Where there is none the kernel
-# is asked, which has nothing to do for an empty tensor and refuses one without memory.
+# Each kind of argument that is not plain, with the reason why torch runs it. If there is none, the kernel is
+# called, which has nothing to do for an empty tensor and refuses one without memory.
 SPECIAL: dict[str, tuple[Callable[[], object], str | None]] = {
     "no tensor": (lambda: 3, "int is not a tensor"),
     "None": (lambda: None, "NoneType is not a tensor"),
@@ -185,7 +186,7 @@ SPECIAL: dict[str, tuple[Callable[[], object], str | None]] = {
 
 @pytest.fixture
 def gate() -> Callable[[tuple[object, ...]], bool]:
-    """An own one: once torch could not read an argument, it gives the word to Python for a while."""
+    """A separate one: after torch could not read an argument, it defers to Python for a while."""
     gate: Callable[[tuple[object, ...]], bool] = _dispatch._plain_call()
     return gate
 

@@ -23,8 +23,8 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def views(shape: tuple[int, ...], dense: bool = False) -> list[Tensor]:
-    """Tensors of `shape`: every other element of each dimension in turn, turned around, and with strides that
-    are odd where no element needs them; unless `dense` with gaps, and expanded."""
+    """Tensors of `shape`: every other element of each dimension in turn, transposed, and with odd strides
+    where no element needs them; unless `dense` also with gaps, and expanded."""
     odd = torch.empty(shape).stride()
     odd = tuple(s if size > 1 and 0 not in shape else 7 + s for s, size in zip(odd, shape, strict=True))
     made = [torch.randn(shape), torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))]
@@ -94,7 +94,7 @@ def test_mlp_takes_empty_views(shape: tuple[int, ...]) -> None:
 def test_cross_entropy_takes_empty_views(shape: tuple[int, ...], reduction: str) -> None:
     rows = (*shape[:1], *shape[2:]) if len(shape) > 1 else ()
     targets = [torch.rand(shape)]
-    if shape[min(1, len(shape) - 1)] > 0 or 0 in rows:  # there is a class, or no row that needs one
+    if shape[min(1, len(shape) - 1)] > 0 or 0 in rows:  # there is a class, or no row needs one
         apart = torch.zeros([2 * n for n in rows], dtype=torch.long)
         targets.append(apart[(slice(None, None, 2),) * len(rows)])
     for target in targets:

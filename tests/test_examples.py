@@ -45,10 +45,10 @@ def test_an_example_runs_and_what_it_claims_holds(program: Path, tmp_path: Path)
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(fastnn.__file__).resolve().parent.parent),
-        "FASTNN_ALWAYS_NATIVE": "",  # as users have it
+        "FASTNN_ALWAYS_NATIVE": "",  # the users' default
         "FASTNN_CACHE_DIR": str(tmp_path / "cache"),
         "FASTNN_MIRRORS": "",  # no network
-        "OMP_NUM_THREADS": "1",  # torch's threads wait for each other where other programs run
+        "OMP_NUM_THREADS": "1",  # torch's threads wait for each other if other programs run
     }
     run = subprocess.run(
         [sys.executable, str(program), "--small", "--out", str(out)],

@@ -23,7 +23,7 @@ class Wider(T.Linear):
 
 
 class Net(T.Module):
-    """A Sequential with two stretches inside a model, and other layers beside it."""
+    """A Sequential with two fusable runs inside a model, with other layers next to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def test_a_convert_that_changes_nothing_warns(target: Any, why: str) -> None:
     assert warned[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        seen = str(fastnn.explain(fastnn.convert, target))  # which says it itself
+        seen = str(fastnn.explain(fastnn.convert, target))  # which says so itself
         fastnn.revert(target)
     assert "-       no counterpart" in seen or "-       a subclass of torch" in seen
 

@@ -1,4 +1,4 @@
-"""`benchmarks.gpu` without a GPU: all cases in small sizes on the CPU, and how figures come about."""
+"""`benchmarks.gpu` without a GPU: all cases in small sizes on the CPU, and how figures are computed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def test_sets_of_inputs_exceed_the_cache(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class FakeGraphs:
-    """CUDA's graphs and events without a device: a graph calls what was captured, the clock is a counter."""
+    """CUDA's graphs and events without a device: a graph calls the captured functions, the clock is a
+    counter."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: str | None = None) -> None:
         self.captures, self.replays, self.clock = 0, 0, 0.0
@@ -103,7 +104,7 @@ class FakeGraphs:
             monkeypatch.setattr(torch.cuda, name, stand_in)
 
 
-# A device without a device: only what `timed` asks for.
+# A device without hardware: only what `timed` uses.
 CUDA: Any = SimpleNamespace(is_cuda=True, device="cpu")
 
 
@@ -114,7 +115,7 @@ def turns(calls: int, seen: list[int]) -> list[Callable[[], object]]:
 def test_a_graph_has_each_set_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs, seen = FakeGraphs(monkeypatch), list[int]()
     found = timed(turns(3, seen), CUDA)
-    # Once for all that is done once, once to see how long it takes, then in the graph: at least ten.
+    # Once for one-time work, once to measure the duration, then in the graph: at least ten.
     assert seen == [0, 1, 2] * (1 + 1 + 4)
     assert graphs.captures == 1
     assert graphs.replays > 3
@@ -126,7 +127,7 @@ def test_what_cannot_be_captured_is_called(monkeypatch: pytest.MonkeyPatch) -> N
     graphs, seen = FakeGraphs(monkeypatch, error="operation not permitted\nwhile capturing"), list[int]()
     found = timed(turns(2, seen), CUDA)
     assert found.how == "calls: operation not permitted"
-    assert graphs.captures == 2  # the second puts torch's generator back
+    assert graphs.captures == 2  # the second resets torch's generator
     assert not graphs.replays
     assert len(seen) > 2 * (1 + 1 + 5 + 5)
     assert timed(turns(2, seen), CUDA, by_graph=False).how == "calls"

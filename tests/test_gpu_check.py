@@ -18,7 +18,7 @@ from fastnn import _dispatch
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIX = ".cpython-399-x86_64-linux-gnu.so"
 
-# Each appends its command line to $CALLS. The programs write what theirs would.
+# Each appends its command line to $CALLS. The programs write what the real ones would.
 PROGRAMS = {
     "python": f"""
 case "$*" in
@@ -101,7 +101,7 @@ class Tree:
         return path
 
     def run(self, *stages: str, status: int = 0, **variables: str) -> str:
-        """What the script says of these stages, which end with this status."""
+        """The script's output for these stages, which end with this status."""
         environment = {
             **os.environ,
             "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}",
@@ -119,7 +119,7 @@ class Tree:
         return said
 
     def calls(self, *beginnings: str) -> list[str]:
-        """The command lines of the last run that begin so."""
+        """The command lines of the last run with these beginnings."""
         return [line for line in self._calls.read_text().splitlines() if line.startswith(beginnings)]
 
     def come_back(self) -> set[str]:
@@ -222,7 +222,7 @@ def test_what_is_said_to_fit_into_ten_minutes_does(tree: Tree) -> None:
 def test_modules_are_compiled_again_only_where_something_has_changed(tree: Tree) -> None:
     tree.run("build")
     assert tree.calls("cmake --build")
-    tree.run("build")  # as they are where they were built
+    tree.run("build")  # unchanged, where they were built
     assert not tree.calls("cmake")
     package = tree.root / "python" / "fastnn"
     brought = [f"_cpu{SUFFIX}", f"_cuda{SUFFIX}", "modules.sha256"]
@@ -287,7 +287,7 @@ import pytest
 def test_fails(i): assert i is None, "first line\\nsecond line"
 def test_skipped(): pytest.skip("not here")
 """,
-    # Torch after an illegal address: every call of CUDA's fails.
+    # Torch after an illegal address: every CUDA call fails.
     "loses_the_device": """
 import sys, types
 lost = []
@@ -345,7 +345,7 @@ def test_never(): pass
 
 def test_what_does_not_end_is_ended(tree: Tree) -> None:
     tree.write("tests/test_hangs.py", HANGS)
-    for seconds in (4, 16, 64):  # of which a busy machine takes some to begin
+    for seconds in (4, 16, 64):  # of which a busy machine needs some to start
         said = tree.run("test", status=1, PYTEST_OPTIONS="--all", FILE_SECONDS=str(seconds))
         if "::test_hangs" in said:
             break

@@ -1,4 +1,4 @@
-"""What torch warns of on GPUs only fails no test, and anything else does."""
+"""Warnings that torch issues only on GPUs fail no test, and all others do."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Hostile calls of the compiled module: an error or the right result, never a crash.
 
-But for lazily negated views, which `_dispatch` keeps away from most of it.
+Except for lazily negated views, which `_dispatch` keeps away from most of it.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Call(NamedTuple):
     arguments: list[Any]
     right: bool = False
     overlap: tuple[Place, Place, int] | None = (
-        None  # two tensors that share memory, the second so much further
+        None  # two tensors that share memory, the second at this offset
     )
 
 
 @st.composite
 def right_calls(draw: Any) -> Call:
-    """With layouts and shapes that the contract of the op has."""
+    """With layouts and shapes allowed by the op's contract."""
     op = draw(st.sampled_from([*REFERENCES]))
     dtype = draw(st.sampled_from(FLOATING[:2] if op in ("bernoulli", "probe_fma") else FLOATING))
     sizes = SIZES.filter(bool) if op.startswith(("cross", "linear_cross")) else SIZES
@@ -151,7 +151,7 @@ STATE_VALUES = {
 
 @st.composite
 def states_and_options(draw: Any, op: str) -> tuple[list[str], dict[str, Any]]:
-    """The entries of an optimizer's state, and what its group says."""
+    """The entries of an optimizer's state, and the options of its group."""
     flag = draw(st.booleans())
     options: dict[str, Any] = {
         "lr": draw(st.sampled_from([0.1, 0.0, 1.0])),
@@ -339,7 +339,7 @@ def an_error_or_the_right_result(call: Call) -> None:
         assert not bad_index(call.op, given_)
         if has_infinite_weight(call.op, given_):
             return
-    if isinstance(done, str) or (done is None and call.op in OPTIMIZERS):  # why torch must do it
+    if isinstance(done, str) or (done is None and call.op in OPTIMIZERS):  # the reason why torch must do it
         assert not call.right or may_be_left_to_torch(call, given_), done
         return
     if has_huge(call.arguments):
@@ -358,7 +358,7 @@ def an_error_or_the_right_result(call: Call) -> None:
             return
         value = actual.detach().to(expected.dtype)
         if call.op == LOSSES[0] and actual is arguments[4]:
-            value = value * done  # which the caller is to do
+            value = value * done  # left to the caller
         torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
     assert not isinstance(done, float) or not math.isinf(done)
 

@@ -1,4 +1,4 @@
-"""Hostile calls of what users call: torch's own error or the right result, never a crash."""
+"""Hostile calls of public functions: torch's own error or the right result, never a crash."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from hostile_tensors import (
 
 
 def relu(input: Any, inplace: Any) -> Any:
-    # Of a leaf that requires a gradient nothing may be written.
+    # A leaf that requires a gradient must not be written.
     return FF.relu(input * 1 if inplace is True and isinstance(input, Tensor) else input, inplace)
 
 
@@ -57,7 +57,7 @@ def polyak(targets: Any, sources: Any, tau: Any) -> Any:
 
 
 def optimize(kind: str, parameters: Any, grads: Any, options: Any) -> Any:
-    """Two steps; what the options make of them too."""
+    """Two steps; also the resulting options."""
     leaves = [nn.Parameter(p.detach()) for p in parameters]
     optimizer = getattr(fastnn.optim, kind)(leaves, **options)
     for _ in range(2):
@@ -87,7 +87,7 @@ def epoch(images: Any, labels: Any, batch_size: Any, permutation: Any, lr: Any, 
 
 
 def convert(model: Any, dtype: Any, input: Any) -> Any:
-    """What a model computes as fastnn's, and as torch's again."""
+    """The results of a model converted to fastnn, and back to torch."""
     torch.manual_seed(0)
     made: dict[str, Callable[[], Any]] = {
         "linear": lambda: nn.Linear(4, 3, dtype=dtype),
@@ -101,7 +101,7 @@ def convert(model: Any, dtype: Any, input: Any) -> Any:
 
 
 def construct(kind: str, options: Any, inputs: Any) -> Any:
-    """A module of fastnn's, or of torch's where fastnn is disabled."""
+    """A module of fastnn, or of torch if fastnn is disabled."""
     torch.manual_seed(0)
     module = getattr(nn if _dispatch.is_disabled() else fastnn.nn, kind)(**options)
     return [module(*inputs), *module.parameters()]
@@ -126,7 +126,7 @@ OPS: dict[str, Callable[..., Any]] = {
 
 @st.composite
 def right_calls(draw: Any) -> Call:
-    """One that an op takes; its tensors are laid out and filled as they come."""
+    """A call that an op accepts; with arbitrary layouts and values of tensors."""
     dtype = draw(st.sampled_from(FLOATING))
     m, n, k = draw(SIZES), draw(SIZES), draw(SIZES)
     batch = draw(st.sampled_from([(m,), (), (m, 2), (2, 1, m)]))
@@ -164,7 +164,7 @@ def right_calls(draw: Any) -> Call:
         dtypes = st.sampled_from([torch.int64, torch.int64, torch.uint8])
         arguments = {
             "target": draw(indices(rows, n, draw(dtypes))) if draw(st.integers(0, 3)) else tensor(*logits),
-            # Of an infinite one the loss is NaN where torch's may be infinite.
+            # With an infinite one the loss is NaN where torch's may be infinite.
             "weight": finite(tensor(n)) if optional else None,
             "reduction": draw(st.sampled_from(["mean", "sum", "none"])),
             "ignore_index": draw(st.sampled_from([-100, 0, 1])),
@@ -259,7 +259,7 @@ def right_calls(draw: Any) -> Call:
 
 @st.composite
 def calls(draw: Any) -> Call:
-    """A right call, or one in which an argument is spoilt, or two."""
+    """A right call, or one with one or two corrupted arguments."""
     op, right, _ = draw(right_calls())
     arguments, times = dict(right), draw(st.sampled_from([0, 1, 1, 2]))
     for _ in range(times):
@@ -276,7 +276,7 @@ def calls(draw: Any) -> Call:
             arguments[name] = {**value, draw(st.sampled_from([*value])): draw(NO_TENSORS)}
         elif not isinstance(value, (list, torch.dtype)) and name not in ("kind", "loss"):
             arguments[name] = draw(NO_TENSORS)
-    if draw(st.integers(0, 29)) == 0:  # all of them: of mixed devices torch itself makes up results
+    if draw(st.integers(0, 29)) == 0:  # all of them: for mixed devices torch itself returns garbage
         right, arguments = (
             {name: on_meta(value) for name, value in each.items()} for each in (right, arguments)
         )

@@ -1,4 +1,4 @@
-"""Hostile calls of captured functions: recorded, compared and replayed, they do what the function does."""
+"""Hostile calls of captured functions: recorded, compared and replayed, they do the same as the function."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apart import PARTS, holds
 from hostile_outcomes import Call, check
 from hostile_tensors import ANY_DTYPE, ANY_SHAPE, FLOATING, NO_TENSORS, SIZES, Recipe, recipes, spoilt
 
-# Of two arguments, of which the first is the result of the one before: what is recorded in different ways.
+# Steps of two arguments, the first of which is the previous result, recorded in different ways.
 STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda x, y: x + y,
     "divide": lambda x, y: x / y,
@@ -61,7 +61,7 @@ STEPS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def capture(steps: list[str], calls: list[Any], check: Any, keep_grad: Any) -> Any:
-    """All results, what the arguments are afterwards."""
+    """All results, and the arguments afterwards."""
     torch.manual_seed(0)
 
     def function(x: Any, y: Any) -> Any:
@@ -79,7 +79,7 @@ OPS = {"capture": capture}
 
 @st.composite
 def calls(draw: Any) -> Call:
-    """The same call again and again, until it is replayed, and among those another one."""
+    """The same call again and again, until it is replayed, with a different one in between."""
     dtype, other_dtype = draw(st.sampled_from(FLOATING)), draw(ANY_DTYPE)
     n, k = draw(SIZES), draw(SIZES)
     shapes = draw(

@@ -1,6 +1,6 @@
 """Hostile calls of the compiled module's classes: an exception or an answer, never a crash.
 
-A program and a chain trust their plan, which Python makes; here they are given what is no plan at all.
+Programs and chains trust their plan, which Python makes; here they are given invalid plans.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ ANYTHING = st.recursive(
 )
 ALL = st.lists(ANYTHING, max_size=8)
 LIST, TUPLE = st.lists(ANYTHING, max_size=2), st.lists(ANYTHING, max_size=3).map(tuple)
-# Tuples as buffers and nodes are written, but for what is in them.
+# Tuples in the form of buffers and nodes, with arbitrary content.
 BUFFER = st.tuples(st.sampled_from(["arena", "input", "gradient", "output", "x"]), *[ANYTHING] * 7)
 NODE = st.tuples(st.sampled_from(["native", "python", "optimizer", "x"]), *[ANYTHING] * 6)
 PROGRAM = [
@@ -75,7 +75,7 @@ PROGRAM = [
 ]
 PROGRAM += [*[LIST] * 7, ANYTHING, st.just(nothing)]
 
-# Modules, one of them without its dict of hooks, and what reads and runs them.
+# Modules, one of them without its dict of hooks, and the classes that read and run them.
 LAYERS = [nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU(), nn.GELU(), nn.GELU(approximate="")]
 del LAYERS[1].__dict__[MODULE_HOOKS[0]]
 FORMS = {nn.ReLU: "relu", nn.GELU: {"none": "gelu"}}
@@ -85,7 +85,7 @@ SMALL = [_dispatch.PLAIN_TYPES, nothing, vars(nn.functional), raises, LAYER_LIMI
 
 @st.composite
 def chain_steps(draw: Any) -> Call:
-    """One that works, but for one or two of its arguments."""
+    """A valid call, except for one or two of its arguments."""
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     n, k = draw(st.integers(1, 5)), draw(st.integers(1, 5))
 

@@ -1,4 +1,4 @@
-"""`import fastnn` in fresh processes: what it loads, what it starts, and how the environment steers it."""
+"""`import fastnn` in fresh processes: what it loads, what it starts, and how the environment affects it."""
 
 from __future__ import annotations
 

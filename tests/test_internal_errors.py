@@ -1,4 +1,4 @@
-"""Only what kernels do not cover is left to torch: an error on the way to a kernel comes out."""
+"""Only what kernels do not cover is left to torch: an error on the way to a kernel is raised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compile
 
 
 class Broken:
-    """A number whose value cannot be had."""
+    """A number whose value cannot be read."""
 
     def __float__(self) -> float:
         raise KeyError("no value")

@@ -1,8 +1,8 @@
-"""Off-policy reinforcement learning as it is written, TD3's update, in the precision of torch's own.
+"""Off-policy reinforcement learning as usually written, with TD3's update, at torch's own accuracy.
 
 Twin critics are trained by `TrainStep`, an actor through the first of them, which is frozen meanwhile, and
-slow copies of all three follow by Polyak averaging. The same update in plain torch, in float64, says what is
-right, and the same in float32 how far from it rounding leads.
+slow copies of all three follow by Polyak averaging. The same update in plain torch in float64 is the
+reference, and the same in float32 shows the effect of rounding.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class FusedAgent(Agent):
 
 
 def batch_of() -> list[Tensor]:
-    """Observation, action, what followed, reward, whether it ended, and noise on the next action."""
+    """Observation, action, next observation, reward, done, and noise on the next action."""
     reward, done = torch.randn(BATCH, 1), torch.rand(BATCH, 1).round()
     noise = (0.2 * torch.randn(BATCH, ACT)).clamp(-0.5, 0.5)
     obs, following = torch.randn(2, BATCH, OBS)
@@ -174,8 +174,8 @@ def test_float64_trains_as_torch_does(kind: str, polyak: Polyak) -> None:
     agents = [FusedAgent(copy.deepcopy(nets), polyak), Agent(nets, polyak)]
     ours, exact = train(agents, [torch.float64] * 2)
     for p, r in zip(ours, exact, strict=True):
-        # Sums of 256 products are off by some 16 units in the last place, as roundings go at random; each
-        # update may add as much.
+        # Sums of 256 products are off by some 16 units in the last place, with random rounding; each update
+        # may add as much.
         assert (p - r).norm() <= 16 * UPDATES * torch.finfo(torch.float64).eps * r.norm()
 
 

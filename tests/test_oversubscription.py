@@ -1,4 +1,4 @@
-"""Where threads wait for each other in vain, one of them does what is short, alone."""
+"""If threads wait for each other in vain, short work is done by one of them alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MS = 1_000_000  # ns
 
 @pytest.fixture
 def aside() -> Iterator[Callable[[Callable[[], object]], object]]:
-    """Runs a function in a thread of its own, which is all that has to work alone; on two threads."""
+    """Runs a function in a thread of its own, to which working alone is confined; with two threads."""
     threads = torch.get_num_threads()
     _dispatch.cpu.testing.notice_oversubscription(True)
 
@@ -39,12 +39,12 @@ def aside() -> Iterator[Callable[[Callable[[], object]], object]]:
 
 
 def threads_of(operations: int, *, late: int = 0, team: bool = False) -> int:
-    """How many threads do work of that size, of which the last comes late."""
+    """How many threads do work of that size, if the last one arrives late."""
     return _dispatch.cpu.testing.probe_late(operations, team, 1, late)[0]
 
 
 def pieces_of(operations: int, *, late: int) -> int:
-    """How many of 20 pieces of work a team of two threads does, of which the last comes late each time."""
+    """How many of 20 pieces of work a team of two threads does, if the last thread arrives late each time."""
     threads, pieces = _dispatch.cpu.testing.probe_late(operations, True, 20, late)
     assert threads == 2
     return pieces
@@ -68,13 +68,13 @@ def test_threads_come_together_again(aside: Callable, team: bool) -> None:
             time.sleep(0.01)
         return threads_of(SHORT, team=team)
 
-    # Another wait, where this machine is oversubscribed just now, makes it one again: some try is left alone.
+    # If this machine is oversubscribed now, another wait makes it one thread again: some try is undisturbed.
     assert any(aside(run) == 2 for _ in range(500))
 
 
 @pytest.mark.parametrize("team", [False, True])
 def test_a_wait_within_what_the_work_takes_is_none(aside: Callable, team: bool) -> None:
-    operations = 1 << 21  # allows 1 + 1 ms; this machine may make it longer, if not each time
+    operations = 1 << 21  # allows 1 + 1 ms; this machine may make it longer, but not every time
 
     def run() -> bool:
         threads_of(operations, late=MS, team=team)
@@ -105,7 +105,7 @@ def test_long_pieces_are_done_to_the_end(aside: Callable) -> None:
 def test_an_epoch_continues_with_another_number_of_threads(
     aside: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(epoch, "_CALL_WORK", 2**40)  # one native call, as long as nothing ends it
+    monkeypatch.setattr(epoch, "_CALL_WORK", 2**40)  # one native call, unless something ends it
     images, labels = torch.randn(64 * 2000, 64), torch.randint(9, (64 * 2000,))
     calls: list[int] = []
     take_many = PlannedStep.take_many

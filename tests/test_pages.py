@@ -1,4 +1,4 @@
-"""The relative links of README.md and the pages that it leads to, and the files that they name."""
+"""The relative links of README.md and the pages that it links to, and the files that they name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BUILT = "web/dist"
 
 
 def anchors(page: Path) -> set[str]:
-    """Those of the headings, as GitHub and the site make them."""
+    """The anchors of the headings, as made by GitHub and the site."""
     headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -48,7 +48,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
             continue
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
-        # The names in the API reference are made when the site is built, which checks them.
+        # The names in the API reference are generated when the site is built, which checks them.
         assert not anchor or "api" in target.parts or anchor in anchors(target), link
 
 

@@ -120,7 +120,7 @@ def test_a_broken_or_foreign_file_is_a_reason(change: Callable[[bytes], bytes]) 
     assert why_not("adam", index=1) == reason
     assert _proof.all_kept() == ([], [reason[: reason.index(": run")]])
     assert _proof.kept(SUBJECT) is None
-    keep(SUBJECT, ROWS)  # which the next self-test does
+    keep(SUBJECT, ROWS)  # as the next self-test does
     assert why_not("relu") is None
 
 
@@ -183,7 +183,7 @@ def test_a_capability_that_is_verified_needs_no_self_test(monkeypatch: pytest.Mo
     monkeypatch.setattr(_proof, "VERIFIED_CAPABILITIES", frozenset({"9.0"}))
     assert why_not("relu") is None
     assert "have not passed" in str(why_not("relu", dataclasses.replace(SUBJECT, capability="9.1")))
-    keep(SUBJECT, ROWS)  # what is found on the user's own device counts more
+    keep(SUBJECT, ROWS)  # results on the user's own device take precedence
     assert "failed" in str(why_not("linear"))
 
 
@@ -208,7 +208,7 @@ def test_the_build_is_the_file(tmp_path: Path) -> None:
 
 
 class Module:
-    """What is asked of the CUDA module."""
+    """The part of the CUDA module that is used."""
 
     __file__ = __file__
     unusable = ""
@@ -227,7 +227,7 @@ def properties(index: int) -> Any:
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Module:
-    """A CUDA module that is not asked to run anything, and as many GPUs as one likes."""
+    """A CUDA module that is never run, with any number of GPUs."""
     made = Module()
     monkeypatch.setattr(_dispatch, "load_cuda", lambda: (made, None))
     monkeypatch.setattr(_dispatch, "cuda", None)
@@ -254,7 +254,7 @@ def test_the_gate(module: Module) -> None:
 
 
 class OnCuda:
-    """As much of a CUDA tensor as the decision looks at."""
+    """The part of a CUDA tensor that the decision reads."""
 
     is_cuda, is_cpu, is_nested, dtype, layout = True, False, False, torch.float32, torch.strided
     device = torch.device("cuda", 1)
@@ -270,7 +270,7 @@ def test_the_reason_is_that_of_the_op(
     monkeypatch.setattr(_torch_internals, "has_storage", lambda t: True)
     monkeypatch.setattr(_dispatch, "_log_decisions", True)
     seen: list[_dispatch.Decision] = []
-    with _dispatch.recording(seen.append), pytest.raises(TypeError):  # torch takes no such tensor
+    with _dispatch.recording(seen.append), pytest.raises(TypeError):  # torch accepts no such tensor
         fastnn.functional.relu(OnCuda())  # type: ignore[arg-type]
     assert seen == [_dispatch.Decision("relu", UNTESTED.replace("selftest`", "selftest --device cuda:1`"))]
     assert str(seen[0].reason) in caplog.text
@@ -351,7 +351,7 @@ def test_info_without_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _names() -> dict[str, str]:
-    """What `torch_reason` is given as `cuda` in the sources, and where."""
+    """The values of `cuda` passed to `torch_reason` in the sources, and where."""
     found = {}
     for path in Path(fastnn.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

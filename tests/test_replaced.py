@@ -23,7 +23,7 @@ CLASSES = [(owner, name) for owner, name, _ in _replaced.classes._names]
 
 
 def test_the_names_that_are_watched() -> None:
-    """Written out, so that none goes missing with its test."""
+    """Listed explicitly, so that none disappears together with its test."""
     functions = {(owner.__name__, name) for owner, name in FUNCTIONS}
     own = ("linear", "relu", "silu", "gelu", "cross_entropy")
     assert functions >= {("torch.nn.functional", name) for name in own}
@@ -61,7 +61,7 @@ def test_a_replaced_function(owner: Any, name: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("owner", "name"), LOSSES, ids=_id)
 def test_a_replaced_loss(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a step asks: single ops go on."""
+    """Only a step checks it: single ops continue."""
     for _ in range(2):
         assert _replaced.losses.replaced() is None
         with monkeypatch.context() as patch:
@@ -89,7 +89,7 @@ def test_other_changes_of_a_class_do_not_count(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_property_on_the_class_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes before the parameters of that name, in a chain and in a layer alone."""
+    """It takes precedence over the parameters of that name, in a chain and in a single layer."""
     model, x = fastnn.nn.MLP([5, 4, 3]), torch.randn(40, 5)
     plain = model(x), model[0](x)
     doubled = property(lambda layer: 2 * layer._parameters["weight"])
@@ -124,7 +124,7 @@ def test_what_is_not_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     original = torch.nn.Linear.forward
     assert _replaced.original(torch.nn.Linear, "forward") is original
     wrapped = functools.wraps(scope["forward"])(original.__class__(original.__code__, {}))
-    # The second is a wrapper of torch's own around a stranger, the third no function.
+    # The second is torch's own wrapper around a foreign function, the third not a function.
     for mine in (scope["forward"], wrapped, mock.MagicMock()):
         monkeypatch.setattr(torch.nn.Linear, "forward", mine)
         assert _replaced.original(torch.nn.Linear, "forward") not in (original, mine)

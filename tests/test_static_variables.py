@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BINDINGS = Path(__file__).parents[1] / "csrc" / "bindings"
-# With an initialiser that calls something; those of functions have their brackets first.
+# With an initialiser that calls something; in function declarations the parentheses come first.
 MADE_WHEN_RUN = re.compile(
     r"^ *(?:thread_local )?static (?!constexpr)[^()=;{]*(?:=[^;]*|\{[^;]*)\([^;]*;", re.MULTILINE
 )

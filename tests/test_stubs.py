@@ -1,4 +1,4 @@
-"""The stubs of the compiled modules say what the modules say of themselves."""
+"""The stubs of the compiled modules agree with the modules' own signatures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastnn import _dispatch
 Signature = tuple[list[tuple[str, bool]], str]
 """The type of each argument and whether it may be left out, and the type of the result."""
 
-# As pybind11 writes what it takes, and as a caller would.
+# Types as written by pybind11, and as a caller would write them.
 TAKEN = {
     "typing.SupportsFloat | typing.SupportsIndex": "float",
     "typing.SupportsInt | typing.SupportsIndex": "int",
@@ -26,7 +26,7 @@ BUILT_IN = {"Callable", "dict", "frozenset", "list", "tuple", "type"}
 
 
 class _Plain(ast.NodeTransformer):
-    """Leaves out what pybind11 does not know: the types within containers of Python's."""
+    """Removes what pybind11 does not know: the element types of Python containers."""
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         if isinstance(node.value, ast.Name) and node.value.id in BUILT_IN:
@@ -51,7 +51,7 @@ def _signature(function: ast.FunctionDef, method: bool) -> Signature:
 
 
 def _said_by_itself(function: Any, method: bool) -> Signature:
-    """From the first line of the text that pybind11 gives a function."""
+    """The signature from the first line of the docstring by pybind11."""
     line = function.__doc__.splitlines()[0].replace(": fastnn._", ": _")
     for written, meant in TAKEN.items():
         line = line.replace(written, meant)

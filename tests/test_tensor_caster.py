@@ -1,4 +1,5 @@
-"""How tensors cross into the compiled module: what it reads, and that the rest is an error, not a crash."""
+"""How tensors are passed to the compiled module: what it reads, and that the rest is an error, not a
+crash."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def test_every_layout_is_read(x: Tensor) -> None:
 
 
 def test_types_alternate_and_are_not_confused() -> None:
-    kinds = [type(f"Kind{i}", (Tensor,), {}) for i in range(6)]  # more types than the cache has places
+    kinds = [type(f"Kind{i}", (Tensor,), {}) for i in range(6)]  # more types than the cache holds
     for _ in range(3):
         for kind in [Tensor, torch.nn.Parameter, *kinds]:
             x = torch.randn(5)

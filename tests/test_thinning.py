@@ -1,4 +1,4 @@
-"""Which combinations of parameters are left of many."""
+"""Which of many combinations of parameters remain."""
 
 from __future__ import annotations
 

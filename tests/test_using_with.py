@@ -1,4 +1,4 @@
-"""docs/using-with.md: its recipes run, and it shows what they do."""
+"""docs/using-with.md: its recipes run, and the page shows what they do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_each_recipe_runs(name: str, tmp_path: Path) -> None:
 
 
 def _words(code: str) -> str:
-    """The code whatever its indentation and line breaks, which depend on where it stands."""
+    """The code without indentation and line breaks, which depend on its context."""
     return " ".join(code.split())
 
 

@@ -1,4 +1,4 @@
-"""Holds native results of recorded ops against torch's."""
+"""Compares native results of recorded ops with torch's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Once:
 
 
 class Covered(Native):
-    """As `Native`, but an op without a rule, or that its rule refuses, is torch's alone."""
+    """Like `Native`, but an op without a rule, or that its rule refuses, is only run by torch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def assert_as_torch(
 ) -> list[tuple[str, Any, Any]]:
     """Native results of all ops with rules must be torch's, `op` among them.
 
-    To the bit, or within so many units of rounding of the largest value, or of 1.
+    Bit for bit, or within that many rounding units of the largest value, or of 1.
     """
     with Covered() as mode:
         run()

@@ -1,4 +1,4 @@
-"""Runs what has rules natively beside torch, and compares."""
+"""Runs ops with rules both natively and in torch, and compares."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from one_op import Native
 
 
 class Covered(Native):
-    """As Native, but ops without a rule and those that a rule refuses only run as torch's do; ``refused`` has
-    their names and why."""
+    """Like Native, but ops without a rule and those that a rule refuses only run as torch's; ``refused`` has
+    their names and reasons."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,15 +37,15 @@ class Covered(Native):
             result = super().__torch_dispatch__(func, types, args, kwargs)
         except Unsupported as reason:
             self.refused.append((name, str(reason)))
-            if func._schema.is_mutable:  # it has been run
+            if func._schema.is_mutable:  # it has already been run
                 return (kwargs or {}).get("out", args[0])
             return func(*args, **(kwargs or {}))
         if len(self.results) == seen:
             return result
         _, expected, found = self.results.pop()
-        if expected is None:  # the ops on lists that are written in place
+        if expected is None:  # in-place ops on lists
             return result
-        self.results.append((name, _copy(expected), found))  # later ops may write to what is expected
+        self.results.append((name, _copy(expected), found))  # later ops may write to the expected tensors
         return result
 
 
@@ -56,7 +56,7 @@ def _copy(result: Any) -> Any:
 
 
 def compare(mode: Native, rtol: float | None = None, atol: float | None = None) -> None:
-    """What was computed natively against torch's."""
+    """Compare native results with torch's."""
     for name, expected, found in mode.results:
         assert_same(name, expected, found, rtol, atol)
 
@@ -76,7 +76,7 @@ def assert_same(
 def check_native(
     run: Callable[[], Any], *names: str, rtol: float | None = None, atol: float | None = None
 ) -> None:
-    """That what `run` does is computed natively as torch does it, these ops among it."""
+    """Check that `run` is computed natively as in torch, including these ops."""
     with Covered() as mode:
         run()
     native = [name for name, _, _ in mode.results]

@@ -24,7 +24,7 @@ def _as_tensor(view: View, memory: dict[int, torch.Tensor]) -> torch.Tensor:
 
 
 class Native(TorchDispatchMode):
-    """Ops under it run as torch's do, and then again natively on the same inputs; ``results`` has those."""
+    """Runs ops in torch, and then again natively on the same inputs; ``results`` has both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Native(TorchDispatchMode):
         native_kwargs = {k: swap(v) for k, v in kwargs.items()}
         out = func(*args, **kwargs)
         result = swap(out)
-        for storage in storages.values():  # results hold torch's values: they must be computed
+        for storage in storages.values():  # results hold torch's values: they must be overwritten
             if not any(storage is v.storage for v in _views([native_args, native_kwargs])):
                 storage.tensor.fill_(0xA5)
         name = f"{func._schema.name.removeprefix('aten::')}.{func._overloadname}"
@@ -66,7 +66,7 @@ class Native(TorchDispatchMode):
         if not lower(low, name, result, native_args, native_kwargs):
             raise NotImplementedError(name)
         if name.startswith(("empty", "new_empty")) or any(isinstance(node, Island) for node in low.nodes):
-            return out  # memory that nothing is written to, or random numbers, which torch draws
+            return out  # uninitialised memory, or random numbers, which torch draws
         run_nodes(low.nodes, memory)
         self.results.append((name, out, _tensors(result, memory)))
         return out

@@ -14,7 +14,7 @@ ACTIVATIONS: list[Callable[[], nn.Module]] = [
     nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Hardtanh, nn.Mish,
 ]  # fmt: skip
 
-# Of (rows, features) to the same shape; each is given a number in [0, 1) to choose by.
+# From (rows, features) to the same shape; each gets a number in [0, 1) for its choices.
 SAME_SHAPE: list[Callable[[Tensor, float], Tensor]] = [
     lambda h, u: h * (1 + u) - 0.3,
     lambda h, u: h + h.mean(0),
@@ -76,7 +76,7 @@ LOSSES: list[Callable[[Tensor, Tensor], Tensor]] = [
     lambda o, t: -torch.distributions.Categorical(logits=o).entropy().mean() + o.var(),
 ]
 
-# eps is large where rounding would else decide how far a weight moves whose gradient is nearly 0.
+# eps is large if rounding would otherwise decide how far a weight with a gradient near 0 moves.
 OPTIMIZERS: list[Callable[[Any], torch.optim.Optimizer]] = [
     lambda p: torch.optim.SGD(p, lr=0.01),
     lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=0.1, nesterov=True),
@@ -90,7 +90,7 @@ OPTIMIZERS: list[Callable[[Any], torch.optim.Optimizer]] = [
 
 
 class Program:
-    """One random training step; ``make()`` gives it again, from the same weights."""
+    """One random training step; ``make()`` recreates it, from the same weights."""
 
     def __init__(self, seed: int) -> None:
         rng = random.Random(seed)

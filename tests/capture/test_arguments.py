@@ -17,7 +17,7 @@ from twins import batch, classify, net, same
 
 
 class Pair(NamedTuple):
-    """A batch as replay buffers give it."""
+    """A batch as returned by replay buffers."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -68,7 +68,7 @@ def test_shapes_strides_and_grad_mode_are_part_of_the_signature() -> None:
             with torch.no_grad():
                 same(run(x), model(x))
     assert len(run.programs) == 8
-    for rows in (1, 2):  # the eight most recent are kept
+    for rows in (1, 2):  # only the eight most recent are kept
         for _ in range(3):
             run(torch.randn(rows, 8))
     assert len(run.programs) == 8
@@ -211,7 +211,7 @@ def test_a_module_and_a_bound_method() -> None:
 
 
 def test_arguments_that_are_parts_of_one_tensor() -> None:
-    """New ones in each call: the columns of a batch, or what `unbind` gives."""
+    """New ones in each call: the columns of a batch, or the results of `unbind`."""
 
     @fastnn.capture
     def join(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from fastnn.capture.bernoulli import bernoulli
 
 
 def _generators(seed: int, drawn: int) -> tuple[torch.Generator, torch.Generator]:
-    """Two alike, of which so many numbers of 32 bits have been drawn."""
+    """Two equal ones, from which that many 32-bit numbers have been drawn."""
     pair = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
     for generator in pair:
         if drawn:
@@ -83,7 +83,7 @@ def test_a_torch_that_draws_otherwise_draws_itself(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_threads_draw_at_once_is_drawn_once() -> None:
-    """Numbers of one generator, with torch drawing in one thread and the kernel in another: none twice."""
+    """torch and the kernel draw from one generator in two threads: no number is drawn twice."""
     generator = torch.Generator().manual_seed(4)
     count, rounds = 40_000, 20
     barrier = threading.Barrier(2)

@@ -14,7 +14,7 @@ from fastnn import _dispatch
 from variants import runnable_isas
 
 pytest.importorskip("expecttest", reason="torch's samples need it")
-with warnings.catch_warnings():  # of what else it would like to have
+with warnings.catch_warnings():  # about missing optional packages
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_methods_invocations import op_db
 
@@ -46,7 +46,7 @@ OPS = {f"{op.name} {op.variant_test_name}".strip(): op for op in op_db if op.nam
 
 
 def run(op: Any, sample: Any, backward: bool) -> Covered | None:
-    """None where torch itself does not do it."""
+    """None if torch itself cannot run it."""
     x = sample.input
     if backward:
         if not (op.supports_autograd and isinstance(x, torch.Tensor) and x.is_floating_point()):

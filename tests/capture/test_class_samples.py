@@ -51,7 +51,7 @@ OURS = {
 
 
 class Lenient(Native):
-    """Runs natively what has a rule here, and leaves all else to torch."""
+    """Runs ops with a rule here natively, and leaves the rest to torch."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = f"{func._schema.name.removeprefix('aten::')}.{func._overloadname}"
@@ -71,7 +71,7 @@ def tensors(x: Any) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def op_db() -> Iterator[Any]:
-    """Imports torch's list; of expecttest, which it needs and the samples do not, a substitute will do."""
+    """Imports torch's list, with a stand-in for expecttest, which the samples do not need."""
     with pytest.MonkeyPatch.context() as patch:
         stand_in: Any = types.ModuleType("expecttest")
         stand_in.TestCase = unittest.TestCase
@@ -97,7 +97,7 @@ def test_captured_it_gives_what_torch_gives(name: str, dtype: torch.dtype, op_db
                     torch.autograd.grad(out, inputs, torch.randn_like(out), allow_unused=True)
             for op_name, theirs, ours in mode.results:
                 for a, b in zip(tensors(ours), tensors(theirs), strict=True):
-                    # Sums in another order, of values of up to tens; torch may have squeezed its own since.
+                    # Sums in another order, of values up to tens; torch may have squeezed its own since.
                     eps = torch.finfo(b.dtype).eps
                     torch.testing.assert_close(
                         a.flatten(),

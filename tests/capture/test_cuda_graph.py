@@ -1,4 +1,4 @@
-"""The order in which a capture asks CUDA for things, and what it leaves behind where one of them fails."""
+"""The order of a capture's CUDA calls, and the state it leaves if one of them fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEVICE = torch.device("cuda:1")
 
 
 class FakeCuda:
-    """What a capture calls of `torch.cuda`, noting it."""
+    """The part of `torch.cuda` that a capture calls; records the calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
@@ -25,7 +25,7 @@ class FakeCuda:
         self.at_device = "cuda:0"
         self.fails_at: set[str] = set()
         self.error: Callable[[str], RuntimeError] = RuntimeError
-        self.generator_captures = False  # torch's before 2.13 does so until a capture has succeeded
+        self.generator_captures = False  # torch's before 2.13 stays so until a capture has succeeded
         self._made = iter(("side", "fresh", "another"))
         for name in ("device", "stream", "current_stream", "synchronize", "graph"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
@@ -82,7 +82,7 @@ class FakeCuda:
         try:
             yield
         finally:
-            self.note("end")  # where this fails torch puts neither stream nor generator back
+            self.note("end")  # if this fails torch restores neither stream nor generator
             self.generator_captures = False
         self.current = "the user's"
 
@@ -147,7 +147,7 @@ def test_a_failed_capture_restores_what_it_changed(cuda: FakeCuda, fails_at: str
     assert gc.isenabled()
     with ThreadPoolExecutor(1) as others:
         assert others.submit(lambda: cuda_graph.capturing.acquire(False) and _done()).result()
-    broken = fails_at in ("begin", "end")  # rather than what the caller has given
+    broken = fails_at in ("begin", "end")  # rather than in the caller's functions
     assert cuda_graph.why_failed(DEVICE) == (f"{fails_at} fails" if broken else None)
     assert len(cuda_graph._failed_graphs) == broken
     left = [call for call in cuda.calls if call.startswith("leave the pool of 1 ")]

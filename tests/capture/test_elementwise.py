@@ -1,4 +1,4 @@
-"""Elementwise ops, natively as torch does them."""
+"""Elementwise ops, natively as in torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is joined to products and to the gradients of losses, and what is not."""
+"""What is fused into products and into the gradients of losses, and what is not."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def elementwise(out: View, *expr: Any) -> Elementwise:
 
 
 class Run:
-    """Nodes run one by one; memory of the user's is copied first."""
+    """Runs nodes one by one; the user's memory is copied first."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.memory: dict[int, Tensor] = {}
@@ -89,7 +89,7 @@ class Run:
 
 
 def check(nodes: list[Node], left: int, *results: View) -> list[Node]:
-    """`left` nodes are left, and give the same."""
+    """`left` nodes remain, and give the same results."""
     fused = fuse_epilogues(nodes, [view.storage for view in results])
     before, after = Run(nodes), Run(fused)
     for view in results:
@@ -170,7 +170,7 @@ def test_not_where_memory_is_wanted_in_between(factors: tuple[View, View]) -> No
     slope = elementwise(y, "relu_gradient", c, saved)
     check([make, elementwise(saved, "tanh", other_user := given(torch.randn(6, 7))), slope], 3, y)
     assert other_user.numel == 42
-    # The result is where a factor is, or is that of which the gradient is taken.
+    # The result overwrites a factor, or the value needed for the gradient.
     square = given(torch.randn(6, 6)), given(torch.randn(6, 6))
     d = planned(6, 6)
     check([product(d, *square), elementwise(square[0], "relu", d)], 2)

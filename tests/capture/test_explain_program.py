@@ -1,4 +1,4 @@
-"""What `fastnn.explain` says of a captured function's programs."""
+"""What `fastnn.explain` says about a captured function's programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EYE = 3 * torch.eye(8)
 
 
 def explained(fn: Callable[[Tensor], Any]) -> str:
-    """The report's first line, with what differs between machines left out: the bytes."""
+    """The report's first line, without the part that differs between machines: the bytes."""
     captured = fastnn.capture(fn)
     for _ in range(4):
         captured(X)
@@ -48,11 +48,11 @@ def test_counts_agree_in_number_with_their_nouns(fn: Callable[[Tensor], Any], ex
 
 
 def test_ops_of_a_call_that_is_recorded_say_so() -> None:
-    layer, x = fastnn.nn.Linear(512, 512), torch.randn(512, 512)  # large enough to be native by itself
+    layer, x = fastnn.nn.Linear(512, 512), torch.randn(512, 512)  # large enough to be native on its own
     captured = fastnn.capture(lambda x: layer(x).detach())
     reasons = []
     for _ in range(4):
         report = fastnn.explain(captured, x)
         reasons.append([decision.reason for decision in report.decisions if decision.op == "linear"])
     recorded = "a captured function is being recorded"
-    assert reasons == [[recorded], [recorded], [None], []]  # looked around, recorded, compared, replayed
+    assert reasons == [[recorded], [recorded], [None], []]  # surveyed, recorded, compared, replayed

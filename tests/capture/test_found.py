@@ -1,4 +1,4 @@
-"""Faults that a review of captured functions found."""
+"""Regression tests for faults found in a review of captured functions."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_types_of_results_stay() -> None:
 
 @dataclass
 class Holder:
-    """What no replay can make."""
+    """An object that no replay can recreate."""
 
     value: torch.Tensor
 
@@ -241,7 +241,7 @@ def test_results_that_cannot_be_made_again(fn: Any) -> None:
 
 
 class Equal:
-    """Objects that are all the same to ==."""
+    """Objects that all compare equal."""
 
     def __init__(self, value: float) -> None:
         self.value = torch.tensor(value)
@@ -266,7 +266,7 @@ def test_objects_that_are_equal_are_not_one() -> None:
 
 
 def test_two_threads_work_on_large_products() -> None:
-    """With instructions between them that check indices, whose flags are in memory that is used again."""
+    """With instructions between them that check indices, whose flags are in memory that is reused."""
     model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     optimizer = torch.optim.Adam(model.parameters())
 

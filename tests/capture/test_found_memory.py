@@ -1,4 +1,4 @@
-"""Memory of other types, gradients, and what is left of them when a call fails."""
+"""Memory of other types, gradients, and their state after a call fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twins import same
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_gradients_after_an_error(set_to_none: bool) -> None:
-    """They are those of before the call, or those that torch has left."""
+    """They are those from before the call, or those left by torch."""
     models = [nn.Linear(3, 4) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
 
@@ -178,7 +178,7 @@ def _reading(model: nn.Linear, optimizer: Any, x: Tensor, flag: bool) -> Tensor 
 
 @pytest.mark.parametrize("fn", [_accumulating, _logging, _reading])
 def test_gradients_that_another_signature_needs(fn: Any) -> None:
-    """The first such call finds zeros, and that is told; then they are kept."""
+    """The first such call finds zeros, which is reported; then they are kept."""
     models = [nn.Linear(3, 4) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01) for m in models]
@@ -208,7 +208,7 @@ def test_gradients_that_another_signature_needs(fn: Any) -> None:
 
 @pytest.mark.parametrize("check", [True, False])
 def test_gradients_that_are_read_as_such(check: bool) -> None:
-    """By a signature that has nothing else of the model."""
+    """By a signature that uses nothing else of the model."""
     models = [nn.Linear(3, 1) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
 

@@ -1,4 +1,4 @@
-"""What a captured function reaches beside its arguments."""
+"""What a captured function reaches besides its arguments."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_views_of_arguments_are_no_other_way_to_reach_them() -> None:
 
 
 class Noisy(nn.Module):
-    """Methods beside forward that depend on training."""
+    """Methods besides forward that depend on training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ def test_modules_in_a_closure_are_watched() -> None:
 
 @pytest.fixture
 def _validating() -> Iterator[None]:
-    """As at first: torch.compile leaves it off."""
+    """The default: torch.compile leaves it off."""
     before = Distribution._validate_args
     Distribution.set_default_validate_args(True)
     yield
@@ -182,7 +182,7 @@ def _validating() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_validating")
 def test_distributions_validate_while_recording() -> None:
-    """In the recording too, and other threads see nothing of it."""
+    """In the recording too; other threads are not affected."""
     elsewhere = []
 
     def sample(mean: Tensor, scale: Tensor, covariance: Tensor) -> tuple[Tensor, ...]:
@@ -198,7 +198,7 @@ def test_distributions_validate_while_recording() -> None:
     for call in range(4):
         with pytest.raises(ValueError, match="to satisfy the constraint"):
             fastnn.capture(sample)(torch.zeros(2), -torch.ones(2), torch.eye(2))
-        if call == 1:  # the one that is recorded
+        if call == 1:  # the recorded one
             with pytest.raises(ValueError, match="to satisfy the constraint"):
                 captured(torch.zeros(2), -torch.ones(2), torch.eye(2))
         captured(*good)

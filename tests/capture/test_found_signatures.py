@@ -1,4 +1,4 @@
-"""Which calls are the same to a captured function."""
+"""Which calls are equal for a captured function."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_arguments_that_no_signature_has(argument: Any, reason: str) -> None:
     captured = fastnn.capture(lambda x, other: x + 1)
     with pytest.warns(fastnn.EagerStepWarning, match=reason):
         captured(torch.ones(2), argument)
-    for _ in range(3):  # told once
+    for _ in range(3):  # reported once
         assert captured(torch.ones(2), argument).tolist() == [2.0, 2.0]
 
 
@@ -122,7 +122,7 @@ def test_parameters_that_are_others_at_every_call() -> None:
     with pytest.warns(fastnn.EagerStepWarning, match="a different tensor in every call"):
         double(torch.ones(3, requires_grad=True))
     kept = torch.ones(3, requires_grad=True)
-    for _ in range(5):  # one that comes again is recorded all the same
+    for _ in range(5):  # one that recurs is recorded all the same
         double(kept)
         double(torch.ones(3, requires_grad=True))
     assert len(double.programs) == 1

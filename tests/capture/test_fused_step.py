@@ -31,7 +31,7 @@ def mapped(x: Any, kind: type, change: Callable[[Any], Any]) -> Any:
 
 
 class Recorder(TorchDispatchMode):
-    """Lowers the ops of a step; memory that the step is given is the user's, all else is planned."""
+    """Lowers the ops of a step; memory passed to the step is the user's, everything else is planned."""
 
     def __init__(self, given: list[Tensor]) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ def test_fused_steps_train_as_torch_does(loss: Callable[..., Tensor], isa: str) 
         for t, value in zip(given, before, strict=True):
             t.copy_(value)
         memory: dict[int, Tensor] = {}
-        for _ in range(2):  # what a first run leaves in memory changes nothing
+        for _ in range(2):  # leftovers of a first run in memory have no effect
             for t, value in zip(given, before, strict=True):
                 t.copy_(value)
             execute(program, memory)

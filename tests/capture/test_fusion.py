@@ -1,4 +1,4 @@
-"""Runs of elementwise nodes that become one instruction compute what the nodes compute one by one."""
+"""Fused runs of elementwise nodes compute the same as the nodes one by one."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_a_later_node_reads_is_stored() -> None:
         Elementwise(x, ("add", x, 1), F32),
     ]
     fused = fuse(nodes)
-    assert names(fused) == ["elementwise", "copy"]  # the addition moved up: the copy reads a only
+    assert names(fused) == ["elementwise", "copy"]  # the addition moved up: the copy only reads a
     assert len(fused[0].outs) == 2
 
 
@@ -249,7 +249,7 @@ def test_random_programs(seed: int, isa: str) -> None:
 
 
 def lines_to_fuse(count: int) -> int:
-    """How many lines of Python run to fuse a program of that many nodes, which has memory in proportion."""
+    """How many Python lines run to fuse a program of that many nodes, with memory in proportion."""
     base = [view(storage(1024, planned=True), 256, 4) for _ in range(count // 12)]
     rows = [view(storage(4), 4) for _ in range(5)]
     chooser = random.Random(0)
@@ -277,6 +277,6 @@ def lines_to_fuse(count: int) -> int:
 
 
 def test_the_work_of_fusing_grows_with_the_program() -> None:
-    """Not with its square: of a step of hundreds of ops that is seconds."""
+    """Not with its square: for a step of hundreds of ops that would take seconds."""
     small, large = lines_to_fuse(250), lines_to_fuse(500)
     assert large < 2.2 * small

@@ -37,7 +37,7 @@ def test_too_many_kinds_that_alternate_are_given_up_soon() -> None:
     before = runs
     for n in range(1, 13):
         captured(torch.ones(n))
-    assert runs - before == 4  # those that were given up
+    assert runs - before == 4  # the signatures that were given up
 
 
 def test_phases_with_many_replays_are_recorded_again() -> None:

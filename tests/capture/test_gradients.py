@@ -1,4 +1,4 @@
-"""What becomes of ``.grad``."""
+"""What happens to ``.grad``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_keep_grad_leaves_gradients_in_place() -> None:
 
 
 class _SharedEncoder:
-    """Two functions with an optimizer each; the second adds to the gradients that the first has left."""
+    """Two functions with an optimizer each; the second accumulates into gradients left by the first."""
 
     def __init__(self, wrap: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
         torch.manual_seed(0)
@@ -165,7 +165,7 @@ def _backward(model: nn.Module, optimizer: Any) -> Any:
 
 
 def test_accumulation_with_a_step_outside() -> None:
-    """Each first call of four finds no gradients, the others add to what is there."""
+    """Each first call of four finds no gradients, the others accumulate."""
     twins = Twins(_backward, net(), torch.optim.Adam)
     for _ in range(5):
         for _ in range(4):
@@ -243,8 +243,8 @@ def test_what_nobody_reads_is_not_computed() -> None:
     for _ in range(5):
         captured(torch.randn(32, 64))
     (program,) = captured.programs
-    # Of the actor's loss the gradients of the critic's input and of the actor's weight; of the critic's its
-    # output and the gradient of its weight. Nobody asks for the actor's loss itself.
+    # Of the actor's loss, the gradients of the critic's input and of the actor's weight; of the critic's, its
+    # output and the gradient of its weight. The actor's loss itself is not needed.
     assert program.instructions.count("product") == 4
 
 

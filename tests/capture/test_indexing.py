@@ -28,7 +28,7 @@ def below(n: int, *shape: int) -> Tensor:
 
 
 def every(n: int, *shape: int) -> Tensor:
-    """Indices from the front and from the back."""
+    """Positive and negative indices."""
     return torch.randint(-n, n, shape)
 
 
@@ -75,7 +75,7 @@ def test_reading_by_index_gives_what_torch_gives(isa: str, case: str, width: int
 
 
 def _scattered(x: Tensor) -> Tensor:
-    """Indices without two for one place."""
+    """Indices without duplicates."""
     return torch.stack([torch.randperm(x.shape[1])[:2] for _ in range(len(x))])
 
 
@@ -189,7 +189,7 @@ OUTSIDE: dict[str, Callable[[Tensor, int], object]] = {
 
 
 class _Record(TorchDispatchMode):
-    """The instructions of ops whose indices torch would refuse: it is given others."""
+    """The instructions of ops whose indices torch would refuse: torch gets other ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ def test_an_index_outside_is_reported(isa: str, case: str, bad: int) -> None:
         OUTSIDE[case](x, bad)
     assert type(error) is theirs.type
     said = str(theirs.value).splitlines()[0]
-    if case == "index of both":  # outside both dimensions: which one it was, the index does not tell
+    if case == "index of both":  # outside both dimensions: the index does not tell which one
         assert str(error)[:30] == said[:30]
     else:
         assert str(error) == said

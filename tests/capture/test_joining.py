@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.float64, torch.int64, torch.bool]
 
 
 def values(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Distinct where the dtype allows it, with a NaN and an infinity."""
+    """Distinct if the dtype allows it, with a NaN and an infinity."""
     if dtype == torch.bool:
         return torch.rand(shape) < 0.5
     x = torch.randperm(max(torch.Size(shape).numel(), 1))[: torch.Size(shape).numel()].view(shape).to(dtype)

@@ -1,4 +1,4 @@
-"""Arrays of numpy's that a captured function makes tensors of, or reads itself."""
+"""NumPy arrays from which a captured function makes tensors, or which it reads itself."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_tensors_in_a_long_list() -> None:
     compare()
     steps[5] = torch.full((3,), 100.0)
     compare()
-    steps[95] = torch.full((3,), 100.0)  # which it does not read
+    steps[95] = torch.full((3,), 100.0)  # not read by it
     steps.append(torch.zeros(3))
     compare()
     assert len(captured.programs) == 2

@@ -73,12 +73,12 @@ def test_layer_norm_of_what_is_not_finite(isa: str, bad: float) -> None:
     norms = [result for result in mode.results if "layer_norm" in result[0]]
     assert len(norms) == 2
     for name, theirs, ours in norms:
-        # Of a row that is not finite torch's mean is NaN or infinite, as the place of the infinity has it.
+        # torch's mean of a row that is not finite is NaN or infinite, depending on where the infinity is.
         assert_close(ours[0], theirs[0].detach(), **ROUNDED, name=name)
 
 
 def test_layer_norm_far_from_zero(isa: str) -> None:
-    """By mean squares less squared means, nothing would be left of the variance."""
+    """As mean square minus squared mean, the variance would cancel entirely."""
     x = torch.randn(64, 100) + 1000
     y, mean, rstd = torch.empty(64, 100), torch.empty(64), torch.empty(64)
     _dispatch.cpu.testing.run_instruction("layer_norm", [y, mean, rstd, x], [1e-5], [0, 0])

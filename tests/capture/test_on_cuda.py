@@ -1,4 +1,4 @@
-"""`fastnn.capture` on a CUDA device: torch's kernels in a graph, the numbers of the eager function.
+"""`fastnn.capture` on a CUDA device: torch's kernels in a graph, with the eager function's numbers.
 
 On a GPU the graphs are real; elsewhere tests/support/recorded_graph.py replaces them.
 """
@@ -140,7 +140,7 @@ def test_a_training_step(optimizer: Any, where: Where) -> None:
     assert where.captures == 1
     assert pair.captured.programs[0].checked is True
     for p, q in zip(pair.net.parameters(), pair.twin.parameters(), strict=True):
-        assert p.grad is None  # the function drops it itself
+        assert p.grad is None  # dropped by the function itself
         ours, theirs = pair.ours.state[p], pair.theirs.state[q]
         close([*ours.values()], [*theirs.values()])
     pair.calls(4, *batch(5))  # another signature
@@ -160,7 +160,7 @@ def test_gradients_that_are_kept(where: Where) -> None:
     before = [ours.clone() for ours, _ in pair.gradients() if ours is not None]
     held = [ours for ours, _ in pair.gradients()]
     pair.call(*batch())
-    close(held, before)  # a replay writes new ones
+    close(held, before)  # a replay writes to new ones
 
 
 def test_gradients_that_are_accumulated(where: Where) -> None:
@@ -184,7 +184,7 @@ def test_gradients_that_other_code_drops(where: Where) -> None:
         for ours, theirs in pair.gradients():
             close(ours, theirs)
     assert where.captures == 1
-    pair.call(*batch())  # this time they are added to
+    pair.call(*batch())  # this time they are accumulated
     for ours, theirs in pair.gradients():
         close(ours, theirs)
 
@@ -308,7 +308,7 @@ def test_a_capture_that_fails_leaves_all_as_it_was(where: Where) -> None:
 
 
 def test_an_exception_within_a_capture_leaves_gradients_as_they_were(where: Where) -> None:
-    fails: UserList[Exception] = UserList()  # to raise: not watched, as a list would be
+    fails: UserList[Exception] = UserList()  # to be raised; not watched, unlike a list
 
     def failing(net: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         add = accumulate(net, optimizer)
@@ -338,7 +338,7 @@ def test_what_a_replay_writes_is_counted(where: Where) -> None:
     before = [t._version for t in written]
     pair.call(*batch())
     assert all(t._version > version for t, version in zip(written, before, strict=True))
-    # A scheduler that is made now finds that there was a step.
+    # A scheduler created now knows that there was a step.
     schedulers = [torch.optim.lr_scheduler.ExponentialLR(o, 0.7) for o in (pair.ours, pair.theirs)]
     pair.call(*batch())
     for scheduler in schedulers:

@@ -1,6 +1,6 @@
 """Rules on the samples that PyTorch tests its own ops with.
 
-The first of each op in a default run; all, in float64 too, with ``--all``.
+Only the first sample of each op in a default run; with ``--all`` all, also in float64.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ UNDEFINED = (
 )
 OPS = [op for op in op_db if op.name not in UNDEFINED]
 
-# Beyond the tolerances of torch.testing: units of rounding of the largest value of a result.
+# In addition to the tolerances of torch.testing: rounding units of the largest value of a result.
 ROUNDING = 32
 # A row of one value has a deviation of 0, and rounding is divided by the square root of eps.
 WIDER = {"native_layer_norm_backward.default": 100.0, "native_batch_norm_backward.default": 100.0}
@@ -57,7 +57,7 @@ def test_all_samples_give_what_torch_gives(op: OpInfo, dtype: torch.dtype) -> No
 
 
 def _sweep(op: OpInfo, dtype: torch.dtype, most: int | None, isas: list[str]) -> None:
-    """The samples take the instruction sets in turn."""
+    """The samples cycle through the instruction sets."""
     if dtype not in op.supported_dtypes("cpu"):
         return
     differentiable = op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")
@@ -78,7 +78,7 @@ def _sweep(op: OpInfo, dtype: torch.dtype, most: int | None, isas: list[str]) ->
 
 
 def _runs(op: OpInfo, sample: SampleInput) -> bool:
-    """Whether torch itself takes the sample, backward and in place included."""
+    """Whether torch itself accepts the sample, backward and in place included."""
     try:
         _run(op, sample)
         if op.inplace_variant is not None and not sample.broadcasts_input:

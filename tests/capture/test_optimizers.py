@@ -1,4 +1,4 @@
-"""Optimizers with steps of their own: the comparison leaves no trace in them."""
+"""Optimizers with steps of their own: the comparison leaves their state unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Count:
 
 
 class _Noting(torch.optim.SGD):
-    """Its steps depend on what it keeps beside tensors, which it has wherever one can have it."""
+    """Its steps depend on non-tensor state, kept in every possible place."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, lr=0.1)
@@ -132,7 +132,7 @@ def _sets(group: dict[str, Any], call: int) -> None:
 
 
 def _sets_in_turn(group: dict[str, Any], call: int) -> None:
-    """Each of them is what is there already when a call is recorded."""
+    """Each value has already been set when a call is recorded."""
     group["lr"] = (0.1, 0.05)[call // 3]
 
 
@@ -145,7 +145,7 @@ def _another_group(group: dict[str, Any], call: int) -> None:
 
 
 class _Agent:
-    """Changes the options of an optimizer that lies deeper than `reached` looks, or where it does."""
+    """Changes the options of an optimizer nested deeper than `reached` looks, or less deep."""
 
     def __init__(self, change: Any, deep: bool, first: bool) -> None:
         self.model = net()

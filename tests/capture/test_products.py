@@ -56,7 +56,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def laid_out(t: Tensor, layout: str) -> Tensor:
-    """The same values elsewhere in memory, among NaN."""
+    """The same values elsewhere in memory, surrounded by NaN."""
     if layout == "transposed":
         return t.transpose(-1, -2).contiguous().clone().transpose(-1, -2)
     if layout == "strided":
@@ -75,7 +75,7 @@ def assert_sums(actual: Tensor, exact: Tensor, magnitude: Tensor, terms: int) ->
 
 def run_op(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
     mode = Native()
-    with torch.inference_mode(), mode:  # where `linear` is seen whole
+    with torch.inference_mode(), mode:  # so that `linear` is recorded as one op
         op(*args, **kwargs)
     assert len(mode.results) == 1
     return mode.results[0][2]
@@ -195,7 +195,7 @@ def gradient_of(activation: str, at: Tensor) -> Tensor:
 def test_epilogues_give_what_torch_gives(
     activation: str, dtype: torch.dtype, shape: tuple[int, ...], isa: str
 ) -> None:
-    """What is added, the activation, what went into it and its gradient, into results of every layout."""
+    """The addend, the activation, its input and its gradient, with results in every layout."""
     *batch, m, k, n = shape
     a, b, full, before = (torch.randn(*batch, *s, dtype=dtype) for s in ((m, k), (k, n), (m, n), (m, n)))
     eps = torch.finfo(dtype).eps

@@ -1,4 +1,4 @@
-"""Random training steps, captured, beside the same steps run by torch."""
+"""Random training steps, captured, compared with the same steps run by torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_ten_steps_of_a_random_program_equal_eager(seed: int) -> None:
     eager, model, optimizer = program.make()
     step, twin, twin_optimizer = program.make()
     captured = fastnn.capture(step, keep_grad=program.keep_grad)
-    # Some of them divide by next to nothing: in float32 it is left to the self-check what that excuses.
+    # Some divide by almost 0: in float32 the self-check decides which differences that excuses.
     exact = program.dtype is torch.float64
     tolerances = {"rtol": 1e-7, "atol": 1e-8} if exact else {"rtol": 5e-2, "atol": 5e-2}
     for number in range(10):

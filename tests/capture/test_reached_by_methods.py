@@ -22,7 +22,7 @@ from twins import same
 
 
 class Scaler:
-    """A helper, such as normalises observations."""
+    """A helper, such as one that normalises observations."""
 
     of_class = types.SimpleNamespace(k=1.0)
 
@@ -310,7 +310,7 @@ _inner.of_its_own = 1.0  # type: ignore[attr-defined]
 
 
 MADE_OF: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[pytest.MonkeyPatch], Any]]] = {
-    # As IPython's autoreload does.
+    # Like IPython's autoreload.
     "code": (_around, lambda patch: patch.setattr(_times, "__code__", _thrice.__code__)),
     "its own code": (_times, lambda patch: patch.setattr(_times, "__code__", _thrice.__code__)),
     "defaults": (_around, lambda patch: patch.setattr(_times, "__defaults__", (3.0,))),
@@ -444,7 +444,7 @@ class CountedToo(Counted):
 
 
 def test_counters_that_a_class_gives_its_objects_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The function reads the class, or its methods ask for `super()`: it makes no object."""
+    """The function reads the class, or its methods use `super()`: it creates no instance."""
     monkeypatch.setattr(Counted, "made", 0)
     counted = CountedToo()
     captured = fastnn.capture(counted.update, native=True)

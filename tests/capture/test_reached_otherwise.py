@@ -1,4 +1,4 @@
-"""What a captured function reaches by its arguments, in containers, and in the models that it calls."""
+"""What a captured function reaches through its arguments, in containers, and in the models that it calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _shift = 0.0
 
 
 class Holder:
-    """Whatever a function may be given, or reach."""
+    """Anything that a function may receive or reach."""
 
     def __init__(self) -> None:
         self.k, self.net = 1.0, Net()
@@ -175,7 +175,7 @@ def _called(nets: list[nn.Module], x: Tensor) -> Tensor:
 
 def test_a_model_that_only_the_second_recording_calls() -> None:
     nets, which = [Net(), Net()], types.SimpleNamespace(net=0)
-    hidden = UserDict(nets=nets)  # a library's object, which is not looked into
+    hidden = UserDict(nets=nets)  # a library's object, which is not inspected
 
     def fn(x: Tensor) -> Tensor:
         return hidden["nets"][which.net](x).detach()  # type: ignore[no-any-return]

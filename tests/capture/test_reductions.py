@@ -1,4 +1,4 @@
-"""Reductions, natively as torch does them."""
+"""Reductions, natively as in torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHAPES: dict[str, Callable[[], tuple[Tensor, list[list[int]]]]] = {
 
 
 def close(dtype: torch.dtype, count: int) -> dict[str, float]:
-    """torch's own sums in float32 err by some eps times the root of the count."""
+    """torch's own float32 sums are off by some eps times the root of the count."""
     eps = 6e-8 if dtype is torch.float32 else 1.1e-16
     return {"rtol": 8 * eps * max(count, 16) ** 0.5, "atol": 8 * eps * max(count, 16) ** 0.5}
 

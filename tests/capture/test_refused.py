@@ -154,7 +154,7 @@ def test_gradients_in_one_tensor() -> None:
 
 
 class _Wrapper(torch.optim.Optimizer):
-    """An optimizer that leaves the update to another one, as Lookahead or ZeroRedundancyOptimizer do."""
+    """An optimizer that delegates the update to another one, as Lookahead or ZeroRedundancyOptimizer do."""
 
     def __init__(self, inner: torch.optim.Optimizer) -> None:
         super().__init__(inner.param_groups, {})
@@ -187,7 +187,7 @@ def test_optimizers_around_others() -> None:
         assert torch.equal(one, other)
 
 
-_SCHEDULERS: dict[str, tuple[Any, ...]] = {  # what makes one, and what its step is given
+_SCHEDULERS: dict[str, tuple[Any, ...]] = {  # the constructor, and the arguments of its step
     "StepLR": (lambda o: schedulers.StepLR(o, 1, 0.5),),
     "LambdaLR": (lambda o: schedulers.LambdaLR(o, lambda epoch: 0.5**epoch),),
     "CosineAnnealingWarmRestarts": (lambda o: schedulers.CosineAnnealingWarmRestarts(o, 9),),
@@ -221,7 +221,7 @@ class _Scheduled:
 @pytest.mark.parametrize("name", _SCHEDULERS)
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step:UserWarning")
 def test_schedulers_of_learning_rates(name: str, updates: bool, first: int) -> None:
-    """Their Python would not run in a replay, and the rate stay what it was."""
+    """Their Python would not run in a replay, and the rate would not change."""
     make, *given = _SCHEDULERS[name]
     plain, recorded = _Scheduled(), _Scheduled()
     captured = fastnn.capture(recorded.update)
@@ -242,7 +242,7 @@ def test_schedulers_of_learning_rates(name: str, updates: bool, first: int) -> N
 def test_schedulers_that_another_thread_steps() -> None:
     optimizer = torch.optim.SGD(net().parameters(), lr=0.1)
     scheduler = schedulers.StepLR(optimizer, 1)
-    optimizer.step()  # torch warns where it was not before the scheduler's
+    optimizer.step()  # torch warns if it does not precede the scheduler's
 
     def double(x: torch.Tensor) -> torch.Tensor:
         thread = threading.Thread(target=scheduler.step)
@@ -254,7 +254,7 @@ def test_schedulers_that_another_thread_steps() -> None:
     for _ in range(4):
         captured(torch.ones(3))
     assert len(captured.programs) == 1
-    assert "__setattr__" not in vars(schedulers.LRScheduler)  # torch's class is as it was
+    assert "__setattr__" not in vars(schedulers.LRScheduler)  # torch's class is restored
 
 
 def test_under_other_modes_it_runs_as_written() -> None:
@@ -292,7 +292,7 @@ def test_errors_of_the_function_propagate() -> None:
 
 
 def test_several_threads_share_a_program() -> None:
-    """Calls at the same time do not share a program's memory."""
+    """Concurrent calls do not share a program's memory."""
     model = nn.Linear(64, 64)
     run = fastnn.capture(lambda x: model(x).tanh().detach())
     for _ in range(4):
@@ -315,7 +315,7 @@ def test_several_threads_share_a_program() -> None:
 
 
 def test_what_the_self_check_is_for() -> None:
-    """Data that torch's ops do not bring in is that of the recording: the check finds it."""
+    """Data that does not come from torch's ops is frozen in a recording: the check finds it."""
     data = iter(np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32))
 
     def stale(x: torch.Tensor) -> torch.Tensor:

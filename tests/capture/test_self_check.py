@@ -1,4 +1,4 @@
-"""A program that does something else than torch is found out before it is used."""
+"""A program that differs from torch is detected before it is used."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _bias_without_effect() -> nn.Module:
 
 
 def test_a_gradient_that_is_nothing_but_rounding() -> None:
-    """Of a bias before a BatchNorm: Adam makes as much of it as of any other, in every run another."""
+    """Of a bias before a BatchNorm: Adam scales it up to the size of any other, differently in every run."""
     model = _bias_without_effect()
     step = fastnn.capture(classify(model, torch.optim.Adam(model.parameters(), lr=0.1)), native=True)
     for _ in range(8):
@@ -153,7 +153,7 @@ def test_an_infinity_is_not_nan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Counting(torch.optim.Optimizer):
-    """Keeps the number of its steps where options are."""
+    """Keeps its step count among the options."""
 
     def __init__(self, params: Any) -> None:
         super().__init__(params, {"lr": 0.1, "k": 0, "weights": torch.zeros(())})
@@ -196,7 +196,7 @@ def test_hooks_that_change_a_step_are_reported() -> None:
 
 
 def test_a_program_that_raises_while_it_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call is torch's then, with all that it does."""
+    """The call is then run by torch, with all its effects."""
 
     def fail(*args: Any) -> None:
         raise RuntimeError("no memory")

@@ -43,7 +43,7 @@ SHAPES = [
 
 
 def native(op: Any, *args: Any) -> Any:
-    """What an op of torch's gives natively."""
+    """The native results of a torch op."""
     mode = Native()
     with torch.no_grad(), mode:
         op(*args)

@@ -1,4 +1,4 @@
-"""What the function reaches and does not get as an argument."""
+"""State that the function reaches other than through arguments."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_memory_does_not_grow() -> None:
 
 
 def _peak(step: Any, *data: torch.Tensor) -> int:
-    """Bytes that a call has allocated at most at one time."""
+    """The most bytes that a call has allocated at one time."""
     with torch.profiler.profile(profile_memory=True) as profile:
         step(*data)
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]

@@ -72,7 +72,7 @@ def test_clipping_and_a_schedule() -> None:
 
 
 def test_several_models_and_steps_in_one_call() -> None:
-    """Two optimizers, one of which steps twice; a target that follows softly."""
+    """Two optimizers, one of which steps twice; a target that is updated softly."""
 
     def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         torch.manual_seed(1)
@@ -149,7 +149,7 @@ def test_number_of_threads() -> None:
         fixed = torch.randn(256, 64), torch.randint(0, 3, (256,))
         with fastnn.disabled():
             pass
-        for _ in range(2):  # by torch, with one number of threads
+        for _ in range(2):  # by torch, with a fixed number of threads
             torch.set_num_threads(1)
             step(*fixed)
         torch.set_num_threads(threads)

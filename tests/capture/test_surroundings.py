@@ -51,7 +51,7 @@ def test_a_rebound_global_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_assertion_does_not_lead_to_what_pytest_has() -> None:
-    """It is rewritten to calls of pytest's, from which its session is reached, with all tests."""
+    """pytest rewrites it to its own calls, from which its session with all tests is reachable."""
 
     def fn(x: Tensor) -> None:
         assert x.sum() is not None
@@ -148,7 +148,7 @@ def test_attributes_that_it_does_not_read_may_change() -> None:
 
 
 class Busy(Agent):
-    """What changes between calls has names that the update uses of other things."""
+    """Attributes that change between calls have names that the update uses for other things."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ def test_what_it_changes_itself_is_reported_and_not_watched() -> None:
     with pytest.warns(UserWarning, match=r"changes self\.steps while it runs, which replays do not"):
         _ = [captured(x) for _ in range(3)]
     assert agent.steps == 3
-    captured(x)  # nothing is told again
+    captured(x)  # nothing is reported again
     assert agent.steps == 3
     assert captured.programs[0].checked is True
 
@@ -303,7 +303,7 @@ def test_numbers_that_another_thread_draws_once() -> None:
 
     def fn(x: Tensor) -> Tensor:
         if len(drawn) == 1:
-            random.seed(5)  # as another thread would
+            random.seed(5)  # as another thread might
         drawn.append(random.Random)
         return x * 2
 
@@ -351,9 +351,9 @@ def test_copies_of_an_object_begin_again() -> None:
 
 
 class SeveralMethods:
-    twice = fastnn.capture(lambda self, x: x * 2, native=True)  # of one name
+    twice = fastnn.capture(lambda self, x: x * 2, native=True)  # with the same name
     thrice = fastnn.capture(lambda self, x: x * 3, native=True)
-    added = fastnn.capture(partial(lambda k, self, x: x + k, 4), native=True)  # of none
+    added = fastnn.capture(partial(lambda k, self, x: x + k, 4), native=True)  # without a name
 
 
 def test_methods_of_one_object_are_apart_whatever_their_names() -> None:

@@ -1,4 +1,4 @@
-"""Functions of torch's that another function has been wrapped around do once what they do."""
+"""torch functions that have been wrapped by another function run once, not twice."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _FUNCTIONS = {
 
 
 def _called(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> UserList[int]:
-    """Put a function that doubles results around one of torch's; how often it has been called."""
-    usual, calls = getattr(owner, name), UserList([0])  # a list would be watched
+    """Wrap a torch function in one that doubles its results; returns how often it was called."""
+    usual, calls = getattr(owner, name), UserList([0])  # because a list would be watched
 
     def twice(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
@@ -93,7 +93,7 @@ def test_a_loss_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_functions_that_modes_may_see() -> None:
-    """Of somebody's own, as libraries of tensor types have them."""
+    """Third-party ones, as in libraries of tensor types."""
 
     def double(x: Tensor) -> Tensor:
         if torch.overrides.has_torch_function_unary(x):

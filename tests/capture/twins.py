@@ -1,4 +1,4 @@
-"""Captured functions beside the same functions run by torch."""
+"""Captured functions and the same functions run by torch."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Twins:
 
     @property
     def programs(self) -> Any:
-        """Of the captured one."""
+        """The programs of the captured one."""
         return self.captured.programs
 
 
 def same(got: Any, expected: Any, **tolerances: float) -> None:
-    """Compare the tensors in nested results, as rounding allows."""
+    """Compare the tensors in nested results, up to rounding."""
     got, expected = list(tensors_in(got)), list(tensors_in(expected))
     assert len(got) == len(expected)
     tolerances = tolerances or {"rtol": 1e-4, "atol": 1e-5}

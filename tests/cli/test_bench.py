@@ -26,7 +26,7 @@ needs_native = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compi
 
 
 class FakeMachine:
-    """A clock and calls that move it by a given time, and keep a diary."""
+    """A clock, and calls that advance it by a given time and are logged."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -85,7 +85,7 @@ def test_speedup_is_the_median_of_the_ratios_within_rounds() -> None:
 
     case = make_case(fastnn=timed(ours), torch=timed(theirs), checked_calls=0)
     result = runner.run_case(case, 3, machine.clock)
-    assert result.speedups["torch"].median == 1.5  # of 4, 1 and 1.5; the ratio of the medians is 2
+    assert result.speedups["torch"].median == 1.5  # the median of 4, 1 and 1.5; the ratio of the medians is 2
     assert result.speedups["torch"].q3 == 2.75
     assert result.samples["fastnn"].quartiles.median == 2.0
 
@@ -291,7 +291,7 @@ def test_nothing_to_run_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
 def test_missing_benchmarks_are_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As where the package was copied without the folder beside it."""
+    """As when the package was copied without the folder next to it."""
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,

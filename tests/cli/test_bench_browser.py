@@ -1,4 +1,4 @@
-"""The report of what is measured in a browser, and its table in the docs."""
+"""The report of measurements in a browser, and its table in the docs."""
 
 from __future__ import annotations
 

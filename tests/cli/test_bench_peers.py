@@ -1,4 +1,4 @@
-"""The peers of `fastnn bench`: their processes, their answers, and what is said of those left out."""
+"""The peers of `fastnn bench`: their processes, their answers, and what is said about those left out."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def test_a_worker_says_what_it_is_and_answers(worker: Any) -> None:
 def test_a_sample_makes_so_many_calls(worker: Any) -> None:
     call = worker.build(case_module.Foreign("count", {"start": 0.0}))
     call.sample(5)
-    assert call()[0].item() == 7  # one of them before the clock starts, and this one
+    assert call()[0].item() == 7  # one call before the clock starts, and this one
 
 
 def test_errors_of_a_worker_are_reported(worker: Any) -> None:
     with pytest.raises(remote.PeerError, match="ValueError: no such thing"):
         worker.build(case_module.Foreign("fail", {"x": 1}))
-    worker.build(case_module.Foreign("double", {"x": 1}))  # it lives on
+    worker.build(case_module.Foreign("double", {"x": 1}))  # it keeps running
     with pytest.raises(remote.PeerError, match="exit code 3"):
         worker.build(case_module.Foreign("die", {"x": 1}))
 
@@ -153,7 +153,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture(scope="module")
 def peers() -> Iterator[Any]:
-    """Those installed here; torch.compile, which takes its time, is left out."""
+    """Those installed here; torch.compile, which is slow, is left out."""
     with roster_module.assemble(1, quick=True) as roster:
         yield roster
 
@@ -207,7 +207,7 @@ def test_all_runs_each_report_on_one_thread_and_on_all(
     def fake_run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
         commands.append(command[3:])
         stem = command[command.index("--name") + 1]
-        if not stem.endswith("accuracy"):  # as where MNIST was not found
+        if not stem.endswith("accuracy"):  # as if MNIST was not found
             (tmp_path / f"{stem}.json").write_text(json.dumps({"results": [stem]}))
         return subprocess.CompletedProcess(command, len(commands) == 2)
 
@@ -270,7 +270,7 @@ def test_all_needs_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def tiny_mnist(name: str) -> Any:
-    """Two classes that one look at the pixels tells apart."""
+    """Two classes that are easily separated by their pixels."""
     from fastnn.data import Dataset
 
     labels = np.arange(300) % 2

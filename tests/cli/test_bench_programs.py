@@ -57,7 +57,7 @@ def jax(peers: Any) -> Callable[[Any], Callable[[], torch.Tensor]]:
 )
 def test_the_twin_in_jax_takes_the_same_steps(jax: Any, program: Any) -> None:
     call = jax(program)
-    if program.random:  # by a generator of its own
+    if program.random:  # with a generator of its own
         theirs = torch.stack([call() for _ in range(48)])
         assert theirs[-16:].mean() < theirs[:16].mean()
         torch.testing.assert_close(theirs[:16].mean(), losses(program, 16).mean(), rtol=0.03, atol=0)
@@ -68,7 +68,7 @@ def test_the_twin_in_jax_takes_the_same_steps(jax: Any, program: Any) -> None:
 def test_the_twin_in_jax_acts_as_we_do(jax: Any) -> None:
     (program,) = (p for p in programs if not p.learns)
     (act, arguments), twin = program.make(), jax(program)
-    for seed in range(CHECKED_CALLS):  # whose noise it is given
+    for seed in range(CHECKED_CALLS):  # with their noise passed in
         torch.manual_seed(seed)
         torch.testing.assert_close(twin(), act(*arguments), rtol=1e-5, atol=1e-6)
     theirs, ours = (torch.stack([each() for _ in range(1000)]) for each in (twin, lambda: act(*arguments)))

@@ -109,7 +109,7 @@ def test_the_picture_shows_what_the_reports_say(checkout: Path) -> None:
     assert f"<dc:description>{shown}</dc:description>" in picture.read_text()
     drawn = picture.read_bytes()
     headline.draw(picture, committed.Reports(checkout / "benchmarks" / "results"))
-    assert picture.read_bytes() == drawn  # nothing in it changes from run to run
+    assert picture.read_bytes() == drawn  # it is the same in every run
 
 
 def test_check_reports_a_picture_that_shows_something_else(

@@ -18,7 +18,7 @@ def quartiles(median: float) -> dict[str, float]:
 
 
 def report(**differing: Any) -> dict[str, Any]:
-    """Of one step, and of one product in a sweep."""
+    """A report of one step, and of one product in a sweep."""
     step = {
         "op": "training step",
         "shape": "2-3-4, batch 5",

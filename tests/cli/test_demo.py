@@ -1,4 +1,4 @@
-"""``fastnn demo``: what it serves, and what it says where it cannot."""
+"""``fastnn demo``: what it serves, and what it says if it cannot."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_browser_that_goes_away_is_not_reported(page: Path, mnist: Dataset, ca
     large = np.zeros((20_000, 784), np.uint8)
     data = replace(mnist, train_images=large, test_images=large[:2], height=28, width=28)
     with Server((demo.HOST, 0), page, data) as server:
-        server.daemon_threads = False  # its end waits for the answer's
+        server.daemon_threads = False  # shutting down waits for the response
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         with socket.create_connection(server.server_address) as browser:

@@ -1,4 +1,4 @@
-"""`fastnn selftest`: its table, its exit status, and what it keeps."""
+"""`fastnn selftest`: its table, its exit status, and what it stores."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert Subject(**found["subject"]) == SUBJECT
     assert tuple(Row(**row) for row in found["rows"]) == BAD
     assert found["unusable"] is None
-    assert found["info"]["torch"] == torch.__version__  # which whoever is sent it wants to know
+    assert found["info"]["torch"] == torch.__version__  # needed by whoever receives the report
     assert "4 tests on cuda:0, NVIDIA X1 (driver 580.1, CUDA 13.0): 1 failed\n" in captured.err
     stopped(monkeypatch, parent.Unusable("no devices", parent.Found(SUBJECT, BAD[:3])))
     assert main(["selftest", "--json"]) == 1
@@ -151,10 +151,10 @@ def test_an_unusable_device_invalidates_earlier_results(
     results.keep(SUBJECT, GOOD)
     unusable = parent.Unusable("no devices", parent.Found(SUBJECT, GOOD[:1]))
     stopped(monkeypatch, parent.Unusable("no driver", parent.Found(None, ())))
-    assert main(["selftest"]) == 1  # of a device that is not known
+    assert main(["selftest"]) == 1  # for an unknown device
     assert _proof.kept(SUBJECT) is not None
     stopped(monkeypatch, unusable)
-    _proof.path_of(SUBJECT).write_text("{")  # not to be read by this user, maybe by another
+    _proof.path_of(SUBJECT).write_text("{")  # unreadable for this user, maybe not for another
     for more in ("; the result of an earlier self-test on it is no longer valid\n", "\n"):
         capsys.readouterr()
         assert main(["selftest"]) == 1

@@ -1,4 +1,4 @@
-"""``fastnn train`` from end to end, on the bundled digits, and on MNIST where it is found."""
+"""``fastnn train`` from end to end, on the bundled digits, and on MNIST if it is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fastnn train` that is killed, or that cannot write: what it had saved stays."""
+"""If `fastnn train` is killed, or cannot write, what it has saved is kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="makes its proce
 
 
 def run(environment: dict[str, str], arguments: list[str]) -> None:
-    """As the command; a process that other tests have begun with another environment forks it."""
+    """Run the command in a fork of a process that other tests started with another environment."""
     os.environ.clear()
     os.environ.update(environment)
     sys.exit(main(arguments))
@@ -54,7 +54,7 @@ def start() -> Callable[..., BaseProcess]:
 
 
 def wait_for_another_file(before: os.stat_result, process: BaseProcess) -> None:
-    """Until another checkpoint has taken the place of the one of `before`."""
+    """Wait until the checkpoint of `before` has been replaced."""
     while SAVED.stat().st_ino == before.st_ino:
         assert process.is_alive()
         time.sleep(0.001)
@@ -63,14 +63,14 @@ def wait_for_another_file(before: os.stat_result, process: BaseProcess) -> None:
 @needs_fork
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.long)])
 def test_the_checkpoint_of_a_killed_run_always_loads(start: Callable[..., BaseProcess], kills: int) -> None:
-    """And resumes: in the end the weights are, bit for bit, those of a run that nobody disturbed."""
+    """And resumes: at the end the weights are, bit for bit, those of an undisturbed run."""
     assert main([*COMMAND, "--epochs", "1"]) == 0
     moments = random.Random(kills)
     steps = Checkpoint.load(SAVED).step
     for number in range(kills):
         before = SAVED.stat()
         process = start("--resume", str(SAVED), *FOREVER)
-        if number % 2 == 0:  # while it trains and saves; else more often while it starts
+        if number % 2 == 0:  # while it trains and saves; otherwise mostly while it starts
             wait_for_another_file(before, process)
             time.sleep(moments.uniform(0, 0.02))
         else:
@@ -108,7 +108,7 @@ def fail(code: int) -> Callable[..., None]:
 def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_last_one_stays(
     module: Any, name: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As on a full disk and in a read-only folder below, which are mounted."""
+    """Simulates a full disk and a read-only folder, which are mounted in the tests below."""
     assert main([*COMMAND, "--epochs", "1"]) == 0
     capsys.readouterr()
     good, files = SAVED.read_bytes(), sorted(OUT.iterdir())
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_last_one_stays(
 
 
 def in_a_small_file_system(script: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script in which `out` is a file system of its own, that nobody else sees."""
+    """Run a shell script in which `out` is a file system of its own, that is not visible to others."""
     OUT.mkdir(exist_ok=True)
     mount = f"mount -t tmpfs -o size=64k none {OUT} && "
     if sys.platform != "linux" or shutil.which("unshare") is None:

@@ -1,4 +1,4 @@
-// emulator_checks: which order the emulator takes, and kernels that are right or wrong on purpose
+// emulator_checks: the order that the emulator uses, and deliberately right or wrong kernels
 // (tests/test_cuda_emulator.py).
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
@@ -65,7 +65,7 @@ __global__ void index_array(int index, float* out) {
   out[0] = values[index];
 }
 
-// Each block adds what all blocks of its cluster have. Block 1 may end before the others have read it.
+// Each block adds the values of all blocks of its cluster. Block 1 may exit before the others have read it.
 __global__ void sum_cluster(float* out, bool wait) {
   float* shared = ptx::dynamic_shared<float>();
   shared[threadIdx.x] = static_cast<float>(blockIdx.x);
@@ -83,7 +83,7 @@ struct Large {
 __global__ void take(Large) {}
 __global__ void nothing() {}
 
-// Waits of the host since this was asked last, and in how many of them it held the GIL.
+// Waits of the host since the last query, and in how many of them it held the GIL.
 int waits = 0, waits_with_gil = 0;
 void note_wait() {
   ++waits;
@@ -118,7 +118,7 @@ PYBIND11_MODULE(emulator_checks, m) {
         [] { return py::make_tuple(std::exchange(waits, 0), std::exchange(waits_with_gil, 0)); });
   m.def("only_note", &cuda_emulator::only_note);
   m.def("take_noted", [] {
-    py::list places;  // of the kernels in the file of their module
+    py::list places;  // file offsets of the kernels in their module
     for (const void* kernel : cuda_emulator::take_noted()) {
       Dl_info module = {};
       dladdr(kernel, &module);

@@ -1,4 +1,4 @@
-// What the host's calls and the scheduler share.
+// Shared by the host's calls and the scheduler.
 #pragma once
 
 #include <string>
@@ -7,16 +7,16 @@
 
 namespace cuda_emulator {
 
-// What a device has.
+// The properties of a device.
 struct Device {
   int multiprocessors, capability_major;
   int shared_bytes;  // of one block
-  int ptx_version;   // that kernels have been compiled for, as cudaFuncAttributes has it
+  int ptx_version;   // for which kernels have been compiled, as in cudaFuncAttributes
 };
-// The current one.
+// The current device.
 const Device& device();
 
-// Keeps the error for cudaGetLastError and its words for cudaGetErrorString; returns it.
+// Stores the error for cudaGetLastError and its text for cudaGetErrorString; returns it.
 cudaError_t set_error(cudaError_t error, const std::string& words);
 
 }  // namespace cuda_emulator

@@ -15,7 +15,7 @@ unsigned pair(float low, float high) {
   return from_acc<T>(low).bits | static_cast<unsigned>(from_acc<T>(high).bits) << 16;
 }
 
-// As far off as the device may be, up or down by the last bits of the argument.
+// With the largest error that the device may have, up or down by the last bits of the argument.
 float with_error(float x, float y, float relative) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));

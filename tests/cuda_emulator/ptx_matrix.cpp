@@ -23,7 +23,7 @@ struct Copy {
 };
 using Group = std::vector<Copy>;
 
-// Of each running thread: the copies that are not in a group yet, and the groups that are under way.
+// For each running thread: the copies not yet in a group, and the groups in flight.
 struct Pending {
   Group open;
   std::deque<Group> groups;
@@ -32,7 +32,7 @@ std::map<size_t, Pending> pending_of_threads;
 
 Pending& pending() {
   static long launch = 0;
-  if (launch != cuda_emulator::launches()) pending_of_threads.clear();  // of one that failed
+  if (launch != cuda_emulator::launches()) pending_of_threads.clear();  // left by a failed launch
   launch = cuda_emulator::launches();
   return pending_of_threads[cuda_emulator::thread()];
 }
@@ -46,7 +46,7 @@ bool aligned(const void* p, int bytes) {
   return reinterpret_cast<uintptr_t>(p) % static_cast<unsigned>(bytes) == 0;
 }
 
-// The bytes of a lane that an exchange hands on.
+// The bytes of a lane that an exchange passes on.
 struct Row {
   uint32_t words[4];
 };
@@ -70,8 +70,8 @@ struct Factors {
   uint32_t a[4], b[2];
 };
 
-// The sum as the coarsest tensor cores give it: every term is cut off below the last bit of a float that is
-// as large as the largest of them, and so is what they add up to.
+// The sum as the coarsest tensor cores compute it: every term is truncated below the last bit of a float as
+// large as the largest of them, and so is their sum.
 template <int kCount>
 float cut_off_sum(const double (&terms)[kCount]) {
   double largest = 0, sum = 0;

@@ -15,9 +15,9 @@ std::string last_words;
 
 constexpr int kSharedBytes = 227 * 1024;
 
-// Like an H100, with so few multiprocessors that loops over a grid go round in small tests; with so little
+// Like an H100, with so few multiprocessors that grid-stride loops iterate in small tests; with so little
 // shared memory that short rows exceed it; the same without clusters; the same with them, but with kernels
-// that were compiled for a device without; and one that does not tell its limits.
+// compiled for a device without; and one that does not report its limits.
 constexpr cuda_emulator::Device kSpecial[] = {{16, 9, kSharedBytes, 90},
                                               {4, 9, 16 * 1024, 90},
                                               {4, 8, 16 * 1024, 80},

@@ -1,6 +1,6 @@
-// What -fsanitize=alignment,bounds calls in kernels: a misaligned access, which a GPU refuses and most CPUs
-// do not, or an index outside an array ends the launch with an error. The layouts are those of GCC's and
-// Clang's libubsan, version 1 of type mismatches.
+// Called by -fsanitize=alignment,bounds in kernels: a misaligned access, which a GPU refuses and most CPUs do
+// not, or an index outside an array ends the launch with an error. The layouts are those of GCC's and Clang's
+// libubsan, version 1 of type mismatches.
 #include <cstdint>
 #include <cstdio>
 
@@ -14,7 +14,7 @@ struct Location {
 };
 struct Type {
   uint16_t kind, info;
-  char name[1];  // and more: it ends with a 0
+  char name[1];  // variable length, ends with a 0
 };
 struct Mismatch {
   Location location;

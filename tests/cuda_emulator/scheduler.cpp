@@ -31,7 +31,7 @@ constexpr size_t kGuard = 4096;        // after the dynamic shared memory of a b
 constexpr unsigned char kFill = 0xff;  // NaN in every floating-point type
 constexpr size_t kStack = 128 * 1024;
 
-// A stack that threads run on, one after the other.
+// A stack on which threads run, one after the other.
 struct Fiber {
   jmp_buf at;
   ucontext_t context;
@@ -39,7 +39,7 @@ struct Fiber {
   bool started = false;
 };
 
-// What the lanes of one mask have handed in for one exchange.
+// The contributions of the lanes of one mask to one exchange.
 struct Meeting {
   const char* name;
   unsigned mask, arrived = 0, left = 0;
@@ -64,7 +64,7 @@ struct Block {
   unsigned rank;
   unsigned waiting = 0;                // at the barrier
   unsigned ended = 0;                  // threads
-  bool any = false, last_any = false;  // what they brought; what those of the last barrier brought
+  bool any = false, last_any = false;  // of their arguments; of those at the last barrier
   std::vector<Thread> threads;
   std::vector<std::vector<std::unique_ptr<Meeting>>> meetings;  // of each warp
   unsigned char* shared;
@@ -76,13 +76,13 @@ long launch_count = 0;
 LaunchShape last = {};
 bool only_noting = false;
 std::vector<const void*> noted;
-// Of a kernel on a device.
+// By kernel and device.
 std::map<std::pair<const void*, const Device*>, std::map<cudaFuncAttribute, int>> attributes;
 
 std::mutex one_launch;
 std::vector<std::unique_ptr<Fiber>> all_fibers;
 std::vector<Fiber*> free_fibers;
-std::vector<Block> blocks;  // those that run: one, or a cluster
+std::vector<Block> blocks;  // those running: one, or a cluster
 unsigned cluster_waiting;
 Thread* current = nullptr;
 jmp_buf scheduler_at;
@@ -179,7 +179,7 @@ std::string told(const Block& block, const Thread& t) {
   return "thread " + std::to_string(t.number) + " of block " + std::to_string(block.index.x);
 }
 
-// Nobody can run and somebody waits: says who waits where.
+// No thread can run and some wait: says which wait where.
 std::string deadlock() {
   std::map<std::string, unsigned> where;
   for (const Block& block : blocks)
@@ -191,7 +191,7 @@ std::string deadlock() {
   return text;
 }
 
-// Runs each of these threads that can run, in this order, until none of them can go on without others.
+// Runs each of these threads that can run, in this order, until none of them can continue without others.
 // Returns whether any could.
 bool run_threads_of(const unsigned* sequence, size_t count) {
   const size_t in_block = blocks[0].threads.size();
@@ -213,8 +213,8 @@ bool run_threads_of(const unsigned* sequence, size_t count) {
 }
 
 // A warp runs as far as it can before another one does, and in the orders that take one block after the other
-// so does a block of a cluster: they overtake those that do not make them wait. Threads in random order take
-// turns.
+// so does a block of a cluster: they overtake those that do not make them wait. Threads in random order
+// alternate.
 void run_blocks(const std::vector<unsigned>& sequence) {
   const size_t all = sequence.size();
   const size_t together = order == Order::threads ? all : kWarp;
@@ -238,7 +238,7 @@ void run_blocks(const std::vector<unsigned>& sequence) {
       }
 }
 
-// Threads that will never go on leave their fibers in the middle of the kernel.
+// Threads that will never continue abandon their fibers in the middle of the kernel.
 void abandon() {
   for (Block& block : blocks)
     for (Thread& t : block.threads)

@@ -1,4 +1,4 @@
-// In place of csrc/bindings/cuda/tensor_device.cpp: tensors of the CPU are on an emulated device.
+// Replaces csrc/bindings/cuda/tensor_device.cpp: tensors of the CPU are on an emulated device.
 #include "bindings/tensor_device.h"
 
 #include "bindings/cuda/cuda_call.h"

@@ -49,7 +49,7 @@ def miniature() -> Miniature:
 
 @pytest.fixture(autouse=True)
 def _nowhere_to_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees the user's data, or the network, unless it says so."""
+    """No test sees the user's data, or the network, unless it requests it."""
     monkeypatch.delenv("FASTNN_DATA_DIR", raising=False)
     monkeypatch.setenv("FASTNN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("FASTNN_MIRRORS", "")

@@ -1,4 +1,4 @@
-"""Batches: every sample once an epoch, in an order that the seed decides."""
+"""Batches: every sample once per epoch, in an order determined by the seed."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from fastnn.data.mnist import MnistUnavailableError, load_mnist
 
 
 class Server:
-    """Answers with `files` by path; those in `cut` come half, those in `trickle` byte by byte."""
+    """Serves `files` by path; those in `cut` are sent by half, those in `trickle` byte by byte."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -50,7 +50,7 @@ class Server:
                 pass
 
             def handle(self) -> None:
-                with contextlib.suppress(OSError):  # the client may hang up, as some tests want it to
+                with contextlib.suppress(OSError):  # the client may hang up, as some tests intend
                     super().handle()
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -74,7 +74,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def dead_address() -> str:
-    """An address where nobody listens."""
+    """An address where nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}/"
@@ -232,7 +232,7 @@ def test_an_answer_that_unpacks_without_end_is_refused(
 
 
 def test_a_trickling_answer_is_given_up(tmp_path: Path, server: Server) -> None:
-    """Each byte comes within the time for a piece, but there is no end to them."""
+    """Each byte arrives within the time for a piece, but they never end."""
     server.files["/slow"] = gzip.compress(b"")
     server.trickle.add("/slow")
     with pytest.raises(DataError, match=r"not complete after 0\.2 s"):

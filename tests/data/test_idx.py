@@ -1,4 +1,4 @@
-"""The IDX reader: values, and what it says about files that are not right."""
+"""The IDX reader: values, and its errors for invalid files."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_bad_files_are_named_and_explained(tmp_path: Path, images: np.ndarray, c
 
 
 def test_a_huge_promise_is_not_believed(tmp_path: Path) -> None:
-    """The header promises 2^96 bytes: no memory is taken for them."""
+    """The header promises 2^96 bytes: no memory is allocated for them."""
     (tmp_path / "f").write_bytes(b"\0\0\x08\3" + b"\xff" * 12 + b"abc")
     with pytest.raises(DataError, match="truncated"):
         read_idx(tmp_path / "f")

@@ -1,4 +1,4 @@
-"""Where MNIST is looked for, and in which order."""
+"""Where MNIST is searched for, and in which order."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_place_of_the_cache(tmp_path: Path, monkeypatch) -> None:
 
 
 def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a user whom the machine does not know, in a container."""
+    """As for a user unknown to the machine, in a container."""
     for variable in ("FASTNN_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -112,7 +112,7 @@ def test_without_a_home_directory_there_are_the_digits(tmp_path: Path, miniature
     assert load_mnist(None, refuse, files=miniature.files).source == str(given)
 
 
-# That may be neither read nor written, no matter who runs the tests: names are at most 255 bytes long.
+# Neither readable nor writable, whoever runs the tests: names are at most 255 bytes long.
 FORBIDDEN = "x" * 300
 
 

@@ -1,4 +1,4 @@
-"""Two processes for all tests here; skipped where torch has no gloo."""
+"""Two processes for all tests here; skipped if torch has no gloo."""
 
 from __future__ import annotations
 

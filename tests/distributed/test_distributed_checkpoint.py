@@ -1,4 +1,4 @@
-"""`torch.distributed.checkpoint`: what fastnn's optimizers save torch's load, and the other way round."""
+"""`torch.distributed.checkpoint`: torch's optimizers load what fastnn's save, and vice versa."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Training:
 
 
 def continued(name: str, saves: tuple[str, int | None], loads: tuple[str, int | None], folder: Path) -> float:
-    """How far a training that is saved and loaded halfway is from one without a break in plain torch."""
+    """The difference of a training saved and loaded halfway from an uninterrupted one in plain torch."""
     first = Training(saves[0], name, saves[1])
     first.train(BEFORE)
     first.save(folder)
@@ -80,7 +80,7 @@ def test_shards_are_loaded_whole(processes: Processes, tmp_path: Path, name: str
 
 
 def masters(rank: int, folder: Path) -> float:
-    """Float32 masters are saved with the rest, and go on."""
+    """Float32 master weights are saved with the rest, and continue."""
     made = []
     for steps in (BEFORE + AFTER, BEFORE, 0):
         training = Training("fastnn", "AdamW", None, master_weights=True)

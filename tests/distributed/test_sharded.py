@@ -14,7 +14,7 @@ import fastnn
 from processes import Processes
 from shards import batch, difference, loop, model, reference, share, whole
 
-# Whose first steps do not turn on rounding: RMSprop divides by the root of what may be nearly 0.
+# Whose first steps do not depend on rounding: RMSprop divides by the root of what may be nearly 0.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Adam": {"amsgrad": True},
     "AdamW": {},
@@ -25,7 +25,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 def sharded(inner: bool = False, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """`inner`: each layer by itself too."""
+    """`inner`: also shard each layer separately."""
     from torch.distributed.fsdp import fully_shard
 
     made = model(dtype)
@@ -134,7 +134,7 @@ def float32_state(rank: int, name: str) -> tuple[float, set[torch.dtype]]:
 @pytest.mark.parametrize("name", ["SGD", "Adagrad"])
 def test_masters_of_shards(processes: Processes, name: str) -> None:
     for apart, dtypes in processes.run(float32_state, name):
-        assert apart < 0.03  # a step of Adagrad is 0.01 whatever the gradient, and its sign may turn
+        assert apart < 0.03  # a step of Adagrad is 0.01 for any gradient, and its sign may flip
         assert dtypes == {torch.float32}
 
 

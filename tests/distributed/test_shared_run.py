@@ -1,4 +1,4 @@
-"""A run that two processes share: the numbers of one process, and one of them writes."""
+"""A run that two processes share: the numbers of a single process, and one of them writes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trained(
     saved: Checkpoint | None = None,
     stop: tuple[int, int] = (-1, -1),
 ) -> dict[str, Any]:
-    """What is left of a run; `stop`: the process that is interrupted, and after which step."""
+    """The final state of a run; `stop`: the process that is interrupted, and after which step."""
     run = Run(TrainConfig(**settings), load_digits(), torch.device("cpu"), saved, Ranks(rank, size))
 
     def interrupted() -> bool:
@@ -49,7 +49,7 @@ def trained(
 
 
 def shared(processes: Processes, *arguments: Any, **options: Any) -> dict[str, Any]:
-    """What is left in the first process, and so in all."""
+    """The final state in the first process, and so in all."""
     first, *others = processes.run(trained, SIZE, *arguments, *options.values())
     for other in others:
         assert_same(first, other)
@@ -65,7 +65,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def assert_near(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """In float64: what differs is the order of sums, of some 64 terms."""
+    """In float64: only the order of sums differs, of some 64 terms."""
     assert one["step"] == other["step"]
     for key in ("model", "optimizer"):
         torch.testing.assert_close(one[key], other[key], rtol=1e-8, atol=1e-8)

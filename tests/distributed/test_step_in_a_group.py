@@ -20,14 +20,14 @@ DDP = DistributedDataParallel
 
 
 def zero_redundancy(params: Any, lr: float) -> Any:
-    """fastnn's Adam, its state divided over the processes."""
-    from torch.distributed.optim import ZeroRedundancyOptimizer  # has a warning of torch's for whoever does
+    """fastnn's Adam, its state sharded over the processes."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # importing it gives a warning of torch
 
     return ZeroRedundancyOptimizer(params, fastnn.optim.Adam, lr=lr)
 
 
 def observed(rank: int, make: Callable[[], tuple[nn.Module, Callable[..., Any]]]) -> dict[str, Any]:
-    """What becomes of some steps of what `make` gives, on a share of each batch."""
+    """The results of some steps of what `make` returns, on a share of each batch."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         trained, step = make()

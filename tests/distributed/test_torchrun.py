@@ -20,7 +20,7 @@ import fastnn
 from fastnn.cli.main import main
 from fastnn.training.checkpoint import Checkpoint
 
-pytestmark = pytest.mark.usefixtures("processes")  # skipped where those cannot be; they do not start
+pytestmark = pytest.mark.usefixtures("processes")  # skipped if those cannot run; they do not start
 
 TRAIN = ["train", "--no-progress", "--device", "cpu", "--layers", "16", "--train-samples", "331"]
 TRAIN += ["--batch-size", "33", "--dtype", "float64"]

@@ -1,4 +1,4 @@
-"""MLP and Sequential: the numbers and the ways of torch's chain, pairs fused where nobody looks."""
+"""MLP and Sequential: the numbers and behaviour of torch's chain, with pairs fused while unobserved."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_replaced_parameters_are_used(name: str, way: str) -> None:
     layer = model[0]
     other = torch.randn_like(getattr(layer, name))
     if way == "shadow":
-        layer.__dict__[name] = other  # found before the parameter, which stays
+        layer.__dict__[name] = other  # found before the parameter, which is kept
     else:
         delattr(layer, name)
         if way == "buffer":
@@ -248,7 +248,7 @@ def test_inputs_that_are_not_tensors_pass_as_in_torch() -> None:
     assert nn.Sequential()(3) == 3
 
 
-# What torch calls the activations that a chain takes.
+# torch's modules for the activations of a chain.
 MODULES: dict[str, Callable[[], torch.nn.Module]] = {
     "relu": torch.nn.ReLU,
     "sigmoid": torch.nn.Sigmoid,
@@ -306,7 +306,7 @@ def test_mixed_activations_in_place_and_not(inplace: bool) -> None:
     mine, x = fastnn.convert(copy.deepcopy(theirs)), torch.randn(7, 6)
     assert ops_of(lambda: mine(x)) == ["mlp"]
     assert_same_training(mine, theirs, x)
-    # Watched, the layer runs alone, and its output may be changed in place as torch's.
+    # With a hook, the layer runs alone, and its output may be changed in place as in torch.
     for model in (mine, theirs):
         model[0].register_forward_hook(lambda module, args, output: output * 2)
     assert_same_training(mine, theirs, x)

@@ -28,7 +28,7 @@ SIZES = [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 1023, 1024, 102
 
 @pytest.fixture(params=[*runnable_isas(), *EMULATED])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each CPU variant, and the CUDA kernels in orders of threads that differ much."""
+    """Each CPU variant, and the CUDA kernels in very different thread orders."""
     with kernels_of(request):
         yield request.param
 
@@ -60,7 +60,7 @@ def clip_natively(params: Any, max_norm: float, **options: Any) -> Tensor:
 
 
 def factor(norm: Tensor, max_norm: float) -> Tensor:
-    """What torch multiplies with when this is the norm."""
+    """torch's factor for this norm."""
     return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
 
 

@@ -1,4 +1,4 @@
-"""Linear, ReLU and GramMatrix as modules: what torch's have, they have."""
+"""Linear, ReLU and GramMatrix as modules: everything that torch's have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastnn import functional, nn
 
 
 def gap(a: Tensor, b: Tensor) -> float:
-    """Largest difference relative to the largest value: rounding leaves about K eps for sums of K terms."""
+    """Largest difference relative to the largest value: rounding gives about K eps for sums of K terms."""
     a, b = a.detach(), b.detach()
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
 
@@ -46,7 +46,7 @@ def test_layers_are_twins_of_torchs(make, shape) -> None:  # type: ignore[no-unt
     x = torch.randn(shape, dtype=dtype)
     a, b = x.clone(), x.clone()
     assert gap(mine(a), theirs(b)) < 20 * torch.finfo(dtype).eps
-    assert torch.equal(a, b)  # both wrote in place, or neither did
+    assert torch.equal(a, b)  # both wrote in place, or neither
     mine.load_state_dict(theirs.state_dict())
     theirs.load_state_dict(mine.state_dict())
 
@@ -97,7 +97,7 @@ def test_the_activation_is_not_state() -> None:
     plain, fused = torch.nn.Linear(4, 4), nn.Linear(4, 4, activation="relu")
     fused.load_state_dict(plain.state_dict())
     plain.load_state_dict(fused.state_dict())
-    assert "activation" not in vars(nn.Linear(4, 4))  # pickles as torch's attributes and no more
+    assert "activation" not in vars(nn.Linear(4, 4))  # pickles like torch's, without extra attributes
 
 
 @pytest.mark.parametrize("make", [lambda **k: nn.Linear(4, 3, **k), lambda **k: nn.MLP([4, 6, 3], **k)])

@@ -1,4 +1,4 @@
-"""What a program puts into torch's classes or fastnn's runs in converted modules and in fused chains too."""
+"""Replacements in torch's or fastnn's classes also run in converted modules and in fused chains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORWARDS = [T.Linear, *ACTIVATIONS, T.Sequential]
 
 
 def doubling(kind: type[T.Module], name: str = "forward") -> Any:
-    """What twice the method gives."""
+    """A replacement that doubles the method's result."""
     original = getattr(kind, name)
 
     def mine(self: Any, *args: Any) -> Tensor:

@@ -19,7 +19,7 @@ ROUNDINGS = 8
 
 
 def wide(value: Any) -> Any:
-    """A tensor on the CPU, floating point in float64; anything else as it is."""
+    """A tensor on the CPU, floating point in float64; anything else unchanged."""
     if not isinstance(value, Tensor):
         return value
     return value.detach().cpu().double() if value.is_floating_point() else value.cpu()
@@ -37,7 +37,7 @@ def eps_of(x: Tensor) -> float:
 
 
 def assert_near(actual: Tensor, expected: Tensor, x: Tensor, magnitude: float) -> None:
-    """Both within some eps of the largest term that enters, and 16-bit subnormals within one step."""
+    """Both within some eps of the largest term, and 16-bit subnormals within one step."""
     dtype = torch.finfo(x.dtype)
     bound = eps_of(x) * magnitude + dtype.eps * dtype.tiny
     torch.testing.assert_close(wide(actual), expected, rtol=0, atol=bound, equal_nan=True)
@@ -61,7 +61,7 @@ def check(input: Tensor, target: Tensor, weight: Tensor | None = None, **options
     expected = expected.detach()
     assert loss.dtype == gradient.dtype == input.dtype
     assert gradient.shape == input.shape
-    # However small the loss: the logarithm is taken of a sum of at least 1, once a row.
+    # However small the loss: the logarithm of a sum of at least 1 is taken once per row.
     rows = input.numel() / input.shape[min(1, input.dim() - 1)]
     reduction = options.get("reduction", "mean")
     floor = rows if reduction == "sum" else 1.0

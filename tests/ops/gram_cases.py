@@ -11,7 +11,7 @@ import fastnn.functional as FF
 from fastnn import _dispatch
 
 # (B,) C, L. On the CPU around one register tile and one vector; on CUDA around tiles of 32, 64 and 128, one
-# and several of them, L that is split. And degenerate ones.
+# and several of them, and split L. And degenerate ones.
 SHAPES = [
     (1, 1),
     (3, 7),

@@ -15,7 +15,7 @@ from fastnn import _dispatch
 from fastnn.ops.linear import ACTIVATIONS, torch_activation, torch_activation_gradient
 
 # M, N, K. On the CPU around one register tile (8 x 48, 6 x 16, 6 x 8), one vector, one pass along K (1024),
-# more rows (1024) and columns (1536) than are worked on at a time, columns of A a multiple of 2 KB apart
+# more rows (1024) and columns (1536) than are processed at a time, columns of A a multiple of 2 KB apart
 # (40 x 300 x 1024), 16-bit rows that fill the packing buffer of 8 MB three times (600 x 3 x 8192). On CUDA
 # around tiles of 32, 64 and 128 and steps of 16 and 32, aligned for 128-bit copies and not, K long enough to
 # be split. And degenerate ones.
@@ -98,8 +98,8 @@ def check(
     if b is not None:
         z, magnitude = z + wide(b), magnitude + wide(b).abs()
     smooth = activation not in (None, "relu")
-    # The magnitudes count what a few eps more come from: see assert_close_sum. Slopes are up to 1.13, and an
-    # activation has a few eps of its own.
+    # The magnitudes are multiplied by the number of further eps: see assert_close_sum. Slopes are up to 1.13,
+    # and an activation has a few eps of its own.
     more = 1 + 2 * rounding / torch.finfo(torch.float32).eps
     assert_close_sum(
         y, torch_activation(z, activation), more * (1.2 * magnitude + 1 if smooth else magnitude), k
@@ -107,7 +107,7 @@ def check(
 
     g, g_magnitude = dy64, dy64.abs()
     if activation is not None:
-        # At the values that the backward has; how near z is to x W^T + b shows in y.
+        # At the values used by the backward; y shows how close z is to x W^T + b.
         g = torch_activation_gradient(dy64, wide(saved[0]), activation)
         g_magnitude = g.abs()
     if smooth:
@@ -123,9 +123,9 @@ def check(
 
 
 def check_special_values(special: float, dtype: torch.dtype, device: torch.device, few: bool = False) -> None:
-    """NaN and infinities go where torch's float64 puts them."""
+    """NaN and infinities appear where torch's float64 has them."""
     for k, activations in ((31, ACTIVATIONS[:2] if few else ACTIVATIONS), (400, ACTIVATIONS[:2])):
-        # Numbers that are whole: where float32 is split for tensor cores, infinity meets rests of 0.
+        # Whole numbers: if float32 is split for tensor cores, infinity is multiplied by remainders of 0.
         x, w = (torch.randint(-3, 4, (rows, k)).to(dtype) for rows in (9, 50))
         x[0, 0] = x[3, 16] = x[8, 30] = special
         w[5, 7] = special

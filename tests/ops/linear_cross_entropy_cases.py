@@ -12,7 +12,7 @@ from fastnn import functional as FF
 from fastnn.ops.linear_cross_entropy import linear_cross_entropy_torch
 
 CHUNK = 8
-CLASSES = 67  # more than lie along the lanes of a vector, and no multiple of them
+CLASSES = 67  # more than the lanes of a vector, and not a multiple of them
 FEATURES = 13
 FEW = 5
 
@@ -72,7 +72,7 @@ def check(tensors: dict[str, Any], **options: Any) -> None:
     eps = torch.finfo(dtype).eps
     x, w = reference["input"], reference["linear_weight"]
     logit = 1 + float((x.abs() @ w.abs().t()).amax()) + (0 if reference["linear_bias"] is None else 4)
-    # Of a row's gradient: terms of at most 2 w_y, moved by the relative error of its exponentials.
+    # Of a row's gradient: terms of at most 2 w_y, changed by the relative error of its exponentials.
     rows = max(len(x), 1)
     per_row = grad.abs().max().item() * 2 * 2 / (rows if options.get("reduction", "mean") == "mean" else 1)
     limits = [

@@ -14,13 +14,13 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def assert_close_sum(actual: Tensor, expected: Tensor, magnitude: Tensor, terms: int) -> None:
     """Check a sum of products against its float64 value.
 
-    A sum of n products in precision u has an error of at most about n u sum|a b|; rounding errors being
-    independent, sqrt(n) u sum|a b| is what is seen, and 4 times that has room for the worst of many values.
+    A sum of n products in precision u has an error of at most about n u sum|a b|; since rounding errors are
+    independent, sqrt(n) u sum|a b| is typical, and 4 times that covers the worst of many values.
     Storing the result in its own dtype adds half a unit in the last place (for subnormal float16 results half
     the smallest subnormal).
 
     Args:
-        actual: what the op gave, on any device.
+        actual: the result of the op, on any device.
         expected: the same in float64, on the CPU.
         magnitude: the sum of |a b| for each value, in float64.
         terms: n.
@@ -38,7 +38,8 @@ LAYOUTS = ("contiguous", "transposed", "misaligned", "rows apart", "rows and pac
 
 
 def laid_out(t: Tensor, layout: str, device: torch.device | str = "cpu") -> Tensor:
-    """The matrix `t` on the device, laid out in memory as told, with NaN around it: reads beside it show."""
+    """The matrix `t` on the device, laid out in memory as requested, with NaN around it to reveal stray
+    reads."""
     rows, columns = t.shape
     if layout == "contiguous":
         return t.to(device, copy=True)

@@ -23,7 +23,7 @@ WIDTH = 16  # rows that fill vectors of every length
 
 
 def everywhere(dtype: torch.dtype) -> Tensor:
-    """Numbers of every size, subnormal ones too, and many where the activations bend and end."""
+    """Numbers of every size, subnormal ones too, and many where the activations curve and saturate."""
     if dtype == torch.float32:
         bits = torch.arange(-(2**31), 2**31, 65_537).to(torch.int32).view(dtype)
         ranges = [(14, 120_001), (110, 60_001)]
@@ -50,7 +50,7 @@ def expected(name: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
     x, info = everywhere(dtype), torch.finfo(dtype)
     eps = info.eps
     z = x.double()
-    # In float64 the reference has errors of its own, of about one eps by the same rules.
+    # In float64 the reference has errors of its own, of about one eps for the same reasons.
     more = 1 if dtype == torch.float64 else 0
     if name == "relu":
         return x, z.clamp_min(0), (z > 0).double(), torch.zeros_like(z), torch.zeros_like(z)
@@ -69,7 +69,7 @@ def expected(name: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
         value_bound, slope_bound = growth * y.abs(), growth * (p + rest.abs())
     # A subnormal result is rounded to a multiple of the smallest one.
     below = torch.full_like(z, info.smallest_normal * eps).masked_fill(z < -1, FLUSHED[dtype])
-    # Where the square overflows, nothing is left of it.
+    # Where the square overflows, the result is 0.
     value_bound, slope_bound = (torch.where(z < -1e9, 0.0, b) + below for b in (value_bound, slope_bound))
     return x, y, slope, value_bound, slope_bound
 
@@ -111,7 +111,7 @@ def test_the_left_tail_of_the_slope_of_silu(isa: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
 def test_infinity_and_nan_give_their_limits(name: str, dtype: torch.dtype, isa: str) -> None:
-    """Beside torch's formulas: what infinity and NaN give, and the largest and smallest numbers."""
+    """Compared with torch's formulas: infinity and NaN, and the largest and smallest numbers."""
     info = torch.finfo(dtype)
     ends = [math.inf, info.max, info.smallest_normal, info.smallest_normal * info.eps, 0.0]
     for end in (*ends, *(-end for end in ends), math.nan):

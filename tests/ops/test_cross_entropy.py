@@ -53,7 +53,7 @@ def test_options_crossed(dtype: torch.dtype, classes: int, kind: str, every_devi
         t.view(-1)[::4] = -1
     w = (torch.rand(classes) + 0.5).to(dtype).to(every_device)
     crossed = itertools.product(REDUCTIONS, (0.0, 0.2, 1.0), (0.0, 0.01), (None, w))
-    # Emulated kernels are slow, and those of other dtypes differ within a row only.
+    # Emulated kernels are slow, and those for other dtypes differ only within a row.
     step = 5 if emulating() and dtype != torch.float32 else 1
     for reduction, smoothing, z_loss, weight in itertools.islice(crossed, 0, None, step):
         options: dict[str, Any] = {"reduction": reduction, "label_smoothing": smoothing, "z_loss": z_loss}
@@ -131,7 +131,7 @@ def test_stable_for_any_finite_logits(dtype: torch.dtype, classes: int, every_de
 @pytest.mark.parametrize("classes", [10, 40, 100])
 @pytest.mark.parametrize("scale", [1.0, 0.125])
 def test_gradient_has_no_subnormal_numbers(isa: str, scale: float, classes: int, dtype: torch.dtype) -> None:
-    """Products with them are slow."""
+    """They would make products slow."""
     tiny = torch.finfo(dtype).tiny
     x = torch.zeros(50, classes, dtype=dtype)
     x[:, 1:] = math.log(tiny) + torch.linspace(-1, 8, classes - 1, dtype=dtype)  # over 50 rows: about tiny
@@ -205,7 +205,7 @@ def test_class_weights_that_are_zero_or_not_finite(
     weights: str, shape: tuple[int, ...], kind: str, dtype: torch.dtype, isa: str
 ) -> None:
     x, t = example(shape, dtype, "cpu", "index")
-    t %= 3  # the classes that have the weights
+    t %= 3  # the classes with weights
     if kind == "one-hot":
         t = F.one_hot(t, shape[1]).movedim(-1, 1).to(dtype).contiguous()
     elif kind == "probabilities":

@@ -1,4 +1,4 @@
-"""Cross-entropy where a cluster of blocks has a row: on a GPU, and emulated with little shared memory."""
+"""Cross-entropy with a row per cluster of blocks: on a GPU, and emulated with little shared memory."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fastnn import _dispatch, functional
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
-# The emulated devices (tests/cuda_emulator/runtime.cpp): on all but the first a block keeps 974 packs of 16
+# The emulated devices (tests/cuda_emulator/runtime.cpp): on all but the first a block holds 974 packs of 16
 # bytes.
 LARGE, SMALL, WITHOUT_CLUSTERS, COMPILED_FOR_ANOTHER = range(4)
 KEPT = 974
-# Packs of a row that a block has alone, and that 2, 4 and 8 share; the last are more than those can keep.
+# Packs of a row for one block alone, and shared by 2, 4 and 8; the last are more than those can hold.
 LENGTHS = [(KEPT, 1), (KEPT + 1, 2), (2 * KEPT, 2), (2 * KEPT + 1, 4), (8 * KEPT, 8), (8 * KEPT + 99, 8)]
-ROWS = 3  # so many that the 4 multiprocessors have no more blocks for a row
+ROWS = 3  # enough that the 4 multiprocessors have no more blocks for a row
 ONE_ORDER = pytest.mark.parametrize("small", EMULATED[:1], indirect=True)
 
 
 @pytest.fixture(params=EMULATED)
 def small(request: pytest.FixtureRequest) -> Iterator[Emulation]:
-    """Kernels on the small device, in orders of threads that differ much."""
+    """Kernels on the small device, in very different thread orders."""
     place(request)
     emulated: Emulation = request.getfixturevalue("emulated")
     emulated.checks.put_tensors_on(SMALL)
@@ -59,7 +59,7 @@ def cluster_of(emulated: Emulation, x: Tensor, target: Tensor) -> int:
     + [(3 * KEPT, 4, torch.float64), (3 * KEPT, 4, torch.float16)],
 )
 def test_every_length_matches_float64(packs: int, cluster: int, dtype: torch.dtype, small: Emulation) -> None:
-    # One class short of another pack: as many single classes as there can be.
+    # One class less than another pack: the largest number of single classes.
     classes = classes_of(packs, dtype, 16 // dtype.itemsize - 1)
     x, target = (3 * torch.randn(ROWS, classes)).to(dtype), torch.randint(classes, (ROWS,))
     target[:2] = torch.tensor([classes - 1, -100])
@@ -94,14 +94,14 @@ def test_every_option_matches_float64(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("before", [1, 2, 7])
 def test_odd_addresses_match_float64(dtype: torch.dtype, before: int, small: Emulation) -> None:
-    """Rows of an odd length begin at every distance from an aligned address."""
+    """Rows of an odd length start at every distance from an aligned address."""
     classes = classes_of(KEPT + 5, dtype, before % 2)
     x = torch.randn(ROWS, classes + before).to(dtype)
     check(x[:, before:], torch.randint(classes, (ROWS,)))
 
 
 def test_several_rows_of_a_cluster(small: Emulation) -> None:
-    """At most 8 blocks a multiprocessor are launched: 4 clusters of 8, which have 3 rows each."""
+    """At most 8 blocks per multiprocessor are launched: 4 clusters of 8, with 3 rows each."""
     x = torch.randn(12, classes_of(4 * KEPT + 1, torch.float32), requires_grad=True)
     target = torch.randint(x.shape[1], (12,))
     target[5] = -100
@@ -116,7 +116,7 @@ def test_several_rows_of_a_cluster(small: Emulation) -> None:
 
 @ONE_ORDER
 def test_small_losses_beside_large_ones(small: Emulation) -> None:
-    """One thread adds up three rows: a loss of 2^25, and two that are less than its last bit in float32."""
+    """One thread adds up three rows: a loss of 2^25, and two below its last bit in float32."""
     x = torch.full((12, classes_of(4 * KEPT + 1, torch.float32)), -1e9)
     x[:, 0], x[:, 1] = 0.0, 1.8
     x[:4, 0], x[:4, 1] = -(2.0**25), 0.0
@@ -128,7 +128,7 @@ def test_small_losses_beside_large_ones(small: Emulation) -> None:
 @pytest.mark.each_value
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradient_over_the_logits(smoothing: float, small: Emulation) -> None:
-    """Each row's target is in another block's part, which reads it before it is overwritten."""
+    """Each row's target is in a different block's part, which reads it before it is overwritten."""
     classes = classes_of(8 * KEPT + 50, torch.float32, 3)
     x = torch.randn(ROWS, classes)
     target = torch.linspace(0, classes - 1, ROWS).long()
@@ -205,7 +205,7 @@ def test_all_ignored_gives_what_torch_gives(small: Emulation) -> None:
     assert torch.autograd.grad(loss, x)[0].eq(0).all()
 
 
-@ONE_ORDER  # to begin with
+@ONE_ORDER  # for now
 def test_the_same_bits_in_every_order(small: Emulation) -> None:
     x = torch.randn(ROWS, classes_of(4 * KEPT, torch.float32, 3), requires_grad=True)
     target = torch.randint(x.shape[1], (ROWS,))

@@ -1,4 +1,4 @@
-"""Cross-entropy on CUDA: what its kernels cannot tell at once, streams and capture."""
+"""Cross-entropy on CUDA: errors reported late by its kernels, streams and capture."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_capture_and_streams() -> None:
 
 
 def test_nobody_waits_for_the_device_with_the_gil(emulated: Emulation) -> None:
-    """What the stream waits for may need another thread of Python."""
+    """The stream may wait for another Python thread."""
     kernels, good = emulated.cuda, torch.tensor([0, 3, 2, 1])
     scratch = torch.empty(kernels.cross_entropy_scratch, dtype=torch.float64)
     x, loss = torch.randn(4, 10), torch.empty(())

@@ -18,7 +18,7 @@ MEAN, STD = 0.3, 0.5
 
 
 class Kernels(NamedTuple):
-    """The compiled module and where its tensors are."""
+    """The compiled module and the device of its tensors."""
 
     cuda: Any
     device: str
@@ -26,7 +26,7 @@ class Kernels(NamedTuple):
 
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda), *range(len(ORDERS))])
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    """On a GPU, where there is one, and emulated in several orders of threads."""
+    """On a GPU, if there is one, and emulated in several thread orders."""
     if request.param == "cuda":
         return Kernels(_dispatch.load_cuda()[0], "cuda")
     emulated = request.getfixturevalue("emulated")
@@ -145,9 +145,9 @@ def check(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Compare a run with the reference.
 
-    Each step rounds sums of `features` products in float32: about sqrt(features) eps of what is summed.
-    The few steps of these tests and Adam's division by at least eps = 1e-3 let that grow; 1.5 of these units
-    is the most that was seen.
+    Each step rounds sums of `features` products in float32: about sqrt(features) eps of the sum. The few
+    steps of these tests and Adam's division by at least eps = 1e-3 amplify that; 1.5 of these units is the
+    most that was observed.
     """
     losses, tensors, steps = run(kernels, problem, batch, ignore_index=ignore_index, **options)
     want_losses, want = reference(problem, batch, ignore_index)
@@ -158,8 +158,8 @@ def check(
     return losses, tensors, steps
 
 
-# Features that are and are not whole words of 4 and 16 bytes, units that fill tiles and do not, blocks
-# without units, batches that are and are not whole tiles, and that are smaller at the end.
+# Features that are and are not whole words of 4 and 16 bytes, full and partial tiles of units, blocks without
+# units, batches of full and partial tiles, and smaller last batches.
 SHAPES = [
     ((20, 16, 5, 37), 16, 2),
     ((33, 24, 7, 40), 8, 4),
@@ -203,7 +203,7 @@ def test_a_rate_for_each_step(decoupled: bool, kernels: Kernels) -> None:
 def test_rows_left_out_and_again(rows: int, kernels: Kernels) -> None:
     problem = a_problem()
     problem = problem._replace(order=torch.randint(36, (rows,)))
-    problem.labels[36] = 99  # never looked at
+    problem.labels[36] = 99  # never read
     check(kernels, problem, 8)
 
 
@@ -262,7 +262,7 @@ def test_bad_indices_change_nothing(name: str, value: int, words: str, kernels: 
 
 
 def test_steps_that_were_not_taken(kernels: Kernels) -> None:
-    """The device counts them, and the next epoch is that of the steps that were."""
+    """The device counts them, and the next epoch continues from the steps taken."""
     problem = a_problem(steps_before=3)
     bad = problem._replace(labels=problem.labels.clone())
     bad.labels[30] = 5

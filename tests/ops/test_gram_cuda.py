@@ -1,4 +1,4 @@
-"""gram_matrix on CUDA: what only its kernels have, on a GPU where there is one and on the emulator."""
+"""gram_matrix on CUDA: specific to its kernels, on a GPU if there is one and on the emulator."""
 
 from __future__ import annotations
 

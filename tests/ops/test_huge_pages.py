@@ -1,4 +1,4 @@
-"""Large results are in huge pages where the system has them."""
+"""Large results are in huge pages if the system supports them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_matches_float64(shape: tuple[int, int, int], dtype: torch.dtype, every_
         check(*problem(shape, dtype, every_device, bias=False), "relu")
 
 
-# The aligned one is copied in packs by CUDA's kernels; the large one takes several tiles.
+# The aligned one is copied in packs by the CUDA kernels; the large one needs several tiles.
 @pytest.mark.parametrize("shape", [(19, 53, 37), (40, 48, 72), (70, 30, 200)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_layout_matches_float64(
@@ -81,11 +81,11 @@ def test_computes_only_the_gradients_asked_for(wanted: int, device: torch.device
     if not any(flags):
         return
     everything = FF.linear(*(t.detach().requires_grad_() for t in tensors), activation="relu")
-    with torch.no_grad():  # what the op's own backward gives, before autograd drops what nobody wants
+    with torch.no_grad():  # the results of the op's own backward, before autograd drops unneeded ones
         given, complete = (z.grad_fn.apply(torch.ones_like(z), None) for z in (y, everything))  # type: ignore[union-attr]
     assert [grad is not None for grad in given] == [*flags, False]
     for grad, other in zip(given, complete, strict=True):
-        # By itself db may be summed in another order.
+        # Alone, db may be summed in another order.
         assert grad is None or torch.allclose(grad, other, rtol=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_gradients_of_activations(activation: str, dtype: torch.dtype, every_dev
         (expected,) = torch.autograd.grad(torch_activation(z, activation).sum(), z)
     assert leaf.grad is not None
     # tanh' = 1 - y^2 doubles the rounding of y; the others are sums of two or three terms of at most 1.2. In
-    # float64 that of the reference comes on top: torch's silu loses z eps where 1 - sigmoid(z) cancels.
+    # float64 the reference has errors too: torch's silu loses z eps where 1 - sigmoid(z) cancels.
     error = (leaf.grad[:, 0].cpu().double() - expected).abs().max()
     assert error <= (16 if dtype == torch.float64 else 4) * torch.finfo(dtype).eps
 
@@ -142,7 +142,7 @@ def test_the_same_bits_every_time(dtype: torch.dtype, every_device: torch.device
 
 @pytest.mark.parametrize("threads", [3, 4, 5, 8, 16])
 def test_more_threads_than_tiles(threads: int) -> None:
-    """However few tiles a product has, each thread gets some or none at all; sums of integers are exact."""
+    """However few tiles a product has, each thread gets some or none; sums of integers are exact."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -160,7 +160,7 @@ def test_more_threads_than_tiles(threads: int) -> None:
 
 
 def layer(device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """A small input and a weight, both of which want gradients."""
+    """A small input and a weight, both requiring gradients."""
     return make((6, 5), dtype, device).requires_grad_(), make((7, 5), dtype, device).requires_grad_()
 
 
@@ -182,7 +182,7 @@ def test_changing_the_output_in_place_is_noticed(device: torch.device) -> None:
 
 
 def test_what_gelu_gives_may_be_changed_in_place(device: torch.device) -> None:
-    # As in torch: its gradient is taken from z.
+    # As in torch: its gradient is computed from z.
     x, w = layer(device)
     FF.linear(x, w, None, "gelu").add_(1).sum().backward()
     (expected,) = torch.autograd.grad(F.gelu(F.linear(x, w)).sum(), x)
@@ -191,7 +191,7 @@ def test_what_gelu_gives_may_be_changed_in_place(device: torch.device) -> None:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:])
 def test_a_penalty_on_the_gradient(activation: str, device: torch.device) -> None:
-    # The second backward meets the gradient in y and the one in z together, without create_graph.
+    # The second backward gets the gradients in y and in z together, without create_graph.
     x, w = layer(device, torch.float64)
     grads = []
     for op in (FF.linear, lambda x, w, b, act: torch_activation(F.linear(x, w, b), act)):
@@ -252,7 +252,7 @@ def test_shapes_that_only_torch_takes(
     x, w = torch.randn(3, 5, device=device), torch.randn(weight, device=device)
     b = None if bias is None else torch.randn(bias, device=device)
     if weight == (1, 5):
-        # torch.nn.functional.linear broadcasts nothing here: neither do we.
+        # torch.nn.functional.linear does not broadcast here, and neither do we.
         with pytest.raises(RuntimeError):
             F.linear(x, w, b)
         with pytest.raises(RuntimeError):

@@ -1,4 +1,4 @@
-"""Rounding errors of float32 products: those of sums in short chains, whatever form the product takes."""
+"""Rounding errors of float32 products: those of sums in short chains, in every form of the product."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dw(a: Tensor, b: Tensor) -> Tensor:
 
 
 def expected_rms(k: int, positive: bool, chain: int = CHAIN) -> float:
-    """The rms error of sums of K products in chains that are then added up.
+    """The rms error of sums of K products in chains whose results are then added up.
 
     Rounding a sum s to nearest has an rms error of at most eps |s| / sqrt(12). Of the first p products, |s|
     is p / 4 for uniform numbers from 0 to 1, and sqrt(p) for normal ones. `squares` is the sum of all s^2,

@@ -21,7 +21,7 @@ from fastnn import functional as FF
 from fastnn.ops import linear_cross_entropy as module
 from fastnn.ops.linear_cross_entropy import linear_cross_entropy_torch
 
-MANY = 515  # classes whose rows have a block of their own on CUDA
+MANY = 515  # classes, for which each row has its own block on CUDA
 
 native_only = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
@@ -39,7 +39,7 @@ def test_options_crossed(classes: int, dtype: torch.dtype, every_device: torch.d
     crossed = itertools.product(
         ("mean", "sum", "none"), (0.0, 0.2), (0.0, 0.01), (None, weight), (True, False)
     )
-    # Emulated kernels are slow, and those for other numbers of classes and dtypes differ within a row only.
+    # Emulated kernels are slow, and those for other numbers of classes and dtypes differ only within a row.
     few = classes != CLASSES or (emulating() and dtype != torch.float32)
     for reduction, smoothing, z_loss, w, bias in itertools.islice(crossed, 0, None, 7 if few else 1):
         tensors = example(CHUNK + 3 if emulating() else 3 * CHUNK - 1, classes, dtype, bias, every_device)
@@ -134,7 +134,7 @@ def test_only_wanted_gradients_and_uint8_targets(every_device: torch.device) -> 
     for position, name in enumerate(("input", "linear_weight", "linear_bias")):
         leaf = tensors[name].clone().requires_grad_()
         loss = FF.linear_cross_entropy(**{**tensors, name: leaf}, reduction="sum")
-        # By itself the bias's gradient may be summed in another order.
+        # Alone, the bias's gradient may be summed in another order.
         torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], everything[position + 1])
 
 
@@ -199,7 +199,7 @@ def test_float16_gradients_under_a_loss_scale_do_not_vanish(
 ) -> None:
     monkeypatch.setattr(module, "MIN_CHUNK_ROWS", 128)
     tensors = example(1024, FEW, torch.float16, device=every_device)
-    tensors["linear_weight"] /= 256  # so that dX by itself would be subnormal
+    tensors["linear_weight"] /= 256  # so that dX would be subnormal
     ours = gradients(lambda **k: FF.linear_cross_entropy(**k).float() * 32768, tensors, None, {})
     theirs = gradients(lambda **k: linear_cross_entropy_torch(**k) * 32768, wide(tensors), None, {})
     eps = torch.finfo(torch.float16).eps
@@ -287,7 +287,7 @@ print(status("VmHWM") - before - x.grad.nbytes - w.grad.nbytes)
 @native_only
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_less_than_a_fifth_of_the_logits() -> None:
-    """Of what is needed beside the gradients, which are results: a chunk of 24 MiB, packed copies."""
+    """Not counting the gradients, which are results: a chunk of 24 MiB, packed copies."""
     shape = rows, _, classes = 1024, 64, 32000
     command = [sys.executable, "-c", MEASURE.format(shape=shape)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)

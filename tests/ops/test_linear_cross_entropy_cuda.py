@@ -1,4 +1,4 @@
-"""linear_cross_entropy on CUDA: what only its kernels have, on a GPU and on the emulator."""
+"""linear_cross_entropy on CUDA: specific to its kernels, on a GPU and on the emulator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastnn.ops._cuda_linear_cross_entropy import whole_tiles
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
-MANY = 515  # classes whose rows have a block of their own
+MANY = 515  # classes, for which each row has its own block
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +61,8 @@ def test_torch_product_for_large_ones(
 def test_torch_adds_the_weight_gradient_to_float32(
     dtype: torch.dtype, emulated_cuda: Emulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a stand-in for torch's `addmm`, which has `out_dtype` on CUDA alone: this shows what it is called
-    with, not that torch takes it."""
+    """With a stand-in for torch's `addmm`, which has `out_dtype` on CUDA only: this shows the arguments of
+    the call, not that torch accepts them."""
     monkeypatch.setattr(_cuda_limits, "choose", lambda *_: (True, _cuda_limits.PLAIN))
     monkeypatch.setattr(on_cuda, "adds_to_float32", lambda device: True)
     own, added = torch.addmm, []
@@ -139,7 +139,7 @@ def test_large_and_in_a_tenth_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> 
     target = torch.randint(classes, (rows,), device="cuda")
 
     def measured(call: Callable[..., Tensor]) -> tuple[Any, int]:
-        """The results, and the most memory at a time beside them and what was there before."""
+        """The results, and the peak memory, not counting them and what existed before."""
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         loss = call(x, w, target)

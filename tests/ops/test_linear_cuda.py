@@ -1,4 +1,4 @@
-"""linear on CUDA: what only its kernels have (tensor cores, torch's products), on a GPU and emulated."""
+"""linear on CUDA: specific to its kernels (tensor cores, torch's products), on a GPU and emulated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastnn.ops.linear import ACTIVATIONS, torch_activation
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
 
-# The last is about the smallest product of float32 on the tensor cores, and in whole packs.
+# The last is about the smallest float32 product on the tensor cores, and in whole packs.
 LARGE = [(1500, 1403, 300), (2048, 1024, 256), (64, 128, 50_000), (9000, 40, 64), (512, 512, 520)]
 
 
@@ -35,7 +35,7 @@ def test_large_shapes_match_float64(shape: tuple[int, int, int], dtype: torch.dt
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:])
 def test_activations_far_out(activation: str, dtype: torch.dtype, cuda_device: torch.device) -> None:
-    # Errors as activation_math.h states them, twice as large for what is not an exponential alone.
+    # Errors as stated in activation_math.h, doubled for anything but a single exponential.
     z = torch.cat([torch.linspace(-40, 40, 4001, dtype=torch.float64), torch.tensor([0.0, -0.0])]).to(dtype)
     one = torch.ones(1, 1, dtype=dtype, device=cuda_device)
     y = FF.linear(z.to(cuda_device)[:, None], one, None, activation)
@@ -52,7 +52,7 @@ def test_activations_far_out(activation: str, dtype: torch.dtype, cuda_device: t
 
 @pytest.fixture(params=["tf32", "tf32_3x"])
 def tensor_cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """float32 on the tensor cores, however small the product."""
+    """float32 on the tensor cores for products of any size."""
     kind: str = request.param
     monkeypatch.setattr(_cuda_limits, "TENSOR_CORES_FROM", 0)
     monkeypatch.setattr(_cuda_limits, "TENSOR_CORES_SIDE", 0)
@@ -83,7 +83,7 @@ def test_float32_on_tensor_cores(
 def test_lines_that_end_inside_a_pack(
     shape: tuple[int, int, int], dtype: torch.dtype, cuda_device: torch.device
 ) -> None:
-    """They are aligned, so that whole slices are copied in packs; what is beside them is NaN."""
+    """They are aligned, so whole slices are copied in packs; they are surrounded by NaN."""
     x, w, b, dy = problem(shape, dtype)
     x, w, dy = (laid_out(t, "ends inside a pack", cuda_device) for t in (x, w, dy))
     check(x, w, None if b is None else b.to(cuda_device), dy)
@@ -111,7 +111,7 @@ def test_what_float32_in_parts_leaves_out_does_not_add_up(
         pytest.skip("is rounded to 11 bits")
     x, w = torch.rand(100, 64), torch.rand(80, 64)
     y, exact = FF.linear(x.to(cuda_device), w.to(cuda_device)).cpu(), x.double() @ w.double().t()
-    assert abs(((y - exact) / exact).mean()) < 2 * 2.0**-24  # 5 of them, were they cut off
+    assert abs(((y - exact) / exact).mean()) < 2 * 2.0**-24  # it would be 5 of them with truncation
 
 
 def test_a_nan_whose_bits_are_all_ones(tensor_cores: str, cuda_device: torch.device) -> None:

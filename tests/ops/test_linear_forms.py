@@ -1,4 +1,4 @@
-"""The forward of linear in the forms that the CPU's matrix product chooses from by shape."""
+"""The forward of linear in all forms among which the CPU's matrix product chooses by shape."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_matches_float64(shape: tuple[int, int, int], dtype: torch.dtype, isa: s
     magnitude = x.double().abs() @ w.double().abs().t() + b.double().abs()
     assert_close_sum(FF.linear(x, w, b), exact, magnitude, shape[2])
     assert_close_sum(FF.linear(x, w, b, "relu"), exact.relu(), magnitude, shape[2])
-    # Rows that are apart, and misaligned.
+    # Rows with gaps, and misaligned.
     wide_x, wide_w = x.new_zeros(shape[0], shape[2] + 3), w.new_zeros(shape[1], shape[2] + 5)
     wide_x[:, 1:-2], wide_w[:, 3:-2] = x, w
     assert torch.equal(FF.linear(wide_x[:, 1:-2], wide_w[:, 3:-2], b), FF.linear(x, w, b))
@@ -59,7 +59,7 @@ def test_same_bits_for_every_thread_count(shape: tuple[int, int, int], isa: str)
 
 
 def test_the_same_bits_whatever_the_batch(isa: str) -> None:
-    """Of 200 outputs a batch of 48 or 190 is computed by way of the transposed product, 300 are not."""
+    """With 200 outputs, batches of 48 or 190 use the transposed product, those of 300 do not."""
     x, w, b = make((300, 200, 1100), torch.float32)
     y = FF.linear(x, w, b)
     for rows in (48, 96, 190):

@@ -76,7 +76,7 @@ def reference(x: Tensor, layers: list[Layer], dy: Tensor) -> tuple[Tensor, list[
     """Output and gradients in float64, with what a chain keeps between layers rounded to the storage type.
 
     Rounding hidden outputs, z and gradients, as every implementation that keeps them in that type must,
-    leaves only the sums to differ, and takes the activations' gradients at the same values.
+    leaves only differences between sums, and evaluates the activations' gradients at the same values.
     """
     dtype = x.dtype
     inputs, saved = [wide(x)], []
@@ -93,8 +93,8 @@ def reference(x: Tensor, layers: list[Layer], dy: Tensor) -> tuple[Tensor, list[
 
 
 def assert_near(actual: Tensor | None, expected: Tensor) -> None:
-    # Errors of a sum carry through the layers after it; each layer's are about eps times the norm of what it
-    # adds up, and a value that was rounded the other way in 16 bits moves its successors by a unit or two.
+    # Errors of a sum propagate through the following layers; each layer's are about eps times the norm of its
+    # terms, and a 16-bit value rounded the other way changes its successors by a unit or two.
     assert actual is not None
     eps = torch.finfo(actual.dtype).eps
     scale = expected.abs().max().item() if expected.numel() else 0.0
@@ -249,7 +249,7 @@ def assert_same_special_values(actual: Tensor | None, expected: Tensor) -> None:
 def test_backward_of_special_values(
     activation: str | None, special: float, place: str, every_device: torch.device
 ) -> None:
-    """They go where torch's float64 puts them: one value in the middle, and all that depends on it."""
+    """They appear where torch's float64 has them: one value in the middle, and all that depend on it."""
     if activation == "gelu" and place != "gradient":
         special = float("nan")  # torch's own gelu(inf) is nan where it is vectorised
     layers = make([6, 19, 7, 3], [activation, activation, None], torch.float32, every_device)
@@ -298,7 +298,7 @@ def test_falls_back_layer_by_layer(device: torch.device, monkeypatch: pytest.Mon
     assert [d.op for d in seen.decisions] == ["linear", "linear"]
 
 
-# On CUDA it is the layer itself that complains.
+# On CUDA the layer itself raises the error.
 INPUT = r"(mlp: input of layer {}|linear: input) has K={}, weight expects {}"
 
 

@@ -1,8 +1,8 @@
 """The same call gives the same result wherever it runs: each op natively and under `fastnn.disabled()`.
 
-Random calls from the whole space of accepted inputs, and beside it: dtypes (of which natively run only some),
-layouts, empty and one-element dimensions, shapes that do not fit, options in and out of range. Values,
-gradients and errors agree; where a kernel's binding refuses, its error begins with torch's own sentence.
+Random calls from the whole space of accepted inputs, and beyond it: dtypes (of which only some run natively),
+layouts, empty and one-element dimensions, mismatched shapes, options in and out of range. Values, gradients
+and errors agree; if a kernel's binding refuses, its error starts with torch's own message.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 8e-2, to
 
 
 class Call(NamedTuple):
-    """A function and what makes new tensors for it, always the same."""
+    """A function, and what creates the same new tensors for it each time."""
 
     run: Callable[..., Tensor]
     tensors: list[Tensor]
@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
 
 def again(t: Tensor) -> Tensor:
-    """A copy of `t` and of the memory that it is a part of."""
+    """A copy of `t` and of the memory that contains it."""
     memory = t.detach().untyped_storage().clone()
     empty: Any = torch.empty(0, dtype=t.dtype)
     return empty.set_(memory, t.storage_offset(), t.shape, t.stride())  # type: ignore[no-any-return]
@@ -62,7 +62,7 @@ def pick(rng: random.Random, usual: Sequence[Any], unusual: Sequence[Any], odds:
 
 
 def make(rng: random.Random, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Of some layout, with or without gradient."""
+    """A tensor of some layout, with or without gradient."""
     t = torch.randn(tuple(shape), dtype=torch.float64).mul(2)
     t = laid_out(rng, (t.abs() if dtype == torch.uint8 else t).to(dtype))
     return t.requires_grad_(rng.random() < 0.5 and (dtype.is_floating_point or dtype.is_complex))
@@ -78,7 +78,7 @@ def laid_out(rng: random.Random, t: Tensor) -> Tensor:
         return t[..., :1].expand(t.shape)
     if layout == "misaligned":
         return t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
-    if layout == "odd strides":  # of dimensions where they mean nothing
+    if layout == "odd strides":  # of dimensions where they do not matter
         return t.as_strided(t.shape, [7 if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)])
     return t
 
@@ -96,7 +96,7 @@ def gram_matrix(rng: random.Random) -> Call:
 
 
 def layer(rng: random.Random, k: int, n: int, dtype: torch.dtype) -> list[Tensor]:
-    """Weight and bias, which may not fit."""
+    """Weight and bias, possibly mismatched."""
     weight = pick(rng, [(n, k)], [(k,), (), (2, n, k), (n, k + 1)])
     bias = pick(rng, [(n,)], [(1,), (), (n + 1,), (1, n)])
     return [make(rng, shape, pick(rng, [dtype], FLOATS, 0.03)) for shape in (weight, bias)]
@@ -212,7 +212,7 @@ def test_native_and_torch_agree_on_random_calls(op: Callable[[random.Random], Ca
 @pytest.mark.parametrize("way", ["disabled", "autocast", "compile", "vmap", "second derivative", "func"])
 @pytest.mark.filterwarnings("ignore")
 def test_uint8_indices_work_wherever_it_runs(shape: tuple[int, ...], way: str) -> None:
-    """As int64 ones, also where torch's own function knows them for some shapes only."""
+    """Like int64 ones, even if torch's own function accepts them for some shapes only."""
     x = torch.randn(shape, dtype=torch.float64)
     of_indices = shape[:1] + shape[2:] if len(shape) > 1 else ()
     target = torch.randint(0, 3, of_indices)
@@ -255,7 +255,7 @@ def test_uint8_indices_of_a_linear_classifier() -> None:
 
 
 def empties() -> dict[str, Tensor]:
-    """Tensors without elements, of strides that would leave gaps if there were any."""
+    """Tensors without elements, with strides that would leave gaps if there were any."""
     return {
         "every second column": torch.zeros(0, 8)[:, ::2],
         "no rows of a part": torch.zeros(6, 8)[:0, 2:6],

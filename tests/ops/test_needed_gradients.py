@@ -1,4 +1,4 @@
-"""Backward computes only the gradients that the caller asked for, also where autograd alone knows which."""
+"""Backward computes only the gradients that the caller asked for, even if only autograd knows which."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Critic:
             "mlp": MlpFunction,
             "linear_cross_entropy": LinearCrossEntropyFunction,
         }
-        # A native call writes exactly the gradients that there is memory for.
+        # A native call writes exactly the gradients for which there is memory.
         self.order = [0, 2, 4, 3, 5] if kind == "mlp" else [0, 1, 2]
         original = functions[kind].backward
 
@@ -80,7 +80,7 @@ class Critic:
 
 @pytest.fixture(autouse=True)
 def asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other tests found out about torch's answers does not count."""
+    """Ignore what other tests found out about torch's answers."""
     monkeypatch.setattr(_function, "_calls_to_pass", 0)
 
 
@@ -116,7 +116,7 @@ def test_a_single_parameter(critic: Critic) -> None:
 
 
 def test_a_leaf_that_is_returned(critic: Critic, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch answers with an exception, which is slow: it is not asked again for some calls."""
+    """Torch raises an exception, which is slow: it is not queried again for some calls."""
     asked = []
 
     def will_run(node: Any) -> bool:
@@ -147,7 +147,7 @@ def test_a_frozen_last_parameter(critic: Critic) -> None:
 
 
 def test_parameters_that_are_computed(critic: Critic) -> None:
-    """Their nodes are no leaves: one of them is an input, and one leads to a leaf that is."""
+    """Their nodes are not leaves: one of them is an input, and one leads to a leaf that is."""
     leaf = critic.parameters[0]
     critic.parameters[0] = leaf + 1
     critic.parameters[1] = moved = critic.parameters[1] + 1
@@ -196,7 +196,7 @@ def test_checkpointing_gives_the_same_gradients(critic: Critic, reentrant: bool)
     leaves = [critic.actor, *critic.parameters]
     loss().backward()
     torch.testing.assert_close(tuple(t.grad for t in leaves), critic.torch_gradients(leaves))
-    if not reentrant:  # which torch refuses together with inputs
+    if not reentrant:  # torch refuses it together with inputs
         (got,) = torch.autograd.grad(loss(), [critic.actor])
         torch.testing.assert_close((got,), critic.torch_gradients([critic.actor]))
         assert critic.computed[-1] == [True] + [False] * len(critic.parameters)
@@ -228,7 +228,7 @@ def test_a_torch_that_does_not_say(
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own
 def test_compiled_autograd() -> None:
-    """Which traces the backward: it cannot ask there."""
+    """It traces the backward, where no queries are possible."""
     actor, critic = (fastnn.nn.MLP([4, 4, 4]) for _ in range(2))
     x = torch.randn(3, 4)
     parameters = list(actor.parameters())

@@ -1,4 +1,4 @@
-"""bfloat16 products on pairs along K, the way of processors that multiply bfloat16 themselves.
+"""bfloat16 products on pairs along K, as on processors with bfloat16 instructions.
 
 Processors without AVX512_BF16 run the same packing, tiles, threads and epilogues, with two FMAs instead of
 the one instruction (`add_products` in csrc/core/simd.h). That instruction alone is left to machines that have
@@ -28,7 +28,7 @@ BF16 = torch.bfloat16
 
 @pytest.fixture
 def pairs(isa: str) -> str:
-    """Every variant, with its bfloat16 products on pairs; the selection that ends `isa` ends this too."""
+    """Every variant, with its bfloat16 products on pairs; the selection at the end of `isa` ends this too."""
     _dispatch.cpu.testing.emulate_pairs()
     return isa
 
@@ -37,7 +37,7 @@ def make(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64).to(BF16)
 
 
-# On pairs these four products are added in the order 1, 0, 3, 2, in which the one is not lost.
+# On pairs these four products are added in the order 1, 0, 3, 2, which does not lose the 1.
 LOST_IN_ORDER = torch.tensor([[2.0**30, 0.0, 1.0, -(2.0**30)]], dtype=BF16)
 
 
@@ -81,7 +81,7 @@ def test_every_layout_of_both_operands(pairs: str) -> None:
 
 
 def test_several_blocks_of_rows_in_each_thread(pairs: str) -> None:
-    # The rows of A that stay in L2 while a panel passes by are 192 at this depth.
+    # At this depth, 192 rows of A stay in L2 while a panel streams past.
     x, w = make(700, 1030), make(100, 1030)
     assert_close_sum(
         FF.linear(x, w), x.double() @ w.double().t(), x.double().abs() @ w.double().abs().t(), 1030

@@ -1,7 +1,7 @@
 """ReLU: values on every dtype, layout, CPU variant and with the CUDA kernels, gradients, in-place writes.
 
-ReLU rounds nothing, so every comparison is exact: with the float64 definition where it is written out, and
-bit for bit (the sign of zero included) with torch where a layout or an edge is at stake.
+ReLU rounds nothing, so every comparison is exact: with the explicit float64 definition, and bit for bit
+(including the sign of zero) with torch for layouts and edge cases.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from every_kernel import assert_reproducible, emulating
 from fastnn import _dispatch
 from fastnn.functional import relu
 
-# Around every vector length there is (2 to 32 lanes), a pack of 16 bytes, what a block of CUDA's takes, and
-# past one and the grain at which threads are used.
+# Around every vector length (2 to 32 lanes), a pack of 16 bytes, the work of one CUDA block, and beyond one
+# and the grain at which threads are used.
 SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000, 1023, 4096, 8192, 100_003]
 
 
@@ -31,14 +31,14 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return (
         a.dtype == b.dtype
         and a.shape == b.shape
-        and torch.equal(a.isnan(), b.isnan())  # NaN has no sign that means anything
+        and torch.equal(a.isnan(), b.isnan())  # the sign of NaN does not matter
         and torch.equal(a.nan_to_num(nan=7.0).signbit(), b.nan_to_num(nan=7.0).signbit())
         and torch.equal(a.nan_to_num(nan=7.0), b.nan_to_num(nan=7.0))
     )
 
 
 def strides(t: Tensor) -> list[int]:
-    """Of the dimensions where a stride means something."""
+    """The strides of dimensions where they matter."""
     return [stride for size, stride in zip(t.shape, t.stride(), strict=True) if size != 1]
 
 
@@ -94,7 +94,7 @@ LAYOUTS = {
 
 
 def made(layout: str, device: torch.device) -> Tensor:
-    with device:  # where factories make it: a copy from the CPU would have no gaps
+    with device:  # created on the device: a copy from the CPU would have no gaps
         return LAYOUTS[layout]()
 
 

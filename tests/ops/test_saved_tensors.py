@@ -1,7 +1,7 @@
-"""What the ops keep for their backward: what torch's own layers keep, no more.
+"""What the ops keep for their backward: what torch's own layers keep, and no more.
 
-Between forward and backward a program may write into what torch does not look at again, and what nobody needs
-is freed. Here every set of tensors that require a gradient is tried against torch's own program.
+Between forward and backward a program may write to tensors that torch does not read again, and unneeded ones
+are freed. Here every set of tensors that require a gradient is tried against torch's own program.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compile
 
 T = TypeVar("T")
 Program = Callable[..., Tensor]
-ROWS, WIDTHS = 3, [4, 5, 6, 2]  # all different, so that a number of elements names a tensor
+ROWS, WIDTHS = 3, [4, 5, 6, 2]  # all different, so that the number of elements identifies a tensor
 CHANGED = "modified by an inplace operation"
 
 
@@ -67,7 +67,7 @@ PROGRAMS = {
 }
 
 
-# What a chain keeps of an activation is its result or its argument: one of each is in every run.
+# A chain keeps the result or the argument of an activation: one of each is in every run.
 FEW = [name for name in PROGRAMS if not name.startswith("chain") or name.endswith(("None", "relu", "silu"))]
 
 
@@ -80,7 +80,7 @@ def programs(request: pytest.FixtureRequest) -> tuple[Program, Program, list[Ten
 
 
 def subsets(tensors: Sequence[Tensor]) -> Iterator[list[bool]]:
-    """Which of them require a gradient, in every way but none at all."""
+    """Every nonempty choice of those that require a gradient."""
     for wanted in itertools.product([False, True], repeat=len(tensors)):
         if any(wanted):
             yield list(wanted)
@@ -95,7 +95,7 @@ def of(tensors: Sequence[T], wanted: Sequence[bool]) -> list[T]:
 
 
 def outcome(run: Callable[[], Sequence[Tensor]]) -> tuple[Tensor, ...] | None:
-    """What it gives, or None where torch finds that something was changed in place."""
+    """Its results, or None if torch detects an in-place change."""
     try:
         return tuple(run())
     except RuntimeError as error:
@@ -149,7 +149,7 @@ def test_in_place_changes_are_allowed_where_torch_allows_them(
 
 
 def test_second_derivatives(programs: tuple[Program, Program, list[Tensor]]) -> None:
-    """Of every set of tensors, and after changes in place: they are torch's, or its error."""
+    """For every set of tensors, and after in-place changes: they match torch's, or its error."""
     ours, theirs, tensors = programs
     for wanted in subsets(tensors):
         for changed in (None, *range(len(tensors))) if sum(wanted) < 3 else (None,):
@@ -161,7 +161,7 @@ def test_second_derivatives(programs: tuple[Program, Program, list[Tensor]]) -> 
 
 
 def test_inference_tensors_may_be_frozen(programs: tuple[Program, Program, list[Tensor]]) -> None:
-    """Where torch need not save them."""
+    """If torch need not save them."""
     ours, theirs, tensors = programs
 
     def gradients(program: Program, wanted: Sequence[bool], frozen: int) -> tuple[Tensor, ...] | str:
@@ -186,7 +186,7 @@ def test_inference_tensors_may_be_frozen(programs: tuple[Program, Program, list[
 
 
 def saved_sizes(program: Program, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[int]:
-    """The sizes of what hooks are shown, each part of memory once."""
+    """The sizes of the tensors passed to hooks, each part of memory once."""
     shown: dict[int, Tensor] = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def test_hooks_are_shown_what_torch_saves(programs: tuple[Program, Program, list
 
 
 def test_memory_that_torch_frees_is_freed(programs: tuple[Program, Program, list[Tensor]]) -> None:
-    """What wants a gradient may live until the graph is freed: the backward of the backward leads to it."""
+    """Tensors that need a gradient may live until the graph is freed: double backward leads to them."""
     ours, theirs, tensors = programs
 
     def alive(program: Program, wanted: Sequence[bool], after_backward: bool) -> list[bool]:
@@ -276,7 +276,7 @@ class TestLinearCrossEntropy:
         return ours, theirs, values([(ROWS, 4), (5, 4), (5,)])
 
     def test_in_place_changes(self, reduction: str) -> None:
-        """Those that torch allows; and more, where the forward has made the gradients."""
+        """Those that torch allows; and more, if the forward has computed the gradients."""
         ours, theirs, tensors = self.programs(reduction)
         for wanted in subsets(tensors):
             mine = leaves(tensors, wanted)

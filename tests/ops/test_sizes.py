@@ -1,4 +1,4 @@
-"""Below measured sizes torch's own op runs; the environment can ask for the kernels all the same."""
+"""Below measured sizes torch's own op runs; the environment can still request the kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fresh import Fresh, output
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 
-# What runs in a process of its own: the tests of this one have asked for the kernels.
+# Runs in a process of its own: the tests of this one have requested the kernels.
 SCRIPT = """
 import torch, fastnn
 from fastnn import functional as N
@@ -148,7 +148,7 @@ assert mlp(tensor(1, 2)) == "mine"
 
 
 def test_a_trace_is_asked_for_no_sizes(run_fresh: Fresh) -> None:
-    """They are tensors there; torch warns where one of them is compared."""
+    """They are tensors there; torch warns if one of them is compared."""
     _run(
         run_fresh,
         """
@@ -164,7 +164,7 @@ for rows in (2, 64):
 
 
 def test_a_chain_of_few_rows_gives_torchs_bits(run_fresh: Fresh) -> None:
-    """It is torch's ops, and what watches or replaces a module is called all the same."""
+    """It runs torch's ops, and whatever observes or replaces a module is still called."""
     _run(
         run_fresh,
         """

@@ -29,7 +29,7 @@ def leaves(value: Any) -> Any:
 
 
 def results(function: Any, *args: Any, **kwargs: Any) -> list[Any]:
-    """What it gives, and the gradients of all leaves among its arguments."""
+    """Its result, and the gradients of all leaves among its arguments."""
     args, kwargs = leaves(args), leaves(kwargs)
     y = function(*args, **kwargs)
     wanted = [t for t in [*args, *kwargs.values()] if isinstance(t, Tensor) and t.requires_grad]
@@ -39,7 +39,7 @@ def results(function: Any, *args: Any, **kwargs: Any) -> list[Any]:
 
 
 def check_derivatives(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """First and second derivatives beside finite differences."""
+    """First and second derivatives against finite differences."""
     args, kwargs = leaves(args), leaves(kwargs)
     inputs = tuple(t for t in args if isinstance(t, Tensor) and t.requires_grad)
 
@@ -64,7 +64,7 @@ def tolerances(dtype: torch.dtype) -> dict[str, float]:
 
 
 def torchs(name: str) -> list[Any]:
-    """What torch knows of one of its functions, in all its variants; older versions lack some."""
+    """torch's entries for one of its functions, in all variants; older versions lack some."""
     return [op for op in list_of("op_db", "common_methods_invocations") if op.name == f"nn.functional.{name}"]
 
 
@@ -79,7 +79,7 @@ def test_functions_pass_torchs_samples(name: str, dtype: torch.dtype, request: p
     for op in ops:
         samples = [*op.sample_inputs("cpu", dtype, requires_grad=True)]
         assert samples
-        # Of hundreds that differ in one option each, some; all of them in one dtype.
+        # Only some of hundreds that differ in one option each; all of them in one dtype.
         step = 1 if all_of_them or dtype is torch.float32 else 1 + len(samples) // 100
         for i, sample in enumerate(samples[::step]):
             args = (sample.input, *sample.args)
@@ -94,7 +94,7 @@ def test_functions_pass_torchs_samples(name: str, dtype: torch.dtype, request: p
 
 
 def test_mistakes_in_functions() -> None:
-    """Of most functions torch has none."""
+    """torch has none for most functions."""
     mistakes = [
         (name, error)
         for name in OPS
@@ -136,7 +136,7 @@ def test_modules_pass_torchs_samples(name: str, dtype: torch.dtype, training: bo
             ours(*made.args, **made.kwargs)(*given.args, **given.kwargs)
 
 
-# The mistakes that cross-entropy tells apart: what a sentence of torch's says, and what we add.
+# The mistakes that cross-entropy tells apart: torch's message, and what we add.
 MISTAKES: dict[str, tuple[tuple[int, ...], Tensor, dict[str, Any]]] = {
     "batch": ((4, 3), torch.zeros(5, dtype=torch.int64), {}),
     "a scalar for a batch": ((4, 3), torch.zeros((), dtype=torch.int64), {}),

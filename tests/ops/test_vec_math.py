@@ -1,4 +1,4 @@
-"""The functions of csrc/core/vec_math.h and vec_special.h, by themselves."""
+"""The functions of csrc/core/vec_math.h and vec_special.h, on their own."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_sigmoid_tanh_and_normal_cdf_float32_error(isa: str) -> None:
 
 
 def test_sigmoid_tanh_and_normal_cdf_float64_error(isa: str) -> None:
-    # The references lie within an ulp or two themselves; rounding x / sqrt(2) moves the tail by x^2 / 2.
+    # The references are only accurate to an ulp or two; rounding x / sqrt(2) moves the tail by x^2 / 2.
     eps = torch.finfo(torch.float64).eps
     x = around_zero(700, torch.float64, 20_001)
     reference = x.sigmoid()

@@ -1,4 +1,4 @@
-"""Arguments of the wrong type, and numbers at the ends of their range: torch's own errors."""
+"""Arguments of the wrong type, and numbers at the limits of their range: torch's own errors."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_chain_takes_tensors(place: int, wrong: Any) -> None:
 @pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
 @pytest.mark.parametrize("number", LARGE)
 class TestNumbersAtTheBinding:
-    """What Python checks or never passes: no number may reach a kernel that it does not fit."""
+    """Values that Python checks or never passes: no number may reach a kernel that cannot take it."""
 
     def run(self, ignore_index: int = -100, reduction: int = 1, chunk_rows: int = 4) -> tuple[Tensor, Tensor]:
         x, w, loss, dw = torch.ones(4, 3), torch.ones(5, 3), torch.empty(()), torch.empty(5, 3)

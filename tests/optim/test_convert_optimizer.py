@@ -58,7 +58,7 @@ def native(decisions: list[tuple[str, str | None]]) -> bool:
 
 
 def assert_same(mine: Optimizer, theirs: Optimizer) -> None:
-    # A few steps of a few roundings each.
+    # A few steps with a few roundings each.
     torch.testing.assert_close(params_of(mine), params_of(theirs), rtol=1e-5, atol=1e-6)
     mine_state, their_state = mine.state_dict(), theirs.state_dict()
     assert mine_state["param_groups"] == their_state["param_groups"]
@@ -179,7 +179,7 @@ def test_schedulers_continue(name: str, first: str, reverted: bool) -> None:
         assert type(mine) is KINDS[name][0]
     for number in range(3):
         for optimizer, scheduler in pairs:
-            optimizer._opt_called = False  # where the scheduler notes that a step was taken
+            optimizer._opt_called = False  # set by the scheduler when a step was taken
             decisions = step(optimizer, number)
             assert optimizer._opt_called
             assert native(decisions) == (optimizer is mine and not reverted)

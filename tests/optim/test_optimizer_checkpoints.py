@@ -1,4 +1,4 @@
-"""Every optimizer in checkpoints, copies and pickles, beside torch's, and with float32 state or without."""
+"""Every optimizer in checkpoints, copies and pickles, with torch's, and with or without float32 state."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_training_resumes_exactly(case: Case, dtype: torch.dtype, extra: Options
 @every_half
 @every_case
 def test_into_an_optimizer_without_the_option(case: Case, dtype: torch.dtype, extra: Options) -> None:
-    """State is rounded to the parameter's dtype, as torch does; masters are dropped."""
+    """State is rounded to the parameter's dtype, as torch does; master weights are dropped."""
     params = parameters([(5, 7), 3], dtype)
     wide = begin(case, extra, params)
     train(wide, params, 3)
@@ -159,7 +159,7 @@ def test_into_an_optimizer_without_the_option(case: Case, dtype: torch.dtype, ex
 def test_from_an_optimizer_without_the_option(
     case: Case, dtype: torch.dtype, extra: Options, torchs: bool
 ) -> None:
-    """State is widened, masters begin as the parameters."""
+    """State is widened, master weights start as the parameters."""
     params = parameters([(5, 7), 3], dtype)
     plain = (case.torchs if torchs else case.ours)(params, lr=0.01, **case.options)
     train(plain, params, 3)
@@ -184,7 +184,7 @@ def test_from_an_optimizer_without_the_option(
 @every_half
 @every_case
 def test_through_an_optimizer_of_torch_and_back(case: Case, dtype: torch.dtype) -> None:
-    """torch keeps rounded masters while it trains; the parameters are believed then."""
+    """torch keeps rounded master weights while it trains; the parameters take precedence then."""
     params = parameters([(5, 7), 3], dtype)
     mine = begin(case, MASTERS, params)
     train(mine, params, 3)
@@ -238,7 +238,7 @@ def test_load_hooks_see_float32(case: Case) -> None:
     fresh.load_state_dict(saved)
     assert_same(seen, [2 * optimizer.state[params[0]]["master_param"]])
     train(optimizer, params, 2)
-    fresh.load_state_dict(optimizer.state_dict())  # of the first one nothing is left behind
+    fresh.load_state_dict(optimizer.state_dict())  # nothing of the first one remains
     assert_same(seen[1:], [2 * optimizer.state[params[0]]["master_param"]])
     assert_same(masters(fresh, params), seen[1:])
 

@@ -1,4 +1,4 @@
-"""Every optimizer on CUDA, on a GPU where there is one and emulated: what only a device has."""
+"""Every optimizer on CUDA, on a GPU if there is one and emulated: device-specific behaviour."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_steps_counted_on_the_device(
     run = Beside(CASES[name], params, extra, native=COUNTING[name], lr=lr)
     for step in range(1, 6):
         if step == 3:
-            lr.fill_(0.005)  # the device's own number is read
+            lr.fill_(0.005)  # the number on the device is read
         if not extra:
             run.theirs.param_groups[0]["lr"] = lr.item()
         set_gradients(params, run.others)
@@ -100,7 +100,7 @@ def test_steps_counted_on_the_device(
 
 @pytest.mark.parametrize("name", COUNTING)
 def test_steps_of_many_tensors_counted_on_the_device(name: str, cuda_device: torch.device) -> None:
-    """More than one launch counts, of two types, of which some are empty and some lag a step."""
+    """More than one launch counts steps, of two types; some tensors are empty and some lag a step."""
     sizes = [i % 3 for i in range(520)]
     params = parameters(sizes, torch.float32, cuda_device) + parameters(sizes, torch.float64, cuda_device)
     run = Beside(CASES[name], params, {}, native=COUNTING[name])
@@ -128,7 +128,7 @@ def snapshot(optimizer: Any, param: Any) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in now.items()}
 
 
-# All but the first step of momentum that is dampened.
+# All but the first step of dampened momentum.
 SKIPPING = {name: case for name, case in FUSED.items() if "dampening" not in case.options}
 
 
@@ -145,7 +145,7 @@ def test_what_a_grad_scaler_leaves_to_the_optimizer(
     for found in (1.0, 0.0, 0.0, 1.0, 0.0):
         set_gradients(params, run.others)
         expected = [q.grad / 64 for q in run.others]
-        if found:  # to be left as it is
+        if found:  # must not change
             params[0].grad[3] = run.others[0].grad[3] = float("inf")
         old = [snapshot(run.mine, p) for p in params]
         for optimizer, _ in run.both() if extra else run.both()[:1]:
@@ -155,7 +155,7 @@ def test_what_a_grad_scaler_leaves_to_the_optimizer(
             after = snapshot(run.mine, p)
             if extra:
                 assert torch.equal(after["master_param"].to(dtype), after["param"])
-            if found:  # but in the first step, where state is made
+            if found:  # except in the first step, which creates state
                 assert_same([after[key] for key in before], list(before.values()))
         if not found:
             # Unscaled in place, as by torch's fused optimizers.
@@ -172,7 +172,7 @@ def test_what_a_grad_scaler_leaves_to_the_optimizer(
 def test_sgds_dampened_momentum_begins_with_the_first_step_that_is_taken(
     dtype: torch.dtype, extra: Options, cuda_device: torch.device
 ) -> None:
-    """Whether it is taken the host must know."""
+    """The host must know whether it is taken."""
     case = CASES["momentum"]
     params = parameters([300, 5], dtype, cuda_device)
     others = twins(params, torch.float32)
@@ -202,12 +202,12 @@ def test_a_skipped_step_keeps_what_a_user_set(found: float, cuda_device: torch.d
     params[0].grad.zero_()
     mine.state[params[0]]["exp_avg"].zero_()
     step_natively(mine)
-    # Nothing pulls: the master is what was set, or a step of the learning rate from it.
+    # No gradient: the master is the value set, or one step of the learning rate from it.
     distance = (master(mine, params[0]) - 0.5).abs().max().item()
     assert distance == 0 if found else 0 < distance < 0.01
 
 
-# The options that a kernel reads on the device where it is given them there.
+# The options that a kernel reads on the device if they are passed there.
 NUMBERS: dict[str, tuple[str, ...]] = {
     "adam": ("lr", "betas", "eps", "weight_decay"),
     "nesterov": ("lr", "momentum", "dampening", "weight_decay"),
@@ -227,8 +227,8 @@ def test_options_that_are_read_on_the_device(name: str, cuda_device: torch.devic
     call = getattr(_dispatch.native(params[0]), {"adam": "adam_step", "nesterov": "sgd_step"}[name])
     group, row = mine.param_groups[0], torch.empty(5 if name == "adam" else 4, dtype=torch.float64)
     said = {"lr": 0.5, "eps": 0.25, "weight_decay": 0.125, "betas": (0.5, 0.75)}
-    said |= {"momentum": 0.5, "dampening": 0.0}  # Nesterov's wants no dampening
-    run.train(1)  # makes the state
+    said |= {"momentum": 0.5, "dampening": 0.0}  # Nesterov requires zero dampening
+    run.train(1)  # creates the state
     for _ in range(3):
         set_gradients(params, run.others)
         theirs.param_groups[0].update({key: said[key] for key in NUMBERS[name]})
@@ -247,7 +247,7 @@ def test_options_that_are_read_on_the_device(name: str, cuda_device: torch.devic
 
 
 def as_misaligned(t: Tensor, elements: int) -> Tensor:
-    """A copy of `t` that begins so many elements after a boundary."""
+    """A copy of `t` that starts that many elements after a boundary."""
     return torch.empty(elements + t.numel(), dtype=t.dtype, device=t.device)[elements:].copy_(t)
 
 
@@ -260,10 +260,10 @@ def as_misaligned(t: Tensor, elements: int) -> Tensor:
 def test_bitwise_the_same_wherever_an_element_is(
     case: Case, dtype: torch.dtype, extra: Options, state_ahead: float, cuda_device: torch.device
 ) -> None:
-    """At another alignment, in another tensor, beside others: the same bits.
+    """At another alignment, in another tensor, next to others: the same bits.
 
-    After a boundary the state begins as many elements as the parameter (whole packs of all can be read),
-    half as many (as many bytes of 16-bit parameters: they cannot) or none.
+    Relative to a boundary the state starts at as many elements as the parameter (whole packs of all can be
+    read), half as many (as many bytes for 16-bit parameters: they cannot) or none.
     """
     n = 2 * 4096 + 5
     start = torch.randn(n).to(dtype)

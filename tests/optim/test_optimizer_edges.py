@@ -1,4 +1,4 @@
-"""Every optimizer on layouts, dtypes and states that are not the usual ones, with and without masters."""
+"""Every optimizer on unusual layouts, dtypes and states, with and without master weights."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_none_empty_and_zero_dimensional(
     torch.testing.assert_close(params, [q.detach().to(dtype) for q in run.others])
     made = run.mine.state.get(params[1], {}).keys() - {"master_param"}
     assert made == run.theirs.state[run.others[1]].keys()
-    # The one that was left out begins when its gradient comes, with what it is by then.
+    # The one left out starts when it gets a gradient, with its value at that time.
     params[0].data.fill_(7)
     run.others[0].data.fill_(7)
     run.train(1)
@@ -245,7 +245,7 @@ def test_sgd_makes_no_buffer_for_a_group_that_is_left_to_torch() -> None:
 @pytest.mark.parametrize("option", ["lr", "weight_decay"])
 @every_kind
 def test_a_bool_as_an_option_does_what_torch_does(kind: Kind, option: str) -> None:
-    """Torch's sums refuse some of them."""
+    """Some of torch's sums refuse it."""
     found = []
     for make in (kind.ours, kind.torchs):
         params = [nn.Parameter(torch.ones(3))]

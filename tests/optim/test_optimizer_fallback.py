@@ -1,4 +1,4 @@
-"""What every optimizer leaves to torch; and under `fused=True` what torch's fused kernels would mistake."""
+"""What every optimizer leaves to torch; and under `fused=True` what torch's fused kernels would get wrong."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_disabled_gives_what_torch_gives(case: Case, device: torch.device) -> No
     assert all(torch.equal(p, q) for p, q in zip(params, twin, strict=True))
 
 
-MARK = 7.0  # what is between the elements
+MARK = 7.0  # the value between the elements
 
 
 def _columns(memory: Tensor) -> Tensor:
@@ -186,9 +186,9 @@ def test_any_layout_under_fused(
     scaled: float | None,
     disabled: bool,
 ) -> None:
-    """As torch's optimizer on one block of memory, and nothing between the elements is written.
+    """Like torch's optimizer on one block of memory, and nothing between the elements is written.
 
-    `scaled` is what a GradScaler found, if there is one.
+    `scaled` is the found_inf of a GradScaler, if there is one.
     """
     memory = torch.full((40,), MARK)
     p = nn.Parameter(layout(memory))
@@ -217,7 +217,7 @@ def test_any_layout_under_fused(
 
 @of_cases({name: case for name, case in FUSED.items() if name != "sgd"})
 def test_state_of_other_strides_under_fused(case: Case) -> None:
-    """As a checkpoint may bring it."""
+    """As a checkpoint may contain it."""
     p = nn.Parameter(torch.randn(4, 3))
     q = nn.Parameter(p.detach().clone())
     options = {**case.options, "lr": 0.1}
@@ -253,7 +253,7 @@ def test_float32_masters_under_fused(case: Case) -> None:
 @pytest.mark.parametrize("disabled", [False, True])
 @pytest.mark.parametrize("options", [{"dampening": 0.3}, {"nesterov": True}], ids=str)
 def test_sgds_momentum_begins_with_the_first_step_that_is_taken(options: Options, disabled: bool) -> None:
-    """And with each parameter's own, though torch's fused function makes all buffers at once."""
+    """And with each parameter's own first step, though torch's fused function creates all buffers at once."""
     params = parameters([3, 4])
     twin = copy.deepcopy(params)
     options = {"lr": 0.1, "momentum": 0.9, **options}

@@ -1,4 +1,4 @@
-"""Float32 state and masters of 16-bit parameters: values with every kernel, and users between steps."""
+"""Float32 state and masters of 16-bit parameters: values with every kernel, and changes between steps."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_they_are_a_float32_optimizers_bit_for_bit(
         run.check()
         for p, q in zip(params, run.others, strict=True):
             assert ("master_param" in run.mine.state.get(p, {})) == (extra is MASTERS)
-            if extra is STATE:  # whose parameters are rounded after every step
+            if extra is STATE:  # parameters are rounded after every step
                 q.data.copy_(p.data)
 
 
@@ -77,7 +77,7 @@ def test_against_float64(every_device: torch.device, case: Case, dtype: torch.dt
                 torch.testing.assert_close(state[key].cpu().double(), value.double(), **bound)
             if extra is MASTERS:
                 torch.testing.assert_close(state["master_param"].cpu().double(), q.detach(), **bound)
-            # The parameter is rounded once: to half an eps of it, where it is no subnormal.
+            # The parameter is rounded once: to half an eps of it, unless it is subnormal.
             half_eps, tiny = torch.finfo(dtype).eps / 2, torch.finfo(dtype).smallest_normal
             rounded = {"rtol": half_eps * 1.001, "atol": bound["atol"] + tiny * half_eps}
             torch.testing.assert_close(p.detach().cpu().double(), q.detach(), **rounded)
@@ -88,7 +88,7 @@ def test_against_float64(every_device: torch.device, case: Case, dtype: torch.dt
 @every_case
 def test_bfloat16_alone_does_not_move_where_masters_move(every_device: torch.device, case: Case) -> None:
     options = {**case.options, "weight_decay": 0.0, "maximize": False}
-    # So that a step is below 2^-9, half the distance to the number before 1, and 200 are above.
+    # So that one step is below 2^-9, half the distance to the number before 1, and 200 steps are above.
     options["lr"] = 1e-5 if "centered" in options else 1e-4
     if case.ours is optim.Adagrad:
         options |= {"lr": 1e-3, "lr_decay": 0.0}
@@ -97,7 +97,7 @@ def test_bfloat16_alone_does_not_move_where_masters_move(every_device: torch.dev
         p = nn.Parameter(torch.full((40,), 1.0, dtype=torch.bfloat16, device=every_device))
         optimizer = case.ours([p], **extra, **options)
         for step in range(200):
-            # Of one sign on the whole; the variance of equal ones would be 0.
+            # All of one sign; the variance of equal ones would be 0.
             p.grad = torch.full_like(p, 1.0 if step % 2 else 0.5)
             step_natively(optimizer)
         ends[kind] = p.detach().clone()
@@ -118,7 +118,7 @@ def test_a_second_moment_decays_in_float32_alone(every_device: torch.device) -> 
             step_natively(optimizer)
         ends.append(optimizer.state[p]["exp_avg_sq"].cpu().double())
     first = 1024 * 0.001
-    torch.testing.assert_close(ends[0], torch.full_like(ends[0], first), rtol=2.0**-8, atol=0)  # stands still
+    torch.testing.assert_close(ends[0], torch.full_like(ends[0], first), rtol=2.0**-8, atol=0)  # constant
     torch.testing.assert_close(ends[1], torch.full_like(ends[1], first * 0.999**99), rtol=1e-5, atol=0)
 
 
@@ -140,7 +140,7 @@ def test_what_a_user_sets_is_the_new_master(
     for _ in range(3):
         both(lambda t: None)
     both(lambda t: t.data[:7].copy_(values.to(dtype)))  # in place, a part
-    both(lambda t: t.data[4:6].fill_(2.5))  # NaN and infinity are gone, but in the state
+    both(lambda t: t.data[4:6].fill_(2.5))  # NaN and infinity are gone, except in the state
     both(lambda t: setattr(t, "data", torch.full_like(t, 77.5)))  # in other memory
     both(lambda t: None)
 
@@ -150,7 +150,7 @@ def test_what_a_user_sets_is_the_new_master(
 def test_the_same_values_again_keep_the_masters(
     every_device: torch.device, case: Case, dtype: torch.dtype
 ) -> None:
-    """A model and its optimizer are loaded in any order."""
+    """A model and its optimizer may be loaded in any order."""
     params = parameters([100], dtype, every_device)
     run = Beside(case, params, MASTERS)
     for _ in range(5):
@@ -220,14 +220,14 @@ def test_disabled_continues_with_the_same_state(
                 assert (got.dtype, got.stride()) == (value.dtype, value.stride())
                 torch.testing.assert_close(got, value, rtol=0, atol=1e-3 if extra is STATE else 2e-4)
             eps = torch.finfo(dtype).eps
-            torch.testing.assert_close(p, q, rtol=eps, atol=2e-4)  # next to a midpoint they part
-            if extra is STATE:  # where they part the next steps differ
+            torch.testing.assert_close(p, q, rtol=eps, atol=2e-4)  # near a midpoint they diverge
+            if extra is STATE:  # once they diverge the next steps differ
                 q.data.copy_(p.data)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_training_step_object(isa: str, dtype: torch.dtype) -> None:
-    """Of float32 it is unaffected; of bfloat16 it runs eagerly, and right."""
+    """In float32 it is unaffected; in bfloat16 it runs eagerly, and correctly."""
     half = dtype is torch.bfloat16
     nets = [nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)).to(dtype) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
@@ -309,7 +309,7 @@ def test_sparse_gradients_are_left_to_torch(name: str) -> None:
 @pytest.mark.parametrize("name", ["adam", "momentum", "adagrad"])
 @pytest.mark.parametrize("found", [0.0, 1.0])
 def test_a_fused_grad_scaler_on_the_cpu(name: str, found: float) -> None:
-    """Left to torch, whose fused functions leave the gradients unscaled."""
+    """Left to torch, whose fused functions unscale the gradients in place."""
     params = parameters([30, 4], torch.float16)
     run = Beside(CASES[name], params, MASTERS, native={"fused": True}, lr=0.1)
     run.train(1)

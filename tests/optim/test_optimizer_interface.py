@@ -1,4 +1,4 @@
-"""Every optimizer as a program meets it: signature, schedulers, closures, hooks, profiler, errors."""
+"""Every optimizer as used by a program: signature, schedulers, closures, hooks, profiler, errors."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("error")  # a scheduler warns where it does not see the optimizer's steps
+@pytest.mark.filterwarnings("error")  # a scheduler warns if it does not see the optimizer's steps
 @pytest.mark.parametrize("schedule", SCHEDULERS)
 @pytest.mark.parametrize("tensor_lr", [False, True])
 @every_case
@@ -181,7 +181,7 @@ def test_steps_inside_torch_compile(kind: Kind, extra: Options) -> None:
 @pytest.mark.parametrize("infinite", [0, 2])
 @every_fused
 def test_grad_scaler_with_fused(case: Case, infinite: int) -> None:
-    """torch's own optimizer is not fused: that keeps momentum that no step has filled."""
+    """torch's own optimizer is not fused: a fused one keeps momentum that no step has filled."""
     models = network(), network()
     for model, make in zip(models, (case.ours, case.torchs), strict=True):
         optimizer = make(model.parameters(), lr=0.01, **case.options, fused=make is case.ours)

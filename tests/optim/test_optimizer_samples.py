@@ -1,4 +1,4 @@
-"""The options and mistakes that PyTorch tests its own optimizers with (its ``optim_db``)."""
+"""The options and mistakes that PyTorch tests its own optimizers with (``optim_db``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPES = [(4, 3), (5,), (), (0, 2)]
 
 
 def info_of(name: str) -> Any:
-    """What torch knows of one of its optimizers."""
+    """torch's entry for one of its optimizers."""
     return next(i for i in list_of("optim_db", "common_optimizers") if i.optim_cls is KINDS[name].torchs)
 
 
@@ -35,7 +35,7 @@ def trained(kind: Any, options: dict[str, Any], dtype: torch.dtype, sparse: bool
     def numbers(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
 
-    # Small beside the steps, so that not all of these are lost in the rounding of a sum.
+    # Small compared with the steps, so that these are not all lost in rounding.
     params = [torch.nn.Parameter(numbers(shape) / 16) for shape in SHAPES]
     before = [p.detach().clone() for p in params]
     optimizer = kind(params, **copy.deepcopy(options))
@@ -86,7 +86,7 @@ def test_optimizers_pass_torchs_samples(name: str, dtype: torch.dtype) -> None:
         for kind in (KINDS[name].ours, KINDS[name].torchs):
             try:
                 found.append(trained(kind, options, dtype, sparse=False))
-            except (RuntimeError, ValueError) as error:  # options that do not go together
+            except (RuntimeError, ValueError) as error:  # incompatible options
                 found.append(type(error))
         if isinstance(found[1], type):
             assert found[0] is found[1], options

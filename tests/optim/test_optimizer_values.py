@@ -43,7 +43,7 @@ def flat(tensors: list[Any]) -> Tensor:
 @every_kind
 def test_against_float64(every_device: torch.device, kind: Kind, dtype: torch.dtype) -> None:
     stored, computed = torch.finfo(dtype), torch.finfo(torch.promote_types(dtype, torch.float32))
-    # The last is of the store.
+    # The last term is for the store.
     bound = {"rtol": stored.eps, "atol": kind.roundings * computed.eps + stored.smallest_normal * stored.eps}
     for choice in kind.options:
         options = {**choice, **kind.eps, "lr": 0.1}
@@ -61,7 +61,7 @@ def test_against_float64(every_device: torch.device, kind: Kind, dtype: torch.dt
             for key in optimizer.state[params[1]].keys() - {"step"}:
                 mine = flat([optimizer.state[p][key] for p in params])
                 torch.testing.assert_close(mine, state[key], **bound)
-                # What is stored is rounded to the parameter's dtype: the next step starts from there.
+                # Stored state is rounded to the parameter's dtype: the next step starts from there.
                 state[key] = mine
 
 

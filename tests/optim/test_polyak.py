@@ -50,8 +50,8 @@ def assert_moved(now: list[Tensor], then: list[Tensor], sources: list[Tensor], t
     for t, old, s in zip(now, then, sources, strict=True):
         exact = old.double() + tau * (s.double() - old.double())
         stored, computed = torch.finfo(t.dtype), torch.finfo(torch.promote_types(t.dtype, torch.float32))
-        # Roundings of tau, of the difference and of the product, of numbers up to twice the larger end; then
-        # the one of the store.
+        # Rounding of tau, of the difference and of the product, of numbers up to twice the larger end; then
+        # that of the store.
         inner = 2 * computed.eps * torch.maximum(old.double().abs(), s.double().abs())
         last = stored.eps / 2 * exact.abs() * (1 + stored.eps) + stored.smallest_normal * stored.eps
         assert ((t.double() - exact).abs() <= inner + last).all()
@@ -208,7 +208,7 @@ def _shared() -> list[Tensor]:
     return [memory[:4], memory[2:]]
 
 
-# What makes the targets, and of why they are left to torch a part. Sources are copies.
+# What creates the targets, and part of the reason why they are left to torch. Sources are copies.
 LEFT_TO_TORCH: dict[str, tuple[Callable[[], list[Tensor]], str]] = {
     "gaps": (lambda: [torch.randn(4, 6)[:, ::2]], "one block"),
     "the same target twice": (lambda: [torch.randn(5)] * 2, "share memory"),
@@ -230,7 +230,7 @@ def test_what_is_not_covered_is_left_to_torch(case: str, tau: float) -> None:
     torch.manual_seed(1)
     targets = make()
     torch.manual_seed(1)
-    twins = make()  # those that share memory do so here too
+    twins = make()  # those that share memory share it here too
     sources = [2 * t.clone() + 1 if t.layout is torch.strided else 3 * t for t in targets]
     by_torch(targets, sources, tau, expected)
     for t, s in zip(twins, sources, strict=True):

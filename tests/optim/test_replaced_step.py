@@ -1,4 +1,4 @@
-"""A step, or zero_grad, that a program puts into torch's optimizers runs in fastnn's too."""
+"""A step or zero_grad that replaces the one of torch's optimizers runs in fastnn's too."""
 
 from __future__ import annotations
 

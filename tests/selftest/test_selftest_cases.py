@@ -1,4 +1,4 @@
-"""The tests of `fastnn selftest`: right kernels pass them, emulated ones too, and wrong ones do not."""
+"""The tests of `fastnn selftest`: correct kernels pass them, also emulated, and wrong ones do not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tried(case: Case) -> tuple[str, str]:
 
 @pytest.fixture
 def hidden_number(emulated_cuda: Emulation, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A number on the device is one that the host cannot read."""
+    """A number on the device cannot be read by the host."""
 
     def number_on(device: torch.device, value: float) -> Tensor:
         number = torch.tensor(value, dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_the_emulated_epoch_passes(emulated_epoch: Emulation) -> None:
 
 
 class Broken:
-    """The kernels of a module, of which some do something else."""
+    """The kernels of a module, some of which are wrong."""
 
     def __init__(self, kernels: Any, **others: Callable[..., Any]) -> None:
         self._kernels, self._others = kernels, others
@@ -158,7 +158,7 @@ def test_torchs_kernels_pass_no_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("op", {**ops.TWO_AT_ONCE, **training.TWO_AT_ONCE})
 def test_memory_that_two_calls_share_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As scratch memory that is one for all streams: what the second call leaves is the first one's too."""
+    """Like scratch memory shared by all streams: the second call overwrites the first one's values."""
     at_once = ops.at_the_same_time
 
     def shared(*arguments: Any, **options: Any) -> Iterator[list[Any]]:
@@ -173,11 +173,11 @@ def test_memory_that_two_calls_share_is_found(op: str, monkeypatch: pytest.Monke
 
 
 class Streams:
-    """Streams that only note what they are asked for, in its order."""
+    """Streams that only record their calls, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, late: int) -> None:
         self.noted: list[Any] = []
-        self._late = late  # rounds whose beginning comes before all work has been given
+        self._late = late  # rounds that start before all work has been queued
 
         def stream(name: str) -> SimpleNamespace:
             return SimpleNamespace(
@@ -216,7 +216,7 @@ def test_streams_are_held_back_until_all_work_is_given(monkeypatch: pytest.Monke
         "all wait",
     ]
     cycles = [streams.noted[i] for i in range(0, len(streams.noted), len(a_round) + 1)]
-    assert cycles == [2**24, 2**26, 2**26]  # longer after a round that began too early
+    assert cycles == [2**24, 2**26, 2**26]  # longer after a round that started too early
     assert streams.noted == [entry for count in cycles for entry in (count, *a_round)]
 
 

@@ -34,11 +34,11 @@ SIZES = range(5, 64)
 
 
 class Launched(NamedTuple):
-    """What the self-test has launched.
+    """The launches of the self-test.
 
     Attributes:
-        kernels: by the name that they have in the table of machine code.
-        products: of an op, those of each device, and whether another kernel adds up parts of K.
+        kernels: by their names in the table of machine code.
+        products: of each op, those of each device, and whether another kernel adds up parts of K.
         added_to_float32: the dtypes of the products that torch has added to float32.
     """
 
@@ -48,7 +48,7 @@ class Launched(NamedTuple):
 
 
 def _names(module: str) -> dict[int, str]:
-    """The functions of a module, by their place in its file."""
+    """The functions of a module, by their offset in its file."""
     listed = subprocess.run(["nm", "-C", module], capture_output=True, text=True, check=True).stdout
     lines = re.findall(r"^([0-9a-f]+) \w (.*)$", listed, re.MULTILINE)
     return {int(place, 16): sass.plain_name(name) for place, name in lines}
@@ -56,7 +56,7 @@ def _names(module: str) -> dict[int, str]:
 
 def _in_the_table() -> set[str]:
     _, rows = sass.read_table(sass.TABLE.read_text(encoding="utf-8"))
-    return {name for name, _ in rows} - {"probe"}  # which is never launched
+    return {name for name, _ in rows} - {"probe"}  # never launched
 
 
 def _products() -> set[str]:
@@ -65,7 +65,7 @@ def _products() -> set[str]:
 
 @pytest.fixture(scope="module")
 def launched(emulated: Emulation) -> Launched:
-    """Kernels are only noted, torch's products left out, so that nothing is compared either."""
+    """Kernels are only recorded and torch's products skipped, so nothing is compared either."""
     checks = emulated.checks
     names, products = _names(emulated.cuda.__file__), _products()
     found = Launched(set(), defaultdict(lambda: defaultdict(set)), set())
@@ -103,7 +103,7 @@ def launched(emulated: Emulation) -> Launched:
         checks.only_note(True)
         try:
             for op, _, run in (*small_cases(True), *large_cases()):
-                if op == "train_step":  # its kernels are those of other ops, and of torch
+                if op == "train_step":  # it uses the kernels of other ops, and of torch
                     continue
                 with contextlib.suppress(Fault):  # no kernel finds an error in an index
                     run(torch.device("cpu"))

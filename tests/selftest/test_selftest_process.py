@@ -1,4 +1,5 @@
-"""The process of a self-test may crash, hang or lose its device: one test has failed then, others go on."""
+"""The process of a self-test may crash, hang or lose its device: then one test fails, and the others
+continue."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compile
 
 Command = Callable[..., list[str]]
 
-# A child whose tests are those of a list of names.
+# A child whose tests are given by a list of names.
 CHILD = """
 import ctypes, os, signal, sys, time
 import torch
@@ -48,7 +49,7 @@ cases = [Case(name, "", globals()[name]) for name in NAMES]
 sys.exit(child.main(sys.argv[1:], cases))
 """
 
-# One that runs no tests and only says what such a child would: it starts in no time.
+# One that runs no tests and only prints what such a child would: it starts immediately.
 TOLD = """
 import json, os, signal, sys, time
 
@@ -87,7 +88,7 @@ def rows(command: list[str], **options: float) -> dict[str, tuple[str, str]]:
 
 
 def test_tests_that_end(tests_named: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTNN_DISABLE", "1")  # of the user, and not of the self-test
+    monkeypatch.setenv("FASTNN_DISABLE", "1")  # the user's, not the self-test's
     assert rows(tests_named("good bad dirty environment")) == {
         "good": (PASSED, ""),
         "bad": (FAILED, "ValueError: it is bad"),
@@ -171,7 +172,7 @@ FIELDS = {name: name.upper() for name in ("name", "uuid", "capability", "driver"
 
 
 def test_a_device_that_is_unusable_later_is_reported_with_what_was_found(tmp_path: Path) -> None:
-    """As one that has fallen off the bus, and no longer tells what it is either."""
+    """Like one that has fallen off the bus, and can no longer be identified."""
     script = tmp_path / "child.py"
     lines = [{"subject": FIELDS}, {"begin": 0, "op": "relu", "what": "float32"}]
     lines += [{"outcome": FAILED, "why": "CUDA error"}, {"lost": 0}]

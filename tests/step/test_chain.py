@@ -22,7 +22,7 @@ T = torch.nn
 
 
 def nested() -> T.Sequential:
-    """Every activation, and Sequentials within."""
+    """Every activation, and nested Sequentials."""
     head = T.Sequential(T.Linear(4, 3), T.GELU("tanh"), T.Sequential(T.Identity(), T.Linear(3, 2)))
     return T.Sequential(
         *(T.Flatten(), T.Linear(6, 5), T.ReLU(), T.Linear(5, 4), T.Tanh(), T.Linear(4, 4), T.SiLU()),
@@ -31,7 +31,7 @@ def nested() -> T.Sequential:
 
 
 def holds(chain: LinearChain) -> Callable[[], bool]:
-    """What tells whether the model still is that chain."""
+    """A function that tells whether the model is still that chain."""
     watch = _dispatch.cpu.Watch()
     watch_globals(watch)
     chain.watch(watch)

@@ -1,4 +1,4 @@
-"""`TrainStep.epoch`: a loop over steps, whatever runs them."""
+"""`TrainStep.epoch`: a loop over steps, however they run."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _spoil_row_below(labels: Tensor, order: Tensor) -> None:
 @pytest.mark.parametrize("spoil", [_spoil_label, _spoil_row, _spoil_row_below])
 @pytest.mark.parametrize("batch_size", [4, 15])
 def test_a_bad_index_ends_the_epoch(spoil: Callable[[Tensor, Tensor], None], batch_size: int) -> None:
-    """The steps before it have been taken, and no more. Around the data there are others that would do."""
+    """Only the steps before it have been taken. The data is surrounded by valid indices."""
     images, labels = (t[1:24] for t in data(25))
     order = torch.randperm(23)
     step = a_step()
@@ -76,12 +76,12 @@ def test_the_bad_entry_is_named() -> None:
 
 
 class Interrupted(Exception):
-    """What a signal's handler raises."""
+    """The exception raised by a signal handler."""
 
 
 @pytest.fixture
 def alarm() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Calls something during whatever runs after 50 ms of work by this process."""
+    """Interrupts whatever runs after 50 ms of CPU time of this process."""
     before = signal.getsignal(signal.SIGPROF)
 
     def soon(call: Callable[[], None]) -> None:
@@ -94,13 +94,13 @@ def alarm() -> Iterator[Callable[[Callable[[], None]], None]]:
 
 
 def a_long_epoch() -> tuple[fastnn.TrainStep, Tensor, Tensor, Tensor]:
-    """Of several native calls; the alarm may come later all the same: tests repeat it until then."""
+    """Of several native calls; the alarm may still come later: tests repeat it until then."""
     images, labels = data()
     return a_step(), images, labels, torch.randint(23, (60000,))
 
 
 def test_an_interrupt_ends_it_between_steps(alarm: Callable[[Callable[[], None]], None]) -> None:
-    """Autograd knows of what the step has written, and the optimizer's rate is its own."""
+    """Autograd knows what the step has written, and the optimizer has its own rate."""
     step, images, labels, order = a_long_epoch()
     step(images, labels)
     weight = step.model[1].weight
@@ -139,7 +139,7 @@ def test_a_step_during_an_epoch_is_consistent(alarm: Callable[[Callable[[], None
 
 @contextlib.contextmanager
 def called_within(function: Any, call: Callable[[], None]) -> Iterator[None]:
-    """Have `call` called when `function` is, the first time."""
+    """Make the first call of `function` call `call`."""
 
     def look(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code is function.__code__:
@@ -154,7 +154,7 @@ def called_within(function: Any, call: Callable[[], None]) -> Iterator[None]:
 
 
 def test_a_step_within_a_native_call() -> None:
-    """As from the handler of a signal that comes while the call asks torch something: it runs eagerly."""
+    """As from a signal handler that runs while the call queries torch: the step runs eagerly."""
     images, labels = data()
     step = a_step()
     step(images, labels)
@@ -225,7 +225,7 @@ def _load(step: fastnn.TrainStep) -> None:
 def test_a_hook_that_changes_the_groups(
     change: Callable[[fastnn.TrainStep], None], rates: list[float]
 ) -> None:
-    """Groups have the rate again that they came with: a loaded one that of the step in which it was saved."""
+    """Groups get back their original rate: a loaded one that of the step in which it was saved."""
     images, labels = data()
     step = a_step()
     first = step.optimizer.param_groups[0]

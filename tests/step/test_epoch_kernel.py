@@ -1,4 +1,4 @@
-"""`TrainStep.epoch` in one launch: the same as the loop, and left to the loop where it must be."""
+"""`TrainStep.epoch` in one launch: the same as the loop, and left to the loop if necessary."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_left_to_the_loop_without_clusters(where: int, device: str, emulated: Em
 
 
 class NotTakenOnCuda:
-    """What `_take_back` asks of a tensor."""
+    """The part of a tensor that `_take_back` uses."""
 
     is_cuda, device = True, torch.device("cuda:0")
 
@@ -239,7 +239,7 @@ def test_no_capture_is_under_way_while_the_device_is_waited_for(monkeypatch: pyt
     epoch_kernel._take_back()
     assert waits == [False]
     monkeypatch.setattr(cuda_graph, "why_not_now", lambda _: "cannot be found out")
-    epoch_kernel._take_back()  # and nobody waits
+    epoch_kernel._take_back()  # nothing waits
     assert waits == [False]
 
 

@@ -1,4 +1,4 @@
-"""`TrainStep.epoch` on the CPU: many steps a native call, bit for bit the steps of a loop."""
+"""`TrainStep.epoch` on the CPU: many steps per native call, bit for bit the steps of a loop."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def test_every_loss_equals_a_loop_of_steps(name: str, reduction: str, dtype: tor
     labels, order = target_for(case, 23, 5, dtype), torch.randperm(23)
     assert same_as_the_loop(step, images, labels, 6, order) == 2
     if labels.is_floating_point():
-        labels = torch.cat([labels, labels], 1)[:, 3:8]  # rows that are apart
+        labels = torch.cat([labels, labels], 1)[:, 3:8]  # rows with gaps
     else:
-        labels = labels.masked_fill(labels == 1, 0)  # a batch of one that is ignored has the loss NaN
+        labels = labels.masked_fill(labels == 1, 0)  # a batch of one ignored row has the loss NaN
     assert same_as_the_loop(step, images, labels, 1, order) == 1
 
 
@@ -97,7 +97,7 @@ def test_weights_that_a_step_writes() -> None:
 
 def test_some_rows_again_and_others_not_at_all() -> None:
     images, labels = data()
-    labels[7] = 99  # never looked at
+    labels[7] = 99  # never read
     step = a_step()
     order = torch.tensor([3, 3, 22, 0, 5, 1, 1, 1, 20])
     same_as_the_loop(step, images, labels, 4, order)
@@ -108,7 +108,7 @@ def test_some_rows_again_and_others_not_at_all() -> None:
 
 
 def test_rows_with_a_pitch() -> None:
-    """Rows of a wider matrix; where the columns are contiguous it is left to the loop."""
+    """Rows of a wider matrix; contiguous columns are left to the loop."""
     wide, labels, order = torch.randn(23, 20), torch.randint(5, (23,)), torch.randperm(23)
     step = a_step()
     assert same_as_the_loop(step, wide[:, 3:15], labels, 5, order) == 2
@@ -147,7 +147,8 @@ def test_targets_whose_rows_are_not_contiguous() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad-decay"])
 def test_parameters_that_are_not_as_far(optimizer: str) -> None:
-    """Their steps meet: 5 of one is at the rate of one step, 5 of the other at that of the next."""
+    """Their step counts coincide: step 5 of one uses the rate of one step, step 5 of the other the next
+    rate."""
     images, labels = data()
     step = a_step(optimizer)
     first, *_, last = step.model.parameters()

@@ -1,4 +1,4 @@
-"""TrainStep of models that are no chain: recorded, replayed, or eager with the reason."""
+"""TrainStep of models that are not a chain: recorded, replayed, or eager with the reason."""
 
 from __future__ import annotations
 

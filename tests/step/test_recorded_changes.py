@@ -133,7 +133,7 @@ PATCHES: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
 
 
 def _losses_and_parameters(model: nn.Module, change: Callable[[Any], object], *, off: bool) -> list[Tensor]:
-    """Of steps around a change; `off`: by torch."""
+    """The losses and parameters of steps around a change; `off`: by torch."""
     torch.manual_seed(5)
     step = step_of(copy.deepcopy(model), "sgd", lambda x, y: F.cross_entropy(x, y))
     losses = []
@@ -166,7 +166,7 @@ class Config:
 
 
 class Weighted:
-    """A loss in an object of one's own."""
+    """A loss in a custom object."""
 
     def __init__(self) -> None:
         self.scale, self.parts, self.config = 1.0, [1.0], Config()

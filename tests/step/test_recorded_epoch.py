@@ -57,7 +57,7 @@ def test_an_epoch_stops_at_a_class_that_is_not_there() -> None:
 
 
 def test_an_epoch_with_what_torch_runs_is_the_loop() -> None:
-    """An op without an instruction."""
+    """With an op that has no instruction."""
 
     class Odd(Net):
         def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the Python of a recorded forward does beside its tensors."""
+"""Side effects of the Python code of a recorded forward."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Critic(nn.Module):
 
 
 class ActFirst(Critic):
-    """Its inputs are joined in another order than they are given."""
+    """Its inputs are concatenated in another order than passed."""
 
     def forward(self, obs: Tensor, act: Tensor) -> Tensor:
         x = torch.cat((act, obs), dim=-1)
@@ -65,7 +65,7 @@ class Concatenate(Critic):
 
 
 class ByLayers(Critic):
-    """As most reinforcement learning code writes it."""
+    """As written in most reinforcement learning code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ def test_one_input_where_the_model_takes_one() -> None:
 def test_gradients_reach_inputs() -> None:
     obs, act, y = batch_of()
     step = started(Critic(), nn.MSELoss(), OPTIMIZERS["sgd"], obs, act, y)
-    with torch.no_grad():  # where torch.cat records nothing
+    with torch.no_grad():  # so that torch.cat records nothing
         step(obs, act.requires_grad_(), y)
     assert act.grad is not None
 

@@ -1,4 +1,4 @@
-"""`TrainStep` on CUDA, captured in a graph: the numbers of the eager step.
+"""`TrainStep` on CUDA, captured in a graph: with the numbers of the eager step.
 
 On a GPU the graphs are real; elsewhere tests/support/recorded_graph.py replaces them, with emulated
 kernels.
@@ -104,7 +104,7 @@ def test_images_train_as_in_torch(graphs: Graphs) -> None:
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
     "exponential": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.8),
-    # Changes betas, or the momentum, too.
+    # Also changes betas, or the momentum.
     "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.05, total_steps=8),
     "warm restarts": lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
 }

@@ -95,7 +95,7 @@ def test_a_replaced_parameter(graphs: Graphs) -> None:
     pair.capture(classes(7))
     value = torch.randn(33, dtype=torch.float64)
     for model in (pair.model, pair.twin):
-        model[0].bias = nn.Parameter(value.to(model[0].weight.device))  # which no optimizer updates
+        model[0].bias = nn.Parameter(value.to(model[0].weight.device))  # not updated by any optimizer
     pair.again(classes(7))
 
 
@@ -240,7 +240,7 @@ def test_a_capture_that_fails(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -
     for _ in range(CAPTURE_AFTER):
         pair.take(classes(7))
     assert pair.take(classes(7)) == "it cannot be captured: CUDA error: no graphs today"
-    monkeypatch.setattr(cuda_graph, "capture", None)  # is not tried again
+    monkeypatch.setattr(cuda_graph, "capture", None)  # must not be tried again
     assert pair.take(classes(7)) == "it cannot be captured: CUDA error: no graphs today"
 
 
@@ -269,7 +269,7 @@ OUT_OF_MEMORY = [
 def test_a_capture_that_lacks_memory_is_tried_again(
     error: RuntimeError, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For more kinds of batches than are captured, after twice as many calls each time."""
+    """For more kinds of batches than can be captured, with twice as many calls in between each time."""
     capture, tried = cuda_graph.capture, []
 
     def fails(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""A training step as one call: the numbers of the eager step, on every CPU variant."""
+"""A training step as one call: with the numbers of the eager step, on every CPU variant."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_squared_error_trains_as_in_torch(isa: str, loss: Any) -> None:
 
 
 def _slow(parameters: Any) -> torch.optim.Optimizer:
-    """Of sums over a batch."""
+    """Small, for sums over a batch."""
     return torch.optim.SGD(parameters, lr=1e-3)
 
 
@@ -118,7 +118,7 @@ def _slow(parameters: Any) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains_as_in_torch(isa: str, name: str, reduction: str, dtype: torch.dtype) -> None:
-    """Float32 steps round differently; what one step is off by, the next ones start from."""
+    """Float32 steps round differently; each step starts from the errors of the previous ones."""
     case = LOSSES[name]
     for n in (1, 5, 19):
         loss = case.make(n, reduction=reduction).to(dtype)
@@ -126,7 +126,7 @@ def test_every_loss_trains_as_in_torch(isa: str, name: str, reduction: str, dtyp
         batches = [(torch.randn(m, 4, dtype=dtype), target_for(case, m, n, dtype)) for m in sizes]
         if name == "nll-options":
             for _, y in batches:
-                y[0] = 0  # not all of them ignored: the loss would be NaN
+                y[0] = 0  # not all may be ignored: the loss would be NaN
         tolerance = TOLERANCE if dtype is torch.float64 else 2e-5
         compare(model_for(case, [4, 8, n], dtype), loss, _slow, batches, tolerance, keep_grad=True)
 
@@ -165,7 +165,7 @@ SPECIAL = (float("nan"), float("inf"), -float("inf"), 0.0, 0.25, 1.0, -1.0, 200.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_nan_and_infinity_pass_as_in_torch(isa: str, name: str, dtype: torch.dtype) -> None:
-    """Each output, which is the bias, with each target: NaN, infinity, and where the two are the same."""
+    """Each output, which is the bias, with each target: NaN, infinity, and equal values."""
     n = 37
     loss, model = ELEMENTWISE[name].make(n).to(dtype), nn.Linear(1, n, dtype=dtype)
     step = fastnn.TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.0), keep_grad=True)
@@ -190,7 +190,7 @@ def test_nan_and_infinity_pass_as_in_torch(isa: str, name: str, dtype: torch.dty
 
 
 def test_everything_is_read_at_each_call() -> None:
-    """All options read at each call: a schedule, a loaded state, changed options."""
+    """A schedule, a loaded state, changed options."""
     model = chain([6, 8, 5])
     twin = copy.deepcopy(model)
     ours, theirs = (torch.optim.Adam(m.parameters(), lr=1e-2) for m in (model, twin))
@@ -349,7 +349,7 @@ def test_nan_and_infinity_flow() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e200], ids=str)
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_nan_and_infinity_in_a_gradient(make: Optimizer, bad: float, options: dict[str, Any]) -> None:
-    """They go where torch's formulas send them; squares of 1e200 are infinite."""
+    """They propagate as in torch's formulas; squares of 1e200 are infinite."""
     batches = [
         (torch.randn(7, 6, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)) for _ in range(3)
     ]
@@ -358,7 +358,7 @@ def test_nan_and_infinity_in_a_gradient(make: Optimizer, bad: float, options: di
 
 
 def test_a_dead_unit_does_not_leave_subnormals(isa: str) -> None:
-    """Moments decay to the smallest subnormal and would stay there, at a multiple of the time."""
+    """Moments decay to the smallest subnormal and would stay there, at several times the cost."""
     x, y = torch.randn(7, 6), classes_of(7, 5)
     step = started(chain([6, 8, 5], dtype=torch.float32), nn.CrossEntropyLoss(), OPTIMIZERS["adam"], x, y)
     weight, bias = step.model[0].weight, step.model[0].bias
@@ -368,7 +368,7 @@ def test_a_dead_unit_does_not_leave_subnormals(isa: str) -> None:
     first[3] = 1e-40
     native(step, x, y)
     assert (first[3] == 0).all()
-    assert sum([1e-310]) / 2 > 0  # the thread's own arithmetic is as it was
+    assert sum([1e-310]) / 2 > 0  # the thread's own arithmetic is unchanged
 
 
 def test_gradients_of_before_are_dropped() -> None:
@@ -435,7 +435,7 @@ def test_nothing_is_allocated_but_the_loss(images: torch.dtype, options: dict[st
     step(x, y)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         losses = [step(x, y) for _ in range(3)]
-    named = ("aten::empty_like", "fastnn::train_step")  # around what is looked for
+    named = ("aten::empty_like", "fastnn::train_step")  # delimits the events looked for
     events = [event for event in seen.events() or () if event.name not in named]
     assert [(event.name, event.cpu_memory_usage) for event in events] == 3 * [("aten::empty_strided", 4)]
     assert torch.stack(losses).isfinite().all()

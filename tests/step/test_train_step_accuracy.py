@@ -1,4 +1,4 @@
-"""How close a training step comes to exact arithmetic, and that threads do not change a bit of it."""
+"""How close a training step is to exact arithmetic, and that threads do not change a single bit."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ RATES: dict[str, Optimizer] = {
     "adam-rl": lambda p: fastnn.optim.Adam(p, lr=3e-4, eps=1e-5),
     "adamw": lambda p: fastnn.optim.AdamW(p, lr=1e-3, weight_decay=0.1, amsgrad=True),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
-    # But for eps their first step is the sign of the gradient. With the default eps, rounding decides it for
-    # the odd weight whose gradient is nearly 0, in either path, and that weight decides the error: of 150
-    # parameters 11 had one more than three times torch's, and 11 one less than a third of it.
+    # Without eps their first step is the sign of the gradient. With the default eps, rounding decides it for
+    # the odd weight whose gradient is nearly 0, in either path, and that weight dominates the error: of 150
+    # parameters, 11 had more than three times torch's error, and 11 less than a third of it.
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, weight_decay=0.01, eps=1e-4),
     "rmsprop-centered": lambda p: fastnn.optim.RMSprop(p, lr=1e-3, centered=True, eps=1e-4),
     "adagrad": lambda p: fastnn.optim.Adagrad(p, lr=1e-2, lr_decay=0.1, eps=1e-4),
@@ -43,10 +43,10 @@ def check_exactness(
 ) -> None:
     """Native steps in float32 against eager ones in float32 and in float64.
 
-    Both in float32 round each of the same sums once a term; they differ in the order of terms, which moves
-    the error of a parameter by a small factor. The floor is for parameters of which torch's happens to be
-    rounded right. Errors are added up without squares: Adam divides by the root of a moment, which blows up
-    that of the odd weight whose gradient is nearly 0, in either.
+    Both in float32 round each of the same sums once per term; they differ in the order of terms, which
+    changes the error of a parameter by a small factor. The floor is for parameters for which torch's happens
+    to be rounded correctly. Errors are summed without squaring: Adam divides by the root of a moment, which
+    blows up that of the odd weight whose gradient is nearly 0, in either.
     """
     model = model_for(case, sizes, torch.float32, activation)
     twins = copy.deepcopy(model), copy.deepcopy(model).double()
@@ -107,7 +107,7 @@ def test_every_variant_is_as_exact_as_torchs(isa: str, make: str, loss: str, act
 def test_a_loss_by_itself_is_as_exact_as_torchs(isa: str, name: str, spread: float, reduction: str) -> None:
     """Its value, and the gradient of the outputs, which are the bias.
 
-    The value is one number, which torch's may come close to by chance.
+    The value is a single number, and torch's may be close to it by chance.
     """
     case, n = ELEMENTWISE[name], 5000
     loss, exact = (case.make(n, reduction=reduction).to(dtype) for dtype in (torch.float32, torch.float64))
@@ -131,7 +131,7 @@ def test_a_loss_by_itself_is_as_exact_as_torchs(isa: str, name: str, spread: flo
 def check_bits(
     start: nn.Module, loss: nn.Module, make: Optimizer, x: Tensor, y: Tensor, **options: Any
 ) -> None:
-    """The same steps, bit for bit, by any number of threads."""
+    """The same steps, bit for bit, with any number of threads."""
     before = torch.get_num_threads()
     results = []
     try:

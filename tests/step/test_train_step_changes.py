@@ -45,7 +45,7 @@ class Pair:
         return torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
 
     def train(self, change: Change) -> None:
-        """Natively throughout, and with torch's numbers."""
+        """Natively throughout, matching torch's numbers."""
         kept: tuple[dict[str, Any], dict[str, Any]] = {}, {}
         for i in range(STEPS):
             batch = self.batch()
@@ -104,7 +104,7 @@ def test_schedules_set_the_rate(schedule: str, make: str) -> None:
 
 
 def _load(i: int, model: Any, optimizer: Any, kept: dict[str, Any], loss: Tensor) -> None:
-    """Back to an earlier state, of model and optimizer together and each by itself."""
+    """Back to an earlier state, of model and optimizer together and separately."""
     if i == 1:
         kept["state"] = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     if i in (3, 5):
@@ -144,7 +144,7 @@ def _count(i: int, model: Any, optimizer: Any, kept: dict[str, Any], loss: Tenso
 
 
 def _options(i: int, model: Any, optimizer: Any, kept: dict[str, Any], loss: Tensor) -> None:
-    """Whatever numbers the optimizer has, and the sign of its step."""
+    """All numbers of the optimizer, and the sign of its step."""
     group = optimizer.param_groups[0]
     if i in (2, 5):
         for key in ("lr", "eps", "momentum", "dampening", "alpha", "lr_decay"):
@@ -191,7 +191,7 @@ def test_changes_between_steps_are_noticed(change: Change, make: str) -> None:
 
 
 def _other_options(i: int, loss: Any) -> None:
-    """One of a loss's options after the other, as far as it has them."""
+    """A loss's options one after the other, as far as it has them."""
     for step, name, value in (
         (1, "reduction", "sum"),
         (2, "reduction", "mean"),

@@ -1,4 +1,4 @@
-"""A step that runs eagerly: what it says, and what it leaves in the model and the optimizer."""
+"""A step that runs eagerly: its messages, and the state of the model and the optimizer."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def _see(*_: Any) -> None:
 
 
 def _watched() -> nn.Module:
-    """No step of it can be native."""
+    """A model whose steps cannot be native."""
     model = nn.Sequential(*chain([6, 8, 5]))
     model[1].register_forward_hook(_see)
     return model
 
 
-# What the kernel of chains refuses after the optimizer's state has been looked at, or beside it.
+# What the kernel of chains refuses after reading the optimizer's state, or because of it.
 
 
 def _freeze_first(step: Any) -> None:
@@ -124,7 +124,7 @@ def test_a_refused_step_makes_no_state(change: Callable[[Any], None], make: str,
 
 @pytest.mark.parametrize("change", REFUSED)
 def test_what_the_kernel_of_chains_refuses_trains_as_the_loop_does(change: Callable[[Any], None]) -> None:
-    """Recorded where it can be."""
+    """Recorded if possible."""
     ours = _step("sgd-momentum")
     theirs = copy.deepcopy(ours)
     for step in (ours, theirs):
@@ -150,7 +150,7 @@ def test_a_refused_step_that_fails_makes_no_state(make: str) -> None:
 
 
 def test_a_refused_epoch_on_a_device_makes_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Part of the state is there, and does not fit the kernel."""
+    """Part of the state exists, and does not fit the kernel."""
     from fastnn.step import epoch_kernel
 
     model = chain([6, 8, 5], dtype=torch.float32)
@@ -170,7 +170,7 @@ def test_a_refused_epoch_on_a_device_makes_no_state(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("keep_grad", [False, True])
 @pytest.mark.parametrize("make", ["adam", "sgd-momentum", "rmsprop", "adagrad"])
 def test_gradients_of_what_only_the_optimizer_has(keep_grad: bool, make: str) -> None:
-    """They are the user's: the optimizer updates with them, as often as it is called."""
+    """They belong to the user: the optimizer uses them in every call."""
     needs_state_begun_late(type(OPTIMIZERS[make](nn.Linear(1, 1).parameters())))
     step = _step(make, keep_grad=keep_grad)
     other = nn.Parameter(torch.ones(3, dtype=torch.float64))
@@ -241,7 +241,7 @@ def test_a_model_that_lists_its_parameters_itself() -> None:
 
 
 def test_parameters_that_appear_are_seen_by_an_eager_step() -> None:
-    """The list of parameters is kept, for as long as it is true."""
+    """The list of parameters is cached for as long as it is valid."""
     model = _with_dropout()
     step = _step("sgd", model, max_norm=1e-3)
     x, y = _batch()
@@ -261,7 +261,7 @@ def test_parameters_that_appear_are_seen_by_an_eager_step() -> None:
         assert len(grads) == len(list(model.parameters())) - (change == 3)
 
 
-# What it says.
+# Its messages.
 
 
 def _warnings(call: Callable[[], object]) -> list[str]:
@@ -333,7 +333,7 @@ def test_a_warning_made_an_error_changes_nothing() -> None:
 
 
 def _taken(call: Callable[[], object], step: Step) -> None:
-    """That `call` raises, and everything is as it was."""
+    """Check that `call` raises, and nothing has changed."""
     step.model[0].weight.grad = grad = torch.ones_like(step.model[0].weight)
     before = copy.deepcopy((step.model.state_dict(), step.optimizer.state_dict()))
     generator = torch.get_rng_state()
@@ -379,7 +379,7 @@ def test_native_asked_for_and_done() -> None:
 
 
 def test_the_reason_of_twin_critics() -> None:
-    """One optimizer for two models: what to do instead is said."""
+    """One optimizer for two models: the message says what to do instead."""
     first, second = chain([6, 8, 1]), chain([6, 8, 1])
     optimizer = torch.optim.Adam([*first.parameters(), *second.parameters()])
     step = Step(first, nn.MSELoss(), optimizer)
@@ -434,7 +434,7 @@ def test_a_zero_grad_that_is_put_on_the_model_is_called() -> None:
 
 @pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, fastnn.nn.CrossEntropyLoss])
 def test_uint8_classes_mean_the_same_in_an_eager_step(kind: Any) -> None:
-    """Torch refuses them with some options, and takes 156 for -100."""
+    """Torch refuses them with some options, and reads -100 as 156."""
     losses = []
     for off in (False, True):
         torch.manual_seed(0)
@@ -448,7 +448,7 @@ def test_uint8_classes_mean_the_same_in_an_eager_step(kind: Any) -> None:
 
 
 def test_a_step_that_is_refused_again_and_again_is_not_tried_each_time() -> None:
-    """The pause doubles; one odd batch costs the next one nothing, and native=True looks every time."""
+    """The pause doubles; one odd batch costs the next one nothing, and native=True checks every time."""
     x, y = _batch()
     step = _step()
     assert reason(step, x.clone().requires_grad_(), y) is not None
@@ -470,7 +470,7 @@ def test_a_step_that_is_refused_again_and_again_is_not_tried_each_time() -> None
 
 
 def test_an_epoch_looks_again() -> None:
-    """What the plan or the native call refused single steps for is not believed for all of an epoch."""
+    """A reason for which single steps were refused is checked again for an epoch."""
     x, y = _batch()
     model = chain([6, 8, 5])
     step = _step("adam", model)
@@ -487,7 +487,7 @@ def test_an_epoch_looks_again() -> None:
 
 
 def test_an_option_that_the_loss_lacks_is_torchs_error() -> None:
-    """As in a loss out of a pickle of an older torch."""
+    """As in a loss unpickled from an older torch."""
     x, y = _batch()
     for option in ("reduction", "ignore_index", "label_smoothing"):
         step = _step()

@@ -62,7 +62,7 @@ def test_batches_that_run_eagerly(x: Tensor, y: Tensor, why: str) -> None:
     model = chain([6, 8, 5])
     step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["sgd"](model.parameters()))
     seen: list[Any] = []
-    # What is suppressed is torch's own error, of the eager step.
+    # torch's own error in the eager step is suppressed.
     with _dispatch.recording(seen.append), contextlib.suppress(RuntimeError, ValueError):
         step(x, y)
     reasons = [d.reason for d in seen if d.op == "chain_step"]
@@ -159,7 +159,7 @@ def test_what_is_watched_or_changed_runs_eagerly(
     native(step, x, y)
     change(step)
     seen: list[Any] = []
-    # What is suppressed is torch's own error, of the eager step.
+    # torch's own error in the eager step is suppressed.
     with _dispatch.recording(seen.append), contextlib.suppress(RuntimeError):
         step(x, y)
     assert why in next(d.reason for d in seen if d.op == "chain_step")
@@ -179,7 +179,7 @@ def test_options_that_are_left_to_torch(make: str, option: str) -> None:
     step = started(chain([6, 8, 5]), nn.CrossEntropyLoss(), OPTIMIZERS[make], x, y)
     step.optimizer.param_groups[0][option] = True
     seen: list[Any] = []
-    # What is suppressed is torch's own error, of the eager step.
+    # torch's own error in the eager step is suppressed.
     with _dispatch.recording(seen.append), contextlib.suppress(RuntimeError, AssertionError):
         step(x, y)
     assert f"{option}=True is set" in next(d.reason for d in seen if d.op == "chain_step")
@@ -307,7 +307,7 @@ def test_targets_that_run_eagerly(name: str, change: Callable[[Tensor], Tensor],
     x, y = torch.randn(7, 6, dtype=torch.float64), case.target(7, 5)
     native(step, x, y)
     seen: list[Any] = []
-    # What is suppressed is torch's own error, of the eager step.
+    # torch's own error in the eager step is suppressed.
     with _dispatch.recording(seen.append), contextlib.suppress(RuntimeError, ValueError):
         step(x, change(y))
     assert next(d.reason for d in seen if d.op == "chain_step") == why
@@ -352,7 +352,7 @@ def test_options_that_run_eagerly(loss: Any, options: dict[str, Any], why: str) 
     for name, value in options.items():
         setattr(loss, name, value)
     seen: list[Any] = []
-    # What is suppressed is torch's own error, of the eager step.
+    # torch's own error in the eager step is suppressed.
     with _dispatch.recording(seen.append), contextlib.suppress(Exception):
         step(x, y)
     assert why in next(d.reason for d in seen if d.op == "chain_step")
@@ -412,7 +412,7 @@ def test_gradients_kept_in_shared_memory_run_eagerly() -> None:
 
 
 def test_two_threads_in_one_step() -> None:
-    """They wait for each other, also where one step runs eagerly: with a rate of 0 every loss is known."""
+    """They wait for each other, even if one step runs eagerly: with a rate of 0 every loss is known."""
     model = chain([300, 400, 5], dtype=torch.float32)
     step = fastnn.TrainStep(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.0))
     batches = [(torch.randn(m, 300), classes_of(m, 5)) for m in (64, 256)]

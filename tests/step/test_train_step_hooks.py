@@ -1,4 +1,4 @@
-"""Whatever hook is registered runs: a native step, which has no autograd, leaves the step to torch then."""
+"""Any registered hook runs: a native step, which has no autograd, then leaves the step to torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Call = Callable[..., None]
 
 
 class Entered:
-    """A context that is left by `remove`."""
+    """A context that is exited by `remove`."""
 
     def __init__(self, context: AbstractContextManager[Any]) -> None:
         self.context = context
@@ -103,7 +103,7 @@ def test_a_hook_makes_the_step_eager(kind: str, steps: int, step: Any) -> None:
             assert len(calls) > i or kind == "saved on the CPU"
     finally:
         hook.remove()
-    for _ in range(4):  # where a hook is in the model, it is not looked at in each call whether it is gone
+    for _ in range(4):  # with a hook in the model, its removal is not checked in every call
         step(*batch())
     count = len(calls)
     native(step, *batch())
@@ -133,7 +133,7 @@ def test_a_hook_of_every_loss_is_run(name: str, where: str, register: str) -> No
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_an_optimizer_in_the_backward(steps: int) -> None:
-    """As torchtune and torchao have it: each gradient is used and dropped where it arrives."""
+    """As in torchtune and torchao: each gradient is used and dropped as soon as it arrives."""
     model = chain([6, 8, 5])
     twin = copy.deepcopy(model)
 
@@ -207,7 +207,7 @@ def test_a_view_that_is_kept_does_no_harm(step: Any) -> None:
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_the_accumulators_that_a_conversion_makes(graph: bool, step: Any) -> None:
-    """torch forgets an accumulator where the dtype of its parameter changes."""
+    """torch drops an accumulator when the dtype of its parameter changes."""
     x, y = batch()
     native(step, x, y)
     loss = step.model(x).sum() if graph else None
@@ -298,7 +298,7 @@ def test_a_cycle_through_a_parameter_is_freed(hooked: bool) -> None:
     step = started(model, nn.CrossEntropyLoss(), OPTIMIZERS["adam"], x, y)
     model[0].weight.owner = model.step = step
     loss = model(x).sum()
-    native(step, x, y)  # looks at the accumulators that are alive
+    native(step, x, y)  # checks the live accumulators
     if hooked:
         kept = Kept(accumulator(model[0].weight), "register_hook", lambda *_, owner=model: None)
         reason(step, x, y)
@@ -329,11 +329,11 @@ def test_a_torch_that_has_other_names(step: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_started_by_a_hooked_step() -> None:
-    """A hook that is there before the plan, and the state that a refused step leaves."""
+    """A hook that precedes the plan, and the state left by a refused step."""
     model = chain([6, 8, 5])
     kept = Kept(accumulator(model[0].weight), "register_prehook", lambda *_: None)
     step = started(model, nn.CrossEntropyLoss(), OPTIMIZERS["adam"], *batch())
     assert reason(step, *batch()) == "a parameter has a hook"
     kept.remove()
-    assert reason(step, *batch()) == "a parameter has a hook"  # refused twice, it is believed for one call
+    assert reason(step, *batch()) == "a parameter has a hook"  # after two refusals, assumed for one call
     native(step, *batch())

@@ -1,4 +1,4 @@
-"""A class or function of torch that a program has replaced is what the step runs."""
+"""If a program has replaced a torch class or function, the step runs the replacement."""
 
 from __future__ import annotations
 
@@ -150,11 +150,11 @@ def test_a_replaced_loss(owner: Any, name: str, loss: str, monkeypatch: pytest.M
     calls: list[int] = []
     monkeypatch.setattr(owner, name, _patched(getattr(owner, name), calls))
     reason(step, *batch)
-    assert calls  # twice while it is recorded: torch calls the name again under a function mode
+    assert calls  # twice while recording: torch calls the name again under a function mode
 
 
 def test_an_optimizer_made_after_its_class_was_patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch wraps the step of a class when the first object is made: around what is there then."""
+    """torch wraps the present step of a class when the first object is created."""
     calls: list[int] = []
     plain = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", _patched(getattr(plain, "__wrapped__", plain), calls))
@@ -189,7 +189,7 @@ def test_another_optimizer_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_property_on_the_class_of_the_loss(
     kind: str, option: str, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes before the attribute of that name, before the plan is made and after."""
+    """It takes precedence over the attribute of that name, before and after the plan is made."""
     loss = getattr(nn, kind)()
     model = chain([6, 5])
     step = fastnn.TrainStep(model, loss, torch.optim.SGD(model.parameters(), lr=0.0))

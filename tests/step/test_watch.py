@@ -1,4 +1,4 @@
-"""What a `Watch` holds, and lets go of."""
+"""What a `Watch` holds, and releases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties tried in a process of their own: one that crashes is a failed test, which names the call."""
+"""Properties tested in a process of their own: a crash is a failed test, which names the call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-# How many calls, and their seed: few, or in four files 100,000, in parts that several processes share.
+# How many calls, and their seed: few, or in four files 100,000, in parts distributed over several processes.
 PARTS = [(300, 0), *(pytest.param(2_500, seed, marks=pytest.mark.long) for seed in range(1, 11))]
 _SECONDS = 1800  # more than any part takes on a busy machine
 
@@ -22,7 +22,7 @@ _last_call: Any = None
 
 
 def about_to_call(what: object) -> None:
-    """Note what a property does next, for the case that it does not come back."""
+    """Record what a property does next, in case it crashes."""
     if _last_call is not None:
         text = repr(what).encode()
         _last_call.seek(0)
@@ -47,7 +47,7 @@ def _try(module: str, name: str, calls: int, seed: int, folder: Path) -> None:
 
 
 def holds(prop: Callable[[], None], calls: int, seed: int, folder: Path) -> None:
-    """Try a function of a module, made by ``hypothesis.given``, that often."""
+    """Run a function of a module, made by ``hypothesis.given``, that often."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fastnn", "fastnn.capture", "hypothesis"])
     process = context.Process(target=_try, args=(prop.__module__, prop.__name__, calls, seed, folder))

@@ -1,6 +1,6 @@
-"""What should be in the outputs of a binding, in float64, given its arguments as they were before the call.
+"""The expected outputs of a binding, in float64, from its arguments before the call.
 
-None is for what is not written.
+None stands for what is not written.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def mlp_backward(
     lowest = min(wanted, default=len(weights))
     for i in reversed(range(lowest, len(weights))):
         saved = (preactivations if activations[i] in FROM_PREACTIVATION else outputs)[i]
-        # Of the last layer nothing is rounded on the way, of the others what the layer above hands down.
+        # The last layer's is not rounded; for the others, what the layer above passes down is.
         dz = torch_activation_gradient(dy, saved, activations[i])
         if i + 1 < len(weights):
             dz = dz.to(dtype).double()
@@ -122,7 +122,7 @@ def _loss(
 ) -> Any:
     """The loss, and its gradient; of reduction none, each row's own.
 
-    None, and the logits, for a smoothing that is out of range, which the caller refuses.
+    None, and the logits, for a smoothing that is out of range, refused by the caller.
     """
     if not 0 <= smoothing <= 1:
         return None, x
@@ -185,12 +185,12 @@ def exp(x: Any, y: Any) -> Any:
 
 def bernoulli(x: Any, p: Any, generator: torch.Generator, *, dtype: torch.dtype) -> Any:
     if x.numel() == 0:
-        return [None]  # the generator is not looked at
+        return [None]  # the generator is not checked
     return [torch.empty(x.shape, dtype=dtype).bernoulli_(p, generator=generator).double()]
 
 
 def polyak(targets: Any, sources: Any, tau: Any) -> Any:
-    if not 0 <= tau <= 1:  # which the caller refuses
+    if not 0 <= tau <= 1:  # refused by the caller
         return []
     if tau == 1:  # an infinite difference times 0 would be NaN
         return [sources]
@@ -206,7 +206,7 @@ def clip_grad_norm(grads: Any, max_norm: Any, only_finite: Any) -> Any:
 
 
 def _optimizer_step(name: str) -> Callable[..., Any]:
-    """Of torch's optimizer of that name, given parameters, gradients, numbers of steps, the names and the
+    """A step of torch's optimizer of that name, given parameters, gradients, step counts, the names and the
     tensors of the state, and options."""
 
     def step(params: Any, grads: Any, steps: Any, names: Any, states: Any, options: Any) -> Any:
@@ -227,7 +227,7 @@ def _optimizer_step(name: str) -> Callable[..., Any]:
 
 OPTIMIZERS = {"adam_step": "Adam", "sgd_step": "SGD", "adagrad_step": "Adagrad", "rmsprop_step": "RMSprop"}
 
-# Which are told in what dtype the kernel computes.
+# References that depend on the dtype in which the kernel computes.
 ROUNDING: dict[str, Callable[..., Any]] = {
     f.__name__: f for f in (mlp_forward, mlp_backward, linear_cross_entropy, bernoulli)
 }

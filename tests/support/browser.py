@@ -53,7 +53,7 @@ class Page:
         return self.browser.find_element("id", id)
 
     def until(self, condition: Callable[[], T]) -> T:
-        """What `condition` gives as soon as that is true."""
+        """The result of `condition` as soon as it is true."""
         end = time.monotonic() + PATIENCE
         while not (value := condition()):
             assert time.monotonic() < end, f"nothing came of it; the page says: {self['digits-status'].text}"
@@ -65,12 +65,12 @@ class Page:
         return _chromium.evaluate(self.browser, body, *args)
 
     def fill(self, id: str, text: str) -> None:
-        """Put text into a field, as somebody does who types."""
+        """Enter text into a field, as if typed."""
         self[id].clear()
         self[id].send_keys(text)
 
     def says(self, id: str, start: str) -> bool:
-        """Whether an element's text begins so."""
+        """Whether an element's text starts with `start`."""
         return self[id].text.startswith(start)
 
     def train(self, epochs: int) -> float:
@@ -99,7 +99,7 @@ class Page:
         self.browser.execute_cdp_cmd("Input.dispatchMouseEvent", event | {"clickCount": 1})
 
     def seen(self) -> list[int]:
-        """The image that the network is given, as the page shows it: from 0 to 255."""
+        """The input image of the network, as the page shows it: from 0 to 255."""
         return self.script(
             "const c = document.getElementById('seen');"
             "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
@@ -107,7 +107,7 @@ class Page:
         )
 
     def probabilities(self) -> list[float]:
-        """Of the ten digits, with all their digits."""
+        """The probabilities of the ten digits, in full precision."""
         return self.script(
             "return [...document.querySelectorAll('#bars li')].map((b) => Number(b.dataset.value))"
         )

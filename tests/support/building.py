@@ -1,4 +1,4 @@
-"""How tests compile what they need beside the package."""
+"""How tests compile what they need besides the package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CannotBuildError(RuntimeError):
 
 
 def tool(name: str) -> str:
-    """Where a program is: beside Python, or on the path; raises CannotBuildError where there is none."""
+    """The path of a program: next to Python, or on PATH; raises CannotBuildError if there is none."""
     beside_python = Path(sys.executable).with_name(name)
     found = str(beside_python) if beside_python.exists() else shutil.which(name)
     if found is None:
@@ -27,14 +27,14 @@ def tool(name: str) -> str:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """One process at a time builds in `folder`: of several that run tests the others find it built."""
+    """Only one process at a time builds in `folder`; other test processes then find it built."""
     folder.parent.mkdir(exist_ok=True)
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         yield
 
 
 def run(*command: str) -> None:
-    """Run a program; raises RuntimeError with what it said where it fails."""
+    """Run a program; raises RuntimeError with its output if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")

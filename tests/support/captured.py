@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def on_a_side_stream(run: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """The results of `run` from another stream, several times, as torch wants it before a capture."""
+    """The results of `run` from another stream, several times, as torch requires before a capture."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -20,7 +20,7 @@ def on_a_side_stream(run: Callable[[], list[Tensor]]) -> list[Tensor]:
 
 
 def replayed(run: Callable[[], list[Tensor]], times: int = 1) -> list[Tensor]:
-    """What `run` gives, captured in a CUDA graph (it then only notes its work) and replayed."""
+    """The results of `run`, captured in a CUDA graph (which only records its work) and replayed."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = run()
@@ -31,7 +31,7 @@ def replayed(run: Callable[[], list[Tensor]], times: int = 1) -> list[Tensor]:
 
 
 def assert_capturable(run: Callable[[], list[Tensor]]) -> None:
-    """`run` gives the same bits at once, on another stream, and captured and replayed."""
+    """`run` gives the same bits directly, on another stream, and captured and replayed."""
     want = run()
     for got in (on_a_side_stream(run), replayed(run)):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 from building import CannotBuildError, one_at_a_time, run, tool
 
 SOURCE = Path(__file__).parents[1] / "cuda_emulator"
-# One for each Python that uses the checkout: modules of one do not load in another.
+# One per Python version that uses the checkout: modules of one do not load in another.
 BUILD = Path(__file__).parents[2] / "build" / f"emulator-{sys.implementation.cache_tag}"
 
-# In which order the threads of a kernel run: a kernel without a race gives the same bits in all of them.
+# The order in which the threads of a kernel run: a kernel without a race gives the same bits in all of them.
 ORDERS = [("forward", 0), ("reverse", 0), ("warps", 1), ("threads", 2)]
-# Parameters of fixtures: the two orders that found every barrier that was left out of a kernel.
+# Parameters of fixtures: the two orders that detected every barrier omitted from a kernel.
 EMULATED = ("emulated-reverse", "emulated-threads")
 
 
 class Emulation(NamedTuple):
-    """The CUDA kernels as a module that takes tensors of the CPU, and what the emulator itself offers."""
+    """The CUDA kernels as a module that takes tensors of the CPU, and the emulator's own functions."""
 
     cuda: Any
     checks: Any
@@ -63,7 +63,7 @@ def _import(name: str) -> ModuleType:
 
 @functools.cache
 def emulation() -> Emulation:
-    """Build and import it; raises CannotBuildError where the machine lacks what that takes."""
+    """Build and import it; raises CannotBuildError if the machine lacks the tools."""
     with one_at_a_time(BUILD):
         _build()
     return Emulation(_import("_cuda"), _import("emulator_checks"))

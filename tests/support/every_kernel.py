@@ -19,7 +19,8 @@ EVERY_KERNEL = (*runnable_isas(), *CUDA)
 
 
 def place(request: pytest.FixtureRequest) -> torch.device:
-    """Where tensors of a test with this parameter lie: "cpu", "cuda" or one of EMULATED, which it sets up."""
+    """The device of tensors for a test with this parameter: "cpu", "cuda" or one of EMULATED, which it sets
+    up."""
     kind, _, order = request.param.partition("-")
     if kind != "emulated":
         return torch.device(kind)
@@ -30,7 +31,7 @@ def place(request: pytest.FixtureRequest) -> torch.device:
 
 @contextlib.contextmanager
 def kernels_of(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Use the kernels that a parameter of EVERY_KERNEL names; gives where their tensors lie."""
+    """Use the kernels named by a parameter of EVERY_KERNEL; yields the device of their tensors."""
     if request.param in ("cuda", *EMULATED):
         yield place(request)
     else:
@@ -39,14 +40,14 @@ def kernels_of(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 
 def emulating() -> bool:
-    """Whether the kernels of the CPU are the emulated ones now, which are slow."""
+    """Whether kernels on the CPU are now the emulated ones, which are slow."""
     return _dispatch.native(torch.empty(0)) is not _dispatch.cpu
 
 
 def assert_reproducible(run: Callable[[], list[Tensor]], device: torch.device) -> None:
     """`run` gives the same bits each time.
 
-    On the CPU that is for every number of threads, emulated in other orders of threads than the one set.
+    On the CPU for every number of threads, emulated also in other thread orders than the one set.
     """
     results = [run()]
     if emulating():

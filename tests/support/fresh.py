@@ -40,7 +40,7 @@ for line in sys.stdin:
 
 
 class Run(NamedTuple):
-    """How a process ended, and what it said."""
+    """How a process ended, and its output."""
 
     status: int
     stdout: str
@@ -55,7 +55,7 @@ class Fresh:
         self._server: subprocess.Popen[str] | None = None
 
     def __call__(self, code: str, path: Path = PACKAGE.parent, **environment: str) -> Run:
-        """Run it with these variables beside the usual ones; `path` is where fastnn is found."""
+        """Run it with these additional variables; `path` is where fastnn is found."""
         if self._server is None:
             self._server = self._start()
         assert self._server.stdin is not None
@@ -80,12 +80,12 @@ class Fresh:
         )
 
     def close(self) -> None:
-        """End the process, where it runs."""
+        """End the process, if it runs."""
         if self._server is not None:
             self._server.communicate()
 
 
 def output(done: Run) -> str:
-    """What a process printed that must have succeeded."""
+    """The output of a process that must have succeeded."""
     assert done.status == 0, done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""What comes of a hostile call: the same with fastnn as with torch, the type of an error or values."""
+"""The outcome of a hostile call: the same with fastnn as with torch, the type of an error or values."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import fastnn
 from apart import about_to_call
 from hostile_tensors import made
 
-# Of results of sums of at most 33 products of numbers around 1.
+# For sums of at most 33 products of numbers around 1.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 class Call(NamedTuple):
     op: str
     arguments: dict[str, Any]
-    # What the arguments were, where one of them was spoilt; empty where two were.
+    # The original arguments, if one of them was corrupted; empty if two were.
     right: dict[str, Any] | None = None
 
 
@@ -34,7 +34,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def outcome(ops: Ops, call: Call) -> type[Exception] | list[Tensor]:
-    """The error of a call, or its results, and the gradients of what it was given."""
+    """The error of a call, or its results, and the gradients of its arguments."""
     arguments = {name: made(value) for name, value in call.arguments.items()}
     given = tensors_in(list(arguments.values()))
     try:
@@ -49,14 +49,14 @@ def outcome(ops: Ops, call: Call) -> type[Exception] | list[Tensor]:
 
 
 def _has_two_faults(ops: Ops, call: Call) -> bool:
-    """Which of them is reported first, nobody promises."""
+    """It is unspecified which of them is reported first."""
     if call.right is None:
         return False
     return not call.right or not isinstance(outcome(ops, Call(call.op, call.right)), list)
 
 
 def _excused(call: Call, ours: Tensor, theirs: Tensor) -> Tensor:
-    """Where torch says NaN and fastnn knows better: GELU of infinity, the gradient of an ignored row."""
+    """Where torch returns NaN and fastnn the limit: GELU of infinity, the gradient of an ignored row."""
     if call.op in ("cross_entropy", "linear_cross_entropy", "construct"):
         return theirs.isnan() & (ours == 0)
     activations = [call.arguments.get("activation"), *(call.arguments.get("activations") or ())]
@@ -77,7 +77,7 @@ def assert_same(ours: Any, theirs: Any, call: Call) -> None:
 
 
 def check(ops: Ops, call: Call) -> None:
-    """Call one of `ops` with fastnn and, where that is disabled, with torch."""
+    """Call one of `ops` with fastnn and, with it disabled, with torch."""
     about_to_call(call)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

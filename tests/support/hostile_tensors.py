@@ -1,4 +1,4 @@
-"""Tensors that nobody expects, each described by a few plain values that make it again."""
+"""Unexpected tensors, each described by a few plain values from which it can be recreated."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Subclass(Tensor):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a tensor is made; the same one each time."""
+    """How to create a tensor; the same one each time."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -117,7 +117,7 @@ def _laid_out(t: Tensor, layout: str) -> Tensor:
     if layout == "expanded":
         return t[:1].expand_as(t)
     assert layout == "overlapping"
-    strides = [1] * t.dim()  # all that is a step further is the neighbour
+    strides = [1] * t.dim()  # one step in any direction is the adjacent element
     return torch.as_strided(t.contiguous(), t.shape, strides)
 
 
@@ -167,7 +167,7 @@ NO_TENSORS = st.sampled_from(
 
 
 def spoilt(good: Recipe) -> Any:
-    """What is given where `good` is expected: nearly that, or anything at all."""
+    """An argument passed instead of `good`: nearly the same, or anything at all."""
     return st.one_of(
         st.sampled_from(PLAIN_LAYOUTS + OTHER_LAYOUTS).map(lambda layout: replace(good, layout=layout)),
         ANY_DTYPE.map(lambda dtype: replace(good, dtype=dtype)),

@@ -1,4 +1,4 @@
-"""The optimizers that tests/optim tests, each beside torch's, and what those tests share."""
+"""The optimizers that tests/optim tests, each with torch's, and what those tests share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ State = dict[str, Tensor]
 STATE: Options = {"state_dtype": torch.float32}
 MASTERS: Options = {"master_weights": True}
 either = pytest.mark.parametrize("extra", [STATE, MASTERS], ids=str)
-# A dtype with what it may be combined with where masters must not make a difference.
+# A dtype with options under which master weights must not make a difference.
 KEPT = [(torch.float32, {}), (torch.bfloat16, MASTERS)]
 with_and_without_masters = pytest.mark.parametrize(("dtype", "extra"), KEPT, ids=str)
 
@@ -87,12 +87,12 @@ class Kind(NamedTuple):
 
     ours: Any
     torchs: Any
-    # The update written out once more, in float64: parameter, gradient, state, number of the step, options.
+    # The update implemented again, in float64: parameter, gradient, state, number of the step, options.
     rule: Callable[[Tensor, Tensor, State, int, Options], Tensor]
     options: list[Options]
     eps: Options  # keeps quotients well conditioned: errors of the state grow at most 1 / eps-fold
     for_nan: list[Options]
-    # Of numbers of 1 in a step: about ten of half an eps in the arithmetic, of values up to 5 (Adam), else 40
+    # For numbers of about 1 in a step: about ten roundings of half an eps, of values up to 5 (Adam), else 40
     # (squares of gradients up to 5 summed, buffers of quotients up to 10).
     roundings: int
 
@@ -146,7 +146,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
 
 class Case(NamedTuple):
-    """An optimizer with options, an eps as `Kind.eps` among them."""
+    """An optimizer with options, including an eps like `Kind.eps`."""
 
     ours: Any
     torchs: Any
@@ -178,7 +178,7 @@ def of_cases(cases: dict[str, Case]) -> Any:
 
 
 def needs_state_begun_late(torchs: Any) -> None:
-    """Skip where torch's optimizer gives no state to parameters that come later, as Adagrad of torch 2.10."""
+    """Skip if torch's optimizer gives no state to parameters added later, like Adagrad of torch 2.10."""
     parameter = nn.Parameter(torch.ones(1))
     parameter.grad = torch.ones(1)
     optimizer = torchs([parameter], lr=0.1)
@@ -242,14 +242,14 @@ def masters(optimizer: torch.optim.Optimizer, params: list[Any]) -> list[Tensor]
 
 
 def assert_same(a: list[Any], b: list[Any]) -> None:
-    """Bit by bit, where NaN is NaN."""
+    """Bit for bit, with NaN equal to NaN."""
     for p, q in zip(a, b, strict=True):
         assert p.dtype is q.dtype
         torch.testing.assert_close(p.detach().cpu(), q.detach().cpu(), rtol=0, atol=0, equal_nan=True)
 
 
 def assert_follows_float32(mine: Any, params: list[Any], theirs: Any, others: list[Any]) -> None:
-    """State and masters are those of a float32 optimizer, the parameters its parameters rounded."""
+    """State and masters equal those of a float32 optimizer, and parameters its rounded parameters."""
     assert_same(params, [q.detach().to(p.dtype) for p, q in zip(params, others, strict=True)])
     for p, q in zip(params, others, strict=True):
         state = dict(mine.state.get(p, {}))
@@ -262,10 +262,10 @@ def assert_follows_float32(mine: Any, params: list[Any], theirs: Any, others: li
 
 
 class Beside:
-    """An optimizer of ours and one with the same numbers that it must follow.
+    """Our optimizer and one with the same numbers that it must match.
 
-    That is torch's, with float32 state (`extra`) ours of float32 parameters. `native`: options that torch's
-    does not get.
+    That is torch's, or with float32 state (`extra`) ours on float32 parameters. `native`: options that
+    torch's does not get.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class Beside:
         return [(self.mine, self.params), (self.theirs, self.others)]
 
     def step(self) -> None:
-        """Take a step with the gradients that are there."""
+        """Take a step with the present gradients."""
         step_natively(self.mine)
         self.theirs.step()
 
@@ -295,14 +295,14 @@ class Beside:
             self.step()
 
     def check(self, roundings: float = 100) -> None:
-        """Bit by bit, or up to roundings of numbers of about 1."""
+        """Bit for bit, or up to roundings of numbers of about 1."""
         if self._bitwise:
             assert_follows_float32(self.mine, self.params, self.theirs, self.others)
             return
         for p, q in zip(self.params, self.others, strict=True):
             bound = roundings * torch.finfo(p.dtype).eps
             ours, torchs = dict(self.mine.state.get(p, {})), dict(self.theirs.state.get(q, {}))
-            # Where torch counts steps on the host fused kernels may count them on the device.
+            # If torch counts steps on the host, fused kernels may count them on the device.
             if "step" in ours:
                 assert float(ours.pop("step")) == float(torchs.pop("step"))
             torch.testing.assert_close([p, ours], [q, torchs], rtol=bound, atol=bound)
@@ -319,7 +319,7 @@ def train_network(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
         generator = torch.Generator().manual_seed(i)
         x = torch.randn(8, 5, generator=generator).to(dtype)
         optimizer.zero_grad()
-        model(x).tanh().square().mean().backward()  # bounded, where it is maximized too
+        model(x).tanh().square().mean().backward()  # bounded, also when maximized
         optimizer.step()
 
 

@@ -18,7 +18,7 @@ _PATIENCE = 300  # seconds: no test is about them
 
 
 class Processes:
-    """They start with the first call and stay, for importing torch takes longer than a test."""
+    """They start with the first call and stay, because importing torch takes longer than a test."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class Processes:
         """
         if not self._workers:
             self._start()
-        # In plain bytes: multiprocessing would have the processes share the memory of tensors.
+        # As plain bytes: multiprocessing would make the processes share the memory of tensors.
         call = pickle.dumps((function, arguments))
         for pipe in self._pipes:
             pipe.send_bytes(call)
@@ -69,7 +69,7 @@ class Processes:
             self._workers.append(worker)
 
     def stop(self) -> None:
-        """End them, whatever they do."""
+        """End them, whatever they are doing."""
         for worker in self._workers:
             worker.kill()
             worker.join()

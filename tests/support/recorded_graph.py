@@ -1,9 +1,9 @@
 """A substitute for a CUDA graph, for tensors of the CPU and the emulated CUDA kernels.
 
 While a body is recorded, every torch operation and every native call is noted with its arguments: numbers,
-tensors by the memory that they have now, dicts and lists as they are now. A replay makes the same calls on
-the same memory. As with a real graph nothing is done by the recording itself: what it wrote is put back, and
-what it made is filled with NaN. What a capture refuses is an error: reading a number back, drawing random
+tensors by their present memory, dicts and lists in their present state. A replay makes the same calls on the
+same memory. As with a real graph, recording itself has no effect: what it wrote is restored, and what it
+allocated is filled with NaN. What a capture refuses is an error: reading a number back, drawing random
 numbers, counting steps on the host.
 """
 
@@ -43,7 +43,7 @@ def _poison(t: Tensor) -> None:
 
 
 class Recording(TorchDispatchMode):
-    """What was called while it is active; `replay` does it again."""
+    """What was called while it is active; `replay` repeats it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,9 +82,9 @@ class Recording(TorchDispatchMode):
             self._saved[key] = whole, whole.clone()
 
     def _alias(self, t: Tensor) -> Tensor:
-        """The memory that `t` has now, whatever becomes of `t`."""
+        """The memory that `t` has now, even if `t` changes."""
         if id(t) not in self._aliases:
-            alias = t.data  # whose version is its own: a graph's writes count none
+            alias = t.data  # with its own version: a graph's writes do not bump any
             if isinstance(t, nn.Parameter):
                 alias = nn.Parameter(alias, requires_grad=t.requires_grad)
             self._aliases[id(t)] = t, alias
@@ -110,7 +110,7 @@ class Recording(TorchDispatchMode):
             argument.alias_info is not None and argument.alias_info.is_write
             for argument in func._schema.arguments
         )
-        for t in _tensors([*named.values()]):  # not all that is written is declared so: running statistics
+        for t in _tensors([*named.values()]):  # not all written tensors are declared: running statistics
             self._save(t)
         given = {_storage(t) for t in _tensors([*named.values()])}
         result = func(*args, **kwargs)
@@ -146,7 +146,7 @@ class Recording(TorchDispatchMode):
                 p.grad = grad
             try:
                 function(*self._frozen_again(frozen))
-            except IndexError:  # raised by the host, which a graph leaves out
+            except IndexError:  # raised by the host, which is not part of a graph
                 function(*self._frozen_again(frozen))
 
         self._calls.append(again)
@@ -154,7 +154,7 @@ class Recording(TorchDispatchMode):
 
     @staticmethod
     def _frozen_again(value: Any) -> Any:
-        """Native calls may add to the dicts that they are given."""
+        """Native calls may add to the dicts passed to them."""
         if isinstance(value, dict):
             return {key: Recording._frozen_again(item) for key, item in value.items()}
         return tuple(map(Recording._frozen_again, value)) if isinstance(value, tuple) else value
@@ -163,7 +163,7 @@ class Recording(TorchDispatchMode):
 def _again(func: Any, frozen: Any, outs: list[Tensor]) -> None:
     if func.__name__.startswith(("empty", "new_empty")):
         for out in outs:
-            _poison(out)  # memory that comes with anything in it
+            _poison(out)  # uninitialised memory
         return
     result = func(*frozen[0], **frozen[1])
     for out, t in zip(outs, (t for t in tree_leaves(result) if isinstance(t, Tensor)), strict=True):
@@ -171,7 +171,7 @@ def _again(func: Any, frozen: Any, outs: list[Tensor]) -> None:
 
 
 class RecordedKernels:
-    """The CUDA module, whose calls a recording notes."""
+    """The CUDA module, with its calls recorded."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -194,7 +194,7 @@ class RecordedKernels:
         settled: Callable[[], None],
         body: Callable[[], Any],
     ) -> tuple[Callable[[], None], Any]:
-        """In place of `fastnn.capture.cuda_graph.capture`."""
+        """Replaces `fastnn.capture.cuda_graph.capture`."""
         rehearse()
         settled()
         self.recording = recording = Recording()

@@ -1,4 +1,4 @@
-"""Models that are no chain, and their steps."""
+"""Models that are not a chain, and their steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOUBLE = torch.float64
 
 
 class Net(nn.Module):
-    """Layers, for the forwards below."""
+    """Layers for the forwards below."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class WithNorms(Net):
         super().__init__()
         self.fc1 = nn.Linear(
             6, 5, bias=False, dtype=DOUBLE
-        )  # a bias before a norm has no gradient but rounding
+        )  # the gradient of a bias before a norm is pure rounding error
         self.bn, self.ln = nn.BatchNorm1d(5, dtype=DOUBLE), nn.LayerNorm(5, dtype=DOUBLE)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A small training that processes share: its network, its batch, and what one process makes of it."""
+"""A small training that processes share: its network, its batch, and the result of a single process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 
 
 def share(rank: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """A process's part of the batch, as large as the others'."""
+    """A process's part of the batch, of equal size."""
     x, y = batch(dtype)
     return x.chunk(SIZE)[rank], y.chunk(SIZE)[rank]
 
@@ -36,7 +36,7 @@ def share(rank: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor
 def loop(
     trained: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, steps: int = STEPS
 ) -> None:
-    """Steps as everybody writes them."""
+    """Steps of the usual training loop."""
     for _ in range(steps):
         optimizer.zero_grad()
         nn.functional.cross_entropy(trained(x), y).backward()
@@ -44,18 +44,18 @@ def loop(
 
 
 def reference(make: Callable[..., torch.optim.Optimizer], steps: int = STEPS, **options: Any) -> nn.Module:
-    """What plain torch makes of the whole batch in one process."""
+    """The result of plain torch on the whole batch in one process."""
     trained = fastnn.revert(model())
     loop(trained, make(trained.parameters(), lr=0.01, **options), *batch(), steps=steps)
     return trained
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Of a DTensor all of it."""
+    """A DTensor's full tensor."""
     return getattr(tensor, "full_tensor", lambda: tensor)().detach()
 
 
 def difference(one: nn.Module, other: nn.Module) -> float:
-    """The largest, of all parameters."""
+    """The largest difference over all parameters."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return max((whole(p) - whole(q)).abs().max().item() for p, q in pairs)

@@ -1,4 +1,4 @@
-"""What the tests of captured training steps share."""
+"""Shared by the tests of captured training steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Graphs:
 
 
 def set_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Graphs:
-    """Of a test that has "cuda" or "recorded" as its parameter."""
+    """For a test with the parameter "cuda" or "recorded"."""
     found = Graphs("cuda" if request.param == "cuda" else "cpu")
     capture = cuda_graph.capture
     if request.param == "recorded":
@@ -116,7 +116,7 @@ class Pair:
             assert self.graphs.captures == 0
 
     def again(self, batch: Batch) -> None:
-        """Take steps until one is replayed: after a change that the graphs do not outlast."""
+        """Take steps until one is replayed: after a change that invalidates the graphs."""
         captures = self.graphs.captures
         why = self.take(batch)
         assert why is not None
@@ -134,7 +134,7 @@ def close(ours: Any, expected: Any) -> None:
 
 
 def with_tensor(optimizer: type[torch.optim.Optimizer]) -> Optimizer:
-    """With a learning rate that is on the device of the parameters."""
+    """With a learning rate on the device of the parameters."""
 
     def make(params: Any) -> torch.optim.Optimizer:
         params = list(params)
@@ -154,5 +154,5 @@ ALL_OPTIMIZERS: dict[str, Optimizer] = {
 
 
 def reason(step: fastnn.TrainStep, *batch: Tensor) -> str | None:
-    """Why a step ran eagerly; None where it was a replay."""
+    """Why a step ran eagerly; None if it was a replay."""
     return next(d.reason for d in fastnn.explain(step, *batch).decisions if d.op == "train_step")

@@ -1,4 +1,4 @@
-"""Fewer combinations of a test's parameters: any two values still meet, but not any three."""
+"""Fewer combinations of a test's parameters: all pairs of values still occur, but not all triples."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ Row = Mapping[str, Hashable]
 
 
 def thinned(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Of each test those items in which every two values of its parameters meet that meet in any.
+    """For each test, items that cover every pair of parameter values that occurs in any item.
 
-    A test with the mark ``each_value`` is left those in which every value is met once. Items that will be
-    skipped are chosen among themselves: they cover nothing.
+    For a test with the mark ``each_value``, items that cover every value once. Items that will be skipped are
+    chosen
+    separately: they cover nothing.
     """
     tests: dict[object, list[pytest.Item]] = defaultdict(list)
     for item in items:
@@ -29,7 +30,7 @@ def thinned(items: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 
 def _values(item: pytest.Item) -> Row:
-    """Which of its values each parameter has; the items of a test share them."""
+    """The value of each parameter, identified across the items of a test."""
     parameters = getattr(item, "callspec", None)
     return {} if parameters is None else {name: id(value) for name, value in parameters.params.items()}
 
@@ -37,9 +38,9 @@ def _values(item: pytest.Item) -> Row:
 def covering(rows: Sequence[Row], strength: int = 2) -> list[int]:
     """Indices of rows that have every combination of `strength` values that any row has.
 
-    Greedy, and the same each time: of the rows that add the most new combinations, the first; of rows for
-    single values, the first of those whose values were used least. Columns of a, b and c values take about as
-    many rows as the product of the larger two, instead of a b c.
+    Greedy and deterministic: of the rows that add the most new combinations, the first; for single values,
+    the first of the rows whose values were used least. Columns of a, b and c values need about as many rows
+    as the product of the larger two, instead of a b c.
     """
     shown = [set(combinations(sorted(row.items()), min(strength, len(row)))) for row in rows]
     missing = set().union(*shown)
@@ -59,8 +60,8 @@ def covering(rows: Sequence[Row], strength: int = 2) -> list[int]:
 
 
 def varying(rows: Sequence[Row]) -> list[Row]:
-    """The same rows without columns of one value, and without those that say what another says: of
-    parameters that are given together."""
+    """The same rows without constant columns, and without columns that duplicate another: those of parameters
+    given together."""
     columns: dict[tuple[Hashable, ...], str] = {}
     for name in rows[0]:
         columns.setdefault(tuple(row[name] for row in rows), name)

@@ -1,4 +1,4 @@
-"""The samples that PyTorch tests itself with; tests that need them are skipped where a torch lacks them."""
+"""The samples that PyTorch tests itself with; tests that need them are skipped if torch lacks them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 def list_of(name: str, module: str) -> list[Any]:
     """One of torch's lists, such as ``op_db``."""
     with pytest.MonkeyPatch.context() as patch:
-        # They import expecttest, which the samples do not need: a stand-in will do.
+        # They import expecttest, which the samples do not need: a stand-in suffices.
         stand_in: Any = types.ModuleType("expecttest")
         stand_in.TestCase = unittest.TestCase
         patch.setitem(sys.modules, "expecttest", stand_in)

@@ -1,4 +1,4 @@
-"""What the tests of TrainStep.epoch share."""
+"""Shared by the tests of TrainStep.epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from train_steps import OPTIMIZERS, chain
 
 
 def assert_same_state(step: fastnn.TrainStep, twin: fastnn.TrainStep) -> None:
-    """Bit by bit: parameters, gradients and all that the optimizers keep."""
+    """Bit for bit: parameters, gradients and all optimizer state."""
     for p, q in zip(step.model.parameters(), twin.model.parameters(), strict=True):
         assert torch.equal(p, q)
         assert (p.grad is None) == (q.grad is None)
@@ -58,7 +58,8 @@ def same_as_the_loop(
     order: Tensor,
     rates: list[float] | None = None,
 ) -> int:
-    """Run an epoch natively and a copy as a loop: they must agree bit for bit. The number of native calls."""
+    """Run an epoch natively and a copy as a loop: they must agree bit for bit. Returns the number of native
+    calls."""
     twin = copy.deepcopy(step)
     losses, calls = native_calls(step, images, labels, batch_size, order, lr=rates)
     assert torch.equal(losses, loop(twin, images, labels, batch_size, order, rates))
@@ -67,7 +68,7 @@ def same_as_the_loop(
 
 
 def step_by_step(step: fastnn.TrainStep, *arguments: Any, **options: Any) -> tuple[Tensor, str]:
-    """The losses of an epoch that is left to the loop, and why."""
+    """The losses of an epoch left to the loop, and why."""
     seen = fastnn.explain(step.epoch, *arguments, **options)
     (reason,) = (d.reason for d in seen.decisions if d.op == "train_epoch")
     assert reason is not None

@@ -1,4 +1,4 @@
-"""What the tests of TrainStep share."""
+"""Shared by the tests of TrainStep."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def reason(step: fastnn.TrainStep, *batch: Any) -> str:
 
 
 def recorded(step: fastnn.TrainStep, *batch: Any) -> fastnn.TrainStep:
-    """The step, after the calls with which a recording of it begins: the next is native."""
+    """The step, after the calls that precede a recording: the next one is native."""
     for _ in range(3):
         step(*batch)
     return step
@@ -113,7 +113,7 @@ def accumulator(p: Tensor) -> Any:
 
 
 class Kept:
-    """A hook on a gradient accumulator, which lives as long as somebody keeps it."""
+    """A hook on a gradient accumulator, which lives as long as it is referenced."""
 
     def __init__(self, node: Any, register: str, hook: Callable[..., None]) -> None:
         self.node = node
@@ -146,7 +146,7 @@ def _probabilities(m: int, n: int) -> Tensor:
 
 
 def _answers(m: int, n: int) -> Tensor:
-    """Of yes, no and in between."""
+    """Targets of 0, 1 and in between."""
     return torch.rand(m, n, dtype=torch.float64).mul_(3).sub_(1).clamp_(0, 1)
 
 
@@ -218,7 +218,7 @@ def compare(
 ) -> None:
     """Train a model natively and its copy with torch: losses, parameters and states must agree.
 
-    `recorded`: the model is not a chain, and each batch comes as often as it takes until that step is native.
+    `recorded`: the model is not a chain, and each batch is repeated until its step is native.
     """
     close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance, equal_nan=equal_nan)
     twin = copy.deepcopy(model)
@@ -244,5 +244,5 @@ def compare(
                     close(state[key], value)
 
 
-# In float64 both paths agree to rounding, which Adam enlarges where a gradient is small against eps.
+# In float64 both paths agree to rounding, which Adam amplifies if a gradient is small compared with eps.
 TOLERANCE = 1e-9

@@ -9,7 +9,8 @@ from fastnn import _dispatch
 
 
 def runnable_isas() -> list[str]:
-    """Names of the CPU variants that this build has and this machine can run; without a build, of torch's."""
+    """Names of the CPU variants that this build has and this machine can run; without a build, those of
+    torch."""
     if _dispatch.cpu is None:
         return ["torch"]
     active, names = _dispatch.cpu.isa, []

@@ -25,7 +25,7 @@ RUNNER = ROOT / "tests" / "web" / "kernels.mjs"
 
 @functools.cache
 def site() -> Path:
-    """Build what `make web` does; raises CannotBuildError where the machine lacks what that takes."""
+    """Build what `make web` does; raises CannotBuildError if the machine lacks the tools."""
     cmake, ninja = tool("cmake"), tool("ninja")
     if importlib.util.find_spec("ziglang") is None:
         raise CannotBuildError("the kernels in a browser need the package ziglang")
@@ -49,7 +49,7 @@ def site() -> Path:
 
 
 class WebError(Exception):
-    """What JavaScript threw; `name` is that of its class."""
+    """An error thrown by JavaScript; `name` is that of its class."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(f"{name}: {message}")
@@ -85,7 +85,7 @@ def _decode(value: Any) -> Any:
 
 
 class Node:
-    """A process that runs the kernels: kernels.mjs says what it is asked."""
+    """A process that runs the kernels: see kernels.mjs for its requests."""
 
     def __init__(self) -> None:
         node = tool("node")

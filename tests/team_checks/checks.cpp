@@ -1,4 +1,5 @@
-// What kernels do on a team of threads, many times over: share ranges and memory, wait for each other, fail.
+// What kernels do on a team of threads, repeated many times: share ranges and memory, wait for each other,
+// fail.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -35,7 +36,7 @@ bool run(const Code& code) {
   return !team.failed();
 }
 
-// What one parallel_for writes the next reads, elsewhere.
+// Each parallel_for reads what the previous one wrote, at other indices.
 void steps_follow_each_other() {
   std::vector<int64_t> a(kElements, 1), b(kElements);
   const bool done = run([&] {
@@ -51,7 +52,7 @@ void steps_follow_each_other() {
   expect(done && a.front() == kRounds + 1 && a.back() == kRounds + 1, "a step saw old values");
 }
 
-// All members are given the same memory, also while it grows, and one writes what one thread writes.
+// All members get the same memory, also while it grows, and one writes what one thread writes.
 void memory_is_shared() {
   int64_t sum = 0;
   const bool done = run([&] {
@@ -69,7 +70,7 @@ void memory_is_shared() {
   expect(done && sum == kElements * kRounds * (kRounds + 1) / 2, "the sum of shared memory is wrong");
 }
 
-// Where one member runs out of memory all of them leave, and the next team starts afresh.
+// If one member runs out of memory all of them leave, and the next team starts over.
 void a_failure_ends_the_team() {
   for (int round = 0; round < kRounds / 10; ++round) {
     const bool done = run([&] {
@@ -82,7 +83,7 @@ void a_failure_ends_the_team() {
   }
 }
 
-// One of them comes later than the others are patient.
+// One of them arrives after the others' patience has run out.
 void late_members_are_waited_for() {
   Barrier barrier;
   std::vector<int> came(kMembers);

@@ -1,4 +1,4 @@
-"""A small run on the bundled digits: eleven steps an epoch, the last batch short."""
+"""A small run on the bundled digits: eleven steps per epoch, the last batch short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not there, and refused when they are not right."""
+"""Checkpoint files: complete or absent, and refused if invalid."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_an_atomic_file_has_the_usual_permissions(tmp_path: Path) -> None:
 
 
 def test_a_reader_of_the_old_file_is_not_disturbed(saved: Path, make_run) -> None:
-    """The new file takes the old one's name, not its place: at no moment is there half of each."""
+    """The new file takes the old one's name, not its disk blocks: there is never half of each."""
     before = saved.read_bytes()
     with open(saved, "rb") as reader:
         make_run().checkpoint().save(saved)

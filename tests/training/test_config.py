@@ -1,4 +1,4 @@
-"""Settings: defaults, refusals, and the way through JSON."""
+"""Settings: defaults, refusals, and the round trip through JSON."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from fastnn.training.run import Milestone, Run
 
 
 class Log:
-    """An observer that writes down what it sees, and may act on it."""
+    """An observer that records what it sees, and may react to it."""
 
     def __init__(self, act: Callable[[Run], None] = lambda run: None) -> None:
         self.turns: list[tuple[str, int]] = []

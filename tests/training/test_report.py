@@ -1,4 +1,4 @@
-"""What a run leaves."""
+"""The output of a run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_pictures_are_pictures(make_run, tmp_path: Path) -> None:
 
 
 def test_the_worst_mistakes_are_wrong_and_in_order(make_run, monkeypatch) -> None:
-    """Of five mistakes with known losses, the grid shows exactly these, the highest loss first."""
+    """With five mistakes of known losses, the grid shows exactly these, the highest loss first."""
     run = make_run()
     labels = run.data.test_labels
     predicted = labels.copy()

@@ -57,7 +57,7 @@ def test_torch_and_fastnn_start_from_the_same_weights_and_see_the_same_batches(m
 
 def test_torch_and_fastnn_train_alike(make_run) -> None:
     ours, theirs = (finish(make_run(native=native, dtype="float64", epochs=19)) for native in (False, True))
-    # 209 steps in float64: what differs is the order of sums of some 64 terms, far below 1e-8 even
+    # 209 steps in float64: only the order of sums differs of some 64 terms, far below 1e-8 even
     # after Adam has divided by small second moments.
     torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-8, atol=1e-8)
     assert ours.history[-1].test_accuracy == theirs.history[-1].test_accuracy
@@ -177,7 +177,7 @@ def test_the_backend_is_reported_as_observed(make_run) -> None:
 
 
 def test_a_reason_of_the_first_step_alone_is_not_reported(make_run) -> None:
-    """In it the optimizer makes its state, so it may take another way."""
+    """The optimizer creates its state in it, so it may run differently."""
     if _dispatch.cpu is None:
         pytest.skip("needs the compiled module")
     reasons = iter(["the first step", None])

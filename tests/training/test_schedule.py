@@ -19,7 +19,7 @@ def test_a_constant_rate_stays() -> None:
 
 
 def peer_rates(make) -> list[float]:
-    """What one of torch's own schedulers gives."""
+    """The rates of one of torch's own schedulers."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=HIGHEST)
     scheduler = make(optimizer)
     values = []
@@ -56,4 +56,4 @@ def test_onecycle_is_torchs() -> None:
 def test_rates_are_positive_and_bounded_for_any_length(schedule: str, steps: int) -> None:
     values = rates(schedule, steps)
     assert all(0 < value <= HIGHEST for value in values)
-    assert max(values) >= HIGHEST * 0.2  # of two steps, neither meets the peak
+    assert max(values) >= HIGHEST * 0.2  # with two steps, neither is at the peak

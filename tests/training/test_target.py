@@ -1,4 +1,4 @@
-"""Training to a target accuracy: when the model is tested, where the run stops, and what time it tells."""
+"""Training to a target accuracy: when the model is tested, where the run stops, and the time it reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MakeTimed = Callable[..., Run]
 
 @pytest.fixture
 def make_timed(make_run, monkeypatch: pytest.MonkeyPatch) -> MakeTimed:
-    """Makes runs whose clock says one second a step and a hundred a test, with the given accuracies."""
+    """Makes runs whose clock adds one second per step and a hundred per test, with the given accuracies."""
     now = [0.0]
     monkeypatch.setattr(run_module.time, "perf_counter", lambda: now[0])
 

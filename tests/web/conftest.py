@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def node() -> Iterator[Node]:
-    """The kernels in WebAssembly, run by Node; compiled with the first test that asks."""
+    """The kernels in WebAssembly, run by Node; compiled for the first test that uses them."""
     try:
         process = Node()
     except CannotBuildError as error:
@@ -29,7 +29,7 @@ def node() -> Iterator[Node]:
 
 @pytest.fixture(scope="session")
 def built() -> Path:
-    """The folder of static files that `make web` leaves."""
+    """The folder of static files made by `make web`."""
     try:
         return site()
     except CannotBuildError as error:

@@ -1,4 +1,4 @@
-"""The page in a real browser: what somebody does with it, by mouse and keyboard."""
+"""The page in a real browser: what a user does with it, by mouse and keyboard."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ SEVEN = [(0.3, 0.22), (0.7, 0.22), (0.46, 0.82)]
 
 
 def python_probabilities(model: torch.nn.Module, data: Dataset, seen: list[int]) -> list[float]:
-    """What `model` makes of an image that the page shows."""
+    """The predictions of `model` for an image that the page shows."""
     pixels = torch.tensor(seen, dtype=torch.float32) * (data.white / 255)
     return torch.softmax(model(((pixels.round() - data.mean) / data.std)[None]), 1)[0].tolist()
 
 
 def predicted(page: Page) -> list[float]:
-    """The probabilities as soon as they are there."""
+    """The probabilities as soon as they are shown."""
     page.until(lambda: page.says("verdict", "It is"))
     return page.probabilities()
 
 
 def saved(page: Page, file: Path) -> bytes:
-    """What the button saves, under the name that is expected."""
+    """The file saved by the button, under the expected name."""
     file.unlink(missing_ok=True)
     page["save"].click()
     # The browser makes the file before it fills it.
@@ -97,7 +97,7 @@ def test_pauses_continues_and_starts_over(page: Page) -> None:
 
 @pytest.mark.long
 def test_a_test_of_a_wide_network_is_interrupted_by_messages(page: Page) -> None:
-    """Of all that the worker does between two messages, nothing takes as long as a test of all images."""
+    """Nothing that the worker does between two messages takes as long as a test of all images."""
     counted = page.script("""
         const { Mlp } = await import("./fastnn.js");
         const { Training } = await import("./page/training.js");
@@ -223,7 +223,7 @@ def test_a_bad_setting_does_not_keep_from_pausing(page: Page) -> None:
 def test_enter_in_a_field_applies_it_and_does_not_pause(page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    page.fill("hidden", "512-512")  # or they may have ended before the next key
+    page.fill("hidden", "512-512")  # or they may end before the next key
     page.fill("epochs", "1000")
     page["lr"].send_keys(Keys.ENTER)
     page.until(lambda: page["go"].text == "Pause")
@@ -411,7 +411,7 @@ def test_weights_that_were_saved_are_loaded_back(page: Page, downloads: Path) ->
 def test_a_network_that_the_form_could_not_make_is_trained(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "deep.safetensors"
     safetensors.save_file(fastnn.nn.MLP([64, 2100, 16, 16, 16, 16, 10]).state_dict(), file)
-    page.fill("hidden", "many")  # not asked for
+    page.fill("hidden", "many")  # not used
     page["file"].send_keys(str(file))
     page.until(lambda: page.says("weights-status", "Loaded 64-2100-16-16-16-16-10"))
     assert page.train(1) > 0
@@ -531,7 +531,7 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_fails(page: Page) -> None:
     names = page.script("return performance.getEntriesByType('resource').map((e) => e.name)")
     assert len(names) > 5
     assert all(name.startswith(page.address) for name in names)
-    # Where MNIST is not, its files are asked for in vain.
+    # If MNIST is missing, the requests for its files fail.
     assert [line for line in page.browser.get_log("browser") if "/data/mnist/" not in line["message"]] == []
 
 

@@ -1,4 +1,4 @@
-"""The static files: what they weigh, and the digits among them."""
+"""The static files: their size, and the digits among them."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_adam_matches_float64(size: int, decoupled: bool, node: Node) -> None:
         args = {"param": p, "grad": grad, "expAvg": m, "expAvgSq": v, "step": step, "decoupled": decoupled}
         got = node("adam", args | options | {"weightDecay": 0.1})
         p, m, v = got["param"], got["expAvg"], got["expAvgSq"]
-    # A step divides by at least eps, against which the rounding of the moments is small.
+    # A step divides by at least eps, compared with which the rounding of the moments is small.
     torch.testing.assert_close(p.double(), exact.detach(), rtol=8 * EPS, atol=64 * EPS)
     state = optimizer.state[exact]
     torch.testing.assert_close(m.double(), state["exp_avg"], rtol=0, atol=8 * EPS)
@@ -181,9 +181,9 @@ def test_memory_that_ends_is_an_error(node: Node) -> None:
         memory: int = node("memoryBytes")
         return memory
 
-    first = ask_for_too_much()  # what is small of a large one may have grown the memory
+    first = ask_for_too_much()  # the small parts of a large one may have grown the memory
     assert ask_for_too_much() == first
-    node("repeat", 3000, "mlp", [100_000, 100_000], {}, [])  # the stack of 1 MB too is given back
+    node("repeat", 3000, "mlp", [100_000, 100_000], {}, [])  # the stack of 1 MB is also released
     test_linear_matches_float64((9, 49, 33), node)
 
 

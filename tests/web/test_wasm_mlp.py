@@ -1,4 +1,4 @@
-"""The Mlp of JavaScript against torch's, and weights on their way between the two."""
+"""JavaScript's Mlp against torch's, and the exchange of weights between the two."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def steps_of_torch(
 
 
 def assert_as_exact(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
-    """Within three times the error of torch's float32, in sum: tests/step has why."""
+    """Within three times the total error of torch's float32: tests/step says why."""
     allowed = 3 * (theirs - exact).norm(1) + EPS * exact.norm(1)
     assert (ours - exact).norm(1) <= allowed
 
@@ -127,7 +127,7 @@ def test_ignored_rows_do_not_change_the_result(node: Node) -> None:
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 def test_rows_of_a_dataset_are_batches(loss: str, node: Node) -> None:
-    """Bit by bit: named rows, of which the last batch has fewer, are the same steps."""
+    """Bit for bit: named rows, of which the last batch has fewer, are the same steps."""
     sizes, (x, y) = [19, 17, 6], batches_for(loss, [19, 6], [50])[0]
     order = torch.randperm(50, dtype=torch.int32)
     data = {"dataset": {"x": x, "features": 19, ("targets" if loss == "mse" else "labels"): y}}
@@ -143,7 +143,7 @@ def test_rows_of_a_dataset_are_batches(loss: str, node: Node) -> None:
 def test_an_epoch_takes_every_row_once(node: Node) -> None:
     (x, y) = batches_for("cross_entropy", [5, 3], [50])[0]
     data = {"dataset": {"x": x, "features": 5, "labels": y}}
-    still = {"optimizer": {"name": "sgd", "lr": 0}}  # the loss stays what it is
+    still = {"optimizer": {"name": "sgd", "lr": 0}}  # the loss does not change
     calls = [["trainEpoch", data, {"batchSize": 7, "random": {"random": 3}}], ["lossAndAccuracy", data]]
     epoch, after = node("mlp", [5, 3], still, calls)
     assert epoch == pytest.approx(after["loss"], rel=1e-6)
@@ -318,7 +318,7 @@ def test_arguments_that_do_not_fit(
 
 
 def test_a_step_that_is_refused_changes_nothing(node: Node) -> None:
-    """Also where the bad row or label comes late."""
+    """Even if the bad row or label comes late."""
     x, y = batches_for("cross_entropy", [3, 2], [10])[0]
     y[9] = 2
     data = {"dataset": {"x": x, "features": 3, "labels": y}}

@@ -26,10 +26,10 @@ def train(training: Training) -> dict[str, torch.Tensor]:
 
 
 def child(training: Training | str, pipe: Connection, feature: str) -> None:
-    if isinstance(training, str):  # spawned: nothing of the parent is there
+    if isinstance(training, str):  # spawned: nothing of the parent exists
         torch.manual_seed(0)
         training = Training(training, network())
-    torch.set_num_threads(1)  # else torch's own ops hang after a fork, where the parent has used several
+    torch.set_num_threads(1)  # otherwise torch's own ops hang after a fork if the parent has used several
     result = {name: t.numpy().copy() for name, t in train(training).items()}
     (cell,) = (cell for cell in table()[feature] if cell.column == training.column)
     check(cell, training.step, *batch())
@@ -43,7 +43,7 @@ def compare(method: str, column: str, feature: str) -> str | None:
     torch.manual_seed(0)
     training = Training(column, network())
     mine, theirs = context.Pipe(duplex=False)
-    # What is forked has been at work: its recordings, its optimizer's state and its buffers.
+    # Fork after it has worked: with its recordings, its optimizer's state and its buffers.
     if method == "fork":
         train(training)
     process = context.Process(target=child, args=(training if method == "fork" else column, theirs, feature))

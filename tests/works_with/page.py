@@ -1,4 +1,4 @@
-"""The table of docs/works-with.md, and which test is of which of its lines."""
+"""The table of docs/works-with.md, and which test belongs to which line."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ COLUMNS = {
     "`TrainStep`": "step",
     "`capture`": "capture",
 }
-NOTHING = "–"  # in a cell: the two have nothing to do with each other
+NOTHING = "–"  # in a cell: the two are unrelated
 
 
 class Cell(NamedTuple):
-    """What the page says of one column for one feature.
+    """What the page says about one column for one feature.
 
     Attributes:
         column: one of the values of `COLUMNS`.
-        verdict: ``"native"``; ``"torch"`` (of ops and optimizers) or ``"eager"`` (of steps) where torch does
-            the work; ``"refused"`` where there is an error.
+        verdict: ``"native"``; ``"torch"`` (for ops and optimizers) or ``"eager"`` (for steps) if torch does
+            the work;
+            ``"refused"`` if there is an error.
         reason: why it is not native: a part of what `fastnn.explain` or the error says.
     """
 
@@ -38,7 +39,7 @@ tested: set[str] = set()
 
 
 def table() -> dict[str, list[Cell]]:
-    """The cells of each feature in which there is something."""
+    """The nonempty cells of each feature."""
     text = PAGE.read_text().partition("\n## ")[0]
     lines = [line.strip("| ") for line in text.splitlines() if line.startswith("|")]
     head, _, *body = [re.split(r"\s*\|\s*", line) for line in lines]
@@ -62,7 +63,7 @@ def _cell(column: str, text: str) -> Cell:
 
 
 def line(feature: str) -> Callable[[Any], Any]:
-    """Make a test that of a line of the page: it runs for each cell, which it takes as `cell`."""
+    """Assign a test to a line of the page: it runs for each cell, passed as `cell`."""
     tested.add(feature)
     cells = table().get(feature, [])
     return pytest.mark.parametrize("cell", cells, ids=[cell.column for cell in cells])

@@ -1,4 +1,4 @@
-"""A training with one part of fastnn beside the same one in plain torch."""
+"""A training with one part of fastnn, and the same one in plain torch."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Training:
     """A model, its optimizer and a step of its training.
 
     Args:
-        column: what of fastnn takes part, as in `page.COLUMNS`; None for nothing.
+        column: which part of fastnn is used, as in `page.COLUMNS`; None for nothing.
         model: of torch's modules.
-        body: the step, in all columns but that of `TrainStep`, which takes its own.
+        body: the step, in all columns but that of `TrainStep`, which has its own.
         optimizer: the name of its class.
         loss: called with output and target.
     """
@@ -67,7 +67,7 @@ class Training:
         self.renew()
 
     def renew(self) -> None:
-        """Make a new step of the model and optimizer as they are."""
+        """Make a new step of the present model and optimizer."""
         self.step: Any = self._as_written
         if self.column == "step":
             self.step = fastnn.TrainStep(self.model, self.loss, self.optimizer)
@@ -87,12 +87,12 @@ class Pair:
         self.theirs = Training(None, theirs, **options)
 
     def each(self, change: Callable[[Training], Any]) -> None:
-        """Do something to both."""
+        """Apply a change to both."""
         for training in (self.mine, self.theirs):
             change(training)
 
     def steps(self, count: int = 5, around: Around = contextlib.nullcontext, **tolerances: float) -> None:
-        """Take steps and compare: so many that a recorded one is native afterwards."""
+        """Take steps and compare: enough that a recorded one is native afterwards."""
         for _ in range(count):
             x, y = batch(dtype=next(self.theirs.model.parameters()).dtype)
             with around():
@@ -116,7 +116,7 @@ class Pair:
 
 
 def check(cell: Cell, run: Callable[..., Any], *args: Any) -> Any:
-    """Call `run` and compare where it ran with what the page says; the result."""
+    """Call `run` and compare where it ran with what the page says; returns the result."""
     if cell.verdict == "refused":
         with pytest.raises((RuntimeError, TypeError, ValueError), match=re.escape(cell.reason)):
             run(*args)

@@ -18,12 +18,12 @@ import fastnn
 from page import Cell, line
 from pairs import OUT, Pair, Training, batch, check, network
 
-# torch.compile's own warnings, and those of what forward-mode AD scripts when first used.
+# torch.compile's own warnings, and those of functions that forward-mode AD scripts when first used.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Graphs:
-    """A backend that runs graphs as they are, and counts them."""
+    """A backend that runs graphs unchanged, and counts them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -46,7 +46,7 @@ OF_MODEL_AND_LOSS = "torch.compile, fullgraph, dynamic batch, of model and loss"
 
 
 def train_compiled(cell: Cell, backend: Any, tolerance: float) -> Training:
-    """A training of a compiled model beside torch's, of batches of several sizes."""
+    """A training of a compiled model and torch's, on batches of several sizes."""
     pair = Pair(cell.column)
     mine = pair.mine
     if cell.column == "modules":
@@ -79,7 +79,7 @@ def test_a_compiled_model_trains_the_same(cell: Cell) -> None:
     mine = train_compiled(cell, graphs, tolerance=1e-7)
     assert graphs.count == 1
     if cell.column == "modules":
-        torch.compiler.reset()  # what is compiled already decides no more
+        torch.compiler.reset()  # earlier compilations have no influence
     check(cell, mine.step, *batch())
 
 
@@ -101,7 +101,7 @@ def test_compiled_optimizer(cell: Cell, name: str) -> None:
     pair.steps(1)  # makes the state
 
     def compile_update(training: Training) -> None:
-        """Of both: torch's Adam rounds otherwise when it is compiled, to two graphs."""
+        """For both: torch's Adam rounds differently when compiled, to two graphs."""
         update = compiled(training.optimizer.step, Graphs(), fullgraph=training is pair.mine)
 
         def step(x: Tensor, y: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def test_per_sample_gradients(cell: Cell) -> None:
 
 @line("torch.func.functional_call")
 def test_functional_call(cell: Cell) -> None:
-    """Outside any transform: other parameters, which gradients flow to."""
+    """Outside any transform: other parameters, to which gradients flow."""
 
     def step(model: Any, loss_function: Any, optimizer: Any, x: Tensor, y: Tensor) -> Tensor:
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""docs/works-with.md: models that begin without memory or without a size, and default devices."""
+"""docs/works-with.md: models that start without memory or without a size, and default devices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = EAGER
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @line("set_default_device")
 def test_a_default_device_is_obeyed(cell: Cell, device: str) -> None:
-    """What is on the CPU is trained there, wherever new tensors are made."""
+    """Models on the CPU are trained there, wherever new tensors are made."""
     pair = Pair(cell.column)
     pair.steps()
     torch.set_default_device(device)
@@ -53,7 +53,7 @@ def test_models_are_made_on_the_meta_device(cell: Cell) -> None:
 
 
 def test_modules_on_the_meta_device() -> None:
-    """fastnn's own are made there too, and their forward gives shapes."""
+    """fastnn's own are also created there, and their forward returns shapes."""
     with torch.device("meta"):
         models = [
             fastnn.nn.MLP([8, HIDDEN, OUT]),
@@ -78,7 +78,7 @@ def test_a_lazy_linear_gets_its_size(cell: Cell) -> None:
 
     def model() -> torch.nn.Module:
         made = _lazy()
-        fastnn.convert(made)  # what is lazy stays as it is
+        fastnn.convert(made)  # lazy modules are left alone
         made(batch()[0])
         made.load_state_dict(weights)
         return fastnn.revert(made)

@@ -36,7 +36,7 @@ def test_child_processes(cell: Cell, method: str) -> None:
 
 @functools.cache
 def run_in_child(method: str) -> dict[str, str | None]:
-    """What went wrong in each column, in one process that has them all."""
+    """What went wrong in each column, in one process with all of them."""
     package = Path(fastnn.__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{HERE}", "FASTNN_ALWAYS_NATIVE": "1"}
     done = subprocess.run(
@@ -87,7 +87,7 @@ def test_data_loader_workers(cell: Cell) -> None:
 
 @line("several Python threads")
 def test_threads_train_side_by_side(cell: Cell) -> None:
-    """Each trains a model of its own, and ends where it would have ended alone."""
+    """Each trains a model of its own, with the same result as alone."""
     batches = [batch() for _ in range(30)]
 
     def train(training: Training) -> None:
@@ -122,6 +122,6 @@ def test_threads_train_side_by_side(cell: Cell) -> None:
     close = {} if cell.column == "capture" else {"rtol": 0.0, "atol": 0.0}
     for mine, want in zip(together, alone, strict=True):
         torch.testing.assert_close(mine.model.state_dict(), want.model.state_dict(), **close)
-    for x, y in batches[:4]:  # what was recorded beside other recordings may be recorded again
+    for x, y in batches[:4]:  # what was recorded concurrently with others may be recorded again
         together[0].step(x, y)
     check(cell, together[0].step, *batches[0])

@@ -1,4 +1,4 @@
-"""docs/works-with.md: native calls have names in what torch.profiler shows."""
+"""docs/works-with.md: native calls have names in torch.profiler's output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = EAGER
 
 
 def labels(run: Callable[[], Any]) -> set[str]:
-    """The names of fastnn's that a profile of `run` has."""
+    """fastnn's names in a profile of `run`."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         run()
     return {event.name.removeprefix("fastnn::") for event in profiled.events() if "fastnn::" in event.name}
@@ -28,7 +28,7 @@ def labels(run: Callable[[], Any]) -> set[str]:
 
 @line("profiler")
 def test_the_profiler_shows_names_of_ops(cell: Cell) -> None:
-    """A step under the profiler does what it does without, where it does it without, and shows what."""
+    """A step under the profiler does the same in the same place as without, and shows what."""
     pair = Pair(cell.column)
     pair.steps()
     seen = labels(lambda: pair.mine.step(*batch()))

@@ -54,7 +54,7 @@ def test_copies_train_the_same(cell: Cell, copied: Copier) -> None:
 
 
 def resume(pair: Pair, load: Callable[[Any], None]) -> Training:
-    """A new training with what `load` puts into it, beside the one of torch."""
+    """A new training with the state loaded by `load`, paired with torch's."""
     pair.mine = Training(pair.mine.column, network())
     load(pair.mine)
     return pair.mine
@@ -84,7 +84,7 @@ def test_torch_save_keeps_all(cell: Cell, writer: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("writer", ["mine", "theirs"])
 @line("safetensors")
 def test_safetensors_keep_all(cell: Cell, writer: str, tmp_path: Path) -> None:
-    """Weights that one has written are read by the other, during training too."""
+    """Weights written by one are read by the other, during training too."""
     safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
     pair = Pair(cell.column, optimizer="SGD")
     pair.steps()

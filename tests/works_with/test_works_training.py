@@ -1,4 +1,4 @@
-"""docs/works-with.md: what is done to a model, an optimizer or a loop in the course of a training."""
+"""docs/works-with.md: changes to a model, an optimizer or a loop during a training."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_grad_scaler_trains_the_same(cell: Cell) -> None:
     before = copy.deepcopy(pair.mine.model.state_dict())
     infinite = torch.full((3, IN), float("inf"))
     pair.each(lambda training: training.step(infinite, torch.zeros(3, dtype=torch.int64)))
-    pair.compare(**SINGLE)  # the step was left out
+    pair.compare(**SINGLE)  # the step was skipped
     torch.testing.assert_close(pair.mine.model.state_dict(), before)
     pair.check(cell)
 
@@ -104,7 +104,7 @@ def test_checkpointing_trains_the_same(cell: Cell) -> None:
     pair.check(cell)
 
 
-# Each adds a hook that changes what is computed, so that one that does not run shows.
+# Each adds a hook that changes what is computed, so that one that does not run is noticed.
 def _forward_hook(model: Any) -> Any:
     return model[0].register_forward_hook(lambda module, args, output: output * 1.5)
 
@@ -125,7 +125,7 @@ def _global_hook(model: Any) -> Any:
 
 
 def come_and_go(pair: Pair, cell: Cell, add: Callable[[Training], Any], *, for_all: bool = False) -> None:
-    """Hooks are registered and removed during training, when what can be native has become so."""
+    """Hooks are registered and removed during training, after everything that can be native has become so."""
     pair.steps()
     handles = [add(training) for training in ([pair.mine] if for_all else [pair.mine, pair.theirs])]
     try:
@@ -163,7 +163,7 @@ def test_hooks_of_parameters(cell: Cell, add: Callable[[Training], Any]) -> None
 
 @line("hooks for saved tensors")
 def test_hooks_for_saved_tensors(cell: Cell) -> None:
-    """They see what each step saves, and it is what they give back that is used."""
+    """They see what each step saves, and their results are used."""
     kept: list[Tensor] = []
 
     def pack(t: Tensor) -> int:
@@ -252,7 +252,7 @@ def test_frozen_parameters_stay(cell: Cell) -> None:
         pair.check(cell)
 
 
-# Each forward makes the pruned weight again as an attribute, which a replay does not.
+# Each forward recreates the pruned weight as an attribute, which a replay does not.
 @pytest.mark.filterwarnings("ignore:fastnn.capture. .*changes .*weight while it runs")
 @line("pruning")
 def test_pruned_weights_stay_pruned(cell: Cell) -> None:

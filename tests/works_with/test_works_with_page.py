@@ -1,4 +1,4 @@
-"""docs/works-with.md: every line has its test, and every test its line."""
+"""docs/works-with.md: every line has a test, and every test a line."""
 
 from __future__ import annotations
 

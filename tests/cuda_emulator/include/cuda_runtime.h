@@ -1,4 +1,4 @@
-// CUDA C++ as g++ and Clang understand it, for kernels that run on the CPU: what nvcc knows by itself or
+// CUDA C++ for g++ and Clang, for kernels that run on the CPU: what nvcc has built in or
 // finds in its own <cuda_runtime.h>. Instructions that pass values between threads go through scheduler.h.
 #pragma once
 
@@ -47,7 +47,7 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }
 
-// Of the thread that runs; the scheduler sets them at every switch.
+// Of the running thread; set by the scheduler at every switch.
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
@@ -80,7 +80,7 @@ constexpr T max(T a, T b) {
   return a < b ? b : a;
 }
 
-// Hints to the caches mean nothing here.
+// Cache hints have no effect here.
 template <class T>
 T __ldg(const T* p) {
   return *p;
@@ -109,7 +109,7 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
 
-// Threads are switched only where they wait, so nothing comes between reading and writing.
+// Threads are switched only where they wait, so a read and a write are never interrupted.
 template <class T>
 T atomicAdd(T* p, std::common_type_t<T> value) {
   const T old = *p;

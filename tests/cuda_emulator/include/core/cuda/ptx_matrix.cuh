@@ -1,4 +1,4 @@
-// In place of csrc/core/cuda/ptx_matrix.cuh: the same functions without PTX. A copy is made when it is waited
+// Replaces csrc/core/cuda/ptx_matrix.cuh: the same functions without PTX. A copy is made when it is waited
 // for, as late as the device may make it.
 #pragma once
 
