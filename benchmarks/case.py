@@ -15,7 +15,7 @@ Call = Callable[[], Any]
 
 
 class Foreign(NamedTuple):
-    """The work as it is passed to other libraries: the name of an operation in ``peers/`` and its arguments.
+    """The work as passed to other libraries: the name of an operation in ``peers/`` and its arguments.
 
     Tensors among the arguments reach the peer as numpy arrays.
     """

@@ -1,7 +1,7 @@
-"""Runs test files each in a process of its own, several at a time, and sums up what became of them.
+"""Runs test files, each in a process of its own, several at a time, and summarises their outcomes.
 
-A test that ends its process, or the process's use of the device, costs itself alone: the rest of its file
-runs in another. Warnings are no errors here (torch has some that only a GPU brings up); they are counted.
+A test that ends its process, or the process's use of the device, costs only itself: the rest of its file
+runs in another. Warnings are not errors here (torch issues some only on a GPU); they are counted.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def _lines(report: Document, results: Sequence[Document]) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the plots of each report of a summary, beside it."""
+    """Draw the plots of each report of a summary, in the same folder."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
     parser.add_argument("summary", type=Path, metavar="FILE", help="as benchmarks/results/NAME.json")
     path: Path = parser.parse_args(arguments).summary

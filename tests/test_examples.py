@@ -1,4 +1,4 @@
-"""Every program in examples/ runs as it is, in its small setting, and what it claims holds."""
+"""Every program in examples/ runs unchanged, in its small setting, and what it claims holds."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def eager_step(
     optimizer: torch.optim.Optimizer,
     clip: Callable[[], object] = lambda: None,
 ) -> Step:
-    """The step as it is usually written; returns the loss, detached."""
+    """The step as usually written; returns the loss, detached."""
 
     def step(x: Tensor, target: Tensor) -> Tensor:
         optimizer.zero_grad()

@@ -43,7 +43,7 @@ def is_own(value: object) -> bool:
 
 
 def original(owner: Owner, name: str) -> object:
-    """What `name` stands for; None if it does not exist; for somebody else's value a new object, which equals
+    """What `name` stands for; None if it does not exist; for a foreign value a new object, which equals
     nothing."""
     value = getattr(owner, name, None)
     return value if is_own(value) else object()

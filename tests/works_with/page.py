@@ -25,8 +25,7 @@ class Cell(NamedTuple):
     Attributes:
         column: one of the values of `COLUMNS`.
         verdict: ``"native"``; ``"torch"`` (for ops and optimizers) or ``"eager"`` (for steps) if torch does
-            the work;
-            ``"refused"`` if there is an error.
+            the work; ``"refused"`` if there is an error.
         reason: why it is not native: a part of what `fastnn.explain` or the error says.
     """
 

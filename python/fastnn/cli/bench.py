@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def load_benchmarks(module: str) -> ModuleType:
     """Import ``fastnn.benchmarks.<module>``.
 
-    A wheel carries the package. In a source checkout its files are the folder beside ``python/``, which is
-    put in the same place here.
+    A wheel contains the package. In a source checkout its files are in the folder next to ``python/``, which
+    is imported under the same name here.
 
     Raises:
         CliError: neither is there.
@@ -148,7 +148,7 @@ def _run_all(args: argparse.Namespace) -> int:
 def _held_to(threads: int) -> Iterator[None]:
     """Limit torch to this many threads, and this process and its children to this many processors.
 
-    A library that starts more threads than it was told gains nothing by them.
+    A library gains nothing from starting more threads than requested.
     """
     before = torch.get_num_threads()
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_page() -> Path:
-    """The folder with the page: where `make web` was run, beside the sources, or in the installed package.
+    """The folder with the page: where `make web` was run, next to the sources, or in the installed package.
 
     The package's is the oldest: `make demo` builds a newer one in the checkout that it serves.
 

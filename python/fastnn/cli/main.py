@@ -18,8 +18,8 @@ _COMMANDS = ("train", "bench", "demo", "selftest", "info")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``fastnn`` with `arguments` (None: those of the process) and return the exit code.
 
-    0: done. 1: an error that the user can fix. 2: bad options. 130: interrupted by Ctrl-C. 141: nobody reads
-    the output any more, as in ``fastnn info | head -1``; the code of a process that a broken pipe ends.
+    0: done. 1: an error that the user can fix. 2: bad options. 130: interrupted by Ctrl-C. 141: the reader of
+    the output has exited, as in ``fastnn info | head -1``; the code of a process that a broken pipe ends.
     """
     try:
         try:

@@ -27,7 +27,7 @@ _PIECE = 1 << 20
 def read_idx(
     path: str | Path, *, shape: tuple[int, ...] | None = None, md5: str | None = None
 ) -> npt.NDArray[Any]:
-    """Read one IDX file, plain or gzip-compressed (told by its first bytes, not by its name).
+    """Read one IDX file, plain or gzip-compressed (recognised by its first bytes, not by its name).
 
     Args:
         path: the file.

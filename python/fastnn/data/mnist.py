@@ -125,7 +125,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _fetch(cache: Path, file: IdxFile) -> None:
-    """Have ``file``, unpacked, in the cache: as it is there, or from the first mirror that gives it whole."""
+    """Have ``file``, unpacked, in the cache: a valid one is kept, else the first complete one is fetched."""
     try:
         import pooch
     except ImportError as error:

@@ -28,7 +28,7 @@ _STARTS_WITHIN, _ANSWERS_WITHIN, _COMPILES_WITHIN = 180.0, 60.0, 600.0
 
 
 class Found(NamedTuple):
-    """The tests of a device; `subject` is None for the CPU, and while the device has not said what it is."""
+    """The tests of a device; `subject` is None for the CPU, and until the device has been identified."""
 
     subject: Subject | None
     rows: tuple[Row, ...]

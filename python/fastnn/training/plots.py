@@ -57,7 +57,7 @@ def plot_curves(file: BinaryIO, runs: Sequence[Run]) -> None:
 
 
 def plot_digits(file: BinaryIO, run: Run, evaluation: Evaluation) -> None:
-    """The first test images with the predictions, beside the mistakes with the highest loss, as a PNG."""
+    """The first test images with the predictions, next to the mistakes with the highest loss, as a PNG."""
     labels = run.data.test_labels
     predicted = evaluation.predicted.numpy()
     losses = evaluation.losses.numpy()

@@ -137,7 +137,7 @@ class Run:
 
     @property
     def test_due(self) -> bool:
-        """Whether the model as it is now waits for `test`."""
+        """Whether the present model has yet to be tested."""
         tested = self.history[-1].step if self.history else 0
         return tested < self.step == self._next_test(self.step - 1)
 
@@ -192,7 +192,7 @@ class Run:
         return -(-number * self.steps_per_epoch // tests)
 
     def evaluate(self) -> Evaluation:
-        """Test the model as it is now."""
+        """Test the present model."""
         return evaluate(self.parts.model, self._test_images, self._test_labels)
 
     def test(self) -> Milestone:
