@@ -130,3 +130,47 @@ def test_a_parameter_that_moves_at_every_call_is_given_up() -> None:
     with pytest.warns(fastnn.EagerStepWarning, match="because of memory, gradients or hooks"):
         results = [moved(i) for i in range(20)]
     same(results, [torch.ones(3)] * 20)
+
+
+class Filling:
+    def __init__(self) -> None:
+        self.size = 0
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x.sum() / self.size
+
+
+def test_what_changes_no_more_is_recorded_again() -> None:
+    filling = Filling()
+    captured = fastnn.capture(filling.mean)
+    x = torch.ones(3)
+
+    def called(n: int) -> Tensor:
+        filling.size = n
+        return captured(x)
+
+    with pytest.warns(fastnn.EagerStepWarning, match="because of self.size"):
+        same([called(1 + i) for i in range(12)], [torch.tensor(3 / (1 + i)) for i in range(12)])
+    assert captured.programs == ()  # none of them would ever run
+    for _ in range(70):
+        same(called(12), torch.tensor(0.25))
+    assert len(captured.programs) == 1
+
+
+def test_recordings_that_do_not_last_evict_no_others() -> None:
+    filling = Filling()
+    captured = fastnn.capture(filling.mean)
+    filling.size = 1
+    for n in range(2, 9):
+        for _ in range(3):
+            captured(torch.ones(n))
+    kept = {program.key for program in captured.programs}
+    assert len(kept) == 7
+
+    def called(n: int) -> Tensor:
+        filling.size = n
+        return captured(torch.ones(2, 2))
+
+    with pytest.warns(fastnn.EagerStepWarning, match="because of self.size"):
+        same([called(1 + i) for i in range(12)], [torch.tensor(4 / (1 + i)) for i in range(12)])
+    assert {program.key for program in captured.programs} == kept

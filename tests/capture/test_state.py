@@ -197,3 +197,33 @@ def test_programs_are_collected() -> None:
     del model, step
     gc.collect()
     assert weight() is None
+
+
+@pytest.mark.parametrize("calls", ["la", "llla"])
+def test_functions_that_set_the_training_mode(calls: str) -> None:
+    def make(model: Any, optimizer: Any) -> Any:
+        def learn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            model.train()
+            return classify(model, optimizer)(x, y)
+
+        @torch.no_grad()
+        def act(x: torch.Tensor) -> torch.Tensor:
+            model.eval()
+            return model(x)
+
+        return learn, act
+
+    models = [net(nn.Dropout(0.5)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    eager, captured = (make(m, torch.optim.SGD(m.parameters(), 0.1)) for m in models)
+    captured = [fastnn.capture(fn) for fn in captured]
+    for i in range(8):
+        for call in calls:
+            results = []
+            for learn, act in (eager, captured):
+                torch.manual_seed(i)
+                x, y = batch()
+                results.append(learn(x, y) if call == "l" else act(x))
+            same(results[1], results[0])
+            assert [m.training for m in models[1].modules()] == [m.training for m in models[0].modules()]
+    assert all(any(program.native.runs > 1 for program in fn.programs) for fn in captured)

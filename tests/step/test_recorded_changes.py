@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,13 @@ from train_steps import TOLERANCE, native, recorded
 GAIN, SETTINGS = 1.0, {"gain": 1.0}
 
 
+class Slotted:
+    __slots__ = ("gain",)
+
+    def __init__(self) -> None:
+        self.gain = 1.0
+
+
 class Reading(Net):
     gain = 1.0
 
@@ -27,6 +36,7 @@ class Reading(Net):
         super().__init__()
         self.more = nn.ModuleList([nn.Linear(4, 4, dtype=DOUBLE)])
         self.nothing: Any = None
+        self.recent, self.chosen, self.numbers, self.slotted = deque([1.0]), {1.0}, np.ones(2), Slotted()
 
     def activate(self, x: Tensor) -> Tensor:
         return F.relu(x)
@@ -39,6 +49,7 @@ class Reading(Net):
             x = self.nothing(x)
         x = x * self.scale * self.gain * GAIN * self.settings[0] * self.table["gain"] * SETTINGS["gain"]
         x = x * getattr(self, "extra", 1.0) * helper()
+        x = x * self.recent[0] * min(self.chosen) * float(self.numbers[0]) * self.slotted.gain
         return x if self.training else torch.tanh(x)
 
 
@@ -100,6 +111,10 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "a new attribute": lambda s: setattr(s.model, "extra", 1.5),
     "an item of a list": lambda s: s.model.settings.__setitem__(0, 1.5),
     "an item of a dict": lambda s: s.model.table.update(gain=1.5),
+    "an item of a deque": lambda s: s.model.recent.__setitem__(0, 1.5),
+    "a set": lambda s: s.model.chosen.add(0.5),
+    "a number in an array": lambda s: s.model.numbers.__setitem__(0, 1.5),
+    "a slot": lambda s: setattr(s.model.slotted, "gain", 1.5),
     "a method": lambda s: setattr(s.model, "activate", torch.sin),
     "None": lambda s: setattr(s.model, "nothing", torch.sin),
     "evaluation": lambda s: s.model.eval(),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -161,3 +163,62 @@ def test_why_it_is_not_recorded_is_reported_once() -> None:
     with pytest.raises(RuntimeError, match="native=True, but the step cannot run natively"):
         strict(*batch())
     torch.testing.assert_close(strict.model.state_dict(), before, rtol=0, atol=0)
+
+
+def _four(step: fastnn.TrainStep) -> None:
+    for _ in range(4):
+        step(*batch())
+
+
+class Skips(Net):
+    """It draws in each step, which hardly ever shows."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (0.0 if self.draw() < 1e-9 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("draw", "name"),
+    [
+        (lambda: random.random(), "Python's random"),
+        (random.Random(5).random, "a random.Random"),
+        (lambda: np.random.rand(), "numpy.random"),
+        (np.random.default_rng(5).random, "a numpy.random.Generator"),
+    ],
+)
+def test_numbers_that_torch_does_not_draw(draw: Callable[[], float], name: str) -> None:
+    step = step_of(Skips(draw))
+    with pytest.warns(fastnn.EagerStepWarning, match=f"it draws from {name}, which a replay would not"):
+        _four(step)
+
+
+def test_hooks_of_a_model_that_the_loss_calls() -> None:
+    teacher, calls = Net(), []
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(x + teacher(x.detach().new_ones(7, 6)), y)
+
+    step = step_of(Net(), loss=loss)
+    recorded(step, *batch())
+    native(step, *batch())
+    teacher.fc1.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.warns(fastnn.EagerStepWarning, match="Linear has a hook"):
+        _four(step)
+    assert len(calls) == 4
+
+
+class SetsItsMode(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.train(not self.training)
+        return super().forward(x)
+
+
+def test_a_model_that_sets_its_own_mode_stays_eager() -> None:
+    step = step_of(SetsItsMode())
+    with pytest.warns(fastnn.EagerStepWarning, match="it changes the training mode of a module"):
+        modes = [step.model.training for _ in range(6) if step(*batch()) is not None]
+    assert modes == [False, True] * 3

@@ -38,7 +38,7 @@ def assemble(
     recorder: Recorder,
     before: dict[int, tuple[Tensor, Tensor | None]],
     around: list[Any],
-    names: Surroundings | None,
+    names: Surroundings,
     result: Any,
     *,
     kept: Set[int],
@@ -51,7 +51,7 @@ def assemble(
         recorder: what recorded it.
         before: the gradients before the call, with their parameters, by the ids of the parameters.
         around: what the function can reach besides its arguments.
-        names: what it finds by name; None if that need not be watched.
+        names: what it finds by name.
         result: what it returned.
         kept: ids of parameters whose gradients are kept in any case.
         check: see `fastnn.capture`.
@@ -80,11 +80,10 @@ def assemble(
     results = [view for view in returned if id(view.storage) in fresh]
     _refuse_survivors(recording, result)
     watch = _watch(tape, around)
-    if names is not None:  # otherwise `watch_step` watches all of this
-        externals = [storage.tensor for storage in tape.externals if storage.tensor is not None]
-        names.watch(watch, [*recording.leaves.values(), *externals])
-        for leaf in recording.leaves.values() if recording.ran_backward else ():
-            same_hooks(watch, leaf)
+    externals = [storage.tensor for storage in tape.externals if storage.tensor is not None]
+    names.watch(watch, [*recording.leaves.values(), *externals])
+    for leaf in recording.leaves.values() if recording.ran_backward else ():
+        same_hooks(watch, leaf)
     device = recording.device
     if any(t.device != device for t in called.tensors):
         raise Unsupported(f"an argument is not on {device}, as its other tensors are")
@@ -111,8 +110,7 @@ def _leaves_of(x: Any) -> Iterator[Any]:
 
 
 def _watch(tape: Tape, around: list[Any]) -> Any:
-    """Notices changes in the modules that were called and in those of `around`: training or evaluation mode,
-    other parameters."""
+    """Notices changes of the parts and hooks of the modules that were called, and of those of `around`."""
     watch = _dispatch.cpu.Watch()
     same_global_hooks(watch)
     called = {id(m): m for root in tape.modules for m in root.modules()}
@@ -125,8 +123,6 @@ def _watch(tape: Tape, around: list[Any]) -> Any:
                 raise
             continue
         watch.type(module)
-        if "training" in module.__dict__:  # torch.compile's wrapper of a module uses that module's
-            watch.item(module.__dict__, "training", module.training)
     return watch
 
 

@@ -44,6 +44,8 @@ _MOST_WASTED = 2
 # A signature is given up after this many recordings that were replaced before they were worth it: what the
 # function reaches changes every time.
 _MOST_REPLACED = 7
+# It is tried again after `Captured._pause` calls, then after twice as many each time, with fewer recordings.
+_RETRIES = 3
 _LOST = (
     "it may read gradients that replays did not keep, and found zeros instead: pass keep_grad=True, which is "
     "in effect from now on"
@@ -65,11 +67,14 @@ _training: weakref.WeakValueDictionary[int, Captured] = weakref.WeakValueDiction
 class Known:
     """What is known of the calls with one signature."""
 
-    def __init__(self, family: Hashable) -> None:
-        """Nothing yet."""
+    def __init__(self, family: Hashable, pause: int, *, again: bool = False) -> None:
+        """Nothing yet; a refusal for what may pass is forgotten after `pause` calls. `again`: one was."""
         self.family = family
         self.surveyed = False
-        self.replaced = 0  # programs replaced by another recording before they were worth their own
+        # Programs replaced by another recording before they were worth their own.
+        self.replaced = _MOST_REPLACED - _RETRIES if again else 0
+        self.pause = pause
+        self.left: int | None = None  # of these calls
         self.wasted = 0  # programs evicted before they were worth their recording
         self.refused: str | None = None
         self.names: Surroundings | None = None  # of the last program
@@ -80,6 +85,13 @@ class Known:
         self.others = False  # whether the last call used different ones from the call before
         # Modules and optimizers that the function called, by their ids: the next recording watches them.
         self.called: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+    def is_outdated(self) -> bool:
+        """Whether it is time to forget the refusal; counts the calls."""
+        if self.left is None:
+            return False
+        self.left -= 1
+        return self.left < 0
 
     def learn(
         self, recorder: Recorder, before: dict[int, tuple[Tensor, Tensor | None]]
@@ -108,7 +120,8 @@ class Known:
 class Captured:
     """What :func:`fastnn.capture` returns."""
 
-    _by_name = True  # what the function reads by name is watched
+    _differs = _DIFFERS  # why a function is given up whose recordings do not last
+    _pause = 64
 
     def __init__(self, fn: Callable[..., Any], *, native: bool, check: bool, keep_grad: bool) -> None:
         """See :func:`fastnn.capture`."""
@@ -169,6 +182,8 @@ class Captured:
                 if program.native.running:  # by another thread: its memory is in use
                     return self._fn(*args, **kwargs)
             else:
+                for state, mode in program.modes:
+                    state["training"] = mode
                 if program is not programs[0]:
                     self._programs = [program, *(other for other in programs if other is not program)]
                 return result
@@ -193,8 +208,10 @@ class Captured:
             self._tell(str(refusal))
             return self._fn(*args, **kwargs)
         if known.refused is not None:
-            self._tell(known.refused)
-            return self._fn(*args, **kwargs)
+            if not known.is_outdated():
+                self._tell(known.refused)
+                return self._fn(*args, **kwargs)
+            known = self._known[called.key] = Known(called.family, 2 * known.pause, again=True)
         for program in self._programs:
             if program.checked is None and program.key == called.key:
                 begun = self._begin(program, known, args, kwargs)
@@ -208,7 +225,7 @@ class Captured:
         if known is not None:
             self._known.move_to_end(called.key)
             return known
-        known = self._known[called.key] = Known(called.family)
+        known = self._known[called.key] = Known(called.family, self._pause)
         if len(self._known) > _SIGNATURES:
             self._known.popitem(last=False)  # the least recently used
             raise Unsupported(
@@ -288,12 +305,17 @@ class Captured:
         self, called: Signature, known: Known, around: list[Any], recording: Recording
     ) -> Surroundings | None:
         """What the function finds by name, if that is watched."""
-        if self._by_name and known.surveyed:
+        if known.surveyed:
             try:
-                return Surroundings(self._fn, called.others, around, list(known.called.values()))
+                return self._surroundings(called, around, list(known.called.values()))
             except Exception as error:  # raised by the attribute access of a user's class
                 recording.refuse(f"{_UNSEEN}: {error}")
         return None
+
+    def _surroundings(
+        self, called: Signature, around: list[Any], modules: list[nn.Module | Optimizer]
+    ) -> Surroundings:
+        return Surroundings(self._fn, called.others, around, modules)
 
     def _take_back(
         self, planted: list[tuple[Tensor, Tensor | None, Captured]], recorder: Recorder
@@ -333,31 +355,38 @@ class Captured:
             known.replaced += 1
         try:
             if known.replaced == _MOST_REPLACED:
+                known.left = known.pause
                 differing = sorted(set(known.names.differing())) if known.names is not None else []
-                raise Unsupported(_DIFFERS.format(", ".join(differing) or _WHAT_IT_DEPENDS_ON))
+                raise Unsupported(self._differs.format(", ".join(differing) or _WHAT_IT_DEPENDS_ON))
             changed = self._looked_around(names, known, new)
-            if changed is not None:
+            if names is not None and changed is not None:
                 leaves, check = recorder.recording.leaves, self._options["check"]
                 kept = leaves.keys() if self._options["keep_grad"] else self._stepped_elsewhere()
                 around = reached(self._fn, called.others)  # again: it may have stored its arguments
                 program = assemble(called, recorder, before, around, names, result, kept=kept, check=check)
+                program.modes = names.modes()
                 known.names = names
                 self._add(program)
                 self._tell_changes(changed)
         except Unsupported as reason:
             known.refused = str(reason)
+            self._programs = [p for p in self._programs if p.key != called.key or p.native.runs >= _WORTH]
 
     def _add(self, program: Program | GraphProgram) -> None:
-        self._programs, gone = [program, *self._programs[: _PROGRAMS - 1]], self._programs[_PROGRAMS - 1 :]
-        for other in gone:
-            known = self._known.get(other.key)
-            if known is not None and other.native.runs < _WORTH:
+        others = self._programs
+        if len(others) == _PROGRAMS:
+            unused = [other for other in others if other.key == program.key and other.native.runs < _WORTH]
+            gone = (unused or others)[-1]
+            others = [other for other in others if other is not gone]
+            known = self._known.get(gone.key)
+            if known is not None and gone.key != program.key and gone.native.runs < _WORTH:
                 known.wasted += 1
                 if known.wasted == _MOST_WASTED:
                     known.refused = (
                         f"more than {_PROGRAMS} input signatures alternate, and {_PROGRAMS} recordings "
                         "are kept: pad batches to a few sizes"
                     )
+        self._programs = [program, *others]
 
     def _looked_around(self, names: Surroundings | None, known: Known, new: list[Any]) -> list[str] | None:
         """The names that the recorded call has rebound; None if it is to be recorded again. `new` is what it
@@ -370,7 +399,7 @@ class Captured:
                 f"it draws from {generator}, which a replay would not: draw outside and pass the numbers, "
                 "or draw with torch"
             )
-        changed = names.changed()
+        changed = names.changed(but_modes=True)
         try:
             names.add(new)
         except Exception as error:

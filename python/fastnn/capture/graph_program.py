@@ -69,6 +69,7 @@ class GraphProgram:
         if len({id(view.storage) for view in inputs}) < len(inputs):
             raise Unsupported("arguments share their memory")
         self.key: Hashable = called.key
+        self.modes: list[tuple[dict[str, Any], bool]] = []  # as in `Program`
         self.checked: bool | None = None
         self.dropped = gradients.withheld
         self.optimizers = tuple(type(o).__name__ for o in steps)

@@ -24,7 +24,7 @@ from fastnn.capture.reach import global_names, wrapped
 _LIBRARIES = {"torch", "fastnn", "numpy", "_pytest", *sys.stdlib_module_names}
 # Library classes whose objects hold attributes for user code to read.
 _NAMESPACES = (SimpleNamespace, Namespace, threading.local, LRScheduler)
-LONGEST = 64  # entries of a container that is looked into
+LONGEST = 256  # entries of a container that is looked into
 _DEEPEST = 4  # attributes of attributes, and entries of entries
 # Methods for making, copying and printing an object: nothing else calls them implicitly.
 _MAKING = {"__new__", "__init__", "__post_init__"}  # methods that give a new object its attributes
@@ -99,6 +99,7 @@ class Code:
         modules: the modules that are called, with their submodules, by id.
         objects: other objects that it finds in variables and attributes, or in containers there.
         libraries: names of the Python modules among them.
+        asked: names that it passes to `getattr` or `hasattr`, whether there is such an attribute or not.
     """
 
     def __init__(self, watch: Any) -> None:
@@ -107,6 +108,7 @@ class Code:
         self.modules: dict[int, torch.nn.Module] = {}
         self.objects: dict[int, Any] = {}
         self.libraries: set[str] = set()
+        self.asked: set[str] = set()
         self._watch = watch
         self._texts: set[str] = set()  # strings that may be passed to `getattr`
         self._begins: set[str] = set()  # prefixes of names that code composes for `getattr`
@@ -237,6 +239,7 @@ class Code:
             for defaults in (function.__defaults__, function.__kwdefaults__):
                 self.found(defaults)
             self._begins |= set(_begins_in(function.__code__))
+            self.asked |= set(_asked_in(function.__code__))
             for name in _imported(function.__code__):
                 if isinstance(sys.modules.get(name), ModuleType):
                     self._read_module(sys.modules[name], names, set())
@@ -372,6 +375,15 @@ def _begins_in(code: CodeType) -> Iterator[str]:
             yield from _begins_in(constant)
         elif isinstance(constant, str) and constant.isidentifier() and not _BY_TEXT.isdisjoint(code.co_names):
             yield from (constant for each in dis.get_instructions(code) if each.opname == "BUILD_STRING")
+
+
+def _asked_in(code: CodeType) -> Iterator[str]:
+    """Strings in code that may be names for `getattr`."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _asked_in(constant)
+        elif isinstance(constant, str) and constant.isidentifier() and not _BY_TEXT.isdisjoint(code.co_names):
+            yield constant
 
 
 def _imported(code: CodeType) -> Iterator[str]:

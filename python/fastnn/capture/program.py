@@ -89,6 +89,8 @@ class Program:
     reference: Any = None  # the same made of torch's ops, until it has been compared
     key: Hashable = None
     checked: bool | None = None
+    # Attributes of modules whose training mode the function sets, with that mode.
+    modes: list[tuple[dict[str, Any], bool]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         """Short: a dataclass would show every tensor."""

@@ -79,6 +79,8 @@ class Surroundings:
         self._containers: dict[int, tuple[Any, int, bool]] = {}  # with size, and whether that is watched
         self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
         self._classes: set[tuple[type, frozenset[str]]] = set()  # already noted
+        self._modules: set[int] = set()  # the ids of the attributes of modules
+        self._asked: set[str] = set()  # names of attributes that there need not be
         optimizers = [other for other in (*called, *around) if isinstance(other, Optimizer)]
         # Numbers that an optimizer draws in its step are also drawn in replays.
         self._not_ours = {id(part) for optimizer in optimizers for part in vars(optimizer).values()}
@@ -187,11 +189,13 @@ class Surroundings:
     def _note_all(self, code: Code, modules: Iterable[nn.Module]) -> None:
         """What code reads from modules and objects that it finds, and from what they hold."""
         found: list[Any] = []
+        self._asked |= code.asked
         in_class = cache(names_in_class)
         for module in modules:
             kind: type = type(module)
             own = in_class(kind) if _replaced.is_own(forward_of(kind)) else frozenset()
-            found += self._note_attributes(module, code.names | own)
+            found += self._note_attributes(module, code.names | own | {"training"})
+            self._modules.add(id(module.__dict__))
             if "forward" not in module.__dict__:
                 self._note("absent", module.__dict__, "forward", None)
         for other in code.objects.values():
@@ -226,7 +230,8 @@ class Surroundings:
         for name in names & slots.keys():
             self.attribute(of, name, slots[name])
         if not slots:
-            for name in (names & _names_of(_bases(of, libraries=False))) - own.keys():
+            known = self._asked | _names_of(_bases(of, libraries=False))
+            for name in (names & known) - own.keys():
                 self._note("absent", own, name, None)  # it may get its own later
         self._note_class(of, frozenset(names))
         if id(of) not in self._weak:
@@ -250,13 +255,27 @@ class Surroundings:
                 return name
         return None
 
-    def changed(self) -> list[str]:
-        """Names that are now bound to something else; they are no longer watched."""
+    def modes(self) -> list[tuple[dict[str, Any], bool]]:
+        """The attributes of modules whose training mode has changed, with the mode."""
+        return [
+            (holder, holder["training"])
+            for (_, key, name), (holder, _, mode) in self._noted.items()
+            if name == "training" and key in self._modules and holder.get(name, mode) is not mode
+        ]
+
+    def changed(self, *, but_modes: bool = False) -> list[str]:
+        """Names that are now bound to something else; they are no longer watched.
+
+        `but_modes`: except for the training mode of modules.
+        """
+        left = {id(holder) for holder, _ in self.modes()} if but_modes else set()
         names = []
         for key, (container, size, _) in list(self._containers.items()):
             if _size(container) != size:
                 del self._containers[key]
         for (method, key, name), (holder, _, value) in list(self._noted.items()):
+            if name == "training" and key in left:
+                continue
             if method == "entry" and key not in self._containers:
                 same = None
             elif isinstance(holder, list):

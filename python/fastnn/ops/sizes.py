@@ -45,7 +45,7 @@ else:
 DEEP = 512
 # The same for a float32 layer with fewer than DEEP inputs and no activation, with or without gradients.
 TINY_LAYER = -1 if _kernels_always else min(LAYERS[None])
-# The same for a chain, M N K of its largest layer: with gradients the smallest limit of its activations holds,
+# The same for a chain, M N K of its largest layer: with gradients the smallest limit of its activations,
 # without the largest, or `few_rows_work`.
 _CHAIN = 1 << 25 if _fast_mkl else 1 << 20
 CHAINS: dict[str | None, tuple[int, int]] = {

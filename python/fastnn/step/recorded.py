@@ -7,14 +7,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
 from fastnn._labels import labelled
-from fastnn.capture.captured import Captured
+from fastnn._torch_internals import MODULE_HOOKS
+from fastnn.capture.captured import Captured, Known
 from fastnn.capture.program import Program
-from fastnn.capture.signature import signature
+from fastnn.capture.signature import Signature, signature
+from fastnn.capture.surroundings import Surroundings
 from fastnn.capture.watch import present_obstacle
 from fastnn.step.eager import EagerStep
 from fastnn.step.parameters import clears_by_itself
@@ -49,7 +52,7 @@ class Taken(NamedTuple):
 class RecordedStep:
     """The recordings of the step of a spec.
 
-    They are used as long as `watch_step` finds model, loss and optimizer unchanged; a model that changes
+    They are used as long as nothing that model, loss and optimizer read has changed; a model that changes
     itself in each step, e.g. by a counter among its attributes, thus stays eager.
     """
 
@@ -141,21 +144,23 @@ class RecordedStep:
         watch = _dispatch.cpu.Watch()
         watch_step(watch, spec.model, spec.loss, spec.optimizer)
         self._watch, self._in_a_row = watch, self._in_a_row + 1
-        self._update = _Update(self._eager.take, keep_grad=spec.keep_grad)
+        self._update = _Update(self._eager.take, spec)
         return self._update
 
 
 class _Update(Captured):
     """The eager step, captured, which reports the outcome of a call."""
 
-    _by_name = False  # `watch_step` watches them, more strictly
+    _differs = "it is recorded again in every step, because of {}"
+    _pause = 1  # the runner has one of its own
 
-    def __init__(self, eager: Callable[[tuple[Any, ...], Any], Tensor], *, keep_grad: bool) -> None:
+    def __init__(self, eager: Callable[[tuple[Any, ...], Any], Tensor], spec: StepSpec) -> None:
         def run(inputs: tuple[Any, ...], target: Any) -> Tensor:
             self._ran = True
             return eager(inputs, target)
 
-        super().__init__(run, native=False, check=True, keep_grad=keep_grad)
+        super().__init__(run, native=False, check=True, keep_grad=spec.keep_grad)
+        self._spec = spec
         self._ran = False
         self._loss: Tensor | None = None  # the last one
         self._reason: str | None = None  # why the last step was not recorded
@@ -165,8 +170,26 @@ class _Update(Captured):
         """Raise `Unsupported` if such a batch is known to be impossible to record."""
         if self._refuses:
             known = self._known.get(signature((inputs, target), {}).key)
-            if known is not None and known.refused is not None:
+            if known is not None and known.refused is not None and not known.is_outdated():
                 raise Unsupported(known.refused)
+
+    def _surroundings(
+        self, called: Signature, around: list[Any], modules: list[nn.Module | Optimizer]
+    ) -> Surroundings:
+        return Surroundings(self._spec.loss, [self._spec.model], around, modules)
+
+    def _looked_around(self, names: Surroundings | None, known: Known, new: list[Any]) -> list[str] | None:
+        """As of any function, but with hooks, and with effects on Python's objects, a step stays eager."""
+        changed = super()._looked_around(names, known, new)
+        if names is not None and (changed or names.modes()):
+            known.left = known.pause
+            what = ", ".join(changed or ["the training mode of a module"])
+            raise Unsupported(f"it changes {what} while it runs, which replays would not")
+        modules = [m for root in known.called.values() if isinstance(root, nn.Module) for m in root.modules()]
+        for module in modules:
+            if any(module.__dict__.get(hooks) for hooks in MODULE_HOOKS):
+                raise Unsupported(f"{type(module).__name__} has a hook")
+        return changed
 
     def take(self, inputs: tuple[Any, ...], target: Any) -> Taken:
         self._ran, self._reason = False, None
