@@ -109,7 +109,7 @@ def median(result: Document, side: str) -> float:
 def _ordered(sides: Iterable[str]) -> list[str]:
     """In the order of the colours, each once."""
     known = list(_COLOURS)
-    return sorted(set(sides), key=lambda side: known.index(side) if side in known else len(known))
+    return sorted(dict.fromkeys(sides), key=lambda side: known.index(side) if side in known else len(known))
 
 
 def _bars(report: Document, results: Sequence[Document]) -> Figure:

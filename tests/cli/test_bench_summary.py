@@ -69,6 +69,11 @@ def test_a_report_replaces_only_its_older_version(tmp_path: Path) -> None:
     assert summary.reports(path) == {"a": {"x": 2}, "b": {"x": 1.235}}
 
 
+def test_plots_have_sides_without_a_colour_in_the_order_of_the_report() -> None:
+    others = [f"side {i}" for i in range(20)]
+    assert plots._ordered([*others, "torch", *others]) == ["torch", *others]
+
+
 def test_plots_are_drawn_from_a_summary(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     side = {"curves": [{"seconds": [0, 1], "accuracy": [0.9, 0.98]}], "median_to_target": 1.0}
