@@ -224,9 +224,11 @@ def to_markdown(document: dict[str, Any]) -> str:
 
 def save(document: dict[str, Any], path: Path) -> None:
     """Write the curves, a thin line for each seed."""
+    from matplotlib.figure import Figure
+
     from . import plots
 
-    figure = plots.new_figure(9, 5)
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for name, side in document["sides"].items():
         for i, curve in enumerate(side["curves"]):

@@ -49,7 +49,6 @@ def outdated(path: Path, reports: Reports) -> bool:
 def draw(path: Path, reports: Reports) -> None:
     """Write the picture as SVG: bars for each network, on a white card that also works on dark pages."""
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
@@ -57,7 +56,6 @@ def draw(path: Path, reports: Reports) -> None:
     rows = sum(len(_speedups(result)) for result in steps.values())
     height = 1.35 + _BAR * rows + _GAP * (len(steps) - 1)
     figure = Figure(figsize=(8, height))
-    FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     card = FancyBboxPatch(
         (0.004, 0.006), 0.992, 0.988, "round,pad=0,rounding_size=0.02", transform=figure.transFigure

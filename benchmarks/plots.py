@@ -12,7 +12,6 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -76,13 +75,6 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure that needs no display."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure
-
-
 def colour(side: str) -> str:
     """The colour of a side in all plots."""
     return _COLOURS.get(side, "#999999")
@@ -119,7 +111,7 @@ def _bars(report: Document, results: Sequence[Document]) -> Figure:
     # Room for the figure at a bar's end; one extreme whisker must not squeeze all bars.
     low, high = min([0.8, *(m / 1.5 for m in medians)]), max([2.0, *(m * 1.5 for m in medians)])
     bars = len(medians) + _GAP * len(results)
-    figure = new_figure(10, 1.5 + _BAR_INCHES * bars)
+    figure = Figure(figsize=(10, 1.5 + _BAR_INCHES * bars), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
     position, ticks = 0.0, []
@@ -173,7 +165,7 @@ def _roofline(report: Document, results: Sequence[Document]) -> Figure:
     used = report["settings"]["threads"]
     peaks = next(peaks for peaks in report["peaks"] if peaks["threads"] == used)
     peak, copy = peaks["fma_float32"] / 1e9, peaks["copy"] / 1e9
-    figure = new_figure(10, 6)
+    figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log")
     intensities = [result["flops"] / result["traffic"] for result in results]
@@ -221,7 +213,7 @@ def _roofline(report: Document, results: Sequence[Document]) -> Figure:
 def _lines(report: Document, results: Sequence[Document]) -> Figure:
     """One panel per varied quantity: seconds of a step over it, one line per side."""
     ops = list(dict.fromkeys(result["op"] for result in results))
-    figure = new_figure(4.2 * len(ops), 4.4)
+    figure = Figure(figsize=(4.2 * len(ops), 4.4), layout="constrained")
     panels = figure.subplots(1, len(ops), squeeze=False)[0]
     sides = _ordered(side for result in results for side in result["times"])
     for axes, op in zip(panels, ops, strict=True):
