@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from fastnn.training.console import Console
 from fastnn.training.evaluate import Evaluation
 from fastnn.training.loop import train
-from fastnn.training.plots import plot_digits
+from fastnn.training.plots import _smooth, plot_digits
 from fastnn.training.report import metrics, table, write_report
 from fastnn.training.run import Run
 
@@ -56,6 +56,11 @@ def test_the_pictures_are_pictures(make_run, tmp_path: Path) -> None:
         pixels = imread(tmp_path / name)
         assert min(pixels.shape[:2]) > 500
         assert pixels[..., :3].std() > 0.05
+
+
+def test_a_loss_of_nan_hides_only_the_means_that_include_it() -> None:
+    smooth = _smooth(np.array([1.0, 3.0, 5.0, np.nan, 7.0, 9.0, 11.0]), 24)
+    assert smooth.tolist() == pytest.approx([1, 2, 4, np.nan, np.nan, 8, 10], nan_ok=True)
 
 
 def test_the_worst_mistakes_are_wrong_and_in_order(make_run, monkeypatch) -> None:

@@ -120,11 +120,8 @@ def _dress(axis: Axes, title: str, x: str, y: str) -> None:
 def _smooth(values: npt.NDArray[np.float64], steps_per_epoch: int) -> npt.NDArray[np.float64]:
     """Mean over the last twelfth of an epoch, or over what there is of it at the start."""
     width = max(1, steps_per_epoch // 12)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    begins = np.maximum(ends - width, 0)
-    smoothed: npt.NDArray[np.float64] = (sums[ends] - sums[begins]) / (ends - begins)
-    return smoothed
+    sums: npt.NDArray[np.float64] = np.convolve(values, np.ones(width))[: len(values)]
+    return sums / np.minimum(np.arange(1, len(values) + 1), width)
 
 
 def _chain(run: Run) -> str:
