@@ -12,7 +12,7 @@ from fastnn.data.digits import load_digits
 from fastnn.training.checkpoint import Checkpoint
 from fastnn.training.config import TrainConfig
 from fastnn.training.distributed import Ranks
-from fastnn.training.loop import Silent, train
+from fastnn.training.loop import Observer, train
 from fastnn.training.run import Run
 from processes import SIZE, Processes
 
@@ -36,7 +36,7 @@ def trained(
     def interrupted() -> bool:
         return run.ranks.any(rank == stop[0] and run.step >= stop[1])
 
-    finished = train([run], [path.with_suffix(f".{rank}")], Silent(), interrupted)
+    finished = train([run], [path.with_suffix(f".{rank}")], Observer(), interrupted)
     return {
         "finished": finished,
         "step": run.step,
@@ -117,7 +117,7 @@ def compared(rank: int, folder: Path) -> list[tuple[str, int, list[float]]]:
         Run(TrainConfig(**settings, native=native), load_digits(), torch.device("cpu"), ranks=ranks)
         for native in (False, True)
     ]
-    train(runs, [folder / run.name for run in runs], Silent())
+    train(runs, [folder / run.name for run in runs], Observer())
     return [(run.name, run.step, run.losses) for run in runs]
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from fastnn.data import Dataset
     from fastnn.training.checkpoint import Checkpoint
     from fastnn.training.distributed import Ranks
-    from fastnn.training.loop import Observer
     from fastnn.training.run import Run
 
 HELP = "train a multi-layer perceptron on MNIST with fused ops"
@@ -189,11 +188,11 @@ def _train_and_report(
     args: argparse.Namespace, runs: list[Run], directories: list[Path], ranks: Ranks
 ) -> int:
     from fastnn.training.console import Console
-    from fastnn.training.loop import Silent, deferred_interrupt, train
+    from fastnn.training.loop import Observer, deferred_interrupt, train
 
     checkpoints = [directory / CHECKPOINT for directory in directories]
     with contextlib.ExitStack() as stack:
-        observer: Observer = Silent()
+        observer = Observer()
         if ranks.leads:
             for line in _introduction(runs):
                 print(line)

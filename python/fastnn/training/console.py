@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from types import TracebackType
 
+from fastnn.training.loop import Observer
 from fastnn.training.report import images_per_second
 from fastnn.training.run import Milestone, Run
 
 
-class Console:
+class Console(Observer):
     """An observer that shows loss and images/s during the runs.
 
     The bar goes to stderr and is left out where stderr is no terminal; the lines go to stdout.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 from fastnn.training.run import Milestone, Run
 
@@ -18,8 +17,8 @@ from fastnn.training.run import Milestone, Run
 _TURN = 50
 
 
-class Observer(Protocol):
-    """What watches a training."""
+class Observer:
+    """What watches a training; this one says nothing."""
 
     def stepped(self, run: Run, steps: int) -> None:
         """`steps` more steps are taken."""
@@ -28,46 +27,25 @@ class Observer(Protocol):
         """The model was tested."""
 
 
-class Silent:
-    """An observer that does nothing."""
-
-    def stepped(self, run: Run, steps: int) -> None:
-        """Do nothing."""
-
-    def tested(self, run: Run, milestone: Milestone) -> None:
-        """Do nothing."""
-
-
-class Interrupt:
-    """Whether Ctrl-C was pressed."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self) -> bool:
-        """Whether to stop."""
-        return self.asked
-
-
 @contextmanager
-def deferred_interrupt() -> Iterator[Interrupt]:
-    """Inside the block, SIGINT only sets the yielded flag; a second SIGINT acts as usual.
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Inside the block, SIGINT is only noted: what is yielded tells whether; a second SIGINT acts as usual.
 
-    Outside the main thread, where Python delivers no signals, the flag stays unset.
+    Outside the main thread, where Python delivers no signals, there is none to note.
     """
-    interrupt = Interrupt()
+    asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupt
+        yield asked.is_set
         return
     usual = signal.getsignal(signal.SIGINT)
 
     def ask(number: int, frame: FrameType | None) -> None:
-        interrupt.asked = True
         signal.signal(signal.SIGINT, usual)
+        asked.set()
 
     signal.signal(signal.SIGINT, ask)
     try:
-        yield interrupt
+        yield asked.is_set
     finally:
         signal.signal(signal.SIGINT, usual)
 
