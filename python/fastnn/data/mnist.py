@@ -109,19 +109,12 @@ def _from_directory(directory: Path, files: Sequence[IdxFile]) -> Dataset:
 
 
 def _locate(directory: Path, file: IdxFile) -> Path:
-    plain = directory / file.name
-    return plain if _is_file(plain) else directory / f"{file.name}.gz"
+    plain = directory / file.name  # os.path.isfile raises no error where the directory may not be searched
+    return plain if os.path.isfile(plain) else directory / f"{file.name}.gz"
 
 
 def _lacking(directory: Path, files: Sequence[IdxFile]) -> list[str]:
-    return [file.name for file in files if not _is_file(_locate(directory, file))]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # as where the directory may not be searched
-        return False
+    return [file.name for file in files if not os.path.isfile(_locate(directory, file))]
 
 
 def _fetch(cache: Path, file: IdxFile) -> None:
