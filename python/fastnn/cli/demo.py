@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import errno
-import sys
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fastnn
-from fastnn.cli.errors import CliError
+from fastnn.cli.errors import CliError, warn
 
 if TYPE_CHECKING:
     from fastnn.data import Dataset
@@ -98,9 +97,9 @@ def _mnist(data_dir: Path | None) -> Dataset | None:
     from fastnn.data.mnist import MnistUnavailableError, load_mnist
 
     try:
-        return load_mnist(data_dir, _warn)
+        return load_mnist(data_dir, warn)
     except MnistUnavailableError as error:
-        _warn(
+        warn(
             "MNIST is not available; set FASTNN_DATA_DIR or --data-dir to train on it. "
             f"What was tried: {error}"
         )
@@ -109,10 +108,6 @@ def _mnist(data_dir: Path | None) -> Dataset | None:
         raise CliError(str(error)) from None
     except OSError as error:
         raise CliError(f"cannot read the data: {error}") from None
-
-
-def _warn(message: str) -> None:
-    print(f"fastnn: warning: {message}", file=sys.stderr, flush=True)
 
 
 def _port(text: str) -> int:

@@ -1,8 +1,9 @@
-"""Errors that a user sees without a traceback."""
+"""Errors and warnings that a user sees without a traceback."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 
 class CliError(Exception):
@@ -22,3 +23,8 @@ def require(extra: str, *modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise CliError(f'{", ".join(missing)} not installed: pip install "fastnn[{extra}]"')
+
+
+def warn(message: str) -> None:
+    """Tell the user what may not be as expected."""
+    print(f"fastnn: warning: {message}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastnn.cli.errors import CliError, UsageError, require
+from fastnn.cli.errors import CliError, UsageError, require, warn
 from fastnn.cli.options import fraction, positive
 from fastnn.training.config import DEFAULT_LR, DTYPES, SCHEDULES, TrainConfig
 
@@ -157,7 +157,7 @@ def _read(args: argparse.Namespace) -> tuple[TrainConfig, Dataset, Checkpoint | 
 
     # Before a download that it may not need.
     saved = Checkpoint.load(args.resume) if args.resume else None
-    return _config(args, saved.config if saved else None), load(args.data_dir, _warn), saved
+    return _config(args, saved.config if saved else None), load(args.data_dir, warn), saved
 
 
 def _runs(
@@ -282,10 +282,6 @@ def _device(choice: str) -> torch.device:
     if number:
         torch.cuda.set_device(number)
     return torch.device("cuda")
-
-
-def _warn(message: str) -> None:
-    print(f"fastnn: warning: {message}", file=sys.stderr, flush=True)
 
 
 def _hidden(text: str) -> tuple[int, ...]:
