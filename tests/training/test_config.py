@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -11,7 +12,7 @@ from fastnn.training.config import TrainConfig
 
 def test_through_json_and_back() -> None:
     config = TrainConfig(hidden=(3, 4), lr=0.1, train_samples=7)
-    assert TrainConfig(**json.loads(json.dumps(config.to_json()))) == config
+    assert TrainConfig(**json.loads(json.dumps(asdict(config)))) == config
 
 
 def test_the_rate_follows_the_schedule_unless_given() -> None:

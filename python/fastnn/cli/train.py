@@ -7,7 +7,7 @@ import contextlib
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastnn.cli.errors import CliError, UsageError, require, warn
 from fastnn.cli.options import fraction, positive
@@ -180,8 +180,7 @@ def _config(args: argparse.Namespace, saved: TrainConfig | None) -> TrainConfig:
     """The options given, over the checkpoint's settings or else the defaults."""
     names = [field.name for field in fields(TrainConfig)]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    settings: dict[str, Any] = saved.to_json() if saved else {}
-    return TrainConfig(**{**settings, **given})
+    return replace(saved, **given) if saved else TrainConfig(**given)
 
 
 def _train_and_report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Checkpoint:
         tensors |= {_ORDER: self.order, _LOSSES: self.losses}
         values = {
             "format": _FORMAT,
-            "config": self.config.to_json(),
+            "config": asdict(self.config),
             "dataset": self.dataset,
             "step": self.step,
             "train_seconds": self.train_seconds,

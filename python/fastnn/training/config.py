@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 SCHEDULES = ("constant", "cosine", "onecycle")
 DTYPES = ("float32", "float64", "bfloat16")
@@ -60,10 +59,6 @@ class TrainConfig:
             raise ValueError(f"train_samples: expected at least 1, got {self.train_samples}")
         if self.target is not None and not 0 < self.target <= 1:
             raise ValueError(f"target: expected an accuracy above 0 and at most 1, got {self.target}")
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as JSON values; `TrainConfig(**values)` restores them."""
-        return {**asdict(self), "hidden": list(self.hidden)}
 
     def disagreements(self, other: TrainConfig) -> list[str]:
         """Settings in which `other` differs, each as ``name: mine, not theirs``.

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def metrics(run: Run) -> dict[str, Any]:
         "train_images": len(run.batches.images),
         "test_images": len(run.data.test_labels),
         "seed": run.config.seed,
-        "settings": run.config.to_json(),
+        "settings": asdict(run.config),
         "device": str(run.device),
         "processes": run.ranks.size,
         "threads": torch.get_num_threads(),
