@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType, TracebackType
+from contextlib import ExitStack
+from types import ModuleType
+
+import torch
 
 from ..case import Call, Workload
 from . import compiled, onednn
 from .remote import PeerError, Worker
 
 
-class Roster:
+class Roster(ExitStack):
     """The peers of a run besides torch eager; a context manager that ends their processes.
 
     Attributes:
@@ -21,6 +23,7 @@ class Roster:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.present: dict[str, str] = {}
         self.absent: dict[str, str] = {}
         self._workers: dict[str, Worker] = {}
@@ -32,6 +35,7 @@ class Roster:
         except PeerError as error:
             self.absent[name] = str(error)
             return
+        self.callback(worker.close)
         self._workers[name] = worker
         self.present[name] = worker.description
 
@@ -56,25 +60,6 @@ class Roster:
                     calls[name] = worker.build(work)
         return calls
 
-    def __enter__(self) -> Roster:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for worker in self._workers.values():
-            worker.close()
-
-
-def _has_avx512() -> bool:
-    try:
-        return " avx512f " in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
 
 def assemble(threads: int, *, quick: bool = False) -> Roster:
     """All peers that are installed, each limited to `threads`.
@@ -91,7 +76,8 @@ def assemble(threads: int, *, quick: bool = False) -> Roster:
     if _missing(roster, "OpenBLAS", "threadpoolctl") is None:
         roster.add("OpenBLAS", "numpy_peer", threads, blas)
         # By default OpenBLAS uses its AVX2 kernels on processors newer than itself.
-        if _has_avx512() and "SkylakeX" not in roster.present.get("OpenBLAS", "SkylakeX"):
+        has_avx512 = "AVX512" in torch.backends.cpu.get_cpu_capability()
+        if has_avx512 and "SkylakeX" not in roster.present.get("OpenBLAS", "SkylakeX"):
             name = "OpenBLAS AVX-512"
             roster.add(name, "numpy_peer", threads, {**blas, "OPENBLAS_CORETYPE": "SKYLAKEX"})
     if _missing(roster, "JAX", "jax") is None:
