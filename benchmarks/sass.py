@@ -91,11 +91,13 @@ def tool(name: str) -> str:
     raise SystemExit(f'{name} is not here: pip install "fastnn[sass]"')
 
 
-def _run(*command: str, text: str | None = None) -> str:
+def _run(*command: str, text: str | None = None, folder: str | None = None) -> str:
     # cuobjdump looks for nvdisasm on the path.
     path = os.pathsep.join([str(Path(tool("nvdisasm")).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path}
-    done = subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=text, env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -211,12 +213,8 @@ def measure(files: Sequence[Path]) -> tuple[str, dict[Key, Row]]:
         for file in files:
             cubins = [file]
             if file.suffix != ".cubin":
-                here = Path.cwd()
-                os.chdir(folder)  # where cuobjdump extracts to
-                try:
-                    _run(tool("cuobjdump"), "-xelf", "all", str(here / file))
-                finally:
-                    os.chdir(here)
+                # cuobjdump extracts to where it runs.
+                _run(tool("cuobjdump"), "-xelf", "all", str(file.resolve()), folder=folder)
                 cubins = sorted(Path(folder).glob("*.cubin"))
             for cubin in cubins:
                 versions.update(
