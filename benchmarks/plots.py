@@ -15,9 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from fastnn._diagnostics import counted
+
 from . import accuracy, summary
 from .case import OURS
-from .report import seconds, threads, title
+from .committed import median
+from .report import seconds, title
 from .summary import Document
 
 _BAR_INCHES = 0.135
@@ -83,19 +86,13 @@ def colour(side: str) -> str:
 def _heading(axes: Axes | Figure, report: Document, first: str) -> None:
     machine, versions = report["machine"], report["versions"]
     text = (
-        f"{first}\n{machine['cpu']}, {machine['isa']}, {threads(report['settings']['threads'])}; "
+        f"{first}\n{machine['cpu']}, {machine['isa']}, {counted(report['settings']['threads'], 'thread')}; "
         f"fastnn {versions['fastnn']}, torch {versions['torch']}"
     )
     if isinstance(axes, Figure):
         axes.suptitle(text, fontsize=9, x=0.01, ha="left")
     else:
         axes.set_title(text, fontsize=9, loc="left")
-
-
-def median(result: Document, side: str) -> float:
-    """Seconds of one call."""
-    value: float = result["times"][side]["seconds"]["median"]
-    return value
 
 
 def _ordered(sides: Iterable[str]) -> list[str]:

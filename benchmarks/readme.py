@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from . import headline, numerics
@@ -121,6 +121,11 @@ def _ratio(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") if value >= 10 else f"{value:.2f}"
 
 
+def _times(result: Document, sides: Iterable[str], steps: int = 1) -> list[str]:
+    """Seconds of one of the steps by each side; nothing for one that did not take part."""
+    return [seconds(median(result, side) / steps) if side in result["times"] else "" for side in sides]
+
+
 def _steps(
     reports: Reports,
     names: Mapping[str, str],
@@ -140,13 +145,7 @@ def _steps(
         if (result := step(reports, name, op, network))
     }
     present = [side for side in sides if any(side in result["times"] for result in found.values())]
-    rows = [
-        [
-            row,
-            *(seconds(median(result, side) / steps) if side in result["times"] else "" for side in present),
-        ]
-        for row, result in found.items()
-    ]
+    rows = [[row, *_times(result, present, steps)] for row, result in found.items()]
     return _table(["network, batch", *(sides[side] for side in present)], rows)
 
 
@@ -156,10 +155,7 @@ def _headlines(reports: Reports) -> str:
     for (name, op, shape), said in _HEADLINES.items():
         if result := reports.results(name).get((op, shape, "float32")):
             steps = 64 if op.startswith("epoch of 64") else 1
-            times = (
-                seconds(median(result, side) / steps) if side in result["times"] else ""
-                for side in _HEADLINE_SIDES
-            )
+            times = _times(result, _HEADLINE_SIDES, steps)
             rows.append([said, *times, _ratio(result["speedups"]["torch"]["median"])])
     return _table(["one thread, float32", *_HEADLINE_SIDES.values(), "speed-up over torch"], rows)
 
@@ -167,11 +163,7 @@ def _headlines(reports: Reports) -> str:
 def _programs(reports: Reports) -> str:
     """Seconds of one update, and how many times as fast as torch that is."""
     rows = [
-        [
-            shape,
-            *(seconds(median(result, side)) if side in result["times"] else "" for side in _PROGRAM_SIDES),
-            _ratio(result["speedups"]["torch"]["median"]),
-        ]
+        [shape, *_times(result, _PROGRAM_SIDES), _ratio(result["speedups"]["torch"]["median"])]
         for (_, shape, _), result in reports.results("1thread-programs", PROGRAMS).items()
     ]
     return _table(["update", *_PROGRAM_SIDES.values(), "speed-up over torch"], rows)
@@ -182,11 +174,7 @@ def _floors(reports: Reports) -> str:
     peaks = reports.document("1thread").get("peaks", ())
     found = {network: step(reports, "1thread", "training step", network) for network in NETWORKS}
     rows = [
-        [
-            network,
-            seconds(result["flops"] / peaks[0]["fma_float32"]),
-            *(seconds(median(result, side)) for side in (OURS, "torch")),
-        ]
+        [network, seconds(result["flops"] / peaks[0]["fma_float32"]), *_times(result, (OURS, "torch"))]
         for network, result in found.items()
         if result is not None and peaks
     ]

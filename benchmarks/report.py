@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from fastnn._diagnostics import counted
+
 from .case import OURS, Case
 from .machine import Peaks
 from .memory import Comparison
@@ -191,14 +193,9 @@ def _size(size: int) -> str:
     return f"{size / 1024:.3g} KB" if size < 1 << 20 else f"{size / (1 << 20):.3g} MB"
 
 
-def threads(count: int) -> str:
-    """1 thread, 2 threads."""
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
 def _peak_lines(report: Report) -> list[str]:
     return [
-        f"measured peak, {threads(peaks.threads)}: "
+        f"measured peak, {counted(peaks.threads, 'thread')}: "
         f"FMA {peaks.fma_float32 / 1e9:.0f} GFLOP/s float32, {peaks.fma_float64 / 1e9:.0f} float64; "
         f"copy {peaks.copy / 1e9:.1f} GB/s read + write ({peaks.copy_by}, {peaks.copy_bytes >> 20} MB)"
         for peaks in report.peaks.values()
@@ -212,8 +209,8 @@ def _heading(report: Report) -> list[str]:
     return [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}" + (f"; {sizes}" if sizes else ""),
         ", ".join(f"{name} {version}" for name, version in report.versions.items()),
-        f"{threads(settings['threads'])}, {settings['rounds']} interleaved rounds, {settings['date']}, "
-        f"load {machine['load_average']:.1f} at the start{busy}",
+        f"{counted(settings['threads'], 'thread')}, {settings['rounds']} interleaved rounds, "
+        f"{settings['date']}, load {machine['load_average']:.1f} at the start{busy}",
         *_peak_lines(report),
         *(f"{name}: {description}" for name, description in report.peers.items()),
         *(f"left out: {name}, {reason}" for name, reason in report.left_out.items()),
