@@ -26,12 +26,12 @@ import fastnn
 import fastnn.nn
 import fastnn.optim
 from fastnn.data import DataError, Dataset, load
+from fastnn.training.model import torch_mlp
 from fastnn.training.schedule import lr_at
 
 from . import machine
 from .case import OURS
 from .cases.recipe import EAGER, eager_step
-from .networks import torch_mlp
 
 SEEDS = 5
 TARGET = 0.98

@@ -26,10 +26,10 @@ import fastnn
 import fastnn.nn
 import fastnn.optim
 from fastnn.data import DataError, Dataset, load
+from fastnn.training.model import torch_mlp
 
 from .accuracy import BATCH, EPOCHS, HIDDEN, RATE, TARGET, accuracy, median_time, rates_of
 from .case import OURS
-from .networks import torch_mlp
 
 SEEDS = 20
 _PARTS = 4  # of an epoch, each followed by an evaluation

@@ -15,6 +15,7 @@ from torch import Tensor
 import fastnn
 import fastnn.nn
 import fastnn.optim
+from fastnn.training.model import torch_mlp
 
 from . import gpu_accuracy
 from .gpu_timing import Call, Calls, Case, Place
@@ -131,9 +132,7 @@ def clip_cases(place: Place) -> list[Case]:
 
 
 def _network(place: Place, sizes: Sequence[int], linear: type[torch.nn.Linear]) -> torch.nn.Sequential:
-    pairs = pairwise([place.size(n) for n in sizes])
-    layers = [m for k, n in pairs for m in (linear(k, n), torch.nn.ReLU())]
-    return torch.nn.Sequential(*layers[:-1]).to(place.device)
+    return torch_mlp([place.size(n) for n in sizes], linear=linear).to(place.device)
 
 
 def _epoch(place: Place, sizes: Sequence[int], rows: int, batch: int) -> Calls:

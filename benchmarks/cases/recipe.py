@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import fastnn
 import fastnn.nn
 import fastnn.optim
+from fastnn.training.model import torch_mlp
 
 from ..case import Foreign
-from ..networks import torch_mlp
 from ..peers import compiled
 
 EAGER = "fastnn eager"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks import torch_mlp as mlp
+from fastnn.training.model import torch_mlp as mlp
 
 __all__ = ["CHECKED_CALLS", "Program", "Update", "mlp", "training_flops", "weights"]
 

@@ -39,7 +39,7 @@ def build(config: TrainConfig, inputs: int, classes: int, device: torch.device) 
     layers = [inputs, *config.hidden, classes]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model: nn.Module = _torch_mlp(layers) if config.native else fastnn.nn.MLP(layers, activation="relu")
+        model: nn.Module = torch_mlp(layers) if config.native else fastnn.nn.MLP(layers, activation="relu")
     model = model.to(device=device, dtype=getattr(torch, config.dtype))
     if config.native:
         fused = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
@@ -48,10 +48,13 @@ def build(config: TrainConfig, inputs: int, classes: int, device: torch.device) 
     return Parts(model, fastnn.nn.CrossEntropyLoss(), optimizer)
 
 
-def _torch_mlp(layers: list[int]) -> nn.Sequential:
+def torch_mlp(
+    widths: Sequence[int], activation: type[nn.Module] = nn.ReLU, linear: type[nn.Linear] = nn.Linear
+) -> nn.Sequential:
+    """Linear layers with an activation between them."""
     modules: list[nn.Module] = []
-    for width, following in itertools.pairwise(layers):
-        modules += [nn.Linear(width, following), nn.ReLU()]
+    for width, following in itertools.pairwise(widths):
+        modules += [linear(width, following), activation()]
     return nn.Sequential(*modules[:-1])
 
 
