@@ -12,7 +12,8 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,12 @@ Steps = Callable[[Tensor, list[float]], object]
 """Takes the rows to train on, `BATCH` a step, and the learning rate of each step."""
 
 
-class Contestant:
-    """The progress of one side through one run."""
+@dataclass
+class Curve:
+    """Seconds of training and test accuracy at each evaluation of a run."""
 
-    def __init__(self, model: nn.Module, take: Steps) -> None:
-        self.model = model
-        self.take = take
-        self.seconds = [0.0]
-        self.accuracy: list[float] = []
+    seconds: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
 
     def seconds_to(self, target: float) -> float | None:
         """Training seconds at the first evaluation that reached `target`."""
@@ -58,12 +57,21 @@ class Contestant:
         return next(reached, None)
 
 
+class Contestant(Curve):
+    """One side on its way through one run."""
+
+    def __init__(self, model: nn.Module, take: Steps) -> None:
+        super().__init__([0.0])
+        self.model = model
+        self.take = take
+
+
 def rates_of(steps: int) -> list[float]:
     """The learning rate of each step of a run."""
     return [lr_at("onecycle", number, steps, RATE) for number in range(steps)]
 
 
-def _eager(
+def eager(
     model: nn.Module,
     loss_of: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -72,6 +80,7 @@ def _eager(
     rows: Tensor,
     rates: list[float],
 ) -> None:
+    """Steps of `BATCH` rows each as they are usually written, each with its rate."""
     step = eager_step(model, loss_of, optimizer)
     for batch, rate in zip(rows.split(BATCH), rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
@@ -95,11 +104,11 @@ def _contestants(data: Dataset, images: Tensor, normalised: Tensor, seed: int) -
         OURS: Contestant(model, lambda rows, rates: step.epoch(images, labels, BATCH, rows, lr=rates)),
     }
     model, loss_of, optimizer = ours()
-    made[EAGER] = Contestant(model, partial(_eager, model, loss_of, optimizer, normalised, labels))
+    made[EAGER] = Contestant(model, partial(eager, model, loss_of, optimizer, normalised, labels))
     theirs = torch_mlp(widths)
     theirs.load_state_dict(initial)
     fused = torch.optim.Adam(theirs.parameters(), lr=RATE, fused=True)
-    take = partial(_eager, theirs, nn.CrossEntropyLoss(), fused, normalised, labels)
+    take = partial(eager, theirs, nn.CrossEntropyLoss(), fused, normalised, labels)
     made["torch fused"] = Contestant(theirs, take)
     return made
 
@@ -143,6 +152,22 @@ def median_time(values: Sequence[float | None]) -> float | None:
     return None if median == float("inf") else median
 
 
+def summed_up(races: Sequence[Mapping[str, Curve]]) -> dict[str, dict[str, Any]]:
+    """Of each side what its runs in all races gave: plain data for JSON."""
+    sides = {}
+    for name in races[0]:
+        runs = [race[name] for race in races]
+        to_target = [run.seconds_to(TARGET) for run in runs]
+        sides[name] = {
+            "to_target": to_target,
+            "median_to_target": median_time(to_target),
+            "median_seconds": statistics.median(run.seconds[-1] for run in runs),
+            "median_accuracy": statistics.median(run.accuracy[-1] for run in runs),
+            "curves": [{"seconds": run.seconds, "accuracy": run.accuracy} for run in runs],
+        }
+    return sides
+
+
 def measure(settings: dict[str, Any], *, quick: bool = False) -> dict[str, Any] | None:
     """Run ``settings["rounds"]`` seeds; plain data for JSON, or None if MNIST is not available.
 
@@ -157,16 +182,6 @@ def measure(settings: dict[str, Any], *, quick: bool = False) -> dict[str, Any] 
     data = data.first(len(data.train_images) // 10 if quick else None)
     race(data.first(BATCH), 0)  # one-time costs are paid here
     races = [race(data, seed) for seed in range(settings["rounds"])]
-    sides = {}
-    for name in races[0]:
-        runs = [each[name] for each in races]
-        sides[name] = {
-            "to_target": [run.seconds_to(TARGET) for run in runs],
-            "median_to_target": median_time([run.seconds_to(TARGET) for run in runs]),
-            "median_seconds": statistics.median(run.seconds[-1] for run in runs),
-            "median_accuracy": statistics.median(run.accuracy[-1] for run in runs),
-            "curves": [{"seconds": run.seconds, "accuracy": run.accuracy} for run in runs],
-        }
     return {
         "schema": 1,
         "machine": machine.describe(),
@@ -177,7 +192,7 @@ def measure(settings: dict[str, Any], *, quick: bool = False) -> dict[str, Any] 
         "epochs": EPOCHS,
         "highest_rate": RATE,
         "target": TARGET,
-        "sides": sides,
+        "sides": summed_up(races),
     }
 
 

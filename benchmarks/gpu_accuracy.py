@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastnn
@@ -28,14 +26,12 @@ import fastnn.optim
 from fastnn.data import DataError, Dataset, load
 from fastnn.training.model import torch_mlp
 
-from .accuracy import BATCH, EPOCHS, HIDDEN, RATE, TARGET, accuracy, median_time, rates_of
+from .accuracy import BATCH, EPOCHS, HIDDEN, RATE, TARGET, Curve, Steps, accuracy, eager, rates_of, summed_up
 from .case import OURS
+from .cases.recipe import eager_step
 
 SEEDS = 20
 _PARTS = 4  # of an epoch, each followed by an evaluation
-
-Steps = Callable[[Tensor, list[float]], object]
-"""Takes the rows to train on, `BATCH` a step, and the learning rate of each step."""
 
 
 class _Data:
@@ -64,25 +60,12 @@ def _ours(data: _Data, model: nn.Module) -> Steps:
     return lambda rows, rates: step.epoch(data.images, data.labels, BATCH, rows, lr=rates)
 
 
-def _torch_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: _Data, rows: Tensor) -> None:
-    optimizer.zero_grad()
-    x, target = data.normalised.index_select(0, rows), data.labels.index_select(0, rows)
-    F.cross_entropy(model(x), target).backward()
-    optimizer.step()
-
-
 def _eager(data: _Data, model: nn.Module) -> Steps:
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
-
-    def take(rows: Tensor, rates: list[float]) -> None:
-        for batch, rate in zip(rows.split(BATCH), rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate
-            _torch_step(model, optimizer, data, batch)
-
-    return take
+    return partial(eager, model, nn.CrossEntropyLoss(), optimizer, data.normalised, data.labels)
 
 
-def capture(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def capture(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """The replay of a step, captured as torch's documentation advises; on a CPU, the step."""
     if device.type != "cuda":
         return step
@@ -104,12 +87,17 @@ def _captured(data: _Data, model: nn.Module) -> Steps:
     optimizer = torch.optim.Adam(
         model.parameters(), lr=rate_now, fused=True, capturable=data.device.type == "cuda"
     )
+    step = eager_step(model, nn.CrossEntropyLoss(), optimizer)
+
+    def take_rows(rows: Tensor) -> None:
+        step(data.normalised.index_select(0, rows), data.labels.index_select(0, rows))
+
     start = [p.detach().clone() for p in model.parameters()]
     count = len(data.images)
-    replays: dict[int, tuple[Tensor, Callable[[], None]]] = {}
+    replays: dict[int, tuple[Tensor, Callable[[], object]]] = {}
     for size in {min(BATCH, count), count % BATCH} - {0}:
         rows = torch.arange(size, device=data.device)
-        replays[size] = rows, capture(partial(_torch_step, model, optimizer, data, rows), data.device)
+        replays[size] = rows, capture(partial(take_rows, rows), data.device)
     with torch.no_grad():  # undo the steps of the capture
         for parameter, value in zip(model.parameters(), start, strict=True):
             parameter.copy_(value)
@@ -140,18 +128,6 @@ def _network(side: str, data: _Data) -> nn.Module:
     return model.to(data.device)
 
 
-class Run:
-    """Seconds of training and test accuracy after each part of one side's run."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.accuracy: list[float] = []
-
-    def seconds_to(self, target: float) -> float | None:
-        reached = (s for s, a in zip(self.seconds, self.accuracy, strict=True) if a >= target)
-        return next(reached, None)
-
-
 def _why_not_one_launch(data: _Data) -> list[str]:
     take = _ours(data, _network(OURS, data))
     rows = torch.arange(BATCH, device=data.device)
@@ -171,7 +147,7 @@ def _able(data: _Data) -> list[str]:
     return able
 
 
-def _race(data: _Data, sides: Sequence[str], seed: int, epochs: int = EPOCHS) -> dict[str, Run]:
+def _race(data: _Data, sides: Sequence[str], seed: int, epochs: int = EPOCHS) -> dict[str, Curve]:
     """One run of each side."""
     torch.manual_seed(seed)
     initial = torch_mlp(data.widths).state_dict()
@@ -187,12 +163,12 @@ def _race(data: _Data, sides: Sequence[str], seed: int, epochs: int = EPOCHS) ->
         for epoch, order in enumerate(orders)
         for i, rows in enumerate(order.split(length * BATCH))
     ]
-    runs: dict[str, Run] = {}
+    runs: dict[str, Curve] = {}
     for name in sides:
         model = _network(name, data)
         model.load_state_dict(initial)
         take = _SIDES[name](data, model)
-        run = runs[name] = Run()
+        run = runs[name] = Curve()
         spent = 0.0
         for first, rows in parts:
             of_part = rates[first : first + -(-len(rows) // BATCH)]
@@ -225,20 +201,11 @@ def measure(
     if not able:
         return "no side can run"
     data = _Data(found.first(len(found.train_images) // 10 if quick else None), device)
-    races: list[dict[str, Run]] = []
+    races: list[dict[str, Curve]] = []
     for seed in range(seeds):
         if races and time.monotonic() > end:
             break
         races.append(_race(data, able, seed))
-    sides = {}
-    for name in able:
-        runs = [race[name] for race in races]
-        sides[name] = {
-            "median_to_target": median_time([run.seconds_to(TARGET) for run in runs]),
-            "median_seconds": statistics.median(run.seconds[-1] for run in runs),
-            "median_accuracy": statistics.median(run.accuracy[-1] for run in runs),
-            "runs": [{"seconds": run.seconds, "accuracy": run.accuracy} for run in runs],
-        }
     return {
         "network": data.widths,
         "batch": BATCH,
@@ -247,7 +214,7 @@ def measure(
         "target": TARGET,
         "seeds": len(races),
         "not native": _why_not_one_launch(small) if OURS in able else [],
-        "sides": sides,
+        "sides": summed_up(races),
     }
 
 

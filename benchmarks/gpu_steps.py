@@ -18,6 +18,7 @@ import fastnn.optim
 from fastnn.training.model import torch_mlp
 
 from . import gpu_accuracy
+from .cases.recipe import eager_step
 from .gpu_timing import Call, Calls, Case, Place
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -166,7 +167,8 @@ def _captured_by_hand(
 ) -> Call:
     """A call that copies a batch and replays torch's own step, captured as torch's documentation advises."""
     batch, classes = x.clone(), y.clone()
-    replay_step = gpu_accuracy.capture(_eager_step(model, optimizer, batch, classes), place.device)
+    step = eager_step(model, F.cross_entropy, optimizer)
+    replay_step = gpu_accuracy.capture(partial(step, batch, classes), place.device)
 
     def replay() -> None:
         batch.copy_(x)
@@ -174,19 +176,6 @@ def _captured_by_hand(
         replay_step()
 
     return replay
-
-
-def _eager_step(
-    model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
-) -> Callable[[], None]:
-    """A call that takes a step with torch."""
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return step
 
 
 def _step(place: Place, sizes: Sequence[int], batch: int) -> Calls:
@@ -199,11 +188,13 @@ def _step(place: Place, sizes: Sequence[int], batch: int) -> Calls:
     fused = partial(torch.optim.Adam, fused=True)
     return {
         "fastnn": partial(step, x, y),
-        "torch fused": _eager_step(plain, fused(plain.parameters()), x, y),
+        "torch fused": partial(eager_step(plain, F.cross_entropy, fused(plain.parameters())), x, y),
         "torch fused graph": _captured_by_hand(
             place, by_hand, fused(by_hand.parameters(), capturable=place.is_cuda), x, y
         ),
-        "compile": _eager_step(place.compiled(compiled), fused(compiled.parameters()), x, y),
+        "compile": partial(
+            eager_step(place.compiled(compiled), F.cross_entropy, fused(compiled.parameters())), x, y
+        ),
     }
 
 

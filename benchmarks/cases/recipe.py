@@ -25,8 +25,8 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 
 def eager_step(
-    model: nn.Module,
-    loss_of: nn.Module,
+    model: Callable[[Tensor], Tensor],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
     clip: Callable[[], object] = lambda: None,
 ) -> Step:
@@ -34,7 +34,7 @@ def eager_step(
 
     def step(x: Tensor, target: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss: Tensor = loss_of(model(x), target)
+        loss = loss_of(model(x), target)
         loss.backward()
         clip()
         optimizer.step()
