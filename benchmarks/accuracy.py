@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 from torch import Tensor, nn
 
 import fastnn
@@ -214,6 +213,8 @@ def shown(value: float | None) -> str:
 
 def to_markdown(document: dict[str, Any]) -> str:
     """The report as a page."""
+    from tabulate import tabulate  # which the race on a GPU does without
+
     rows = [
         (
             name,

@@ -14,6 +14,7 @@ import torch
 
 from fastnn import _dispatch
 from fastnn.cli.bench import load_benchmarks
+from fresh import Fresh, output
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="the compiled module is not built")
 
@@ -38,6 +39,16 @@ def test_every_case_runs(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert all(row["seconds"].values()), row
         assert row["floor"] > 0
         assert not row["not native"], row  # conftest.py lifts the limits of small work
+
+
+def test_a_machine_with_a_gpu_needs_no_optional_packages(run_fresh: Fresh) -> None:
+    code = """
+import sys
+sys.modules |= dict.fromkeys(("tabulate", "tqdm", "matplotlib", "sklearn", "pooch", "jax"))
+from fastnn.cli.bench import load_benchmarks
+load_benchmarks("gpu")
+"""
+    output(run_fresh(code))
 
 
 def test_what_there_is_no_time_for_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
