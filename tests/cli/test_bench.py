@@ -324,6 +324,18 @@ def test_torch_against_torch_is_not_measured(capsys: pytest.CaptureFixture[str])
     assert "fastnn is disabled" in capsys.readouterr().err
 
 
+@needs_native
+@pytest.mark.parametrize("option", ["--quick", "--numerics", "--all"])
+def test_a_folder_that_cannot_be_made_is_an_error_at_once(
+    option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "_held_to", None)
+    monkeypatch.setattr(bench.subprocess, "run", None)
+    (tmp_path / "file").touch()
+    assert main(["bench", option, "--out", str(tmp_path / "file" / "folder")]) == 1
+    assert "fastnn bench: error: cannot write the results: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
 def test_counts_are_whole_and_positive(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -105,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     require("bench", "tabulate", "tqdm", *(["matplotlib"] if args.out else []))
     if (reason := _dispatch.torch_reason()) is not None:
         raise CliError(f"fastnn has no native kernels to measure: {reason}")
+    if args.out is not None:
+        _make_folder(args.out)
     with _held_to(args.threads or torch.get_num_threads()):
         if args.accuracy:
             return _measure_accuracy(args)
@@ -119,6 +121,7 @@ def _run_all(args: argparse.Namespace) -> int:
     """Each report in a process of its own: a number of threads is settled when a library starts."""
     if args.out is None:
         raise UsageError("argument --all: needs --out")
+    _make_folder(args.out)
     name = args.name or load_benchmarks("machine").short_name()
     counts = [args.threads] if args.threads else sorted({1, torch.get_num_threads()})
     rounds = ["--rounds", str(args.rounds)] if args.rounds else []
@@ -142,6 +145,14 @@ def _run_all(args: argparse.Namespace) -> int:
             written.unlink()
     load_benchmarks("summary").add(args.out / f"{name}.json", made)
     return max(codes)
+
+
+def _make_folder(out: Path) -> None:
+    """Before the measurement, which takes minutes."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CliError(f"cannot write the results: {error}") from None
 
 
 @contextmanager
@@ -180,16 +191,8 @@ def _select(args: argparse.Namespace) -> list[Case]:
 def _select_memory(args: argparse.Namespace) -> list[str]:
     """The label of the comparison of memory, if it was asked for."""
     label: str = load_benchmarks("memory").LABEL
-    return (
-        []
-        if args.sweep
-        or args.programs
-        or args.accuracy
-        or args.numerics
-        or args.quick
-        or args.filter not in label
-        else [label]
-    )
+    others = args.sweep or args.programs or args.accuracy or args.numerics or args.quick
+    return [] if others or args.filter not in label else [label]
 
 
 def _settings(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
@@ -250,7 +253,6 @@ def _measure_accuracy(args: argparse.Namespace) -> int:
     markdown = accuracy.to_markdown(document)
     print(text if args.json else markdown)
     if args.out is not None:
-        os.makedirs(args.out, exist_ok=True)
         plot = args.out / f"{args.name}.svg"
         accuracy.save(document, plot)
         _write_texts(args, text, markdown + load_benchmarks("plots").to_markdown([plot]))
@@ -263,7 +265,6 @@ def _measure_numerics(args: argparse.Namespace) -> int:
     text, markdown = load_benchmarks("summary").to_text(document), numerics.to_markdown(document)
     print(text if args.json else markdown)
     if args.out is not None:
-        os.makedirs(args.out, exist_ok=True)
         _write_texts(args, text, markdown)
     return 0
 
@@ -280,7 +281,6 @@ def _write(args: argparse.Namespace, made: Report) -> None:
     print(text if args.json else report.to_text(made))
     if args.out is None:
         return
-    os.makedirs(args.out, exist_ok=True)
     drawing = load_benchmarks("plots")
     plots = drawing.save_all(document, args.out / args.name)
     _write_texts(args, text, report.to_markdown(made) + drawing.to_markdown(plots))
