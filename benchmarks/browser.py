@@ -51,20 +51,11 @@ def _served() -> Iterator[str]:
         shutil.copytree(find_page(), folder, dirs_exist_ok=True)
         bench = folder / "bench"
         shutil.copytree(Path(__file__).with_name("browser_page"), bench)
-        install = [
-            "npm",
-            "install",
-            "--silent",
-            "--no-audit",
-            "--no-fund",
-            "--ignore-scripts",
-            "--prefix",
-            name,
-        ]
-        subprocess.run([*install, *_PACKAGES], check=True)
+        install = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]
+        subprocess.run([*install, name, *_PACKAGES], check=True)
         (folder / "node_modules").rename(bench / "npm")
         try:
-            mnist = load_mnist(None, lambda _: None)
+            mnist = Path(load_mnist(None, lambda _: None).source)
         except (DataError, OSError):
             mnist = None
         with Server((HOST, 0), folder, mnist) as server:
