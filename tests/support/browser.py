@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastnn.cli.bench import load_benchmarks
 from fastnn.cli.demo import HOST
 from fastnn.cli.demo_server import Server
-from fastnn.data import Dataset
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -26,7 +25,7 @@ NoBrowserError, chromium = _chromium.NoBrowserError, _chromium.chromium
 
 
 @contextmanager
-def served(site: Path, mnist: Dataset | None = None) -> Iterator[str]:
+def served(site: Path, mnist: Path | None = None) -> Iterator[str]:
     """The address at which `fastnn demo`'s server shows a folder."""
     with Server((HOST, 0), site, mnist) as server:
         thread = threading.Thread(target=server.serve_forever)

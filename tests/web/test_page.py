@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import struct
 from itertools import pairwise
 from pathlib import Path
 
@@ -438,29 +439,23 @@ def test_a_file_that_does_not_fit_changes_nothing(
     assert saved(page, downloads / "mlp-64-20-10.safetensors") == before
 
 
-def test_mnist_is_used_where_the_server_has_it(page: Page, built: Path) -> None:
+def test_mnist_is_used_where_the_server_has_it(page: Page, built: Path, tmp_path: Path) -> None:
     digits = load_digits()
 
     def enlarged(images: np.ndarray) -> np.ndarray:
         """8 x 8 pixels from 0 to 16 as 28 x 28 from 0 to 255."""
         large = images.reshape(-1, 8, 8).repeat(3, axis=1).repeat(3, axis=2) * 15.9375
-        return np.pad(large, ((0, 0), (2, 2), (2, 2))).astype(np.uint8).reshape(len(images), 784)
+        return np.pad(large, ((0, 0), (2, 2), (2, 2)))
 
-    mnist = Dataset(
-        name="mnist",
-        source="a test",
-        height=28,
-        width=28,
-        classes=10,
-        white=255,
-        mean=0,
-        std=1,
-        train_images=enlarged(digits.train_images),
-        train_labels=digits.train_labels,
-        test_images=enlarged(digits.test_images),
-        test_labels=digits.test_labels,
-    )
-    with served(built, mnist) as address:
+    for name, values in (
+        ("train-images-idx3", enlarged(digits.train_images)),
+        ("train-labels-idx1", digits.train_labels),
+        ("t10k-images-idx3", enlarged(digits.test_images)),
+        ("t10k-labels-idx1", digits.test_labels),
+    ):
+        header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+        (tmp_path / f"{name}-ubyte").write_bytes(header + values.astype(np.uint8).tobytes())
+    with served(built, tmp_path) as address:
         other = Page(page.browser, address)
         other.open()
         assert other["data"].text.startswith("Data: MNIST, 1,437 images to train on")

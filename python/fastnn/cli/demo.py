@@ -6,13 +6,9 @@ import argparse
 import errno
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import fastnn
 from fastnn.cli.errors import CliError, warn
-
-if TYPE_CHECKING:
-    from fastnn.data import Dataset
 
 HELP = "train in a browser tab: serves the page that `make web` builds"
 
@@ -61,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise CliError(f"port {args.port} {reason}") from None
     with server:
         address = f"http://{HOST}:{server.server_address[1]}/"
-        print(f"data     {f'MNIST, from {mnist.source}' if mnist else 'scikit-learn 8x8 digits; not MNIST'}")
+        print(f"data     {f'MNIST, from {mnist}' if mnist else 'scikit-learn 8x8 digits; not MNIST'}")
         print(f"page     {address}  (Ctrl-C ends it)", flush=True)
         if not args.no_browser:
             webbrowser.open(address)
@@ -91,13 +87,13 @@ def find_page() -> Path:
     )
 
 
-def _mnist(data_dir: Path | None) -> Dataset | None:
-    """MNIST as `fastnn train` finds it, or None."""
+def _mnist(data_dir: Path | None) -> Path | None:
+    """The folder of MNIST as `fastnn train` finds it, or None."""
     from fastnn.data import DataError
     from fastnn.data.mnist import MnistUnavailableError, load_mnist
 
     try:
-        return load_mnist(data_dir, warn)
+        return Path(load_mnist(data_dir, warn).source)
     except MnistUnavailableError as error:
         warn(
             "MNIST is not available; set FASTNN_DATA_DIR or --data-dir to train on it. "

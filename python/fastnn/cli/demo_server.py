@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from fastnn.data import Dataset
+from fastnn.data.mnist import MNIST_FILES, locate
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the files of a folder, and those of MNIST as ``/data/mnist/<name>.gz`` if given.
+    """Serves the files of a folder, and those of the folder of MNIST, if given, under ``/data/mnist/``.
+
+    Each has the name with ``.gz`` there, compressed or not: the page tells by its first bytes.
 
     Raises:
         OSError: the address cannot be used.
@@ -25,9 +22,11 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], page: Path, mnist: Dataset | None) -> None:
+    def __init__(self, address: tuple[str, int], page: Path, mnist: Path | None) -> None:
         self.page = page
-        self.data = _files(mnist) if mnist else {}
+        self.mnist = (
+            {f"/data/mnist/{file.name}.gz": str(locate(mnist, file)) for file in MNIST_FILES} if mnist else {}
+        )
         super().__init__(address, _Handler)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -46,17 +45,9 @@ class _Handler(SimpleHTTPRequestHandler):
         ".wasm": "application/wasm",
     }
 
-    def do_GET(self) -> None:
+    def translate_path(self, path: str) -> str:
         assert isinstance(self.server, Server)
-        data = self.server.data.get(self.path)
-        if data is None:
-            super().do_GET()
-            return
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", "application/octet-stream")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        return self.server.mnist.get(path) or super().translate_path(path)
 
     def end_headers(self) -> None:
         self.send_header("Cache-Control", "no-cache")  # so that a rebuilt page is loaded
@@ -64,23 +55,3 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
-
-
-def _files(data: Dataset) -> dict[str, bytes]:
-    """The four files by their paths. They are not compressed, which the page recognises by their first
-    bytes."""
-    shape = (-1, data.height, data.width)
-    parts = {
-        "train": (data.train_images, data.train_labels),
-        "t10k": (data.test_images, data.test_labels),
-    }
-    files = {}
-    for part, (images, labels) in parts.items():
-        files[f"/data/mnist/{part}-images-idx3-ubyte.gz"] = _idx(images.reshape(shape))
-        files[f"/data/mnist/{part}-labels-idx1-ubyte.gz"] = _idx(labels.astype(np.uint8))
-    return files
-
-
-def _idx(values: npt.NDArray[np.uint8]) -> bytes:
-    """An IDX file of bytes."""
-    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()

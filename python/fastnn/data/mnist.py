@@ -90,7 +90,7 @@ def load_mnist(
 def _from_directory(directory: Path, files: Sequence[IdxFile]) -> Dataset:
     if lacking := _lacking(directory, files):
         raise DataError(f"{directory}: expected the MNIST files, plain or as .gz; lacks {', '.join(lacking)}")
-    arrays = [read_idx(_locate(directory, file), shape=file.shape, md5=file.md5) for file in files]
+    arrays = [read_idx(locate(directory, file), shape=file.shape, md5=file.md5) for file in files]
     train_images, train_labels, test_images, test_labels = arrays
     return Dataset(
         name="mnist",
@@ -108,13 +108,14 @@ def _from_directory(directory: Path, files: Sequence[IdxFile]) -> Dataset:
     )
 
 
-def _locate(directory: Path, file: IdxFile) -> Path:
+def locate(directory: Path, file: IdxFile) -> Path:
+    """Where ``directory`` has the file if it does: uncompressed, else as .gz."""
     plain = directory / file.name  # os.path.isfile raises no error where the directory may not be searched
     return plain if os.path.isfile(plain) else directory / f"{file.name}.gz"
 
 
 def _lacking(directory: Path, files: Sequence[IdxFile]) -> list[str]:
-    return [file.name for file in files if not os.path.isfile(_locate(directory, file))]
+    return [file.name for file in files if not os.path.isfile(locate(directory, file))]
 
 
 def _fetch(cache: Path, file: IdxFile) -> None:
