@@ -9,10 +9,9 @@ large product, both measured here.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,13 +73,6 @@ GROUPS: dict[str, tuple[Callable[[Place], list[Case]], ...]] = {
 }
 
 
-@contextlib.contextmanager
-def _own_stream(place: Place) -> Iterator[None]:
-    """Work on a stream that can be captured."""
-    with torch.cuda.stream(torch.cuda.Stream()) if place.is_cuda else contextlib.nullcontext():
-        yield
-
-
 def report(what: str, place: Place, seconds: float, output: Path) -> None:
     """Measure the cases of one kind that start within `seconds`."""
     end = time.monotonic() + seconds
@@ -133,7 +125,8 @@ def main() -> None:
     )
     given = parser.parse_args()
     place = Place(torch.device("cpu" if given.rehearse else "cuda"), given.rehearse)
-    with _own_stream(place):
+    stream = torch.cuda.Stream() if place.is_cuda else None  # the default stream cannot be captured
+    with torch.cuda.stream(stream):
         report(given.what, place, given.seconds, given.output)
 
 
