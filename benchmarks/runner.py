@@ -15,7 +15,7 @@ from torch import Tensor
 from fastnn import _dispatch
 
 from .case import OURS, Call, Case, Workload
-from .peers.remote import PeerError, RemoteCall
+from .peers.remote import PeerError, Worker
 from .peers.roster import Roster
 
 # A sample shorter than this is repeated: it is tens of thousands of ticks of the clock, and long compared
@@ -129,7 +129,7 @@ def _sample(call: Call, repeats: int, clock: Clock) -> tuple[float, float]:
 
     An untimed call comes first: the caches then hold its own data, not that of the side measured before.
     """
-    if isinstance(call, RemoteCall):
+    if isinstance(call, Worker):
         return call.sample(repeats)
     call()
     cpu, wall = time.process_time(), clock()

@@ -28,7 +28,7 @@ class PeerError(Exception):
 
 
 class Worker:
-    """The process of one peer.
+    """The process of one peer; a call does its workload once, and `sample` times that where it runs.
 
     Args:
         module: stem of the peer's file in this folder.
@@ -73,13 +73,13 @@ class Worker:
             raise PeerError(value)
         return value
 
-    def build(self, work: Foreign) -> RemoteCall:
-        """Give it a workload, which replaces the previous one."""
+    def build(self, work: Foreign) -> Worker:
+        """Give it a workload, which replaces the previous one; returns the worker."""
         arguments = {name: _as_numpy(value) for name, value in work.arguments.items()}
         self._ask("build", work.op, arguments)
-        return RemoteCall(self)
+        return self
 
-    def call(self) -> list[Tensor]:
+    def __call__(self) -> list[Tensor]:
         """The answer of one call of the workload."""
         return [torch.from_numpy(part.copy()) for part in self._ask("call")]
 
@@ -92,21 +92,6 @@ class Worker:
         """End the process."""
         self._process.kill()
         self._process.communicate()
-
-
-class RemoteCall:
-    """The present workload of a worker, as a callable that is timed where it runs."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def __call__(self) -> list[Tensor]:
-        """The answer of one call."""
-        return self._worker.call()
-
-    def sample(self, repeats: int) -> tuple[float, float]:
-        """Wall and CPU seconds of one call, means of `repeats`."""
-        return self._worker.sample(repeats)
 
 
 def _as_numpy(value: Any) -> Any:
