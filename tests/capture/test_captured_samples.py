@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from typing import Any
 
 import pytest
@@ -11,12 +10,8 @@ import torch
 
 from covered import Covered, assert_same
 from fastnn import _dispatch
+from torch_samples import list_of
 from variants import runnable_isas
-
-pytest.importorskip("expecttest", reason="torch's samples need it")
-with warnings.catch_warnings():  # about missing optional packages
-    warnings.simplefilter("ignore")
-    from torch.testing._internal.common_methods_invocations import op_db
 
 pytestmark = [
     pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module"),
@@ -42,7 +37,11 @@ NAMES = """
 """
 FEW, MANY = 3, 12
 
-OPS = {f"{op.name} {op.variant_test_name}".strip(): op for op in op_db if op.name in NAMES.split()}
+OPS = {
+    f"{op.name} {op.variant_test_name}".strip(): op
+    for op in list_of("op_db", "common_methods_invocations")
+    if op.name in NAMES.split()
+}
 
 
 def run(op: Any, sample: Any, backward: bool) -> Covered | None:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import types
-import unittest
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +14,7 @@ from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
 from fastnn.capture.lowering.table import RULES
 from one_op import Native
+from torch_samples import list_of
 
 pytestmark = [
     pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled extension"),
@@ -69,25 +65,12 @@ def tensors(x: Any) -> list[Tensor]:
     return [t for part in x for t in tensors(part)] if isinstance(x, (list, tuple)) else []
 
 
-@pytest.fixture(scope="module")
-def op_db() -> Iterator[Any]:
-    """Imports torch's list, with a stand-in for expecttest, which the samples do not need."""
-    with pytest.MonkeyPatch.context() as patch:
-        stand_in: Any = types.ModuleType("expecttest")
-        stand_in.TestCase = unittest.TestCase
-        patch.setitem(sys.modules, "expecttest", stand_in)
-        try:
-            yield importlib.import_module("torch.testing._internal.common_methods_invocations").op_db
-        except ImportError as error:
-            pytest.skip(f"this torch's samples need something else: {error}")
-
-
 @pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_captured_it_gives_what_torch_gives(name: str, dtype: torch.dtype, op_db: Any, isa: str) -> None:
+def test_captured_it_gives_what_torch_gives(name: str, dtype: torch.dtype, isa: str) -> None:
     compared = 0
-    for op in (op for op in op_db if op.name == name):
+    for op in (op for op in list_of("op_db", "common_methods_invocations") if op.name == name):
         for sample in op.sample_inputs("cpu", dtype, requires_grad=True):
             mode = Lenient()
             with mode:

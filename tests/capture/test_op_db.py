@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,12 +16,10 @@ from torch import Tensor
 
 from against_torch import Covered
 from fastnn import _dispatch
+from torch_samples import list_of
 from variants import runnable_isas, selected
 
-pytest.importorskip("expecttest", reason="torch's samples need expecttest")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from torch.testing._internal.common_methods_invocations import op_db
+if TYPE_CHECKING:
     from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 
 pytestmark = pytest.mark.skipif(_dispatch.cpu is None, reason="needs the compiled module")
@@ -36,7 +34,7 @@ UNDEFINED = (
     "resize_",
     "resize_as_",
 )
-OPS = [op for op in op_db if op.name not in UNDEFINED]
+OPS = [op for op in list_of("op_db", "common_methods_invocations") if op.name not in UNDEFINED]
 
 # In addition to the tolerances of torch.testing: rounding units of the largest value of a result.
 ROUNDING = 32
@@ -113,19 +111,25 @@ def _compare(mode: Covered, sample: SampleInput) -> None:
     for name, expected, actual in mode.results:
         for theirs, ours in zip(_tensors(expected), _tensors(actual), strict=True):
             assert (ours.shape, ours.stride()) == (theirs.shape, theirs.stride()), name
-            _assert_close(ours, theirs.detach(), WIDER.get(name, 1.0), f"{name} of {sample}")
+            _assert_close(ours, theirs.detach(), name, sample)
 
 
-def _assert_close(ours: Tensor, theirs: Tensor, wider: float, what: str) -> None:
+def _assert_close(ours: Tensor, theirs: Tensor, name: str, sample: SampleInput) -> None:
     if not theirs.is_floating_point():
-        assert torch.equal(ours, theirs), what
+        assert torch.equal(ours, theirs), f"{name} of {sample}"
         return
     rtol, atol = (1.3e-6, 1e-5) if theirs.dtype == torch.float32 else (1e-7, 1e-7)
     finite = theirs[theirs.isfinite()]
     if finite.numel():
         atol += ROUNDING * torch.finfo(theirs.dtype).eps * float(finite.abs().max())
+    wider = WIDER.get(name, 1.0)
     torch.testing.assert_close(
-        ours, theirs, rtol=wider * rtol, atol=wider * atol, equal_nan=True, msg=lambda m: f"{what}: {m}"
+        ours,
+        theirs,
+        rtol=wider * rtol,
+        atol=wider * atol,
+        equal_nan=True,
+        msg=lambda m: f"{name} of {sample}: {m}",
     )
 
 
