@@ -29,6 +29,7 @@ from step_graphs import Graphs, set_up
 from thinning import thinned
 from variants import runnable_isas, selected
 
+HAS_GPU = torch.cuda.is_available()
 # A machine with a GPU may have pytest and little else.
 HOSTILE = ("bindings", "calls", "capture", "classes")
 collect_ignore = [] if find_spec("hypothesis") else [f"test_hostile_{name}.py" for name in HOSTILE]
@@ -57,7 +58,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(trylast=True)  # after -k and -m: the pairs of values are those of the selected tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
+    if not HAS_GPU:
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
@@ -137,7 +138,11 @@ def graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> G
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    """As `torch.manual_seed(0)`, which takes longer than many a test: it keeps the stack for devices that are
+    not there."""
+    torch.default_generator.manual_seed(0)
+    if HAS_GPU:
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(autouse=True)
