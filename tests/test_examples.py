@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import fastnn
+from fresh import Fresh, script
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PROGRAMS = sorted(EXAMPLES.glob("*.py"))
-SHORT = ("linear_regression", "minimize", "mnist")  # each is a process of its own
+SHORT = ("linear_regression", "minimize", "mnist")
 
 
 def numbers(value: Any) -> list[float]:
@@ -40,26 +37,15 @@ def holds(claim: dict[str, Any]) -> bool:
     "program",
     [pytest.param(p, id=p.stem, marks=() if p.stem in SHORT else pytest.mark.long) for p in PROGRAMS],
 )
-def test_an_example_runs_and_what_it_claims_holds(program: Path, tmp_path: Path) -> None:
+def test_an_example_runs_and_what_it_claims_holds(program: Path, tmp_path: Path, run_fresh: Fresh) -> None:
     out = tmp_path / "out"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(fastnn.__file__).resolve().parent.parent),
-        "FASTNN_ALWAYS_NATIVE": "",  # the users' default
-        "FASTNN_CACHE_DIR": str(tmp_path / "cache"),
-        "FASTNN_MIRRORS": "",  # no network
-        "OMP_NUM_THREADS": "1",  # torch's threads wait for each other if other programs run
-    }
-    run = subprocess.run(
-        [sys.executable, str(program), "--small", "--out", str(out)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+    done = run_fresh(
+        script(program, tmp_path, "--small", "--out", str(out)),
+        FASTNN_ALWAYS_NATIVE="",  # the users' default
+        FASTNN_CACHE_DIR=str(tmp_path / "cache"),
+        FASTNN_MIRRORS="",  # no network
     )
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert done.status == 0, done.stdout + done.stderr
     pictures = list(out.glob("*.png"))
     assert pictures
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)

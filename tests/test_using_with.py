@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import fastnn
+from fresh import Fresh, script
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "examples" / "using_with"
@@ -31,16 +28,12 @@ def test_every_script_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_each_recipe_runs(name: str, tmp_path: Path) -> None:
+def test_each_recipe_runs(name: str, tmp_path: Path, run_fresh: Fresh) -> None:
     missing = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed")
-    package = Path(fastnn.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / name)], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_fresh(script(SCRIPTS / name, tmp_path))
+    assert done.status == 0, done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

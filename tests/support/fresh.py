@@ -29,6 +29,8 @@ for line in sys.stdin:
         status = 0
         try:
             exec(job["code"], {"__name__": "__main__"})
+        except SystemExit as ended:
+            status = 1 if ended.code else 0
         except BaseException:
             traceback.print_exc()
             status = 1
@@ -83,6 +85,16 @@ class Fresh:
         """End the process, if it runs."""
         if self._server is not None:
             self._server.communicate()
+
+
+def script(path: Path, folder: Path, *arguments: str) -> str:
+    """Code that runs a script with these arguments, in a folder, as its own process would."""
+    return f"""
+import os, runpy, sys
+os.chdir({str(folder)!r})
+sys.argv = {[str(path), *arguments]!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def output(done: Run) -> str:
