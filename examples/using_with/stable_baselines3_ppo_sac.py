@@ -23,8 +23,9 @@ WITHOUT_FASTNN = """
 import sys
 sys.modules["fastnn"] = None  # as where it is not installed
 from stable_baselines3 import PPO
-model = PPO.load(sys.argv[1], device="cpu", custom_objects=eval(sys.argv[2]))
-assert model.policy.optimizer.defaults["eps"] == 1e-5
+for path, custom_objects in ((sys.argv[1], None), (sys.argv[2], {"policy_kwargs": {}})):
+    model = PPO.load(path, device="cpu", custom_objects=custom_objects)
+    assert model.policy.optimizer.defaults["eps"] == 1e-5
 """
 
 
@@ -93,9 +94,8 @@ def check_load_without_fastnn(folder: Path) -> None:
     use_fastnn(model)
     model.save(folder / "converted.zip")
     ppo(policy_kwargs=POLICY_KWARGS).save(folder / "named.zip")
-    for name, custom_objects in (("converted.zip", "None"), ("named.zip", "{'policy_kwargs': {}}")):
-        command = [sys.executable, "-c", WITHOUT_FASTNN, str(folder / name), custom_objects]
-        subprocess.run(command, check=True)
+    paths = [str(folder / name) for name in ("converted.zip", "named.zip")]
+    subprocess.run([sys.executable, "-c", WITHOUT_FASTNN, *paths], check=True)
     print("loaded without fastnn")
 
 
