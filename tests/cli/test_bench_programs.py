@@ -53,7 +53,12 @@ def jax(peers: Any) -> Callable[[Any], Callable[[], torch.Tensor]]:
 
 
 @pytest.mark.parametrize(
-    "program", [p for p in programs if p.learns and "256x256" not in p.name], ids=lambda program: program.name
+    "program",
+    [
+        pytest.param(p, id=p.name, marks=() if p.name.startswith(("SAC", "PPO")) else pytest.mark.long)
+        for p in programs
+        if p.learns and "256x256" not in p.name
+    ],
 )
 def test_the_twin_in_jax_takes_the_same_steps(jax: Any, program: Any) -> None:
     call = jax(program)
