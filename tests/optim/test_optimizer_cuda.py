@@ -98,6 +98,7 @@ def test_steps_counted_on_the_device(
         run.check()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", COUNTING)
 def test_steps_of_many_tensors_counted_on_the_device(name: str, cuda_device: torch.device) -> None:
     """More than one launch counts steps, of two types; some tensors are empty and some lag a step."""

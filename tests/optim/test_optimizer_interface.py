@@ -163,6 +163,7 @@ def test_zero_grad_is_torchs(kind: Kind) -> None:
     assert unused.grad is None
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("extra", [{}, STATE, MASTERS], ids=str)
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own
 @every_kind
