@@ -7,10 +7,12 @@ import subprocess
 import sys
 from itertools import combinations, product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from thinning import covering, varying
+from thinning import covering, thinned, varying
 
 
 @pytest.mark.parametrize("sizes", [(29, 4, 6), (3, 3, 3, 3), (2, 1, 5), (7,), (2, 2)])
@@ -47,6 +49,21 @@ def test_parameters_given_together_are_one() -> None:
     rows = [{"x": i, "y": i, "dtype": d} for i in range(3) for d in range(2)]
     assert covering(varying(rows)) == [0, 1, 2, 3, 4, 5]
     assert covering(varying([{"same": 1}, {"same": 1}])) == [0]
+
+
+def test_one_skipped_item_says_why() -> None:
+    def item(a: int, b: int, device: str) -> Any:
+        def marker(name: str) -> bool | None:
+            return True if name == "skip" and device == "cuda" else None
+
+        parameters = SimpleNamespace(params={"a": a, "b": b, "device": device})
+        return SimpleNamespace(parent=None, name="test", callspec=parameters, get_closest_marker=marker)
+
+    devices = [
+        chosen.callspec.params["device"]
+        for chosen in thinned([item(*row) for row in product(range(2), range(3), ("cpu", "cuda"))])
+    ]
+    assert devices == ["cpu"] * 6 + ["cuda"]
 
 
 @pytest.mark.long

@@ -14,16 +14,18 @@ Row = Mapping[str, Hashable]
 def thinned(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """For each test, items that cover every pair of parameter values that occurs in any item.
 
-    For a test with the mark ``each_value``, items that cover every value once. Items that will be skipped are
-    chosen
-    separately: they cover nothing.
+    For a test with the mark ``each_value``, items that cover every value once. Of the items that will be
+    skipped, which cover nothing, one is kept to show the reason.
     """
-    tests: dict[object, list[pytest.Item]] = defaultdict(list)
+    tests: dict[tuple[object, str, bool], list[pytest.Item]] = defaultdict(list)
     for item in items:
         skipped = item.get_closest_marker("skip") is not None
         tests[item.parent, getattr(item, "originalname", item.name), skipped].append(item)
     chosen: list[pytest.Item] = []
-    for same in tests.values():
+    for (*_, skipped), same in tests.items():
+        if skipped:
+            chosen.append(same[0])
+            continue
         strength = 1 if same[0].get_closest_marker("each_value") else 2
         chosen += [same[i] for i in covering(varying([_values(item) for item in same]), strength)]
     return chosen
