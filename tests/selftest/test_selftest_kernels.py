@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 import subprocess
@@ -54,6 +55,7 @@ def _names(module: str) -> dict[int, str]:
     return {int(place, 16): sass.plain_name(name) for place, name in lines}
 
 
+@functools.cache
 def _in_the_table() -> set[str]:
     _, rows = sass.read_table(sass.TABLE.read_text(encoding="utf-8"))
     return {name for name, _ in rows} - {"probe"}  # never launched
