@@ -79,7 +79,7 @@ class Surroundings:
         self._containers: dict[int, tuple[Any, int, bool]] = {}  # with size, and whether that is watched
         self._draws: dict[int, tuple[str, Callable[[], Any], str]] = {}
         self._classes: set[tuple[type, frozenset[str]]] = set()  # already noted
-        self._modules: set[int] = set()  # the ids of the attributes of modules
+        self._of_modules: set[int] = set()  # the ids of the attributes of modules
         self._asked: set[str] = set()  # names of attributes that there need not be
         optimizers = [other for other in (*called, *around) if isinstance(other, Optimizer)]
         # Numbers that an optimizer draws in its step are also drawn in replays.
@@ -195,7 +195,7 @@ class Surroundings:
             kind: type = type(module)
             own = in_class(kind) if _replaced.is_own(forward_of(kind)) else frozenset()
             found += self._note_attributes(module, code.names | own | {"training"})
-            self._modules.add(id(module.__dict__))
+            self._of_modules.add(id(module.__dict__))
             if "forward" not in module.__dict__:
                 self._note("absent", module.__dict__, "forward", None)
         for other in code.objects.values():
@@ -260,7 +260,7 @@ class Surroundings:
         return [
             (holder, holder["training"])
             for (_, key, name), (holder, _, mode) in self._noted.items()
-            if name == "training" and key in self._modules and holder.get(name, mode) is not mode
+            if name == "training" and key in self._of_modules and holder.get(name, mode) is not mode
         ]
 
     def changed(self, *, but_modes: bool = False) -> list[str]:
