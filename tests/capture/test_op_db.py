@@ -1,6 +1,7 @@
 """Rules on the samples that PyTorch tests its own ops with.
 
-Only the first sample of each op in a default run; with ``--all`` all, also in float64.
+Only the first sample of each op in a default run; with ``--all`` all, also in float64, and some in int64 and
+bool.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ def test_the_first_sample_gives_what_torch_gives(op: OpInfo) -> None:
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
 def test_all_samples_give_what_torch_gives(op: OpInfo, dtype: torch.dtype) -> None:
     _sweep(op, dtype, None, runnable_isas())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.formatted_name)
+def test_samples_of_other_types_give_what_torch_gives(op: OpInfo, dtype: torch.dtype) -> None:
+    _sweep(op, dtype, 12, runnable_isas())
 
 
 def _sweep(op: OpInfo, dtype: torch.dtype, most: int | None, isas: list[str]) -> None:

@@ -76,7 +76,9 @@ def assemble(
             raise Unsupported("it returns a tensor that it made and that requires a gradient: detach it")
     for part in _leaves_of(result):
         if not isinstance(part, _RETURNED):
-            raise Unsupported(f"it returns a {type(part).__name__}")
+            raise Unsupported(
+                f"it returns a {type(part).__name__}: return tensors, numbers and text in tuples or dicts"
+            )
     results = [view for view in returned if id(view.storage) in fresh]
     _refuse_survivors(recording, result)
     watch = _watch(tape, around)
