@@ -321,7 +321,7 @@ def test_logs_and_buffers_may_grow_and_turn() -> None:
     log: list[int] = []
     seen: dict[int, str] = {}
     ring = [torch.zeros(3) for _ in range(4)]
-    long = list(range(100))
+    long = list(range(300))
 
     def fn(x: Tensor) -> Tensor:
         log.append(len(ring) + len(long))
