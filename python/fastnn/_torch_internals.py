@@ -1,7 +1,7 @@
 """Every non-public name of torch that is used, and what happens if a torch version lacks it.
 
 Names in torch's modules are bound here, once; names of attributes of its objects are constants, for
-``__dict__``, or hidden behind a function. (csrc/bindings/accumulator_hooks.cpp reads a parameter's hooks as
+``__dict__``, or hidden by a function. (csrc/bindings/accumulator_hooks.cpp reads a parameter's hooks as
 `on_leaf` does.)
 """
 
@@ -89,7 +89,7 @@ BACKWARD_HOOKS, BACKWARD_PRE_HOOKS = "_backward_hooks", "_backward_pre_hooks"
 MODULE_HOOKS = (FORWARD_HOOKS, FORWARD_PRE_HOOKS, BACKWARD_HOOKS, BACKWARD_PRE_HOOKS)
 COMPILED_CALL = "_compiled_call_impl"  # where ``Module.compile`` puts it
 COMPILED = "_orig_mod"  # the module that torch.compile has wrapped in another
-# The methods behind a call of a module, and those behind `Module.parameters`.
+# The methods of a call of a module, and those that `Module.parameters` consists of.
 MODULE_CALL = ("__call__", "_call_impl", "_wrapped_call_impl")
 MODULE_LISTING = ("parameters", "named_parameters", "_named_members", "named_modules")
 

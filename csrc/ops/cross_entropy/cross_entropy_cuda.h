@@ -10,7 +10,7 @@
 namespace fastnn::cuda {
 
 constexpr int kCountBlocks = 128;  // at most, that read the targets
-// At most, that compute rows (a cluster counts as one): a few times what an H100 runs at once.
+// At most, that compute rows (a cluster is one): a few times what an H100 runs at once.
 constexpr int kCrossEntropyBlocks = 2048;
 
 // State of one call, in device memory. A later scale_gradient reads `late`.

@@ -8,6 +8,7 @@ import sys
 import threading
 import weakref
 from argparse import Namespace
+from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from functools import partial
 from inspect import getattr_static
@@ -18,7 +19,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from fastnn import _replaced
-from fastnn._torch_internals import LEAF_HOOKS, MODULE_HOOKS, PARAMETERS
+from fastnn._torch_internals import LEAF_HOOKS, MODULE_CALL, MODULE_HOOKS, PARAMETERS
 from fastnn.capture.reach import global_names, wrapped
 
 _LIBRARIES = {"torch", "fastnn", "numpy", "_pytest", *sys.stdlib_module_names}
@@ -127,6 +128,10 @@ class Code:
                     continue
                 self._entered.add(id(module))
                 self._read(forward_of(type(module)))
+                for name in MODULE_CALL:  # replaced in torch's class, perhaps
+                    call = of_class(type(module), name)
+                    if not _replaced.is_own(call):
+                        self._read(call)
                 for attribute in list(module.__dict__.values()):
                     if isinstance(attribute, (FunctionType, MethodType, partial)):
                         self.found(attribute)
@@ -156,6 +161,10 @@ class Code:
         elif isinstance(value, (dict, list, tuple)):
             if self._is_new(value, depth):
                 for part in entries(value).values():
+                    self.found(part, depth)
+        elif isinstance(value, (deque, set, frozenset)):
+            if self._is_new(value, depth) and len(value) <= LONGEST:
+                for part in value:
                     self.found(part, depth)
         elif isinstance(value, FunctionType) or isinstance(wrapped(value), FunctionType):
             self._read(value)
@@ -240,6 +249,7 @@ class Code:
                 self.found(defaults)
             self._begins |= set(_begins_in(function.__code__))
             self.asked |= set(_asked_in(function.__code__))
+            self._texts |= set(_texts_in(function.__code__))
             for name in _imported(function.__code__):
                 if isinstance(sys.modules.get(name), ModuleType):
                     self._read_module(sys.modules[name], names, set())
@@ -252,6 +262,8 @@ class Code:
                 self._watch.item(function.__globals__, name, value)
                 if follow or isinstance(value, ModuleType):
                     self._variable(value, names)
+            elif follow:  # one of Python's, or missing
+                self._watch.absent(function.__globals__, name)
 
     def _variable(self, value: Any, names: set[str], depth: int = 0) -> None:
         if isinstance(value, ModuleType):
@@ -272,7 +284,7 @@ class Code:
                 self._read_module(value, names, within | {id(module)})
             elif _replaced.is_own(value):
                 self._read(value)  # torch.nn.functional's functions call others of torch by name
-            elif not is_library(module.__name__):
+            elif not is_library(module.__name__) or is_torchs(module):  # where it was replaced
                 self._variable(value, names, depth=1)
 
     def _read_class(self, kind: type, names: set[str]) -> None:
@@ -320,6 +332,11 @@ class _Autocast:
 
 
 _AUTOCAST = _Autocast()
+
+
+def is_torchs(module: ModuleType) -> bool:
+    """Whether it is a module of torch."""
+    return module.__name__.partition(".")[0] == "torch"
 
 
 def is_library(name: str) -> bool:
@@ -378,11 +395,20 @@ def _begins_in(code: CodeType) -> Iterator[str]:
 
 
 def _asked_in(code: CodeType) -> Iterator[str]:
-    """Strings in code that may be names for `getattr`."""
+    """Strings in code that calls `getattr`, which may be names for it."""
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _asked_in(constant)
-        elif isinstance(constant, str) and constant.isidentifier() and not _BY_TEXT.isdisjoint(code.co_names):
+    if not _BY_TEXT.isdisjoint(code.co_names):
+        yield from _texts_in(code)
+
+
+def _texts_in(code: CodeType) -> Iterator[str]:
+    """Strings in code that may be names, which it may pass to what calls `getattr`."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _texts_in(constant)
+        elif isinstance(constant, str) and constant.isidentifier():
             yield constant
 
 

@@ -139,6 +139,10 @@ class Surroundings:
         """As in a Watch: a variable of an enclosing function."""
         self._note("attribute", holder, name, value)
 
+    def absent(self, holder: dict[str, Any], name: str) -> None:
+        """As in a Watch: a global variable, or an attribute, that there is not."""
+        self._note("absent", holder, name, None)
+
     def function(self, function: FunctionType) -> None:
         """As in a Watch: the code and defaults of a function."""
         self._note("function", function, "a function", _made_of(function))
@@ -197,7 +201,7 @@ class Surroundings:
             found += self._note_attributes(module, code.names | own | {"training"})
             self._of_modules.add(id(module.__dict__))
             if "forward" not in module.__dict__:
-                self._note("absent", module.__dict__, "forward", None)
+                self.absent(module.__dict__, "forward")
         for other in code.objects.values():
             found += self._note_parts(other, code.read_of(other))
         seen: set[int] = set()
@@ -230,9 +234,14 @@ class Surroundings:
         for name in names & slots.keys():
             self.attribute(of, name, slots[name])
         if not slots:
-            known = self._asked | _names_of(_bases(of, libraries=False))
-            for name in (names & known) - own.keys():
-                self._note("absent", own, name, None)  # it may get its own later
+            kind = type(of)
+            # It may get its own later, or its class.
+            is_users = not is_library(kind.__module__)
+            known = names if is_users else names & (self._asked | _names_of(_bases(of, libraries=False)))
+            for name in known - own.keys():
+                self.absent(own, name)
+                if is_users and of_class(kind, name) is None:
+                    self._note("class_absent", kind, name, None)
         self._note_class(of, frozenset(names))
         if id(of) not in self._weak:
             self._note("type", of, "__class__", type(of))
@@ -284,6 +293,8 @@ class Surroundings:
                 same = name in holder and _is_same(holder[name], value)
             elif method == "absent":
                 same = name not in holder
+            elif method == "class_absent":
+                same = of_class(holder, name) is None
             elif method == "type":
                 same = type(holder) is value
             elif method == "class_item":
@@ -305,8 +316,8 @@ class Surroundings:
         addresses = set(tensors.values())
         for key, (holder, name, value) in list(self._noted.items()):
             method = key[0]
-            if method == "absent":
-                watch.absent(holder, name)
+            if method in ("absent", "class_absent"):
+                getattr(watch, method)(holder, name)
             elif method in ("function", "type"):
                 getattr(watch, method)(holder)
             elif (method == "held" and holder.is_read(addresses)) or (
