@@ -148,6 +148,26 @@ class Interrupted:
         return isinstance(other, Interrupted)
 
 
+class OnlyWithItself:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("not to be compared")
+
+
+def test_values_that_cannot_be_compared_are_different_ones() -> None:
+    scaled = fastnn.capture(lambda x, how: x * how.number)
+    x, how = torch.ones(3), OnlyWithItself(2)
+    for _ in range(4):
+        scaled(x, how)
+    assert scaled.programs
+    assert scaled(x, OnlyWithItself(3)).tolist() == [3, 3, 3]
+
+
 def test_an_interrupt_while_arguments_are_compared() -> None:
     double = fastnn.capture(lambda x, how: x * 2)
     x, how = torch.ones(3), Interrupted()
