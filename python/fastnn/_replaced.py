@@ -140,6 +140,8 @@ losses = Names(
         *((F, name) for name in _losses.KINDS if name != "cross_entropy"),
         *((owner, "log_softmax") for owner in (F, torch)),
         (torch.autograd, "backward"),
+        (torch.nn.utils, "clip_grad_norm_"),
+        (torch.nn.Module, "parameters"),
     ]
 )
 classes = Names(

@@ -19,10 +19,12 @@ def _batch() -> tuple[Tensor, Tensor]:
     return torch.randn(7, 6, dtype=torch.float64), classes_of(7, 5)
 
 
-def _step(kind: str, model: nn.Module | None = None, loss: Any = None) -> fastnn.TrainStep:
+def _step(
+    kind: str, model: nn.Module | None = None, loss: Any = None, max_norm: float | None = None
+) -> fastnn.TrainStep:
     model = chain([6, 8, 5]) if model is None else model
     make = {"adamw-torch": torch.optim.AdamW, "adam-torch": torch.optim.Adam, **OPTIMIZERS}[kind]
-    return fastnn.TrainStep(model, loss or nn.CrossEntropyLoss(), make(model.parameters()))
+    return fastnn.TrainStep(model, loss or nn.CrossEntropyLoss(), make(model.parameters()), max_norm=max_norm)
 
 
 class Written(nn.Module):
@@ -79,6 +81,7 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     "the one that RMSprop.step calls": (rmsprop, "rmsprop", lambda: _step("rmsprop")),
     "the one that Adagrad.step calls": (adagrad, "adagrad", lambda: _step("adagrad")),
     "the method that Adam.step calls": (torch.optim.Adam, "_init_group", lambda: _step("adam-torch")),
+    "clip_grad_norm_": (torch.nn.utils, "clip_grad_norm_", lambda: _step("adam", max_norm=1.0)),
     "torch.autograd.backward": (torch.autograd, "backward", lambda: _step("adam")),
     "Tensor.backward": (Tensor, "backward", lambda: _step("adam")),
     "F.linear": (F, "linear", lambda: _step("adam")),
