@@ -113,7 +113,7 @@ def test_what_changes_at_every_call_is_given_up(
         annealed.all[:], annealed.numbers[0] = [1.0] * k, k
         return captured(torch.ones(3))
 
-    told = re.escape(f"in every call, because of {name.strip()}: pass that as an argument")
+    told = re.escape(f"its recordings do not last, because of {name.strip()}: pass that as an argument")
     with pytest.warns(fastnn.EagerStepWarning, match=told):
         results = [scaled_by(1 + i) for i in range(12)]
     same(results, [torch.full((3,), 1.0 + i) for i in range(12)])
@@ -173,4 +173,16 @@ def test_recordings_that_do_not_last_evict_no_others() -> None:
 
     with pytest.warns(fastnn.EagerStepWarning, match="because of self.size"):
         same([called(1 + i) for i in range(12)], [torch.tensor(4 / (1 + i)) for i in range(12)])
-    assert {program.key for program in captured.programs} == kept
+    assert len({program.key for program in captured.programs} & kept) == 6
+
+
+def test_a_signature_that_alternates_beside_many_others_is_recorded() -> None:
+    net = nn.Dropout(0.5)
+    captured = fastnn.capture(lambda x: net(x).detach(), native=True)
+    for n in range(2, 9):
+        for _ in range(40):
+            captured(torch.ones(n))
+    for i in range(40):
+        net.train(i % 2 == 0)
+        captured(torch.ones(1))
+    assert sum(program.native.runs > 10 for program in captured.programs[:2]) == 2

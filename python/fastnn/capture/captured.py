@@ -55,7 +55,7 @@ _LOST_BY = (
     "which is in effect from now on"
 )
 _DIFFERS = (
-    "it is recorded again in every call, because of {}: pass that as an argument (a number as a tensor), or "
+    "its recordings do not last, because of {}: pass that as an argument (a number as a tensor), or "
     "change tensors in place"
 )
 _WHAT_IT_DEPENDS_ON = "memory, gradients or hooks of tensors or modules"
@@ -208,7 +208,7 @@ class Captured:
             self._tell(str(refusal))
             return self._fn(*args, **kwargs)
         if known.refused is not None:
-            if not known.is_outdated():
+            if self._options["native"] or not known.is_outdated():
                 self._tell(known.refused)
                 return self._fn(*args, **kwargs)
             known = self._known[called.key] = Known(called.family, 2 * known.pause, again=True)
@@ -376,7 +376,7 @@ class Captured:
         others = self._programs
         if len(others) == _PROGRAMS:
             unused = [other for other in others if other.key == program.key and other.native.runs < _WORTH]
-            gone = (unused or others)[-1]
+            gone = (unused if len(unused) > 1 else others)[-1]  # two, for a signature that alternates
             others = [other for other in others if other is not gone]
             known = self._known.get(gone.key)
             if known is not None and gone.key != program.key and gone.native.runs < _WORTH:

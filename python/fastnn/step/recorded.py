@@ -151,8 +151,7 @@ class RecordedStep:
 class _Update(Captured):
     """The eager step, captured, which reports the outcome of a call."""
 
-    _differs = "it is recorded again in every step, because of {}"
-    _pause = 1  # the runner has one of its own
+    _differs = "its recordings do not last, because of {}"
 
     def __init__(self, eager: Callable[[tuple[Any, ...], Any], Tensor], spec: StepSpec) -> None:
         def run(inputs: tuple[Any, ...], target: Any) -> Tensor:
@@ -170,7 +169,9 @@ class _Update(Captured):
         """Raise `Unsupported` if such a batch is known to be impossible to record."""
         if self._refuses:
             known = self._known.get(signature((inputs, target), {}).key)
-            if known is not None and known.refused is not None and not known.is_outdated():
+            if known is None or known.refused is None:
+                return
+            if self._spec.native or not known.is_outdated():
                 raise Unsupported(known.refused)
 
     def _surroundings(
