@@ -18,6 +18,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastnn
@@ -61,6 +62,15 @@ def test_an_assertion_does_not_lead_to_what_pytest_has() -> None:
     code.follow_methods()
     assert "_pytest.assertion.rewrite" in code.libraries
     assert not code.objects
+
+
+def test_a_compiled_model_does_not_lead_to_all_of_torch() -> None:
+    model = torch.compile(nn.Linear(2, 2), backend="eager")
+    model(torch.ones(1, 2))
+    code = Code(Mock())
+    code.found(lambda x: F.layer_norm(model(x), (2,)))
+    code.follow_methods()
+    assert len(code.objects) < 100
 
 
 def test_variables_of_enclosing_functions() -> None:

@@ -22,6 +22,8 @@ from fastnn import _replaced
 from fastnn._torch_internals import LEAF_HOOKS, MODULE_CALL, MODULE_HOOKS, PARAMETERS
 from fastnn.capture.reach import global_names, wrapped
 
+# Modules of torch with nothing but functions of its own, unless somebody has replaced one.
+_ALL_OWN = (torch, torch.nn.functional, torch.autograd)
 _LIBRARIES = {"torch", "fastnn", "numpy", "_pytest", *sys.stdlib_module_names}
 # Library classes whose objects hold attributes for user code to read.
 _NAMESPACES = (SimpleNamespace, Namespace, threading.local, LRScheduler)
@@ -215,7 +217,7 @@ class Code:
         """Names of attributes that the code may read from one of `objects`."""
         return self.names if self._depth[id(value)] else self.direct
 
-    def _read(self, function: Any) -> None:
+    def _read(self, function: Any, *, of_library: bool = False) -> None:
         """Watch what `function` reads.
 
         Of torch's and fastnn's functions only the names are watched, because what they refer to may be
@@ -260,7 +262,10 @@ class Code:
             if name in function.__globals__:
                 value = function.__globals__[name]
                 self._watch.item(function.__globals__, name, value)
-                if follow or isinstance(value, ModuleType):
+                if isinstance(value, ModuleType):
+                    if value in _ALL_OWN or not of_library:
+                        self._read_module(value, names, set(), follow=not of_library)
+                elif follow:
                     self._variable(value, names)
             elif follow:  # one of Python's, or missing
                 self._watch.absent(function.__globals__, name)
@@ -272,8 +277,14 @@ class Code:
             self._read_class(value, names)
         self.found(value, depth)
 
-    def _read_module(self, module: ModuleType, names: set[str], within: set[int]) -> None:
-        """Those `names` that may be read from a Python module, or from one in it."""
+    def _read_module(
+        self, module: ModuleType, names: set[str], within: set[int], *, follow: bool = True
+    ) -> None:
+        """Those `names` that may be read from a Python module, or from one in it.
+
+        `follow`: also what torch's functions among them read, as those of torch.nn.functional call others by
+        name; but no further, since all of torch could be reached that way.
+        """
         if id(module) in within:
             return
         self.libraries.add(module.__name__)
@@ -281,10 +292,12 @@ class Code:
             value = module.__dict__[name]
             self._watch.item(module.__dict__, name, value)
             if isinstance(value, ModuleType):
-                self._read_module(value, names, within | {id(module)})
+                if follow:
+                    self._read_module(value, names, within | {id(module)})
             elif _replaced.is_own(value):
-                self._read(value)  # torch.nn.functional's functions call others of torch by name
-            elif not is_library(module.__name__) or is_torchs(module):  # where it was replaced
+                if follow:
+                    self._read(value, of_library=True)
+            elif not is_library(module.__name__) or module in _ALL_OWN:
                 self._variable(value, names, depth=1)
 
     def _read_class(self, kind: type, names: set[str]) -> None:
@@ -332,11 +345,6 @@ class _Autocast:
 
 
 _AUTOCAST = _Autocast()
-
-
-def is_torchs(module: ModuleType) -> bool:
-    """Whether it is a module of torch."""
-    return module.__name__.partition(".")[0] == "torch"
 
 
 def is_library(name: str) -> bool:

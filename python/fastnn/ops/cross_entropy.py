@@ -17,7 +17,7 @@ REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _INDEX_DTYPES = frozenset({torch.int64, torch.uint8})
 
 
-def _torchs_target(target: Tensor) -> Tensor:
+def torchs_target(target: Tensor) -> Tensor:
     """Torch accepts uint8 for some shapes only, and reads -100 as 156."""
     return target.long() if isinstance(target, Tensor) and target.dtype is torch.uint8 else target
 
@@ -37,7 +37,7 @@ def cross_entropy_torch(
     """:func:`cross_entropy` in torch ops: the fallback, and what double backward differentiates."""
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
-    target = _torchs_target(target)
+    target = torchs_target(target)
     loss = F.cross_entropy(
         input,
         target,
@@ -280,7 +280,7 @@ def cross_entropy(
     # With options, torch needs several ops.
     if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
         _dispatch.decide("cross_entropy", SMALL)
-        return F.cross_entropy(input, _torchs_target(target), ignore_index=ignore_index, reduction=reduction)
+        return F.cross_entropy(input, torchs_target(target), ignore_index=ignore_index, reduction=reduction)
     options = (ignore_index, reduction, label_smoothing, z_loss)
     reason = cross_entropy_reason(
         input, target, weight, ignore_index, reduction, label_smoothing, cuda="cross_entropy"

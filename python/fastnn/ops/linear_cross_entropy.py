@@ -18,6 +18,7 @@ from fastnn.ops.cross_entropy import (
     checked_z_loss,
     cross_entropy_reason,
     cross_entropy_torch,
+    torchs_target,
 )
 from fastnn.ops.sizes import SMALL, is_small_linear_cross_entropy
 
@@ -351,6 +352,12 @@ def linear_cross_entropy(
         RuntimeError: other shapes or dtypes that do not match; ``label_smoothing`` outside [0, 1];
             ``ignore_index`` together with class probabilities.
     """
+    is_plain = weight is None and label_smoothing == 0 and z_loss == 0
+    if is_plain and is_small_linear_cross_entropy(input, linear_weight, linear_bias, target):
+        _dispatch.decide("linear_cross_entropy", SMALL)
+        index = -100 if ignore_index is None else ignore_index
+        logits = F.linear(input, linear_weight, linear_bias)
+        return F.cross_entropy(logits, torchs_target(target), ignore_index=index, reduction=reduction)
     _check(input, linear_weight, target, linear_bias)
     if target.is_floating_point() and ignore_index is not None:
         raise RuntimeError(
@@ -373,10 +380,7 @@ def linear_cross_entropy(
             input, linear_weight, target, linear_bias=linear_bias, weight=weight, **loss_options
         )
 
-    if is_small_linear_cross_entropy(input, linear_weight):
-        reason: str | None = SMALL
-    else:
-        reason = _torch_reason(input, linear_weight, linear_bias, target, weight, loss_options)
+    reason = _torch_reason(input, linear_weight, linear_bias, target, weight, loss_options)
     if _dispatch.decide("linear_cross_entropy", reason):
         try:
             loss = _native(input, linear_weight, linear_bias, target, weight, loss_options)

@@ -70,9 +70,7 @@ _FEW_CLASSES = 16
 _CROSS_ENTROPY = {True: (256, 640), False: (12_000, 16_000)}
 _MOST_LOGITS = max(max(limits) for limits in _CROSS_ENTROPY.values())
 # N K C.
-_LINEAR_CROSS_ENTROPY = (
-    {True: 1 << 17, False: 1 << 21} if _fast_mkl else dict.fromkeys((True, False), 1 << 13)
-)
+_LINEAR_CROSS_ENTROPY = {True: 1 << 17, False: 1 << 21} if _fast_mkl else {True: 1 << 17, False: 1 << 13}
 # Size in bytes from which glibc's allocator maps fresh memory at each call. An op that only moves memory
 # gains from huge pages alone.
 _MAPPED = 32 << 20
@@ -136,10 +134,22 @@ def is_small_cross_entropy(input: Tensor, target: Tensor) -> bool:
         return False
 
 
-def is_small_linear_cross_entropy(input: Tensor, linear_weight: Tensor) -> bool:
-    """Whether torch should compute layer and loss."""
+def is_small_linear_cross_entropy(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor
+) -> bool:
+    """Whether torch should compute layer and loss of class indices; also whether the shapes fit, (N, K),
+    (C, K), (C) and (N), since other checks take as long as the layer."""
     try:
-        limit = _LINEAR_CROSS_ENTROPY[linear_weight.size(0) < _FEW_CLASSES]
-        return _may_be_small(input) and input.numel() * linear_weight.size(0) < limit
-    except (AttributeError, IndexError, TypeError):
+        if not _may_be_small(input):
+            return False
+        rows, features = input.shape
+        classes, columns = linear_weight.shape
+        return (
+            rows * features * classes < _LINEAR_CROSS_ENTROPY[classes < _FEW_CLASSES]
+            and columns == features
+            and target.shape == (rows,)
+            and not target.is_floating_point()
+            and (linear_bias is None or linear_bias.shape == (classes,))
+        )
+    except (AttributeError, TypeError, ValueError):
         return False

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.optim.optimizer as torch_optimizer
 
 from fastnn import _dispatch, _replaced
@@ -19,23 +20,26 @@ from fastnn._torch_internals import (
 )
 
 Step = Callable[..., Any]
-_unchanged: dict[type, Callable[[], bool]] = {}  # by class of torch, since all of its step was torch's own
+_is_compiling = torch.compiler.is_compiling
+# By class of torch, its step and whether that and what it runs are unchanged, once all of it was torch's own.
+_own: dict[type, tuple[Step, Callable[[], bool]]] = {}
 
 
 def replaced_step(kind: Any) -> Step | None:
     """The step of torch's class `kind`, if it or something that it runs was replaced; None if all is torch's.
 
-    torch itself wraps its own when the first optimizer of the class is made.
+    torch itself wraps its own when the first optimizer of the class is made. torch.compile traces this, and
+    cannot look into a Watch.
     """
-    unchanged = _unchanged.get(kind)
-    if unchanged is not None and unchanged():
+    own = _own.get(kind)
+    if own is not None and own[0] is kind.step and (_is_compiling() or own[1]()):
         return None
     names = _replaced.Names(_replaced.parts_of_step(kind))
     if names.first_replaced() is not None:
         return kind.step  # type: ignore[no-any-return]
     if _dispatch.cpu is not None:
         names.watch(_dispatch.cpu.Watch())
-        _unchanged[kind] = names.unchanged
+        _own[kind] = kind.step, names.unchanged
     return None
 
 
