@@ -346,7 +346,7 @@ class Surroundings:
 
 
 class _Held:
-    """The content of an array, or in a container that cannot be indexed."""
+    """The content of an array, or of a container that cannot be indexed."""
 
     kinds = (np.ndarray, array, bytearray, deque, set)
 

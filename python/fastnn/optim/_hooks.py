@@ -39,7 +39,7 @@ def replaced_step(kind: Any) -> Step | None:
         return kind.step  # type: ignore[no-any-return]
     if _dispatch.cpu is not None:
         names.watch(_dispatch.cpu.Watch())
-        _own[kind] = kind.step, names.unchanged
+    _own[kind] = kind.step, names.unchanged
     return None
 
 
