@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 from collections.abc import Callable
@@ -211,14 +212,54 @@ def test_hooks_of_a_model_that_the_loss_calls() -> None:
     assert len(calls) == 4
 
 
-class SetsItsMode(Net):
+class Frozen(Net):
+    """Its own mode changes when the caller has set it, and then not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = torch.nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(self.drop(x))
+        self.drop.eval()
+        return x
+
+
+class Toggles(Frozen):
     def forward(self, x: Tensor) -> Tensor:
         self.train(not self.training)
         return super().forward(x)
 
 
-def test_a_model_that_sets_its_own_mode_stays_eager() -> None:
-    step = step_of(SetsItsMode())
-    with pytest.warns(fastnn.EagerStepWarning, match="it changes the training mode of a module"):
-        modes = [step.model.training for _ in range(6) if step(*batch()) is not None]
-    assert modes == [False, True] * 3
+@pytest.mark.parametrize("kind", [Frozen, Toggles])
+def test_a_model_that_sets_its_own_mode(kind: type[Net]) -> None:
+    models = [kind() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours, theirs = (step_of(model, "sgd") for model in models)
+    for i in range(24):
+        if i % 6 == 0:
+            ours.model.train(), theirs.model.train()
+        x, y = batch()
+        torch.manual_seed(i)
+        got = native(ours, x, y) if i > 18 else ours(x, y)
+        torch.manual_seed(i)
+        with fastnn.disabled():
+            expected = theirs(x, y)
+        torch.testing.assert_close(got, expected)
+        assert [m.training for m in ours.model.modules()] == [m.training for m in theirs.model.modules()]
+
+
+def test_an_epoch_of_a_model_that_sets_its_own_mode() -> None:
+    models = [Frozen() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ours, theirs = (step_of(model, "sgd") for model in models)
+    x, y = batch(56)
+    for i in range(4):
+        losses = []
+        for step in (ours, theirs):
+            step.model.train()
+            torch.manual_seed(i)
+            with fastnn.disabled() if step is theirs else contextlib.nullcontext():
+                losses.append(step.epoch(x, y, 7))
+        torch.testing.assert_close(*losses)
+        assert not ours.model.drop.training

@@ -180,12 +180,12 @@ class _Update(Captured):
         return Surroundings(self._spec.loss, [self._spec.model], around, modules)
 
     def _looked_around(self, names: Surroundings | None, known: Known, new: list[Any]) -> list[str] | None:
-        """As of any function, but with hooks, and with effects on Python's objects, a step stays eager."""
+        """As for any function, but with hooks, and with other effects than on tensors and modes, a step stays
+        eager."""
         changed = super()._looked_around(names, known, new)
-        if names is not None and (changed or names.modes()):
+        if changed:
             known.left = known.pause
-            what = ", ".join(changed or ["the training mode of a module"])
-            raise Unsupported(f"it changes {what} while it runs, which replays would not")
+            raise Unsupported(f"it changes {', '.join(changed)} while it runs, which replays would not")
         modules = [m for root in known.called.values() if isinstance(root, nn.Module) for m in root.modules()]
         for module in modules:
             if any(module.__dict__.get(hooks) for hooks in MODULE_HOOKS):
@@ -208,6 +208,8 @@ class _Update(Captured):
         (input, _), (target, _) = gathered
         for program in self.programs:
             if not isinstance(program, Program) or program.checked is None or self._loss is None:
+                continue
+            if program.modes:  # set after a step, they are not what the next one of several would find
                 continue
             if program.islands:
                 return f"torch runs a part of the step: {program.islands[0][0]}"
