@@ -44,7 +44,8 @@ _MOST_WASTED = 2
 # A signature is given up after this many recordings that were replaced before they were worth it: what the
 # function reaches changes every time.
 _MOST_REPLACED = 7
-# It is tried again after `Captured._pause` calls, then after twice as many each time, with fewer recordings.
+# It is tried again after this many calls, then after twice as many each time, with fewer recordings.
+_PAUSE = 64
 _RETRIES = 3
 _LOST = (
     "it may read gradients that replays did not keep, and found zeros instead: pass keep_grad=True, which is "
@@ -121,7 +122,6 @@ class Captured:
     """What :func:`fastnn.capture` returns."""
 
     _differs = _DIFFERS  # why a function is given up whose recordings do not last
-    _pause = 64
 
     def __init__(self, fn: Callable[..., Any], *, native: bool, check: bool, keep_grad: bool) -> None:
         """See :func:`fastnn.capture`."""
@@ -225,7 +225,7 @@ class Captured:
         if known is not None:
             self._known.move_to_end(called.key)
             return known
-        known = self._known[called.key] = Known(called.family, self._pause)
+        known = self._known[called.key] = Known(called.family, _PAUSE)
         if len(self._known) > _SIGNATURES:
             self._known.popitem(last=False)  # the least recently used
             raise Unsupported(
