@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,12 +75,41 @@ def test_linear_cross_entropy_takes_tensors(name: str, wrong: object) -> None:
         FF.linear_cross_entropy(**{**LINEAR_CROSS_ENTROPY, name: wrong})
 
 
-@pytest.mark.parametrize("wrong", [None, "a", [1.0]], ids=str)
-def test_z_loss_is_a_number(wrong: Any) -> None:
-    with pytest.raises(TypeError, match="cross_entropy: z_loss must be a number, got"):
-        FF.cross_entropy(torch.ones(4, 3), TARGET, z_loss=wrong)
-    with pytest.raises(TypeError, match="linear_cross_entropy: z_loss must be a number, got"):
-        FF.linear_cross_entropy(**LINEAR_CROSS_ENTROPY, z_loss=wrong)
+@pytest.mark.parametrize("name", ["label_smoothing", "z_loss"])
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (None, "NoneType"),
+        ("a", "str"),
+        ([1.0], "list"),
+        (torch.zeros(2), r"Tensor of shape \(2,\)"),
+        (np.zeros((2, 1)), r"ndarray of shape \(2, 1\)"),
+    ],
+    ids=["None", "a", "list", "tensor", "array"],
+)
+def test_an_option_of_a_loss_is_a_number(name: str, wrong: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=f"^cross_entropy: {name} must be a number, got {got}$"):
+        FF.cross_entropy(torch.ones(4, 3), TARGET, **{name: wrong})
+    with pytest.raises(TypeError, match=f"^linear_cross_entropy: {name} must be a number, got {got}$"):
+        FF.linear_cross_entropy(**LINEAR_CROSS_ENTROPY, **{name: wrong})
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "z_loss"])
+def test_an_option_of_a_loss_may_be_a_tensor_of_one_value(name: str) -> None:
+    for op, arguments in (
+        (FF.cross_entropy, {"input": torch.randn(4, 3), "target": TARGET}),
+        (FF.linear_cross_entropy, LINEAR_CROSS_ENTROPY),
+    ):
+        given = op(**arguments, **{name: torch.tensor(0.5)})
+        torch.testing.assert_close(given, op(**arguments, **{name: 0.5}), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2), "a"], ids=["tensor", "str"])
+def test_an_ignore_index_of_the_wrong_type_raises_the_error_of_torch(wrong: Any) -> None:
+    x = torch.ones(200, 100)  # large enough for the kernel
+    for target in (torch.zeros(200, dtype=torch.long), torch.full((200, 100), 0.01)):
+        with pytest.raises(TypeError, match=r"argument 'ignore_index' .* must be int"):
+            FF.cross_entropy(x, target, ignore_index=wrong)
 
 
 @pytest.mark.parametrize("wrong", [None, 1, [1.0]], ids=str)

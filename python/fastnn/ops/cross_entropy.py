@@ -62,11 +62,15 @@ def cross_entropy_torch(
     return loss + (total / count if reduction == "mean" else total).to(loss.dtype)
 
 
-def checked_z_loss(op: str, z_loss: Any) -> float:
-    """`z_loss` as a float; TypeError where it is no number."""
-    if not hasattr(z_loss, "__float__"):
-        raise TypeError(f"{op}: z_loss must be a number, got {type(z_loss).__name__}")
-    return float(z_loss)
+def checked_number(op: str, name: str, value: Any) -> float:
+    """The option `name` as a float; TypeError where it is no number."""
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    if getattr(value, "ndim", 0) != 0:
+        raise TypeError(
+            f"{op}: {name} must be a number, got {type(value).__name__} of shape {tuple(value.shape)}"
+        )
+    return float(value)
 
 
 Options = tuple[int, str, float, float]  # ignore_index, reduction, label_smoothing and z_loss
@@ -195,6 +199,8 @@ def cross_entropy_reason(
             return "the class weight requires grad"
         if probabilities and target.requires_grad:
             return "the target requires grad"
+    if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
+        return f"ignore_index={ignore_index!r}"
     if not probabilities:
         if type(target) is not Tensor:
             return f"{type(target).__name__} is a tensor subclass"
@@ -211,8 +217,6 @@ def cross_entropy_reason(
         return f"label_smoothing={label_smoothing}"
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         return f"reduction={reduction!r}"
-    if not -(2**63) <= ignore_index < 2**63 or isinstance(ignore_index, (float, bool)):
-        return f"ignore_index={ignore_index!r}"
     if input.numel() == 0 or not 1 <= input.dim() <= 8:
         return f"input of shape {tuple(input.shape)}"
     return None
@@ -270,15 +274,17 @@ def cross_entropy(
     Raises:
         IndexError: an index is neither in [0, C) nor ``ignore_index``. On CUDA the loss is NaN then, and the
             next call raises; with FASTNN_CHECK=1 in the environment this call waits and raises.
+        TypeError: ``label_smoothing`` or ``z_loss`` is not a number.
         ValueError: the batch sizes of ``input`` and ``target`` differ; an unknown ``reduction``.
         RuntimeError: other shapes or dtypes that do not match; ``label_smoothing`` outside [0, 1].
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce)
-    if type(z_loss) is not float:
-        z_loss = checked_z_loss("cross_entropy", z_loss)
+    if type(label_smoothing) is not float or type(z_loss) is not float:
+        label_smoothing = checked_number("cross_entropy", "label_smoothing", label_smoothing)
+        z_loss = checked_number("cross_entropy", "z_loss", z_loss)
     # With options, torch needs several ops.
-    if weight is None and label_smoothing == 0 and z_loss == 0 and is_small_cross_entropy(input, target):
+    if weight is None and not (label_smoothing or z_loss) and is_small_cross_entropy(input, target):
         _dispatch.decide("cross_entropy", SMALL)
         return F.cross_entropy(input, torchs_target(target), ignore_index=ignore_index, reduction=reduction)
     options = (ignore_index, reduction, label_smoothing, z_loss)

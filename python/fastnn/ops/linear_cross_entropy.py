@@ -15,7 +15,7 @@ from fastnn.ops import _cuda_linear_cross_entropy
 from fastnn.ops._function import NativeFunction, needed_gradients, refused
 from fastnn.ops.cross_entropy import (
     REDUCTIONS,
-    checked_z_loss,
+    checked_number,
     cross_entropy_reason,
     cross_entropy_torch,
     torchs_target,
@@ -347,12 +347,16 @@ def linear_cross_entropy(
     Raises:
         IndexError: an index is neither in [0, C) nor ``ignore_index``. On CUDA the loss is NaN then, and the
             next call raises; with FASTNN_CHECK=1 in the environment this call waits and raises.
-        TypeError: one of the required arguments is not a Tensor.
+        TypeError: one of the required arguments is not a Tensor; ``label_smoothing`` or ``z_loss`` is not a
+            number.
         ValueError: the batch sizes of ``input`` and ``target`` differ; an unknown ``reduction``.
         RuntimeError: other shapes or dtypes that do not match; ``label_smoothing`` outside [0, 1];
             ``ignore_index`` together with class probabilities.
     """
-    is_plain = weight is None and label_smoothing == 0 and z_loss == 0
+    if type(label_smoothing) is not float or type(z_loss) is not float:
+        label_smoothing = checked_number("linear_cross_entropy", "label_smoothing", label_smoothing)
+        z_loss = checked_number("linear_cross_entropy", "z_loss", z_loss)
+    is_plain = weight is None and not (label_smoothing or z_loss)
     if is_plain and is_small_linear_cross_entropy(input, linear_weight, linear_bias, target):
         _dispatch.decide("linear_cross_entropy", SMALL)
         index = -100 if ignore_index is None else ignore_index
@@ -368,7 +372,7 @@ def linear_cross_entropy(
         "reduction": reduction,
         "ignore_index": -100 if ignore_index is None else ignore_index,
         "label_smoothing": label_smoothing,
-        "z_loss": checked_z_loss("linear_cross_entropy", z_loss),
+        "z_loss": z_loss,
     }
     batch = input.shape[:-1]
     if linear_weight.dim() == 2 and len(batch) != 1:
