@@ -42,7 +42,7 @@ class Explanation:
         conversions: one entry for each module or optimizer that ``convert`` or ``revert`` met, in order:
             ``name`` in the model, ``kind`` (the class that it had), ``became`` (the class that it has now,
             None if it was left alone), and ``note``: why it was left alone, or what in it fuses.
-        programs: what a captured function has recorded; see :func:`fastnn.capture`.
+        programs: what a captured function has recorded, the last used first; see :func:`fastnn.capture`.
     """
 
     result: Any
@@ -61,6 +61,8 @@ class Explanation:
                 for (op, reason), calls in Counter(self.decisions).items()
             ]
             tables.append(table([("op", "calls", "ran on", "why not natively"), *counted], right=1))
+        if len(self.programs) > 1:  # several may be for the same arguments
+            tables.append("recordings, the last used first:")
         tables.extend(str(program) for program in self.programs)
         return "\n\n".join(tables) or "no fastnn op ran"
 
@@ -88,8 +90,8 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     ``explain(fastnn.convert, model)`` reports what became of each module, why others stayed, and which
     layers of a ``Sequential`` run as one op when it is called. Backward ops that run inside `fn` are
     reported too, and so are ops that other threads run at the same time. For a captured function it shows
-    the recordings: how many instructions and fused groups they have, which ops torch runs and why, how much
-    memory they use, and whether they have been compared with torch.
+    the recordings, the last used first: how many instructions and fused groups they have, which ops torch
+    runs and why, how much memory they use, and whether they have been compared with torch.
 
     Args:
         fn: anything callable, such as a model or one step of a training loop.

@@ -56,3 +56,22 @@ def test_ops_of_a_call_that_is_recorded_say_so() -> None:
         reasons.append([decision.reason for decision in report.decisions if decision.op == "linear"])
     recorded = "a captured function is being recorded"
     assert reasons == [[recorded], [recorded], [None], []]  # surveyed, recorded, compared, replayed
+
+
+def test_of_several_recordings_the_last_used_is_listed_first() -> None:
+    scale = 1.0
+    captured = fastnn.capture(lambda x: x @ x if scale == 1.0 else (x @ x).exp())
+
+    def told() -> list[str]:
+        for _ in range(4):
+            captured(X)
+        return str(fastnn.explain(captured, X)).split("\n\n")
+
+    assert [line.partition(" native")[0] for line in told()] == ["for float32 (8, 8): 1"]
+    scale = 2.0
+    title, current, older = told()
+    assert title == "recordings, the last used first:"
+    assert "elementwise" in current
+    assert "elementwise" not in older
+    scale = 1.0
+    assert told() == [title, older, current]
