@@ -324,16 +324,34 @@ def test_torch_against_torch_is_not_measured(capsys: pytest.CaptureFixture[str])
     assert "fastnn is disabled" in capsys.readouterr().err
 
 
+NOT_WRITABLE = Path("/proc")  # not even by root
+
+
 @needs_native
 @pytest.mark.parametrize("option", ["--quick", "--numerics", "--all"])
-def test_a_folder_that_cannot_be_made_is_an_error_at_once(
-    option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "file/folder",
+        pytest.param(
+            NOT_WRITABLE, marks=pytest.mark.skipif(not NOT_WRITABLE.exists(), reason="needs Linux's /proc")
+        ),
+    ],
+    ids=["cannot be made", "cannot be written"],
+)
+def test_a_folder_that_cannot_be_used_is_an_error_at_once(
+    folder: str | Path,
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(bench, "_held_to", None)
     monkeypatch.setattr(bench.subprocess, "run", None)
     (tmp_path / "file").touch()
-    assert main(["bench", option, "--out", str(tmp_path / "file" / "folder")]) == 1
-    assert "fastnn bench: error: cannot write the results: " in capsys.readouterr().err
+    assert main(["bench", option, "--out", str(tmp_path / folder)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fastnn bench: error: cannot write the results to {tmp_path / folder}: ")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])

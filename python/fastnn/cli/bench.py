@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if (reason := _dispatch.torch_reason()) is not None:
         raise CliError(f"fastnn has no native kernels to measure: {reason}")
     if args.out is not None:
-        _make_folder(args.out)
+        _prepare_folder(args.out)
     with _held_to(args.threads or torch.get_num_threads()):
         if args.accuracy:
             return _measure_accuracy(args)
@@ -121,7 +122,7 @@ def _run_all(args: argparse.Namespace) -> int:
     """Each report in a process of its own: a number of threads is settled when a library starts."""
     if args.out is None:
         raise UsageError("argument --all: needs --out")
-    _make_folder(args.out)
+    _prepare_folder(args.out)
     name = args.name or load_benchmarks("machine").short_name()
     counts = [args.threads] if args.threads else sorted({1, torch.get_num_threads()})
     rounds = ["--rounds", str(args.rounds)] if args.rounds else []
@@ -147,12 +148,13 @@ def _run_all(args: argparse.Namespace) -> int:
     return max(codes)
 
 
-def _make_folder(out: Path) -> None:
-    """Before the measurement, which takes minutes."""
+def _prepare_folder(out: Path) -> None:
+    """Make it, and see that it can be written, before the measurement, which takes minutes."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
-        raise CliError(f"cannot write the results: {error}") from None
+        raise CliError(f"cannot write the results to {out}: {error.strerror}") from None
 
 
 @contextmanager
