@@ -26,27 +26,17 @@ from fastnn._torch_internals import version_of, without_compilation
 from fastnn.capture.assemble import assemble
 from fastnn.capture.check import compare
 from fastnn.capture.graph_program import GraphProgram
+from fastnn.capture.known import WORTH, Known
 from fastnn.capture.program import Program
 from fastnn.capture.reach import reached
 from fastnn.capture.recorder import Recorder
 from fastnn.capture.recording import Recording
 from fastnn.capture.signature import Signature, signature
 from fastnn.capture.surroundings import Surroundings
-from fastnn.capture.tape import Step, Tape
 from fastnn.capture.watch import watched_backward
 
 _PROGRAMS = 8  # kept, the most recently used
 _SIGNATURES = 64  # known, the most recently used; programs do not pay off for more of them
-# A recording and its comparison take as long as some tens of eager calls. A program that was replayed less
-# often before it was evicted by another was wasted; after so many of them a signature is given up.
-_WORTH = 32  # replays
-_MOST_WASTED = 2
-# A signature is given up after this many recordings that were replaced before they were worth it: what the
-# function reaches changes every time.
-_MOST_REPLACED = 7
-# It is tried again after this many calls, then after twice as many each time, with fewer recordings.
-_PAUSE = 64
-_RETRIES = 3
 _LOST = (
     "it may read gradients that replays did not keep, and found zeros instead: pass keep_grad=True, which is "
     "in effect from now on"
@@ -59,63 +49,9 @@ _DIFFERS = (
     "its recordings do not last, because of {}: pass that as an argument (a number as a tensor), or "
     "change tensors in place"
 )
-_WHAT_IT_DEPENDS_ON = "memory, gradients or hooks of tensors or modules"
 _UNSEEN = "the names that it reads cannot be inspected"
 # Functions in which optimizers take steps: one may take a step with gradients that another left.
 _training: weakref.WeakValueDictionary[int, Captured] = weakref.WeakValueDictionary()
-
-
-class Known:
-    """What is known of the calls with one signature."""
-
-    def __init__(self, family: Hashable, pause: int, *, again: bool = False) -> None:
-        """Nothing yet; a refusal for what may pass is forgotten after `pause` calls. `again`: one was."""
-        self.family = family
-        self.surveyed = False
-        # Programs replaced by another recording before they were worth their own.
-        self.replaced = _MOST_REPLACED - _RETRIES if again else 0
-        self.pause = pause
-        self.left: int | None = None  # of these calls
-        self.wasted = 0  # programs evicted before they were worth their recording
-        self.refused: str | None = None
-        self.names: Surroundings | None = None  # of the last program
-        self.drew = False  # random numbers from generators other than torch's
-        # Parameters whose .grad the function may set: what it does with a gradient shows in a later call.
-        self.leaves: dict[int, Tensor] = {}
-        self.optimizers: dict[int, Optimizer] = {}  # that took steps
-        self.others = False  # whether the last call used different ones from the call before
-        # Modules and optimizers that the function called, by their ids: the next recording watches them.
-        self.called: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-
-    def is_outdated(self) -> bool:
-        """Whether it is time to forget the refusal; counts the calls."""
-        if self.left is None:
-            return False
-        self.left -= 1
-        return self.left < 0
-
-    def learn(
-        self, recorder: Recorder, before: dict[int, tuple[Tensor, Tensor | None]]
-    ) -> tuple[list[nn.Module | Optimizer], bool]:
-        """Note what a call has done, or why it is refused; `before` are the gradients that it found.
-
-        Returns:
-            The modules and optimizers it has called that the call before has not, and whether a program may
-            be made of it: nothing new was found that must be known before a call.
-        """
-        recording, optimizers = recorder.recording, recorder.steps.optimizers
-        ran = _called(recording.tape)
-        new = [each for key, each in ran.items() if key not in self.called]
-        unknown = any(key not in before and p.grad is not None for key, p in recording.leaves.items())
-        others = self.surveyed and not optimizers.keys() <= self.optimizers.keys()
-        if recording.refused is not None:
-            self.refused = recording.refused
-        elif others and self.others:
-            self.refused = "it uses another optimizer in every call: make it once, outside"
-        is_as_known = self.surveyed and self.refused is None and not (unknown or others)
-        self.leaves, self.called = recording.leaves, weakref.WeakValueDictionary(ran)
-        self.surveyed, self.others, self.optimizers = True, others, optimizers
-        return new, is_as_known
 
 
 class Captured:
@@ -211,7 +147,7 @@ class Captured:
             if self._options["native"] or not known.is_outdated():
                 self._tell(known.refused)
                 return self._fn(*args, **kwargs)
-            known = self._known[called.key] = Known(called.family, 2 * known.pause, again=True)
+            known = self._known[called.key] = known.another_try()
         for program in self._programs:
             if program.checked is None and program.key == called.key:
                 begun = self._begin(program, known, args, kwargs)
@@ -225,7 +161,7 @@ class Captured:
         if known is not None:
             self._known.move_to_end(called.key)
             return known
-        known = self._known[called.key] = Known(called.family, _PAUSE)
+        known = self._known[called.key] = Known(called.family)
         if len(self._known) > _SIGNATURES:
             self._known.popitem(last=False)  # the least recently used
             raise Unsupported(
@@ -351,13 +287,11 @@ class Captured:
     ) -> None:
         """Make it of a recording, or note why that fails. `new` are those called for the first time."""
         previous = next((program for program in self._programs if program.key == called.key), None)
-        if previous is not None and previous.native.runs < _WORTH:
+        if previous is not None and previous.native.runs < WORTH:
             known.replaced += 1
         try:
-            if known.replaced == _MOST_REPLACED:
-                known.left = known.pause
-                differing = sorted(set(known.names.differing())) if known.names is not None else []
-                raise Unsupported(self._differs.format(", ".join(differing) or _WHAT_IT_DEPENDS_ON))
+            if known.was_replaced_too_often():
+                raise Unsupported(self._differs.format(known.what_differs()))
             changed = self._looked_around(names, known, new)
             if names is not None and changed is not None:
                 leaves, check = recorder.recording.leaves, self._options["check"]
@@ -370,18 +304,18 @@ class Captured:
                 self._tell_changes(changed)
         except Unsupported as reason:
             known.refused = str(reason)
-            self._programs = [p for p in self._programs if p.key != called.key or p.native.runs >= _WORTH]
+            self._programs = [p for p in self._programs if p.key != called.key or p.native.runs >= WORTH]
 
     def _add(self, program: Program | GraphProgram) -> None:
         others = self._programs
         if len(others) == _PROGRAMS:
-            unused = [other for other in others if other.key == program.key and other.native.runs < _WORTH]
+            unused = [other for other in others if other.key == program.key and other.native.runs < WORTH]
             gone = (unused if len(unused) > 1 else others)[-1]  # two, for a signature that alternates
             others = [other for other in others if other is not gone]
             known = self._known.get(gone.key)
-            if known is not None and gone.key != program.key and gone.native.runs < _WORTH:
+            if known is not None and gone.key != program.key and gone.native.runs < WORTH:
                 known.wasted += 1
-                if known.wasted == _MOST_WASTED:
+                if known.was_wasted_too_often():
                     known.refused = (
                         f"more than {_PROGRAMS} input signatures alternate, and {_PROGRAMS} recordings "
                         "are kept: pad batches to a few sizes"
@@ -478,13 +412,6 @@ class _Method(Captured):
         if args[0] is not self._instance():  # a copy of a bound method is bound to a copy
             return self._home.__get__(args[0])(*args[1:], **kwargs)
         return super().__call__(*args[1:], **kwargs)
-
-
-def _called(tape: Tape) -> dict[int, nn.Module | Optimizer]:
-    """Modules and optimizers that did something in a recording, by their ids."""
-    called: list[nn.Module | Optimizer] = [*tape.modules]
-    called += [entry.optimizer for entry in tape.entries if isinstance(entry, Step)]
-    return {id(each): each for each in called}
 
 
 def _again(fn: Callable[..., Any], options: dict[str, bool]) -> Captured:

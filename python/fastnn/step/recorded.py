@@ -14,7 +14,8 @@ from fastnn import _dispatch
 from fastnn._dispatch import Unsupported
 from fastnn._labels import labelled
 from fastnn._torch_internals import MODULE_HOOKS
-from fastnn.capture.captured import Captured, Known
+from fastnn.capture.captured import Captured
+from fastnn.capture.known import Known
 from fastnn.capture.program import Program
 from fastnn.capture.signature import Signature, signature
 from fastnn.capture.surroundings import Surroundings
