@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 PATIENCE = 120  # seconds that anything may take on a busy machine
 T = TypeVar("T")
+
+# Strokes of digits: points from 0 to 1 across the pad.
+ZERO = [(0.5 + 0.2 * math.sin(a / 4), 0.5 - 0.3 * math.cos(a / 4)) for a in range(26)]
+SEVEN = [(0.3, 0.22), (0.7, 0.22), (0.46, 0.82)]
 
 _chromium = load_benchmarks("chromium")
 NoBrowserError, chromium = _chromium.NoBrowserError, _chromium.chromium
@@ -110,3 +115,8 @@ class Page:
         return self.script(
             "return [...document.querySelectorAll('#bars li')].map((b) => Number(b.dataset.value))"
         )
+
+    def predicted(self) -> list[float]:
+        """The probabilities as soon as they are shown."""
+        self.until(lambda: self.says("verdict", "It is"))
+        return self.probabilities()
