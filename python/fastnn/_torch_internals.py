@@ -140,12 +140,9 @@ def is_only_forward(module: torch.nn.Module) -> bool:
     """Whether calling `module` does nothing besides the forward of its class."""
     state = module.__dict__
     return not (
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
+        any(state[hooks] for hooks in MODULE_HOOKS)
         or "forward" in state
-        or module._compiled_call_impl is not None
+        or getattr(module, COMPILED_CALL) is not None
     )
 
 
