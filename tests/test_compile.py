@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fastnn import functional as F
 from fastnn import nn, optim
+from fresh import Fresh, output
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile's own
 
@@ -140,6 +142,19 @@ def test_polyak_compiles_whole(tau: float) -> None:
     compiled(lambda: optim.polyak_(targets, sources, tau))()
     for t, wanted in zip(targets, want, strict=True):
         torch.testing.assert_close(t.detach(), wanted)
+
+
+def test_a_step_compiles_after_the_first_optimizer_of_torchs_class_is_made(run_fresh: Fresh) -> None:
+    code = """
+    import torch, fastnn
+    param = torch.zeros(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    sgd = fastnn.optim.SGD([param], lr=0.5)
+    torch.optim.SGD([param])  # wraps the step of its class
+    torch.compile(lambda: sgd.step(), fullgraph=True, backend="eager")()
+    print(param.tolist())
+    """
+    assert output(run_fresh(dedent(code))) == "[-0.5, -0.5, -0.5]"
 
 
 @pytest.mark.parametrize(("name", "options"), each(OPTIMIZERS))

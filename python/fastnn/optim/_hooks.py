@@ -37,6 +37,8 @@ def replaced_step(kind: Any) -> Step | None:
     names = _replaced.Names(_replaced.parts_of_step(kind))
     if names.first_replaced() is not None:
         return kind.step  # type: ignore[no-any-return]
+    if _is_compiling():
+        return None
     if _dispatch.cpu is not None:
         names.watch(_dispatch.cpu.Watch())
     _own[kind] = kind.step, names.unchanged
