@@ -40,6 +40,12 @@ class Unsupported(Exception):
     """What native code does not cover; its text says why, and torch does the work."""
 
 
+def refuse(reason: str | None) -> None:
+    """Raise `Unsupported` for a reason, if there is one."""
+    if reason is not None:
+        raise Unsupported(reason)
+
+
 class Decision(NamedTuple):
     """Where one call of an op ran; `reason` is None for a native kernel, else why torch ran it."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnn import _dispatch
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, refuse
 from fastnn._torch_internals import BUFFERS, MODULE_HOOKS, MODULES, PARAMETERS, base_of
 from fastnn.capture import cuda_graph
 from fastnn.capture.graph_program import GraphProgram
@@ -60,8 +60,7 @@ def assemble(
         Unsupported: a replay would leave something out.
     """
     recording, tape = recorder.recording, recorder.recording.tape
-    if (reason := recorder.steps.options.changed()) is not None:
-        raise Unsupported(reason)
+    refuse(recorder.steps.options.changed())
     gradients_before = [grad for _, grad in before.values() if grad is not None]
     if recording.reaches_arguments([*(x for x in around if isinstance(x, Tensor)), *gradients_before]):
         raise Unsupported("an argument shares memory with a tensor that the function reaches in another way")

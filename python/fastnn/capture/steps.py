@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from fastnn import _replaced
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, refuse
 from fastnn._replaced import HOMES
 from fastnn.capture.options import Options
 from fastnn.capture.recording import Recording
@@ -55,8 +55,7 @@ class Steps:
                 return
             self.optimizers[id(optimizer)] = optimizer
             try:
-                if (reason := self.options.changed()) is not None:
-                    raise Unsupported(reason)
+                refuse(self.options.changed())
                 self._note_step(optimizer)
             except Unsupported as reason:
                 self._recording.refuse(str(reason))
@@ -74,8 +73,7 @@ class Steps:
             # It started before torch's hook ran: what it does is recorded, and a replay would repeat it.
             raise Unsupported(f"another function has been wrapped around {type(optimizer).__name__}.step")
         called = _replaced.Names(_replaced.parts_of_step(_replaced.torchs_class(type(optimizer))))
-        if (reason := called.first_replaced()) is not None:
-            raise Unsupported(reason)
+        refuse(called.first_replaced())
         gradients, parameters = [], []
         for group in optimizer.param_groups:
             for param in group["params"]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fastnn import _replaced, _torch_internals
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, refuse
 from fastnn._torch_internals import (
     BUFFERS,
     COMPILED_CALL,
@@ -132,8 +132,7 @@ def watch_optimizer(watch: Any, optimizer: torch.optim.Optimizer) -> None:
         names.add(kind, "step")
     else:
         watch.class_item(kind, "step", kind.step)
-    if (reason := names.first_replaced()) is not None:
-        raise Unsupported(reason)
+    refuse(names.first_replaced())
     names.add_to(watch)
     attributes = optimizer.__dict__
     for hooks in STEP_HOOKS:

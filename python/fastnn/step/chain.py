@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fastnn import _replaced
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, refuse
 from fastnn._torch_internals import MODULES, is_only_forward
 from fastnn.capture.watch import watch_module
 from fastnn.nn import linear as _linear
@@ -131,9 +131,7 @@ def linear_chain(model: torch.nn.Module) -> LinearChain:
     Raises:
         Unsupported: it is something else; the text says what.
     """
-    reason = _mlp.why_nothing_fuses() or _replaced.replaced_class()
-    if reason is not None:
-        raise Unsupported(reason)
+    refuse(_mlp.why_nothing_fuses() or _replaced.replaced_class())
     chain = LinearChain()
     chain._module(model, "")
     if not chain:
