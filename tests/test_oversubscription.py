@@ -110,7 +110,7 @@ def test_an_epoch_continues_with_another_number_of_threads(
     calls: list[int] = []
     take_many = PlannedStep.take_many
 
-    def counted(self: PlannedStep, *args: Any) -> torch.Tensor | str:
+    def counted(self: PlannedStep, *args: Any) -> torch.Tensor:
         losses = take_many(self, *args)
         calls.append(len(losses))
         return losses

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastnn
+from fastnn._dispatch import Unsupported
 from recorded_steps import DOUBLE, Net, WithNorms, batch, step_of
 from train_steps import (
     ELEMENTWISE,
@@ -163,6 +164,23 @@ def test_a_bad_class_changes_nothing() -> None:
         step(x, y)
     torch.testing.assert_close((step.model.state_dict(), step.optimizer.state_dict()), before, rtol=0, atol=0)
     native(step, *batch())
+
+
+def test_a_refusal_that_leaks_from_a_step_under_way_is_an_error() -> None:
+    """The step may have changed something: it must not be taken again, eagerly."""
+
+    class Leaks(Net):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            raise Unsupported("leaked")
+
+    step = step_of(Leaks())
+    for calls in (1, 2):
+        with pytest.raises(Unsupported, match="leaked"):
+            step(*batch())
+        assert step.model.calls == calls
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastnn import _dispatch
 from fastnn._diagnostics import counted
+from fastnn._dispatch import Unsupported, refuse
 from fastnn.capture import cuda_graph
 from fastnn.step.epoch_kernel import train_on_chip
 from fastnn.step.runner import Runner
@@ -33,13 +34,15 @@ def run_epoch(
     if permutation is None:
         permutation = torch.randperm(count, device=images.device)
     if _has_kernels(images):
-        losses = _dispatch.torch_reason() or train_on_chip(
-            runner.planned.find(), images, labels, batch_size, permutation, rates
-        )
-        if isinstance(losses, Tensor):
+        try:
+            refuse(_dispatch.torch_reason())
+            plan = runner.planned.find()
+            losses = train_on_chip(plan, images, labels, batch_size, permutation, rates)
+        except Unsupported as refusal:
+            _dispatch.decide("train_epoch", str(refusal))
+        else:
             _dispatch.decide("train_epoch", None)
             return losses
-        _dispatch.decide("train_epoch", losses)
     return _Steps(runner, images, labels, batch_size, permutation, rates).take()
 
 
@@ -77,25 +80,26 @@ class _Steps:
         losses: list[Tensor] = []
         taken, native = 0, not cuda_graph.is_there(self._images.device)  # there each step is a graph
         while taken * self._batch_size < len(self._rows):
-            some = self._natively(taken) if native else ""
-            if isinstance(some, str):
-                if native:
-                    _dispatch.decide("train_epoch", some)
-                native = False
+            some: Tensor | None = None
+            if native:
+                try:
+                    some = self._natively(taken)
+                except Unsupported as refusal:
+                    _dispatch.decide("train_epoch", str(refusal))
+                    native = False
             # If the next batch has an index out of range, the single step raises.
-            if isinstance(some, str) or len(some) == 0:
+            if some is None or len(some) == 0:
                 some = self._one(taken)
             losses.append(some)
             taken += len(some)
         return torch.cat(losses)
 
-    def _natively(self, taken: int) -> Tensor | str:
+    def _natively(self, taken: int) -> Tensor:
         """The losses of the next steps, which have the same number of rows, until the first with an index out
-        of range; or, with nothing changed, why they cannot be taken in one native call."""
+        of range; raises `Unsupported`, with nothing changed, if they cannot be taken in one native call."""
         if type(self._rows) is not Tensor:
-            return f"permutation is a {type(self._rows).__name__}"
-        if (reason := _dispatch.torch_reason()) is not None:
-            return reason
+            raise Unsupported(f"permutation is a {type(self._rows).__name__}")
+        refuse(_dispatch.torch_reason())
         rows = self._rows[taken * self._batch_size :]
         size = min(self._batch_size, len(rows))
         params = [p for group in self._runner.spec.optimizer.param_groups for p in group["params"]]
@@ -104,15 +108,17 @@ class _Steps:
         rows = rows[: steps * size]
         rates = None if self._rates is None else self._rates[taken : taken + steps]
         some = self._images, self._labels, rows, steps, rates
-        losses = self._runner.planned.take_many(*some)
-        if isinstance(losses, str):
-            recorded = self._runner.recorded.take_many(*some)
-            if isinstance(recorded, str):
-                return f"{losses}; and {recorded}"
-            losses = recorded
-        if len(losses):
-            _dispatch.decide("train_epoch", None)
-        return losses
+        reasons = []
+        for taking in (self._runner.planned, self._runner.recorded):
+            try:
+                losses = taking.take_many(*some)
+            except Unsupported as refusal:
+                reasons.append(str(refusal))
+            else:
+                if len(losses):
+                    _dispatch.decide("train_epoch", None)
+                return losses
+        raise Unsupported("; and ".join(reasons))
 
     def _one(self, number: int) -> Tensor:
         """The loss of a single step, as a tensor of one element."""

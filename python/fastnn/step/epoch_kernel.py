@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch, _torch_internals
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, refuse
 from fastnn.capture import cuda_graph
 from fastnn.capture.watch import present_obstacle
 from fastnn.ops.cross_entropy import REDUCTIONS
 from fastnn.optim.native import make_state, update_name
 from fastnn.step.parameters import drop_gradients
 from fastnn.step.plan import LossOptions, StepPlan
-from fastnn.step.refused import Refused
 
 
 class _NotTaken(NamedTuple):
@@ -31,31 +30,26 @@ _not_taken: weakref.WeakKeyDictionary[torch.optim.Optimizer, _NotTaken] = weakre
 
 
 def train_on_chip(
-    plan: StepPlan | Refused,
+    plan: StepPlan,
     images: Tensor,
     labels: Tensor,
     batch_size: int,
     permutation: Tensor,
     rates: Tensor | None,
-) -> Tensor | str:
-    """The losses of the epoch; or, with nothing changed, why the kernel cannot run.
+) -> Tensor:
+    """The losses of the epoch; raises `Unsupported`, with nothing changed, if the kernel cannot run.
 
     `rates` are those of `TrainStep.epoch`, float64 on the CPU.
     """
-    if isinstance(plan, Refused):
-        return plan.reason
     spec = plan.spec
     optimizer = spec.optimizer
     batch = min(batch_size, len(permutation))
-    try:
-        params = _weights_and_biases(plan)
-        ignore_index = _check_step(plan).ignore_index
-        _check_data(plan, params, images, labels)
-        kernels = _dispatch.native(images)
-        _refuse_if(reason := kernels.why_no_epoch(params[0], params[2], batch, 0), reason)
-        states = _states(plan, params)
-    except Unsupported as refusal:
-        return str(refusal)
+    params = _weights_and_biases(plan)
+    ignore_index = _check_step(plan).ignore_index
+    _check_data(plan, params, images, labels)
+    kernels = _dispatch.native(images)
+    refuse(kernels.why_no_epoch(params[0], params[2], batch, 0) or None)
+    states = _states(plan, params)
 
     # What the kernel is given for a parameter: value, m, v, the step count if it is on the device, and its
     # former value otherwise.
@@ -136,10 +130,8 @@ def _check_step(plan: StepPlan) -> LossOptions:
     """The options of the loss."""
     _refuse_if(plan.spec.max_norm is not None, "max_norm is set")
     _refuse_if(plan.spec.keep_grad, "keep_grad is set")
-    _refuse_if(obstacle := present_obstacle(), str(obstacle))
+    refuse(present_obstacle())
     options = plan.loss_options()
-    if isinstance(options, str):
-        raise Unsupported(options)
     plain = LossOptions("cross_entropy", REDUCTIONS["mean"], options.ignore_index)
     same = options.weight is None and options.settings == plain.settings
     _refuse_if(not same, "the loss is not the plain mean of cross-entropy")
@@ -155,9 +147,7 @@ def _check_step(plan: StepPlan) -> LossOptions:
 
 
 def _check_data(plan: StepPlan, params: list[Tensor], images: Tensor, labels: Tensor) -> None:
-    reason = _dispatch.torch_reason(*params, cuda="train_epoch")
-    if reason is not None:
-        raise Unsupported(reason)
+    refuse(_dispatch.torch_reason(*params, cuda="train_epoch"))
     for p in params:
         _refuse_if(p.dtype is not torch.float32, f"parameters are {p.dtype}, not float32")
         _refuse_if(not p.is_contiguous(), "a parameter is not contiguous")

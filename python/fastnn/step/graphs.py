@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastnn import _dispatch, _torch_internals
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, refuse
 from fastnn.capture import cuda_graph
 from fastnn.capture.watch import present_obstacle
 from fastnn.nn.utils import clip_grad_norm_
@@ -54,31 +54,29 @@ class StepGraphs:
     def __init__(self) -> None:
         self._wait = CAPTURE_AFTER
         self._seen: dict[Hashable, int] = {}
-        self._graphs: dict[Hashable, _StepGraph | str] = {}  # or why there can never be one
+        self._graphs: dict[Hashable, _StepGraph] = {}
+        self._failed: dict[Hashable, str] = {}  # why there can never be one
         self._short: dict[Hashable, tuple[int, str]] = {}  # lacking memory: calls before a retry, and why
         self._held: _Held | None = None
         self._refusal: str | None = None  # what prevented it the last time
 
-    def take(self, plan: StepPlan, input: Any, target: Any) -> Tensor | str:
-        """Take the step by a replay; or return why not, with nothing changed."""
-        reason = _reason(plan, input, target)
-        if reason is not None:
-            return reason
+    def take(self, plan: StepPlan, input: Any, target: Any) -> Tensor:
+        """Take the step by a replay; raises `Unsupported`, with nothing changed, if that is impossible."""
+        _check(plan, input, target)
         options = plan.loss_options()
-        if isinstance(options, str):
-            return options
         if options.loss not in _LOSSES:
-            return f"a step with {options.loss} is not captured"
+            raise Unsupported(f"a step with {options.loss} is not captured")
         if self._held is not None and not self._held.holds(options):
             self._forget()
         kind = _kind(input), _kind(target)
         graph = self._graphs.get(kind)
         if graph is None:
             graph = self._find(plan, options, kind, input, target)
-        return graph if isinstance(graph, str) else graph.take(input, target)
+        return graph.take(input, target)
 
     def _forget(self) -> None:
         self._graphs.clear()
+        self._failed.clear()
         self._seen.clear()
         self._short.clear()
         self._held = None
@@ -91,16 +89,17 @@ class StepGraphs:
         kind: Hashable,
         input: Tensor,
         target: Tensor,
-    ) -> _StepGraph | str:
-        """The graph for a new kind of batch, or why there is none yet."""
+    ) -> _StepGraph:
+        """The graph for a new kind of batch; raises `Unsupported` if there is none yet."""
+        refuse(self._failed.get(kind))
         failed = cuda_graph.why_failed(input.device)
         if failed is not None:
-            return f"a capture has failed on {input.device}: {failed}"
-        if len(self._graphs) >= MOST_GRAPHS:
-            whys = [graph for graph in self._graphs.values() if isinstance(graph, str)]
-            if whys:
-                return f"captures of other kinds of batches have failed: {whys[-1]}"
-            return f"{MOST_GRAPHS} other kinds of batches have been captured"
+            raise Unsupported(f"a capture has failed on {input.device}: {failed}")
+        if len(self._graphs) + len(self._failed) >= MOST_GRAPHS:
+            if self._failed:
+                why = list(self._failed.values())[-1]
+                raise Unsupported(f"captures of other kinds of batches have failed: {why}")
+            raise Unsupported(f"{MOST_GRAPHS} other kinds of batches have been captured")
         seen = self._seen.get(kind, 0)
         wait, short = self._short.get(kind, (self._wait, None))
         if seen < wait:
@@ -109,7 +108,7 @@ class StepGraphs:
                 self._short.clear()
             self._seen[kind] = seen + 1
             expected = WarmUp(f"a step is captured after {wait} calls with a batch of this kind")
-            return short or self._refusal or expected
+            raise Unsupported(short or self._refusal or expected)
         self._refusal = None
         try:
             if self._held is None:
@@ -118,7 +117,7 @@ class StepGraphs:
         except Unsupported as refusal:
             self._forget()
             self._refusal = str(refusal)
-            return self._refusal
+            raise
         except IndexError:  # a class index of an earlier step, not reported until now
             raise
         except Exception as error:
@@ -127,9 +126,9 @@ class StepGraphs:
             if cuda_graph.lacks_memory(error):
                 reason = f"a capture ran out of memory, the next one is after {2 * wait} such calls: {why}"
                 self._seen[kind], self._short[kind] = 0, (2 * wait, reason)
-                return reason
-            self._graphs[kind] = f"it cannot be captured: {why}"
-            return str(self._graphs[kind])
+            else:
+                reason = self._failed[kind] = f"it cannot be captured: {why}"
+            raise Unsupported(reason) from None
         self._short.pop(kind, None)
         self._graphs[kind] = graph
         return graph
@@ -139,43 +138,40 @@ def _kind(t: Tensor) -> Hashable:
     return t.shape, t.stride(), t.dtype
 
 
-def _reason(plan: StepPlan, input: Any, target: Any) -> str | None:
-    """Why no graph may be captured or replayed in this call."""
+def _check(plan: StepPlan, input: Any, target: Any) -> None:
+    """Raise `Unsupported` if no graph may be captured or replayed in this call."""
     optimizer = plan.spec.optimizer
     if update_name(plan.update) not in COVERED:
-        return f"no captured update for {type(optimizer).__name__}"
+        raise Unsupported(f"no captured update for {type(optimizer).__name__}")
     if _dispatch.check_at_once:
-        return "FASTNN_CHECK is set"
+        raise Unsupported("FASTNN_CHECK is set")
     if type(optimizer.param_groups) is not list:
-        return "param_groups is not a list"
-    if (obstacle := present_obstacle()) is not None:
-        return obstacle
+        raise Unsupported("param_groups is not a list")
+    refuse(present_obstacle())
     params = [p for table in plan.tables for name in _NAMES if (p := table.get(name)) is not None]
     if not params:
-        return "the model has no parameters"
-    reason = _dispatch.torch_reason(params[0], cuda="train_step")
+        raise Unsupported("the model has no parameters")
+    refuse(_dispatch.torch_reason(params[0], cuda="train_step"))
     # The graph has the kernels of the update, not those that the optimizer itself would run.
-    reason = reason or _dispatch.torch_reason(params[0], cuda=update_name(plan.update))
-    if reason is not None:
-        return reason
+    refuse(_dispatch.torch_reason(params[0], cuda=update_name(plan.update)))
     device = params[0].device
     for p in params:
         if _torch_internals.on_leaf(p):
-            return "a parameter has a hook"
+            raise Unsupported("a parameter has a hook")
         if p.device != device:
-            return "devices are mixed"
+            raise Unsupported("devices are mixed")
     for name, t in (("input", input), ("target", target)):
         if type(t) is not Tensor:
-            return f"the {name} is a {type(t).__name__}, not a plain tensor"
+            raise Unsupported(f"the {name} is a {type(t).__name__}, not a plain tensor")
         if t.layout is not torch.strided or t.is_nested:
-            return f"the {name} is not strided"
+            raise Unsupported(f"the {name} is not strided")
         if t.device != device:
-            return f"the {name} is on {t.device}, the model on {device}"
+            raise Unsupported(f"the {name} is on {t.device}, the model on {device}")
         if t.requires_grad:
-            return f"the {name} requires grad"
+            raise Unsupported(f"the {name} requires grad")
         if t.numel() == 0:
-            return "the batch is empty"
-    return cuda_graph.why_not_now(device)
+            raise Unsupported("the batch is empty")
+    refuse(cuda_graph.why_not_now(device))
 
 
 class _Held:

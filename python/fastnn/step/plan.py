@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnn import _dispatch, _losses, _replaced, _torch_internals, nn, optim
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, refuse
 from fastnn.capture.watch import watch_globals, watch_module, watch_optimizer, watch_tables
 from fastnn.ops.cross_entropy import REDUCTIONS, cross_entropy
 from fastnn.optim.native import NativeOptimizer, match_layout, update_name
@@ -129,36 +129,36 @@ class StepPlan:
         unchanged: bool = self._watch.unchanged()
         return unchanged
 
-    def loss_options(self) -> LossOptions | str:
-        """The options of the loss as they are now, or why they are not covered."""
+    def loss_options(self) -> LossOptions:
+        """The options of the loss as they are now; raises `Unsupported` if they are not covered."""
         module, loss = self._loss_module, self._loss_name
         if module is None:
             return self._plain_options["mean"]
         try:
             return self._module_options(module, loss)
         except (KeyError, TypeError) as error:  # an option is missing or of another type
-            return f"an option of the loss: {error}"
+            raise Unsupported(f"an option of the loss: {error}") from None
 
-    def _module_options(self, module: torch.nn.Module, loss: str) -> LossOptions | str:
+    def _module_options(self, module: torch.nn.Module, loss: str) -> LossOptions:
         options = module.__dict__
         plain = self._plain_options.get(options["reduction"])
         if plain is None:
-            return f"reduction={options['reduction']!r}"
+            raise Unsupported(f"reduction={options['reduction']!r}")
         kind = _losses.KINDS[loss]
         if kind.takes_classes or loss == "binary_cross_entropy_with_logits":
             buffers = module.__dict__[_torch_internals.BUFFERS]
             if "weight" not in buffers:
-                return "the class weights are not a buffer"
+                raise Unsupported("the class weights are not a buffer")
             if loss == "binary_cross_entropy_with_logits":
                 if "pos_weight" not in buffers:
-                    return "pos_weight is not a buffer"
+                    raise Unsupported("pos_weight is not a buffer")
                 return plain._replace(weight=buffers["weight"], pos_weight=buffers["pos_weight"])
             ignore_index = options["ignore_index"]
             smoothing = 0.0 if loss == "nll_loss" else options["label_smoothing"]
             if type(ignore_index) is not int or not -(2**63) <= ignore_index < 2**63:
-                return f"ignore_index={ignore_index!r}"
+                raise Unsupported(f"ignore_index={ignore_index!r}")
             if not isinstance(smoothing, (int, float)) or not 0.0 <= smoothing <= 1.0:
-                return f"label_smoothing={smoothing}"
+                raise Unsupported(f"label_smoothing={smoothing}")
             z_loss = options.get("z_loss", 0.0)
             return _as_options(
                 (loss, plain.reduction, ignore_index, smoothing, z_loss, 1.0, buffers["weight"], None)
@@ -167,16 +167,14 @@ class StepPlan:
             threshold = options[kind.threshold]
             positive = isinstance(threshold, (int, float)) and threshold >= 0
             if not positive or (threshold == 0 and loss == "huber_loss"):
-                return f"{kind.threshold}={threshold!r}"
+                raise Unsupported(f"{kind.threshold}={threshold!r}")
             return plain._replace(threshold=threshold)
         return plain
 
 
 def make_plan(spec: StepSpec) -> StepPlan:
     """The plan for `spec`; raises `Unsupported` if there is none."""
-    reason = _replaced.replaced_class() or _replaced.losses.replaced()
-    if reason is not None:
-        raise Unsupported(reason)
+    refuse(_replaced.replaced_class() or _replaced.losses.replaced())
     loss, optimizer = spec.loss, spec.optimizer
     loss_name = _losses.name_of(loss)
     given = getattr(loss, "__name__", type(loss).__name__)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, refuse
 from fastnn._labels import labelled
 from fastnn._torch_internals import note_step
 from fastnn.capture.watch import present_obstacle
@@ -22,94 +22,88 @@ _DTYPES = frozenset({torch.float32, torch.float64})  # of a native step's parame
 
 
 class PlannedStep:
-    """Takes the steps of a spec by its plan, if there is one."""
+    """Takes the steps of a spec by its plan; where that is impossible, raises `Unsupported` with nothing
+    changed."""
 
     def __init__(self, spec: StepSpec) -> None:
         self._spec = spec
-        self._plan: StepPlan | Refused | None = None
+        self._plan: StepPlan | None = None
+        self._refused: Refused | None = None  # why there is no plan
 
-    def find(self) -> StepPlan | Refused:
-        """The current plan if it still holds, else a new one, or why there is none."""
-        last = self._plan
-        if isinstance(last, StepPlan):
-            if last.holds():
-                return last
-            last = None
-        elif last is not None and last.is_believed():
-            return last
+    def find(self) -> StepPlan:
+        """The current plan if it still holds, else a new one."""
+        if self._plan is not None:
+            if self._plan.holds():
+                return self._plan
+            self._plan = None
+        elif self._refused is not None and self._refused.is_believed():
+            raise Unsupported(self._refused.reason)
         try:
             self._plan = make_plan(self._spec)
         except Unsupported as refusal:
-            self._plan = Refused(str(refusal), last)
+            self._refused = Refused(str(refusal), self._refused)
+            raise
+        self._refused = None
         return self._plan
 
     def look_again(self) -> None:
         """Forget that there is no plan."""
-        if isinstance(self._plan, Refused):
-            self._plan.left = 0
+        if self._refused is not None:
+            self._refused.left = 0
 
-    def take(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
-        """Take the step natively, or, with nothing changed, return why that is impossible."""
-        known = self._plan.refused if isinstance(self._plan, StepPlan) else None
-        if known is not None and not self._spec.native and known.is_believed():
-            return known.reason
-        ready = self._ready(inputs)
-        if isinstance(ready, str):
-            return ready
-        plan, options, weight, input = ready
+    def known_refusal(self) -> str | None:
+        """What `take` would raise if that is known without a check, else None; the call is counted.
+
+        Each replay of a recorded step asks this, where an exception would take half a microsecond.
+        """
+        known = self._refused if self._plan is None else self._plan.refused
+        return known.reason if known is not None and known.is_believed() else None
+
+    def take(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
+        """Take the step natively."""
+        plan, options, weight, input = self._ready(inputs)
         if plan.loss_like.dtype is not weight.dtype:
             plan.loss_like = weight.new_empty(())
         loss = torch.empty_like(plan.loss_like)
-        taken = self._call(plan, plan.native.run, input, target, loss, options)
-        return taken if isinstance(taken, str) else loss
+        self._call(plan, plan.native.run, input, target, loss, options)
+        return loss
 
     def take_many(
         self, images: Tensor, labels: Tensor, rows: Tensor, steps: int, rates: Tensor | None
-    ) -> Tensor | str:
+    ) -> Tensor:
         """Like `RecordedStep.take_many`."""
-        ready = self._ready((images,))
-        if isinstance(ready, str):
-            return ready
-        plan, options, weight, images = ready
+        plan, options, weight, images = self._ready((images,))
         losses = weight.new_empty(steps)
         count = self._call(plan, plan.native.run_batches, images, labels, losses, options, rows, rates)
-        return count if isinstance(count, str) else losses[:count]
+        return losses[:count]
 
-    def replay(self, inputs: tuple[Any, ...], target: Any) -> Tensor | str:
-        """Take the step by a replay of a CUDA graph, or, with nothing changed, return why not."""
+    def replay(self, inputs: tuple[Any, ...], target: Any) -> Tensor:
+        """Take the step by a replay of a CUDA graph."""
         plan = self.find()
-        if isinstance(plan, Refused):
-            return plan.reason
         if len(inputs) != 1:
-            return "steps of several inputs are not captured"
+            raise Unsupported("steps of several inputs are not captured")
         return plan.graphs.take(plan, inputs[0], target)
 
-    def _ready(self, inputs: tuple[Any, ...]) -> tuple[StepPlan, LossOptions, Tensor, Tensor] | str:
-        """Plan, options of the loss, the last layer's weight and the first one's input; or why the native
-        call cannot be tried."""
+    def _ready(self, inputs: tuple[Any, ...]) -> tuple[StepPlan, LossOptions, Tensor, Tensor]:
+        """Plan, options of the loss, the last layer's weight and the first one's input."""
         plan = self.find()
-        if isinstance(plan, Refused):
-            return plan.reason
         options = plan.loss_options()
-        if isinstance(options, str):
-            return options
         if type(self._spec.optimizer.param_groups) is not list:
-            return "param_groups is not a list"
-        if (obstacle := present_obstacle()) is not None:
-            return obstacle
+            raise Unsupported("param_groups is not a list")
+        refuse(present_obstacle())
         weight = plan.last.get("weight")
         if weight is None:
-            return "the last layer has no weight"
+            raise Unsupported("the last layer has no weight")
         if weight.dtype not in _DTYPES or not weight.is_cpu:
-            return f"the parameters are {weight.dtype} on {weight.device}"
+            raise Unsupported(f"the parameters are {weight.dtype} on {weight.device}")
         if len(inputs) != 1:
-            return f"the model is given {len(inputs)} inputs"
+            raise Unsupported(f"the model is given {len(inputs)} inputs")
         if not isinstance(inputs[0], Tensor):
-            return f"the input is a {type(inputs[0]).__name__}, not a tensor"
+            raise Unsupported(f"the input is a {type(inputs[0]).__name__}, not a tensor")
         return plan, options, weight, inputs[0]
 
-    def _call(self, plan: StepPlan, run: Callable[..., Any], *arguments: Any) -> int | str:
-        """How many steps the plan's native `run` has taken; or, with nothing changed, why it cannot."""
+    def _call(self, plan: StepPlan, run: Callable[..., Any], *arguments: Any) -> int:
+        """How many steps the plan's native `run` has taken."""
         run = labelled(run, "train_step")
         optimizer = self._spec.optimizer
         taken = run(optimizer.param_groups, optimizer.state, *arguments)
@@ -124,5 +118,6 @@ class PlannedStep:
                 note_step(optimizer)
             return taken
         reason = "the optimizer has no state" if taken is None else str(taken).splitlines()[0]
-        plan.refused = Refused(reason, plan.refused)
-        return reason
+        # With native=True every step is checked.
+        plan.refused = None if self._spec.native else Refused(reason, plan.refused)
+        raise Unsupported(reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastnn import _dispatch
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, refuse
 from fastnn._labels import labelled
 from fastnn._torch_internals import MODULE_HOOKS
 from fastnn.capture.captured import Captured
@@ -65,24 +64,33 @@ class RecordedStep:
         self._in_a_row = 0
         self._at_once = 1  # steps of an epoch
 
-    def take(self, inputs: tuple[Any, ...], target: Any) -> Taken | str:
-        """Take the step; or return why not, with nothing changed."""
-        try:
-            update = self._ready()
-            update.check(inputs, target)
-        except Unsupported as refusal:
-            return str(refusal)
-        self._eager.clear()
-        taken = update.take(inputs, target)
-        if taken.reason is None:
+    def find(self) -> _Update:
+        """What takes the step; raises `Unsupported` if none can be recorded."""
+        refuse(present_obstacle())
+        if self._update is not None:
+            if self._watch.unchanged():
+                return self._update
+            if self._update.replayed:
+                self._in_a_row = 0
+        if self._in_a_row == _MOST_IN_A_ROW:
             self._in_a_row = 0
-        return taken
+            raise Unsupported("what the model, the loss or the optimizer holds or reads changes in each step")
+        self._update, spec = None, self._spec
+        if clears_by_itself(spec.model):
+            raise Unsupported("the model has its own zero_grad")
+        for p in self._eager.parameters.now():
+            if p.dtype not in _DTYPES or not p.is_cpu:  # torch would run all of it
+                raise Unsupported(f"the parameters are {p.dtype} on {p.device}")
+        watch = _dispatch.cpu.Watch()
+        watch_step(watch, spec.model, spec.loss, spec.optimizer)
+        self._watch, self._in_a_row = watch, self._in_a_row + 1
+        self._update = _Update(self._eager, spec)
+        return self._update
 
     def take_many(
         self, images: Tensor, labels: Tensor, rows: Tensor, steps: int, rates: Tensor | None
-    ) -> Tensor | str:
-        """The losses of steps taken in one call, none if the next must be taken by itself; or why no step can
-        be taken this way.
+    ) -> Tensor:
+        """The losses of steps taken in one call, none if the next must be taken by itself.
 
         Args:
             images: each step has its own rows of these, and of `labels`.
@@ -90,19 +98,19 @@ class RecordedStep:
             rows: those of each step in turn.
             steps: how many there are; fewer may be taken.
             rates: the learning rates; see `TrainStep.epoch`.
+
+        Raises:
+            Unsupported: no step can be taken this way.
         """
-        try:
-            signature((images, labels), {})  # raises unless they are plain tensors
-        except Unsupported as refusal:
-            return str(refusal)
+        signature((images, labels), {})  # raises unless they are plain tensors
         if not (images[0].is_contiguous() and labels[0].is_contiguous()):
-            return "the rows of the images or of the labels are not contiguous"
+            raise Unsupported("the rows of the images or of the labels are not contiguous")
         nothing = images.new_empty(0)
         if self._update is None or not self._watch.unchanged() or present_obstacle() is not None:
             return nothing
         groups = self._spec.optimizer.param_groups
         if type(groups) is not list:
-            return "param_groups is not a list"
+            raise Unsupported("param_groups is not a list")
         self._eager.clear()
         size, steps = len(rows) // steps, min(steps, self._at_once)
         try:
@@ -118,7 +126,7 @@ class RecordedStep:
         finally:
             for group, lr in before:
                 group["lr"] = lr
-        if isinstance(taken, Tensor) and len(taken) == steps:
+        if len(taken) == steps:
             self._at_once = max(int(steps * _CALL_SECONDS / (time.perf_counter() - begin)), 1)
         return taken
 
@@ -127,39 +135,24 @@ class RecordedStep:
         """The recordings that are still valid."""
         return () if self._update is None else self._update.programs
 
-    def _ready(self) -> _Update:
-        reason = present_obstacle()
-        if reason is not None:
-            raise Unsupported(reason)
-        if self._update is not None and self._watch.unchanged():
-            return self._update
-        if self._in_a_row == _MOST_IN_A_ROW:
-            self._in_a_row = 0
-            raise Unsupported("what the model, the loss or the optimizer holds or reads changes in each step")
-        self._update, spec = None, self._spec
-        if clears_by_itself(spec.model):
-            raise Unsupported("the model has its own zero_grad")
-        for p in self._eager.parameters.now():
-            if p.dtype not in _DTYPES or not p.is_cpu:  # torch would run all of it
-                raise Unsupported(f"the parameters are {p.dtype} on {p.device}")
-        watch = _dispatch.cpu.Watch()
-        watch_step(watch, spec.model, spec.loss, spec.optimizer)
-        self._watch, self._in_a_row = watch, self._in_a_row + 1
-        self._update = _Update(self._eager.take, spec)
-        return self._update
-
 
 class _Update(Captured):
-    """The eager step, captured, which reports the outcome of a call."""
+    """The eager step, captured, which reports the outcome of a call.
+
+    Attributes:
+        replayed: whether a step was a replay.
+    """
 
     _differs = "its recordings do not last, because of {}"
 
-    def __init__(self, eager: Callable[[tuple[Any, ...], Any], Tensor], spec: StepSpec) -> None:
+    def __init__(self, eager: EagerStep, spec: StepSpec) -> None:
         def run(inputs: tuple[Any, ...], target: Any) -> Tensor:
             self._ran = True
-            return eager(inputs, target)
+            return eager.take(inputs, target)
 
         super().__init__(run, native=False, check=True, keep_grad=spec.keep_grad)
+        self.replayed = False
+        self._eager = eager
         self._spec = spec
         self._ran = False
         self._loss: Tensor | None = None  # the last one
@@ -194,9 +187,13 @@ class _Update(Captured):
         return changed
 
     def take(self, inputs: tuple[Any, ...], target: Any) -> Taken:
+        self._eager.clear()
         self._ran, self._reason = False, None
         loss = self._loss = self(inputs, target)
-        return Taken(loss, (self._reason or _WARM_UP) if self._ran else None)
+        if self._ran:
+            return Taken(loss, self._reason or _WARM_UP)
+        self.replayed = True
+        return Taken(loss, None)
 
     def take_many(
         self,
@@ -205,7 +202,7 @@ class _Update(Captured):
         steps: int,
         groups: list[dict[str, Any]],
         rates: Tensor | None,
-    ) -> Tensor | str:
+    ) -> Tensor:
         (input, _), (target, _) = gathered
         for program in self.programs:
             if not isinstance(program, Program) or program.checked is None or self._loss is None:
@@ -213,7 +210,7 @@ class _Update(Captured):
             if program.modes:  # set after a step, they are not what the next one of several would find
                 continue
             if program.islands:
-                return f"torch runs a part of the step: {program.islands[0][0]}"
+                raise Unsupported(f"torch runs a part of the step: {program.islands[0][0]}")
             losses = self._loss.new_empty(steps)
             taken = labelled(program.native.run_batches, "program")(
                 (((input,), target), {}), gathered, rows, losses, groups, rates

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastnn import _dispatch
 from fastnn._diagnostics import EagerStepWarning, levels_out
+from fastnn._dispatch import Unsupported
 from fastnn.capture import cuda_graph
 from fastnn.step.eager import EagerStep
 from fastnn.step.planned import PlannedStep
@@ -62,26 +63,40 @@ class Runner:
         if reason is not None:
             return None, reason
         if inputs and isinstance(inputs[0], Tensor) and cuda_graph.is_there(inputs[0].device):
-            loss = self.planned.replay(inputs, target)
-            return (None, loss) if isinstance(loss, str) else (loss, None)
-        loss = self.planned.take(inputs, target)
-        if not isinstance(loss, str):
-            self._refused = None
-            return loss, None
-        why: str | None = loss
-        try:
-            taken = self.recorded.take(inputs, target)
-            why = taken if isinstance(taken, str) else taken.reason
-            if isinstance(taken, str):
-                self._refused = Refused(taken, self._refused)
-            elif why is None:
+            try:
+                return self.planned.replay(inputs, target), None
+            except Unsupported as refusal:
+                return None, refusal.args[0]  # str() would make a `WarmUp` a plain text
+        reason = self.planned.known_refusal()
+        if reason is None:
+            try:
+                taken = self.planned.take(inputs, target)
+            except Unsupported as refusal:
+                reason = str(refusal)
+            else:
                 self._refused = None
+                return taken, None
+        why: str | None = reason
+        try:
+            loss, why = self._by_recording(inputs, target)
         finally:
             if why is not None:
-                _dispatch.decide("chain_step", loss)
-        if why is not None and not isinstance(why, WarmUp) and why != loss:
-            why = f"{loss}; and it cannot be recorded: {why}"
-        return None if isinstance(taken, str) else taken.loss, why
+                _dispatch.decide("chain_step", reason)
+        if why is not None and not isinstance(why, WarmUp) and why != reason:
+            why = f"{reason}; and it cannot be recorded: {why}"
+        return loss, why
+
+    def _by_recording(self, inputs: tuple[Any, ...], target: Any) -> tuple[Tensor | None, str | None]:
+        try:
+            update = self.recorded.find()
+            update.check(inputs, target)
+        except Unsupported as refusal:
+            self._refused = Refused(str(refusal), self._refused)
+            return None, str(refusal)
+        taken = update.take(inputs, target)
+        if taken.reason is None:
+            self._refused = None
+        return taken
 
     def _tell(self, reason: str) -> None:
         """Warn about the coming eager step, or refuse it, unless it is expected."""
