@@ -156,6 +156,17 @@ def test_a_replaced_loss(owner: Any, name: str, loss: str, monkeypatch: pytest.M
     assert calls  # twice while recording: torch calls the name again under a function mode
 
 
+def test_an_eager_step_clips_by_the_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = _step("sgd", max_norm=1.0)
+    step.model[0].register_forward_hook(lambda *_: None)
+    calls: list[int] = []
+    original = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", _patched(original, calls))
+    for _ in range(3):
+        step(*_batch())
+    assert len(calls) == 3
+
+
 def test_an_optimizer_made_after_its_class_was_patched(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch wraps the present step of a class when the first object is created."""
     calls: list[int] = []

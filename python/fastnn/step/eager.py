@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnn import _losses
+from fastnn import _losses, _replaced
 from fastnn.nn.utils import clip_grad_norm_
 from fastnn.step.parameters import ParameterList, clears_by_itself, drop_gradients
 from fastnn.step.spec import StepSpec
@@ -36,7 +36,8 @@ class EagerStep:
                 loss = self._differentiate(inputs, target)
         params = self.parameters.now()
         if spec.max_norm is not None:
-            clip_grad_norm_(params, spec.max_norm)
+            clip = clip_grad_norm_ if _replaced.losses.unchanged() else torch.nn.utils.clip_grad_norm_
+            clip(params, spec.max_norm)
         spec.optimizer.step()
         if not spec.keep_grad:
             drop_gradients(params)
