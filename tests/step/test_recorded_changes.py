@@ -282,3 +282,32 @@ def test_evaluation_between_epochs_costs_no_recording() -> None:
         step.model(batch()[0])
         step.model.train()
         native(step, *batch())
+
+
+def _wrapped_again(step: Any) -> None:
+    vars(step.optimizer).pop("step", None)
+    torch.optim.lr_scheduler.StepLR(step.optimizer, 1000)
+
+
+def _converted(step: Any) -> None:
+    is_torchs = type(step.optimizer).__module__.startswith("torch.")
+    (fastnn.convert if is_torchs else fastnn.revert)(step.optimizer)
+
+
+def _listed_otherwise(step: Any) -> None:
+    type(step.model).parameters = lambda self, recurse=True: nn.Module.parameters(self, recurse)
+
+
+@pytest.mark.parametrize("change", [_wrapped_again, _converted, _listed_otherwise])
+def test_what_changes_in_each_step_is_named(change: Callable[[Any], None]) -> None:
+    class Own(Net):
+        pass
+
+    step, reasons = recorded(step_of(Own()), *batch()), set()
+    for _ in range(9):
+        change(step)
+        reasons |= {d.reason for d in fastnn.explain(step, *batch()).decisions if d.op == "train_step"}
+    why = (
+        "the class or step of the optimizer, or parameters() or zero_grad() of a module, changes in each step"
+    )
+    assert any(reason.endswith(f"it cannot be recorded: {why}") for reason in reasons)

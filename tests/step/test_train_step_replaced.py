@@ -167,6 +167,17 @@ def test_an_eager_step_clips_by_the_replacement(monkeypatch: pytest.MonkeyPatch)
     assert len(calls) == 3
 
 
+def test_a_patch_is_the_reason_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = recorded(_step("adam", Written()), *_batch())
+    native(step, *_batch())
+    forward = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: forward(self, x))
+    for _ in range(10):
+        decisions = fastnn.explain(step, *_batch()).decisions
+        why = next(d.reason for d in decisions if d.op == "train_step")
+        assert why.endswith("torch.nn.modules.linear.Linear.forward was replaced")
+
+
 def test_an_optimizer_made_after_its_class_was_patched(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch wraps the present step of a class when the first object is created."""
     calls: list[int] = []

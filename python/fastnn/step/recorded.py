@@ -74,7 +74,10 @@ class RecordedStep:
                 self._in_a_row = 0
         if self._in_a_row == _MOST_IN_A_ROW:
             self._in_a_row = 0
-            raise Unsupported("what the model, the loss or the optimizer holds or reads changes in each step")
+            raise Unsupported(
+                "the class or step of the optimizer, or parameters() or zero_grad() of a module, changes in "
+                "each step"
+            )
         self._update, spec = None, self._spec
         if clears_by_itself(spec.model):
             raise Unsupported("the model has its own zero_grad")

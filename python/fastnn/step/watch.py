@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fastnn import _replaced, _torch_internals
-from fastnn._dispatch import Unsupported
+from fastnn._dispatch import Unsupported, refuse
 from fastnn._torch_internals import COMPILED, COMPILED_CALL, MODULES
 from fastnn.capture.watch import watch_globals, watch_hooks, watch_optimizer
 
@@ -41,4 +41,5 @@ def watch_step(watch: Any, model: torch.nn.Module, loss: Any, optimizer: torch.o
             raise Unsupported("a parameter has a hook")
         watch.unhooked(p, _torch_internals.on_accumulator)
     for names in (_replaced.classes, _replaced.losses, _replaced.functions):
+        refuse(names.replaced())
         names.add_to(watch)
