@@ -1,7 +1,7 @@
 // Compiled without architecture flags: it must run on every processor.
 #include "core/cpu_features.h"
 
-#include <cstdint>
+#include <unistd.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -72,5 +72,14 @@ CpuIsa best_supported_isa() { return CpuIsa::baseline; }
 bool is_intel() { return false; }
 
 #endif
+
+int64_t l2_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  return bytes > 0 ? bytes : 0;
+#else
+  return 0;
+#endif
+}
 
 }  // namespace fastnn

@@ -1,6 +1,8 @@
 // Which instruction sets this processor and this operating system support.
 #pragma once
 
+#include <cstdint>
+
 namespace fastnn {
 
 // In ascending order: each includes those before it.
@@ -11,5 +13,8 @@ CpuIsa best_supported_isa();
 
 // Whether Intel made the processor: MKL, torch's products, uses slower code paths on others.
 bool is_intel();
+
+// Bytes of a core's second-level cache, 0 if unknown.
+int64_t l2_bytes();
 
 }  // namespace fastnn

@@ -7,20 +7,19 @@ namespace fastnn::FASTNN_ISA {
 
 namespace {
 
-// Depth from which the lines of the tile are prefetched before the sums are known: they often come from L3.
-constexpr int64_t kPrefetchedDepth = 64;
-
 // Steps along K by which B, which streams from L2, is prefetched: some 100 cycles. After the last row of a
 // packed panel comes the next panel (3% of 512^3), but after that of B itself, memory that no tile may need:
 // prefetching it doubled the time of products of depth 8.
 constexpr int64_t kStepsAhead = 8;
+
+constexpr int kUpperRows = 4;
 
 template <bool Packs, int Rows, int Vectors, class A>
 void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, const A* b, int64_t b_row,
                  [[maybe_unused]] A* packed, A* tile, int64_t tile_stride, Found found) {
   constexpr int kL = kLanes<A>;
   Vec<A> sums[Rows][Vectors] = {};
-  if (depth >= kPrefetchedDepth && found != Found::fresh) {
+  if (found == Found::waiting) {  // from L3, often; lines that are only written are best left to the stores
     const A* line = tile;
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
@@ -30,6 +29,12 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
       forget_origin(line);
     }
   }
+  // Pointers of their own for the lower rows and for what is prefetched: with offsets of two pointers alone,
+  // GCC ran out of registers and loaded six of them in each step.
+  const A* lower = a + kUpperRows * a_row;
+  const A* ahead = b + kStepsAhead * b_row;
+  forget_origin(lower);
+  forget_origin(ahead);
   const auto step = [&](auto asks) __attribute__((always_inline)) {
     Vec<A> bs[Vectors];
 #pragma GCC unroll 4
@@ -41,16 +46,18 @@ void microkernel(int64_t depth, const A* a, int64_t a_row, int64_t a_column, con
     }
     if constexpr (decltype(asks)::value) {
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) __builtin_prefetch(b + kStepsAhead * b_row + j * kL);
+      for (int j = 0; j < Vectors; ++j) __builtin_prefetch(ahead + j * kL);
+      ahead += b_row;
     }
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
-      Vec<A> ai = splat(a[i * a_row]);
+      Vec<A> ai = splat(i < kUpperRows ? a[i * a_row] : lower[(i - kUpperRows) * a_row]);
       keep_in_register(ai);
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) sums[i][j] += ai * bs[j];
     }
     a += a_column;
+    lower += a_column;
     b += b_row;
   };
   // Packed panels have no gaps between their rows, as few others do.

@@ -66,6 +66,27 @@ def test_the_same_bits_whatever_the_batch(isa: str) -> None:
         assert torch.equal(FF.linear(x[:rows], w, b), y[:rows])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layer", [(300, 430), (130, 1024), (1100, 259)], ids=str)
+def test_input_gradient_has_the_same_bits_whatever_the_batch(
+    layer: tuple[int, int], dtype: torch.dtype, isa: str
+) -> None:
+    """Weights of 0.5 MB and more are read in place for 40 rows and packed for 600 (csrc/gemm/tile_gemm.h)."""
+    weight = torch.randn(layer, dtype=dtype)
+    dy = torch.randn(600, layer[0], dtype=dtype)
+
+    def input_gradient(dy: Tensor) -> Tensor:
+        x = torch.zeros(len(dy), layer[1], dtype=dtype, requires_grad=True)
+        FF.linear(x, weight).backward(dy)
+        assert x.grad is not None
+        return x.grad
+
+    dx = input_gradient(dy)
+    assert_close_sum(dx, dy.double() @ weight.double(), dy.double().abs() @ weight.double().abs(), layer[0])
+    for rows in (20, 40):
+        assert torch.equal(input_gradient(dy[:rows]), dx[:rows])
+
+
 @pytest.mark.parametrize("special", [float("nan"), float("inf")])
 @pytest.mark.parametrize("shape", [(31, 450, 70), (3, 700, 1100), (24, 61, 400)], ids=str)
 def test_special_values_stay_where_they_belong(shape: tuple[int, int, int], special: float, isa: str) -> None:
