@@ -22,6 +22,12 @@ from .peers.roster import Roster
 # with the few microseconds by which an interrupt disturbs it.
 MIN_SAMPLE_SECONDS = 1e-3
 
+# With several threads, how long they are kept at work before a sample. While another process was measured
+# they fell asleep, and in a virtual machine the first regions after 100 ms wait 4 to 8 ms each for a thread;
+# fastnn then works on one thread for a while (core/oversubscription.h), others do not. Steady states are
+# compared.
+SETTLE_SECONDS = 0.02
+
 # A learner sees its 16 batches three times; its mean loss over the last pass must be below the first.
 _LESSONS, _LESSON = 3, 16
 
@@ -124,13 +130,23 @@ def _check_tensor(index: int, a: Tensor, name: str, b: Tensor, tolerance: float)
         )
 
 
-def _sample(call: Call, repeats: int, clock: Clock) -> tuple[float, float]:
+def _keep_at_work(seconds: float) -> None:
+    """Let the threads that torch and fastnn share do something for so long."""
+    values = torch.empty(1 << 20)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        values.zero_()
+
+
+def _sample(call: Call, repeats: int, clock: Clock, settle: float) -> tuple[float, float]:
     """Wall and CPU seconds of one call, means of `repeats`.
 
-    An untimed call comes first: the caches then hold its own data, not that of the side measured before.
+    The threads are at work for `settle` seconds before. An untimed call comes first: the caches then hold its
+    own data, not that of the side measured before.
     """
     if isinstance(call, Worker):
-        return call.sample(repeats)
+        return call.sample(repeats, settle)
+    _keep_at_work(settle)
     call()
     cpu, wall = time.process_time(), clock()
     for _ in range(repeats):
@@ -139,11 +155,11 @@ def _sample(call: Call, repeats: int, clock: Clock) -> tuple[float, float]:
     return wall / repeats, cpu / repeats
 
 
-def _repeats(call: Call, clock: Clock) -> int:
+def _repeats(call: Call, clock: Clock, settle: float) -> int:
     """Calls for one sample; finding them warms the call up."""
     repeats = 1
     while True:
-        elapsed = _sample(call, repeats, clock)[0] * repeats
+        elapsed = _sample(call, repeats, clock, settle)[0] * repeats
         if elapsed >= MIN_SAMPLE_SECONDS:
             return repeats
         # Aim slightly higher; at most tenfold, because a first sample may be off by as much.
@@ -154,7 +170,8 @@ def _repeats(call: Call, clock: Clock) -> int:
 
 def measure(calls: Mapping[str, Call], rounds: int, clock: Clock = time.perf_counter) -> dict[str, Samples]:
     """Time every callable once in each of `rounds` rounds: A B A B ..."""
-    repeats = {name: _repeats(call, clock) for name, call in calls.items()}
+    settle = SETTLE_SECONDS if torch.get_num_threads() > 1 else 0.0
+    repeats = {name: _repeats(call, clock, settle) for name, call in calls.items()}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.collect()
@@ -162,7 +179,7 @@ def measure(calls: Mapping[str, Call], rounds: int, clock: Clock = time.perf_cou
     try:
         for _ in range(rounds):
             for name, call in calls.items():
-                taken[name].append(_sample(call, repeats[name], clock))
+                taken[name].append(_sample(call, repeats[name], clock, settle))
     finally:
         if collecting:
             gc.enable()

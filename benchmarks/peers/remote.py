@@ -83,9 +83,9 @@ class Worker:
         """The answer of one call of the workload."""
         return [torch.from_numpy(part.copy()) for part in self._ask("call")]
 
-    def sample(self, repeats: int) -> tuple[float, float]:
-        """Wall and CPU seconds of one call, means of `repeats`, by its own clock."""
-        seconds: tuple[float, float] = self._ask("sample", repeats)
+    def sample(self, repeats: int, settle: float) -> tuple[float, float]:
+        """Wall and CPU seconds of one call, means of `repeats`, by its own clock, after `settle` seconds."""
+        seconds: tuple[float, float] = self._ask("sample", repeats, settle)
         return seconds
 
     def close(self) -> None:

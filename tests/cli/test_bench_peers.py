@@ -81,15 +81,21 @@ def test_a_worker_says_what_it_is_and_answers(worker: Any) -> None:
     call = worker.build(case_module.Foreign("double", {"x": torch.tensor([1.0, 2.0])}))
     (answer,) = call()
     assert answer.tolist() == [2.0, 4.0]
-    wall, cpu = call.sample(1000)
+    wall, cpu = call.sample(1000, 0.0)
     assert 0 < wall < 0.1
     assert 0 <= cpu < 0.1
 
 
 def test_a_sample_makes_so_many_calls(worker: Any) -> None:
     call = worker.build(case_module.Foreign("count", {"start": 0.0}))
-    call.sample(5)
+    call.sample(5, 0.0)
     assert call()[0].item() == 7  # one call before the clock starts, and this one
+
+
+def test_a_worker_calls_until_its_threads_have_settled(worker: Any) -> None:
+    call = worker.build(case_module.Foreign("count", {"start": 0.0}))
+    call.sample(1, 0.001)
+    assert call()[0].item() > 3
 
 
 def test_errors_of_a_worker_are_reported(worker: Any) -> None:
