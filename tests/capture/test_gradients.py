@@ -205,6 +205,43 @@ def test_zeroed_in_the_function() -> None:
         same(_grads(twins.nets[1]), _grads(twins.nets[0]))
 
 
+def _two_optimizers(first: Callable[[torch.optim.Optimizer], None]) -> Callable[..., Any]:
+    """A step of two optimizers of the same parameters: before its gradients, `first` is called with the one,
+    while the other drops the gradients."""
+
+    def make(model: nn.Module, one: torch.optim.Optimizer) -> Callable[..., torch.Tensor]:
+        other = torch.optim.SGD(model.parameters(), 0.1)
+
+        def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            first(one)
+            nn.functional.cross_entropy(model(x), y).backward()
+            one.step()
+            return classify(model, other)(x, y)
+
+        return step
+
+    return make
+
+
+@pytest.mark.parametrize("keep_grad", [False, True])
+def test_zeroed_by_one_optimizer_and_dropped_by_another(keep_grad: bool) -> None:
+    make = _two_optimizers(lambda one: one.zero_grad(set_to_none=False))
+    twins = Twins(make, net(), torch.optim.Adam, native=True, keep_grad=keep_grad)
+    for _ in range(6):
+        twins.call(*batch())
+        if keep_grad:
+            same(_grads(twins.nets[1]), _grads(twins.nets[0]))
+    assert len(twins.programs) == 1
+
+
+def test_refused_if_a_step_uses_what_a_call_left_and_then_it_is_dropped() -> None:
+    twins = Twins(_two_optimizers(lambda one: None), net(), torch.optim.Adam)
+    twins.call(*batch())
+    with pytest.warns(fastnn.EagerStepWarning, match="from before the call is read, and then dropped"):
+        twins.call(*batch())
+    twins.call(*batch())
+
+
 def test_dropped_after_the_step() -> None:
     def make(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -229,9 +229,12 @@ class Builder:
         for storage in self.gradients.lost:
             storage.tensor = None
         nodes = without_dead(lowered(self.tape, natively=self.natively), kept)
-        lost = set(map(id, self.gradients.lost))
-        if any(id(view.storage) in lost for node in nodes for view in node.ins):
-            raise Unsupported("a gradient from before the call is read, and then dropped")
+        # An island that overwrites its memory is among those that read it: the native nodes decide for both.
+        before = set(map(id, self.gradients.lost)) if self.natively else set()
+        for node in nodes:
+            if any(id(view.storage) in before for view in node.ins):
+                raise Unsupported("a gradient from before the call is read, and then dropped")
+            before.difference_update(id(view.storage) for view in node.outs if _whole(view) == view)
         nodes = fuse(fuse_epilogues(nodes, kept), kept)
         return without_dead(nodes, kept)
 
