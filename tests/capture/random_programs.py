@@ -1,92 +1,91 @@
-"""Training steps put together at random: models, losses, views, in-place ops, clipping, optimizers."""
+"""Training steps put together at random: models, losses, clipping, optimizers, targets."""
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: list[Callable[[], nn.Module]] = [
-    nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Hardtanh, nn.Mish,
-]  # fmt: skip
-
-# From (rows, features) to the same shape; each gets a number in [0, 1) for its choices.
-SAME_SHAPE: list[Callable[[Tensor, float], Tensor]] = [
-    lambda h, u: h * (1 + u) - 0.3,
-    lambda h, u: h + h.mean(0),
-    lambda h, u: h - h.mean(1, keepdim=True),
-    lambda h, u: h / (1 + h.abs().sum(-1, keepdim=True)),
-    lambda h, u: h.clamp(-1, 0.5 + u),
-    lambda h, u: h.softmax(-1),
-    lambda h, u: h.log_softmax(0),
-    lambda h, u: h.exp().clamp(max=3.0),
-    lambda h, u: (h.square() + 1e-3).sqrt(),
-    lambda h, u: (h.abs() + 0.1).log(),
-    lambda h, u: torch.where(h > u, h, -h),
-    lambda h, u: torch.minimum(h, h.flip(0)),
-    lambda h, u: torch.max(h, h.detach() * u),
-    lambda h, u: h.t().contiguous().t() + 1,
-    lambda h, u: torch.cat([h[:, 1:], h[:, :1]], 1),
-    lambda h, u: torch.stack(h.unbind(1), 1),
-    lambda h, u: h.reshape(-1).view_as(h) * 2,
-    lambda h, u: h.cumsum(1) * 0.1,
-    lambda h, u: (h + 0).add_(u).mul_(0.5),
-    lambda h, u: (h * 1).clamp_(min=-u),
-    lambda h, u: h.masked_fill(h < -u, 0.0),
-    lambda h, u: h.index_select(1, torch.arange(h.shape[1] - 1, -1, -1)),
-    lambda h, u: h.gather(1, h.detach().argsort(1)),
-    lambda h, u: h - h.logsumexp(1, keepdim=True),
-    lambda h, u: h / h.norm(dim=1, keepdim=True).clamp(min=0.1),
-    lambda h, u: h * h.detach().amax(1, keepdim=True).sigmoid(),
-    lambda h, u: (h - h.mean()) / (h.std() + 1e-2),
-    lambda h, u: F.dropout(h, 0.2 + 0.5 * u),
-    lambda h, u: h + torch.randn_like(h) * 0.01,
-    lambda h, u: torch.lerp(h, h.square(), u),
-    lambda h, u: F.normalize(h, dim=1),
-    lambda h, u: h @ (h.t() @ h) / h.shape[0],
-    lambda h, u: torch.addcmul(h, h, h, value=u),
-    lambda h, u: h.pow(3) * 0.1,
-    lambda h, u: torch.bmm(h[None], torch.eye(h.shape[1], dtype=h.dtype)[None])[0],
-    lambda h, u: h.narrow(0, 0, 1).expand_as(h) + h,
-]
+from random_parts import ACTIVATIONS, LOSSES, OPTIMIZERS, SAME_SHAPE, SOFT_UPDATES
 
 
-def _classes(target: Tensor, output: Tensor) -> Tensor:
-    return (target[:, 0].abs() * 100).long() % output.shape[1]
+class Network:
+    """A model of random layers, from `features` to as many."""
+
+    def __init__(self, rng: random.Random, most_layers: int) -> None:
+        self._layers = [self._layer(rng) for _ in range(rng.randint(1, most_layers))]
+
+    def _layer(self, rng: random.Random) -> tuple[str, Any]:
+        kind = rng.choice([*["linear"] * 3, *["activation"] * 2, "batch", "layer", "drop", "tied"])
+        return kind, rng.choice(ACTIVATIONS) if kind == "activation" else rng.choice([4, 8, 16, 31])
+
+    def make(self, features: int) -> nn.Sequential:
+        width, parts = features, []
+        for kind, choice in self._layers:
+            if kind == "linear":
+                parts.append(nn.Linear(width, choice, bias=choice != 8))
+                width = choice
+            elif kind == "activation":
+                parts.append(choice())
+            elif kind == "tied":
+                tied = nn.Linear(width, width)
+                parts += [tied, nn.Tanh(), tied]
+            elif kind == "drop":
+                parts.append(nn.Dropout(0.3))
+            else:
+                parts.append({"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[kind](width))
+        return nn.Sequential(*parts, nn.Linear(width, features))
 
 
-LOSSES: list[Callable[[Tensor, Tensor], Tensor]] = [
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    lambda o, t: F.huber_loss(o, t, delta=0.3, reduction="sum") * 0.01,
-    lambda o, t: F.cross_entropy(o, _classes(t, o)),
-    lambda o, t: F.nll_loss(o.log_softmax(-1), _classes(t, o), reduction="sum") * 0.01,
-    lambda o, t: F.binary_cross_entropy_with_logits(o, t.sigmoid()),
-    lambda o, t: F.kl_div(o.log_softmax(-1), t.softmax(-1), reduction="batchmean"),
-    lambda o, t: (o.gather(1, _classes(t, o)[:, None])[:, 0] - t[:, 0]).square().mean(),
-    lambda o, t: F.cross_entropy(o, t.softmax(-1)),
-    lambda o, t: F.cross_entropy(o, _classes(t, o), label_smoothing=0.1),
-    lambda o, t: (o - t).abs().max() + (o * t).mean(),
-    lambda o, t: -torch.distributions.Normal(o, 1.5).log_prob(t).sum(-1).mean(),
-    lambda o, t: -torch.distributions.Categorical(logits=o).entropy().mean() + o.var(),
-]
+class Pass:
+    """One model's way from an input to losses."""
 
-# eps is large if rounding would otherwise decide how far a weight with a gradient near 0 moves.
-OPTIMIZERS: list[Callable[[Any], torch.optim.Optimizer]] = [
-    lambda p: torch.optim.SGD(p, lr=0.01),
-    lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=0.1, nesterov=True),
-    lambda p: torch.optim.Adam(p, lr=1e-3, eps=1e-2),
-    lambda p: torch.optim.Adam(p, lr=1e-3, eps=1e-2, amsgrad=True, weight_decay=0.1),
-    lambda p: torch.optim.AdamW(p, lr=1e-3, eps=1e-2),
-    lambda p: torch.optim.RMSprop(p, lr=1e-3, eps=1e-2, momentum=0.5),
-    lambda p: torch.optim.Adagrad(p, lr=1e-3, eps=1e-2),
-    lambda p: torch.optim.NAdam(p, lr=1e-3, eps=1e-2),
-]
+    def __init__(self, rng: random.Random, model: int, models: int, *, target: bool) -> None:
+        self.model = model
+        self.ops = [(rng.choice(SAME_SHAPE), rng.random()) for _ in range(rng.randint(0, 4 // models))]
+        self.after = [(rng.choice(SAME_SHAPE), rng.random()) for _ in range(rng.randint(0, 3 // models))]
+        self.losses = [rng.choice(LOSSES) for _ in range(rng.choice([1, 1, 2]))]
+        # The detached output of an earlier model of this step is added to the input or to the goal.
+        self.reads = rng.choice([None, "input", "goal"]) if models > 1 else None
+        # The model that the output goes through: gradients pass it, and are left there unless it is frozen.
+        self.through = rng.randrange(models) if models > 1 and rng.random() < 0.3 else None
+        self.freezes = rng.random() < 0.3
+        self.from_target = target and rng.random() < 0.6
+
+
+class Phase:
+    """One optimizer's part of a step: passes of its models, their backward calls, an update."""
+
+    def __init__(self, rng: random.Random, passes: list[Pass]) -> None:
+        self.passes = passes
+        self.optimizer = rng.choice(OPTIMIZERS)
+        self.by_groups = rng.random() < 0.3
+        self.clip = rng.choice([None, None, "norm", "value"])
+        self.clipped = rng.choice(passes).model
+        self.clamps = rng.random() < 0.1
+        self.zero = rng.choice(["before", "before", "after", "to zero"])
+        self.separately = rng.random() < 0.5
+
+    def make(self, models: list[nn.Module]) -> torch.optim.Optimizer:
+        """Its optimizer."""
+        # Each parameter once, if models share some.
+        params = list({p: None for each in self.passes for p in models[each.model].parameters()})
+        if not self.by_groups:
+            return self.optimizer(params)
+        half = len(params) // 2
+        return self.optimizer([{"params": params[:half], "lr": 2e-3}, {"params": params[half:]}])
+
+
+class Made(NamedTuple):
+    """A step, and all that it changes."""
+
+    step: Callable[[Tensor, Tensor], Any]
+    models: nn.Module
+    optimizers: list[torch.optim.Optimizer]
 
 
 class Program:
@@ -97,80 +96,114 @@ class Program:
         self.seed = seed
         self.rows, self.features = rng.choice([2, 3, 8, 17, 32, 64]), rng.choice([2, 3, 8, 16, 17, 33])
         self.dtype = rng.choice([torch.float64, torch.float64, torch.float32])
-        self.layers = [self._layer(rng) for _ in range(rng.randint(1, 5))]
-        self.ops = [(rng.choice(SAME_SHAPE), rng.random()) for _ in range(rng.randint(0, 4))]
-        self.after = [(rng.choice(SAME_SHAPE), rng.random()) for _ in range(rng.randint(0, 3))]
-        self.losses = [rng.choice(LOSSES) for _ in range(rng.choice([1, 1, 2]))]
-        self.optimizer = rng.choice(OPTIMIZERS)
-        self.clip = rng.choice([None, None, "norm", "value"])
-        self.zero = rng.choice(["before", "before", "after", "to zero"])
-        self.target = rng.random() < 0.3
-        self.separately = rng.random() < 0.5
+        count = rng.choice([1, 1, 1, 2, 2, 3])
+        self.networks = [Network(rng, 1 + 3 // count) for _ in range(count)]
+        self.shares_a_layer = count > 1 and rng.random() < 0.2
+        self.target = rng.choice([None, None, "frozen", "no_grad"])
+        self.target_in_eval_mode = rng.random() < 0.5
+        self.soft_update = rng.choice(SOFT_UPDATES)
+        optimizers = min(rng.randint(1, 3), count)
+        passes = [
+            Pass(rng, model, count, target=self.target is not None)
+            for model in rng.sample(range(count), count)
+        ]
+        self.phases = [Phase(rng, passes[i::optimizers]) for i in range(optimizers)]
+        # All backward calls before any optimizer's step.
+        self.together = rng.random() < 0.3
         self.keep_grad = rng.random() < 0.3
 
-    def _layer(self, rng: random.Random) -> tuple[str, Any]:
-        kind = rng.choice(
-            ["linear", "linear", "linear", "activation", "activation", "batch", "layer", "drop"]
-        )
-        return kind, rng.choice(ACTIVATIONS) if kind == "activation" else rng.choice([4, 8, 16, 31])
+    def _models(self) -> list[nn.Module]:
+        models: list[nn.Module] = [network.make(self.features) for network in self.networks]
+        if self.shares_a_layer:
+            shared = nn.Linear(self.features, self.features)
+            models[:2] = [nn.Sequential(shared, model) for model in models[:2]]
+        return [model.to(self.dtype) for model in models]
 
-    def _model(self) -> nn.Sequential:
-        width, parts = self.features, []
-        for kind, choice in self.layers:
-            if kind == "linear":
-                parts.append(nn.Linear(width, choice, bias=choice != 8))
-                width = choice
-            elif kind == "activation":
-                parts.append(choice())
-            else:
-                parts.append(
-                    {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[kind](width)
-                    if kind != "drop"
-                    else nn.Dropout(0.3)
-                )
-        return nn.Sequential(*parts, nn.Linear(width, self.features)).to(self.dtype)
-
-    def make(self) -> tuple[Callable[[Tensor, Tensor], Any], nn.Module, torch.optim.Optimizer]:
-        """The step, its model and its optimizer."""
+    def make(self) -> Made:
+        """The step, its models and their optimizers."""
         torch.manual_seed(self.seed)
-        model = self._model()
-        target = self._model() if self.target else None
-        optimizer = self.optimizer(model.parameters())
+        models = self._models()
+        optimizers = [phase.make(models) for phase in self.phases]
+        target = None
+        if self.target is not None:
+            target = copy.deepcopy(models[0]).train(not self.target_in_eval_mode)
+            target.requires_grad_(self.target != "frozen")
 
-        def step(x: Tensor, y: Tensor) -> Any:
-            if self.zero == "before":
-                optimizer.zero_grad()
-            elif self.zero == "to zero":
-                optimizer.zero_grad(set_to_none=False)
-            h = x
-            for op, u in self.ops:
+        def of_target(x: Tensor) -> Tensor:
+            assert target is not None
+            if self.target == "frozen":
+                return target(x)  # type: ignore[no-any-return]
+            with torch.no_grad():
+                return target(x)  # type: ignore[no-any-return]
+
+        def run(each: Pass, earlier: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+            h = x + 0.1 * earlier if each.reads == "input" else x
+            for op, u in each.ops:
                 h = op(h, u)
-            out = model(h)
-            for op, u in self.after:
+            out = models[each.model](h)
+            for op, u in each.after:
                 out = op(out, u)
-            if target is not None:
-                with torch.no_grad():
-                    y = y + 0.1 * target(x)
-            losses = [loss(out, y) for loss in self.losses]
-            if self.separately:
+            if each.through is not None:
+                model = models[each.through].requires_grad_(not each.freezes)
+                out = model(out)
+                model.requires_grad_()
+            if each.from_target:
+                y = y + 0.1 * of_target(out)
+            if each.reads == "goal":
+                y = y + 0.1 * earlier
+            return out.detach(), [loss(out, y) for loss in each.losses]
+
+        def backward(
+            phase: Phase, optimizer: torch.optim.Optimizer, outs: list[Tensor], *data: Tensor
+        ) -> Any:
+            if phase.zero == "before":
+                optimizer.zero_grad()
+            elif phase.zero == "to zero":
+                optimizer.zero_grad(set_to_none=False)
+            losses: list[Tensor] = []
+            for each in phase.passes:
+                out, of_pass = run(each, outs[-1] if outs else data[0], *data)
+                outs.append(out)
+                losses += of_pass
+            if phase.separately:
                 for i, loss in enumerate(losses):
                     loss.backward(retain_graph=i + 1 < len(losses))
             else:
                 sum(losses).backward()  # type: ignore[union-attr]
-            norm: Any = 0
-            if self.clip == "norm":
-                norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-            elif self.clip == "value":
-                nn.utils.clip_grad_value_(model.parameters(), 0.01)
-            optimizer.step()
-            if self.zero == "after":
-                optimizer.zero_grad()
-            if target is not None:
-                for p, t in zip(model.parameters(), target.parameters(), strict=True):
-                    t.data.mul_(0.9).add_(p.data, alpha=0.1)
-            return [loss.detach() for loss in losses], norm, out.detach()
+            return [loss.detach() for loss in losses]
 
-        return step, model, optimizer
+        def update(phase: Phase, optimizer: torch.optim.Optimizer) -> Any:
+            params = list(models[phase.clipped].parameters())
+            norm: Any = 0
+            if phase.clip == "norm":
+                norm = nn.utils.clip_grad_norm_(params, 0.5)
+            elif phase.clip == "value":
+                nn.utils.clip_grad_value_(params, 0.01)
+            optimizer.step()
+            if phase.clamps:
+                for p in params:
+                    p.data.clamp_(-0.2, 0.2)
+            return norm
+
+        parts = list(zip(self.phases, optimizers, strict=True))
+
+        def step(x: Tensor, y: Tensor) -> Any:
+            outs: list[Tensor] = []
+            losses, norms = [], []
+            for part in parts:
+                losses.append(backward(*part, outs, x, y))
+                if not self.together:
+                    norms.append(update(*part))
+            if self.together:
+                norms = [update(*part) for part in parts]
+            for phase, optimizer in parts:
+                if phase.zero == "after":
+                    optimizer.zero_grad()
+            if target is not None:
+                self.soft_update(target, models[0])
+            return losses, norms, outs
+
+        return Made(step, nn.ModuleList([*models, *([] if target is None else [target])]), optimizers)
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """A batch for it."""
