@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import itertools
 import resource
 from collections.abc import Callable
 from typing import Any
@@ -162,29 +161,6 @@ def test_memory_does_not_grow(steps: int) -> None:
     for _ in range(steps):
         step(*data)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2048  # KiB
-
-
-def _peak(step: Any, *data: torch.Tensor) -> int:
-    """The most bytes that a call has allocated at one time."""
-    with torch.profiler.profile(profile_memory=True) as profile:
-        step(*data)
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return max(itertools.accumulate(nbytes for _, nbytes in changes))
-
-
-@pytest.mark.parametrize(
-    "middle",
-    [[], [nn.BatchNorm1d(256), nn.Dropout(0.1)], [nn.GELU(), nn.Linear(256, 256), nn.LayerNorm(256)]],
-    ids=["plain", "normalised", "deep"],
-)
-def test_it_needs_hardly_more_memory_than_torch(middle: list[nn.Module]) -> None:
-    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), *middle, nn.Linear(256, 10))
-    eager = classify(model, torch.optim.Adam(model.parameters()))
-    step, data = fastnn.capture(eager, native=True), (torch.randn(128, 64), torch.randint(10, (128,)))
-    for _ in range(4):
-        step(*data)
-    assert step.programs[0].arena_bytes <= 1.5 * _peak(eager, *data)
 
 
 def test_programs_are_collected() -> None:
