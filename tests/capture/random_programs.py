@@ -108,6 +108,10 @@ class Program:
             for model in rng.sample(range(count), count)
         ]
         self.phases = [Phase(rng, passes[i::optimizers]) for i in range(optimizers)]
+        if self.shares_a_layer:
+            # Zeroed by one and dropped by another, gradients of an earlier call may be read: that is refused.
+            for phase in self.phases:
+                phase.zero = self.phases[0].zero
         # All backward calls before any optimizer's step.
         self.together = rng.random() < 0.3
         self.keep_grad = rng.random() < 0.3
