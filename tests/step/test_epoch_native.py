@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import fastnn
 from fastnn import _dispatch
-from fastnn.step import epoch
 from train_epochs import a_step, assert_same_state, data, loop, native_calls, same_as_the_loop, step_by_step
 from train_steps import LOSSES, OPTIMIZERS, chain, target_for
 
@@ -179,19 +178,25 @@ def test_groups_keep_their_options(optimizer: Any, one: dict[str, Any], other: d
     assert [group["lr"] for group in step.optimizer.param_groups] == [1e-3, 1e-3]
 
 
-@pytest.mark.parametrize("limit", ["_CALL_STEPS", "_CALL_WORK"])
-def test_long_epochs_are_several_calls(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, labels = data()
-    work_of_a_step = (2 + epoch._UPDATE_WORK) * (12 * 8 + 8 * 5)
-    monkeypatch.setattr(epoch, limit, {"_CALL_STEPS": 3, "_CALL_WORK": 4 * work_of_a_step - 1}[limit])
-    calls = same_as_the_loop(a_step(), images, labels, 2, torch.randperm(23))
-    assert calls == 5, "3, 3, 3 and 2 batches of 2, one of 1"
+def test_epochs_of_many_steps_are_several_calls() -> None:
+    rows = torch.arange(2 * 2050 + 1) % 23
+    assert same_as_the_loop(a_step(), *data(), 2, rows) == 3, "2048 and 2 batches of 2, one of 1"
 
 
-@pytest.mark.parametrize("work", [0, 1])
-def test_at_least_one_step_a_call(work: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(epoch, "_CALL_WORK", work)
-    assert native_calls(a_step(), *data(), 5)[1] == 5
+def _wide_step(*widths: int) -> fastnn.TrainStep:
+    model = nn.Sequential(nn.Flatten(), chain([12, *widths], dtype=torch.float32))
+    return fastnn.TrainStep(model, nn.CrossEntropyLoss(), OPTIMIZERS["adam"](model.parameters()))
+
+
+def test_epochs_of_long_steps_are_several_calls() -> None:
+    rows = torch.arange(2 * 30 + 1) % 23
+    calls = same_as_the_loop(_wide_step(8192, 128), *data(), 2, rows)
+    assert calls == 3, "25 and 5 batches of 2, one of 1"
+
+
+def test_at_least_one_step_a_call() -> None:
+    rows = torch.arange(200_000) % 23
+    assert native_calls(_wide_step(300, 5), *data(), 100_000, rows)[1] == 2
 
 
 def test_same_for_every_number_of_threads() -> None:
