@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,6 @@ import torch
 
 from fastnn import _dispatch
 from fastnn.data import Batches, Dataset, normalise
-from fastnn.training import run as run_module
 from fastnn.training.checkpoint import Checkpoint
 from fastnn.training.model import Parts, Steps, describe, fastnn_steps, rehearse, torch_steps
 from fastnn.training.run import Run
@@ -140,14 +140,15 @@ def test_a_constant_rate_can_be_continued_for_longer(make_run, tmp_path: Path) -
     assert_bitwise(weights(whole), weights(resumed))
 
 
-def test_advance_stops_at_the_epochs_end_at_the_last_step_and_when_asked(
-    make_run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_module, "_MOST_STRIDE", 1)
+def test_advance_stops_at_the_epochs_end_at_the_last_step_and_when_asked(make_run) -> None:
     run = make_run(epochs=1)
     calls = iter([False, False, True])
-    assert run.advance(100, lambda: next(calls)) == 3
-    monkeypatch.undo()
+
+    def interrupted() -> bool:
+        time.sleep(0.02)  # after a slow step it asks again after the next one
+        return next(calls)
+
+    assert run.advance(100, interrupted) == 3
     assert run.advance(100) == 8
     assert run.test_due
     run.test()
