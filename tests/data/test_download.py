@@ -221,13 +221,11 @@ def test_an_answer_that_breaks_off_is_refused(tmp_path: Path, server: Server) ->
         download(f"{server.address}half", tmp_path / "f")
 
 
-def test_an_answer_that_unpacks_without_end_is_refused(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastnn.data.download._LARGEST", 1000)
-    server.files["/enough"], server.files["/large"] = (gzip.compress(bytes(size)) for size in (1000, 1001))
+def test_an_answer_that_unpacks_without_end_is_refused(tmp_path: Path, server: Server) -> None:
+    enough = 64 * gzip.compress(bytes(1 << 20))
+    server.files["/enough"], server.files["/large"] = enough, enough + gzip.compress(b"x")
     download(f"{server.address}enough", tmp_path / "f")
-    with pytest.raises(DataError, match="larger than the limit of 1000 bytes"):
+    with pytest.raises(DataError, match="larger than the limit of 67108864 bytes"):
         download(f"{server.address}large", tmp_path / "f")
 
 

@@ -214,20 +214,11 @@ class Driver:
         return index == 1
 
 
-def test_a_device_that_is_newer_than_the_kernels_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "load_cuda", lambda: (Driver(""), None))
-    monkeypatch.setattr(child, "_open", lambda device: (Subject(**FIELDS), None))
-    for index, slow in ((0, []), (1, [{"slow": True}])):
-        said: list[dict[str, Any]] = []
-        child.run(torch.device("cuda", index), [], 0, said.append)
-        assert said == [{"subject": FIELDS}, *slow, {"done": True}]
+def told(
+    monkeypatch: pytest.MonkeyPatch, index: int, *, unusable: str = "", known: bool = True
+) -> list[dict[str, Any]]:
+    """What a child without tests says of that GPU."""
 
-
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("unusable", ["", "no limits"])
-def test_a_device_says_what_it_is_before_it_is_found_unusable(
-    unusable: str, known: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def properties(index: int) -> object:
         if not known:
             raise AssertionError("Invalid device id")
@@ -238,7 +229,23 @@ def test_a_device_says_what_it_is_before_it_is_found_unusable(
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     said: list[dict[str, Any]] = []
-    child.run(torch.device("cuda", 0), [], 0, said.append)
+    child.run(torch.device("cuda", index), [], 0, said.append)
+    return said
+
+
+def test_a_device_that_is_newer_than_the_kernels_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for index, slow in ((0, []), (1, [{"slow": True}])):
+        subject, *more = told(monkeypatch, index)
+        assert subject["subject"]["name"] == "NVIDIA X"
+        assert more == [*slow, {"done": True}]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("unusable", ["", "no limits"])
+def test_a_device_says_what_it_is_before_it_is_found_unusable(
+    unusable: str, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = told(monkeypatch, 0, unusable=unusable, known=known)
     assert said[0].keys() == {"subject"}
     assert (said[0]["subject"] is None) is not known
     why = unusable or (None if known else "Invalid device id")
