@@ -36,8 +36,8 @@ _kernels_always = _dispatch.always_native or _dispatch.cpu is None
 _fast_mkl = torch.backends.mkl.is_available() and _dispatch.cpu is not None and _dispatch.cpu.is_intel
 LAYERS: dict[str | None, tuple[int, int]] = dict.fromkeys(("gelu", "gelu_tanh", "silu"), (1 << 15, 1 << 13))
 if _fast_mkl:
-    LAYERS[None] = 1 << 24, 1 << 25
-    LAYERS |= dict.fromkeys(("relu", "sigmoid", "tanh"), (1 << 21, 1 << 25))
+    LAYERS[None] = 1 << 24, 1 << 24
+    LAYERS |= dict.fromkeys(("relu", "sigmoid", "tanh"), (1 << 21, 1 << 24))
 else:
     LAYERS[None] = 1 << 21, 1 << 20
     LAYERS["relu"] = 1 << 21, 1 << 16
