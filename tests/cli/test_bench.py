@@ -49,11 +49,11 @@ def make_case(*, tolerance: float = 1e-6, checked_calls: int = 1, **calls: Calla
     return case_module.Case("fake", "2", lambda: workload, flops=1000)
 
 
-def test_rounds_alternate() -> None:
+def test_rounds_alternate_in_order() -> None:
     machine = FakeMachine()
     calls = {"fastnn": machine.call("a", 1.0), "torch": machine.call("b", 1.0)}
     samples = runner.measure(calls, 3, machine.clock)
-    assert machine.diary == [*"aabb", *"aabbaabbaabb"]  # calibrations, then rounds, each with a warm-up
+    assert machine.diary == [*"aabb", *"aabbbbaaaabb"]  # calibrations, then rounds, each with a warm-up
     assert samples["torch"].seconds == (1.0, 1.0, 1.0)
     assert samples["torch"].repeats == 1
 
