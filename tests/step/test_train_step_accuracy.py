@@ -44,9 +44,9 @@ def check_exactness(
     """Native steps in float32 against eager ones in float32 and in float64.
 
     Both in float32 round each of the same sums once per term; they differ in the order of terms, which
-    changes the error of a parameter by a small factor. The floor is for parameters for which torch's happens
-    to be rounded correctly. Errors are summed without squaring: Adam divides by the root of a moment, which
-    blows up that of the odd weight whose gradient is nearly 0, in either.
+    changes the error of a parameter by a small factor. The floor is for parameters of few values, for which
+    torch's may be small by chance. Errors are summed without squaring: Adam divides by the root of a moment,
+    which blows up that of the odd weight whose gradient is nearly 0, in either.
     """
     model = model_for(case, sizes, torch.float32, activation)
     twins = copy.deepcopy(model), copy.deepcopy(model).double()
@@ -72,7 +72,7 @@ def check_exactness(
         *zip(*(m.parameters() for m in (model, *twins)), strict=True),
         results,
     ]:
-        allowed = 3 * (q - r).norm(1) + torch.finfo(torch.float32).eps * r.norm(1)
+        allowed = 3 * (q - r).norm(1) + 4 * torch.finfo(torch.float32).eps * r.norm(1)
         assert (p - r).norm(1) <= allowed
 
 

