@@ -239,6 +239,24 @@ def test_bytes_are_normalised_one_by_one() -> None:
         torch.testing.assert_close(p, q, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def test_only_the_first_input_is_an_image() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 1, dtype=torch.float64)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.layer(x) * mask
+
+    model = Masked()
+    x, _, y = batch_of()
+    mask = torch.randint(4, (7, 1), dtype=torch.uint8)
+    step = fastnn.TrainStep(model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.0))
+    recorded(step, x, mask, y)
+    for _ in range(2):
+        torch.testing.assert_close(step(x, mask, y), F.mse_loss(model(x, mask), y).detach())
+
+
 def test_kept_gradients_in_the_memory_of_an_input() -> None:
     obs, act, y = batch_of(16)
     model = Critic()

@@ -55,7 +55,8 @@ class EagerStep:
         spec = self._spec
         if isinstance(target, Tensor) and target.dtype is torch.uint8 and _takes_classes(spec.loss):
             target = target.long()  # torch accepts uint8 with some options only, and reads -100 as 156
-        loss = spec.loss(spec.model(*map(spec.normalised, inputs)), target)
+        first, *others = inputs
+        loss = spec.loss(spec.model(spec.normalised(first), *others), target)
         loss.backward()
         return loss
 

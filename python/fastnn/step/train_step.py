@@ -127,7 +127,7 @@ class TrainStep:
         """Take one step on a batch: ``step(x, y)``, or ``step(obs, act, y)`` for a model of several inputs.
 
         Args:
-            input: the model's input, or uint8 images of the same shape.
+            input: the model's input, or uint8 images of the same shape, which are normalised.
             rest: the model's other positional inputs, if it takes several, and last the target.
             target: the loss's target, if it is passed by name.
 
