@@ -149,14 +149,14 @@ classes = Names(
         *((torch.nn.Module, name) for name in MODULE_CALL),
         *(
             (getattr(torch.nn, kind), name)
-            for name in ("__call__", "forward")
+            for name in ("__call__", "forward", "__getattr__")
             for kind in (
                 *("Linear", "ReLU", "Sigmoid", "Tanh", "GELU", "SiLU", "Sequential", "Flatten", "Identity"),
                 *("LogSoftmax", *(loss.module.__name__ for loss in _losses.KINDS.values())),
             )
         ),
         *((torch.Tensor, name) for name in ("flatten", "log_softmax", "backward")),
-        (torch.nn.Module, "__getattr__"),
+        (torch.nn.Sequential, "__iter__"),
         # Absent, unless a property has been added there.
         *((torch.nn.Linear, name) for name in ("weight", "bias")),
     ]

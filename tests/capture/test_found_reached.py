@@ -180,6 +180,7 @@ def _validating() -> Iterator[None]:
     Distribution.set_default_validate_args(before)
 
 
+@pytest.mark.filterwarnings("ignore:.*the length of elsewhere while it runs")
 @pytest.mark.usefixtures("_validating")
 def test_distributions_validate_while_recording() -> None:
     """In the recording too; other threads are not affected."""

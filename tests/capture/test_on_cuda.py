@@ -358,6 +358,7 @@ def test_graphs_have_torchs_kernels(where: Where) -> None:
             close(captured(x), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*the length of ran while it runs")
 def test_a_graph_of_other_code_runs_as_written(where: Where, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
     captured = fastnn.capture(lambda x: ran.append(1) or x * 2, native=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import adam, nadam, sgd
 
+import fastnn
 from twins import Twins, batch, classify, net
 
 
@@ -44,6 +46,58 @@ def test_what_layers_and_tensors_call(
     _recorded(twins, when)
     monkeypatch.setattr(owner, name, mine)
     _compare(twins)
+
+
+def _with_operators(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    loss = F.mse_loss(1 - (-(model(x)[:] + 1.0)) ** 2, y)
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("name", ["__add__", "__rsub__", "__neg__", "__pow__", "__getitem__"])
+def test_operators_of_tensors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = getattr(Tensor, name)
+    model = nn.Linear(3, 2)
+    captured = fastnn.capture(partial(_with_operators, model), native=True)
+    x, y = torch.randn(4, 3), torch.randn(4, 2)
+    for _ in range(4):
+        model.zero_grad()
+        captured(x, y)
+    assert captured.programs
+    monkeypatch.setattr(Tensor, name, lambda *args: original(*args) * 0.5)
+    for _ in range(4):
+        model.zero_grad()
+        torch.testing.assert_close(captured(x, y), _with_operators(model, x, y))
+
+
+def _halved(module: nn.Module, name: str) -> Any:
+    value = nn.Module.__getattr__(module, name)
+    return value * 0.5 if name == "weight" else value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eps", property(lambda module: 0.5)),
+        ("weight", property(lambda module: module._parameters["weight"] * 0.5)),
+        ("__getattr__", _halved),
+    ],
+)
+def test_attributes_that_a_class_of_torch_gets(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.LayerNorm(8)
+    captured = fastnn.capture(lambda x: model(x), native=True)
+    x = torch.randn(4, 8)
+    with torch.no_grad():
+        for _ in range(4):
+            before = captured(x)
+        assert captured.programs
+        monkeypatch.setattr(nn.LayerNorm, name, value, raising=False)
+        for _ in range(4):
+            after = captured(x)
+            torch.testing.assert_close(after, model(x))
+    assert not torch.equal(before, after)
 
 
 @pytest.mark.parametrize(("kind", "module"), [("Adam", adam), ("SGD", sgd), ("NAdam", nadam)])

@@ -330,8 +330,11 @@ def test_what_the_self_check_is_for() -> None:
 def test_side_effects_happen_at_recording_only() -> None:
     calls = []
     captured = fastnn.capture(lambda x: (calls.append(1), x + 1)[1])
-    for _ in range(10):
-        captured(torch.ones(2))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(10):
+            captured(torch.ones(2))
+    assert ["changes the length of calls while it runs" in str(each.message) for each in told] == [True]
     assert len(calls) == 3  # eager, recorded, compared
 
 

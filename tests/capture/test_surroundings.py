@@ -308,6 +308,7 @@ def test_numbers_that_torch_does_not_draw(fn: Callable[[Tensor], Tensor], name: 
     assert len(values) > 1
 
 
+@pytest.mark.filterwarnings("ignore:.*the length of drawn while it runs")
 def test_numbers_that_another_thread_draws_once() -> None:
     drawn = []
 

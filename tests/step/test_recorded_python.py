@@ -56,6 +56,16 @@ class CountsInADict(Net):
         return super().forward(x) * self.table["gain"]
 
 
+class Logs(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log.append(1)
+        return super().forward(x) / len(self.log)
+
+
 class CountsGlobally(Net):
     def forward(self, x: Tensor) -> Tensor:
         global COUNT
@@ -110,7 +120,7 @@ class FrozenInPart(Net):
 @pytest.mark.parametrize(
     "kind",
     [
-        *(Branches, Stores, Counts, CountsInAList, CountsInADict, CountsGlobally, KeepsABuffer),
+        *(Branches, Stores, Counts, CountsInAList, CountsInADict, Logs, CountsGlobally, KeepsABuffer),
         *(Draws, MakesNoise, OutsideTensor, AsksForTheMode, CallsItsOwnWay, WithoutGradient, FrozenInPart),
     ],
 )

@@ -31,6 +31,7 @@ from train_steps import (
     model_for,
     native,
     reason,
+    recorded,
     started,
 )
 
@@ -108,6 +109,32 @@ def test_a_hook_makes_the_step_eager(kind: str, steps: int, step: Any) -> None:
     count = len(calls)
     native(step, *batch())
     assert len(calls) == count
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hook_of_an_input_makes_the_step_eager(register: str, step: Any) -> None:
+    x, y = batch()
+    calls: list[int] = []
+    getattr(x.requires_grad_(), register)(lambda _: calls.append(1))
+    for i in range(6):
+        assert reason(step, x, y) is not None
+        assert len(calls) == i + 1
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hook_of_a_parameter_that_only_the_loss_reaches(register: str) -> None:
+    judge, model = nn.Linear(5, 1, dtype=torch.float64), chain([6, 8, 5])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = fastnn.TrainStep(
+        model, lambda output, y: judge(output).mean() + F.cross_entropy(output, y), optimizer
+    )
+    recorded(step, *batch())
+    native(step, *batch())
+    calls: list[int] = []
+    getattr(judge.weight, register)(lambda _: calls.append(1))
+    for _ in range(6):
+        step(*batch())
+    assert len(calls) == 6
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")

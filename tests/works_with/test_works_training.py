@@ -319,7 +319,7 @@ AVERAGES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", AVERAGES)
-@line("SWA and EMA of weights")
+@line("SWA and EMA of weights (updated outside)")
 def test_averaged_weights(cell: Cell, name: str) -> None:
     def model() -> torch.nn.Module:
         return torch.nn.Sequential(*network(), torch.nn.BatchNorm1d(OUT).double())

@@ -31,7 +31,7 @@ LONGEST = 256  # entries of a container that is looked into
 _DEEPEST = 4  # attributes of attributes, and entries of entries
 # Methods for making, copying and printing an object: nothing else calls them implicitly.
 _MAKING = {"__new__", "__init__", "__post_init__"}  # methods that give a new object its attributes
-_NOT_OF_USE = {
+NOT_OF_USE = {
     *("__new__", "__init__", "__post_init__", "__del__", "__repr__", "__str__", "__copy__", "__deepcopy__"),
     *("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__init_subclass__", "__set_name__"),
 }
@@ -358,7 +358,7 @@ def _unnamed_in(kind: type) -> set[str]:
     for base in kind.__mro__:
         if not is_library(base.__module__):
             found.update(name for name, value in vars(base).items() if _is_unnamed(name, value))
-    return found - _NOT_OF_USE
+    return found - NOT_OF_USE
 
 
 def _is_unnamed(name: str, value: Any) -> bool:

@@ -22,6 +22,7 @@ from fastnn import _replaced
 from fastnn._torch_internals import MODULE_CALL
 from fastnn.capture.names import (
     LONGEST,
+    NOT_OF_USE,
     Code,
     entries,
     forward_of,
@@ -55,6 +56,13 @@ _SETTINGS = (
     *(int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device, Enum, type),
     *(nn.Module, Optimizer, FunctionType, BuiltinFunctionType, MethodType, partial, list, dict),
 )
+# Called without being named; a Watch checks all of a class at once.
+_OPERATORS = [
+    name
+    for name in dir(Tensor)
+    if name.startswith("__") and name not in NOT_OF_USE and callable(getattr(Tensor, name))
+]
+_OF_MODULES = {"forward", *MODULE_CALL, "__getattr__", "__iter__", "__len__", "__getitem__", "__contains__"}
 _DATA = (Tensor, np.ndarray)  # watched only if the function reads them
 _MOST_DATA = 10_000  # entries of a container that is searched for data
 _DEEPEST = 4  # attributes of attributes, and entries of entries
@@ -84,6 +92,8 @@ class Surroundings:
         optimizers = [other for other in (*called, *around) if isinstance(other, Optimizer)]
         # Numbers that an optimizer draws in its step are also drawn in replays.
         self._not_ours = {id(part) for optimizer in optimizers for part in vars(optimizer).values()}
+        for name in _OPERATORS:
+            self.class_item(Tensor, name, of_class(Tensor, name))
         code = Code(self)
         if isinstance(fn, MethodType):
             self._names[id(fn.__self__)] = "self"
@@ -251,11 +261,15 @@ class Surroundings:
         if (type(of), names) in self._classes:  # as for most modules of a model
             return
         self._classes.add((type(of), names))
-        called = {"forward", *MODULE_CALL} if isinstance(of, nn.Module) else set()
-        bases = _bases(of, libraries=isinstance(of, (nn.Module, Optimizer)))
-        for base in bases:
-            for name in (names | called) & _names_of(base.__mro__):
+        is_module = isinstance(of, nn.Module)
+        if is_module:
+            names |= _OF_MODULES
+        for base in _bases(of, libraries=is_module or isinstance(of, Optimizer)):
+            for name in names & _names_of(base.__mro__):
                 self.class_item(base, name, of_class(base, name))
+        if is_module and is_library(type(of).__module__):
+            for name in names - _names_of(type(of).__mro__):  # a property would take precedence
+                self._note("class_absent", type(of), name, None)
 
     def drawn(self) -> str | None:
         """The generator from which the function has drawn numbers that a replay would not draw, or None."""
@@ -282,6 +296,7 @@ class Surroundings:
         for key, (container, size, _) in list(self._containers.items()):
             if _size(container) != size:
                 del self._containers[key]
+                names.append(f"the length of {self._names.get(key, 'a container')}")
         for (method, key, name), (holder, _, value) in list(self._noted.items()):
             if name == "training" and key in left:
                 continue

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from fastnn import _dispatch
 from fastnn._dispatch import Unsupported, refuse
 from fastnn._labels import labelled
-from fastnn._torch_internals import MODULE_HOOKS
+from fastnn._torch_internals import MODULE_HOOKS, on_leaf
 from fastnn.capture.captured import Captured
 from fastnn.capture.known import Known
 from fastnn.capture.program import Program
@@ -164,6 +164,9 @@ class _Update(Captured):
 
     def check(self, inputs: tuple[Any, ...], target: Any) -> None:
         """Raise `Unsupported` if such a batch is known to be impossible to record."""
+        for t in (*inputs, target):
+            if isinstance(t, Tensor) and t.requires_grad and on_leaf(t):
+                raise Unsupported("an input or the target has a hook")
         if self._refuses:
             known = self._known.get(signature((inputs, target), {}).key)
             if known is None or known.refused is None:
@@ -180,13 +183,15 @@ class _Update(Captured):
         """As for any function, but with hooks, and with other effects than on tensors and modes, a step stays
         eager."""
         changed = super()._looked_around(names, known, new)
-        if changed:
-            known.left = known.pause
-            raise Unsupported(f"it changes {', '.join(changed)} while it runs, which replays would not")
         modules = [m for root in known.called.values() if isinstance(root, nn.Module) for m in root.modules()]
         for module in modules:
             if any(module.__dict__.get(hooks) for hooks in MODULE_HOOKS):
                 raise Unsupported(f"{type(module).__name__} has a hook")
+        if any(map(on_leaf, known.leaves.values())):
+            raise Unsupported("a parameter has a hook")
+        if changed:
+            known.left = known.pause
+            raise Unsupported(f"it changes {', '.join(changed)} while it runs, which replays would not")
         return changed
 
     def take(self, inputs: tuple[Any, ...], target: Any) -> Taken:
