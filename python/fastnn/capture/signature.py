@@ -132,7 +132,7 @@ def _tensor_spec(x: Tensor, tensors: list[Tensor]) -> tuple[Any, ...]:
     if not (x.is_cpu or x.is_cuda) or x.layout is not torch.strided:
         raise Unsupported(f"an argument is on {x.device}, of layout {x.layout}")
     if x.dtype not in DTYPES:
-        raise Unsupported(f"an argument has dtype {x.dtype}")
+        raise Unsupported(f"an argument has dtype {x.dtype}: convert it, integers to int64")
     if x.dim() > 8:
         raise Unsupported(f"an argument has {x.dim()} dimensions")
     tensors.append(x)
