@@ -48,6 +48,11 @@ def test_explain_of_nothing_and_of_an_error() -> None:
         fastnn.explain(3)  # type: ignore[arg-type]
 
 
+def test_explain_of_a_result() -> None:
+    with pytest.raises(TypeError, match=r"as in explain\(step, x, y\), got Tensor"):
+        fastnn.explain(torch.relu(torch.ones(2)))  # type: ignore[arg-type]
+
+
 def test_info_describes_this_installation() -> None:
     info = fastnn.info()
     assert info.fastnn == fastnn.__version__

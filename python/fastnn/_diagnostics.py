@@ -102,8 +102,15 @@ def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
         :class:`Explanation`; print it to see a table.
 
     Raises:
+        TypeError: `fn` is not callable.
         Exception: whatever `fn` raises.
     """
+    given: Any = fn
+    if not callable(given):
+        raise TypeError(
+            "explain: expected a function and its arguments, as in explain(step, x, y), got "
+            f"{type(given).__name__}"
+        )
     seen: list[Decision | Conversion] = []
 
     def see(what: Decision | Conversion) -> None:  # torch.compile of torch 2.10 takes no bound method of list
