@@ -268,3 +268,17 @@ def test_sgds_momentum_begins_with_the_first_step_that_is_taken(options: Options
         mine.zero_grad()
         theirs.zero_grad()
     torch.testing.assert_close(params, twin)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_fused_and_capturable_with_gaps(kind: str) -> None:
+    """On the CPU only torch's fused functions take the option, and they would write between the elements."""
+    p = nn.Parameter(torch.randn(4, 6)[:, ::2])
+    q = nn.Parameter(p.detach().clone())
+    mine = fastnn.convert(getattr(torch.optim, kind)([p], lr=0.1, fused=True, capturable=True))
+    theirs = getattr(torch.optim, kind)([q], lr=0.1)
+    for _ in range(3):
+        p.grad, q.grad = torch.ones(4, 3), torch.ones(4, 3)
+        mine.step()
+        theirs.step()
+    torch.testing.assert_close(p, q)

@@ -130,6 +130,8 @@ class NativeOptimizer(Float32State):
             if not unscale(lists[1], **scaling):
                 return
             fused, scaling = None, dict.fromkeys(scaling)
+            if lists[0][0].is_cpu:  # where only torch's fused functions take it
+                group = {**group, "capturable": False}
         self._torch_update(group, lists, found, {"fused": fused, **scaling})
 
     def _fit_for_fused(self, group: dict[str, Any], lists: list[list[Any]]) -> bool:
