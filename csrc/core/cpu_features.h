@@ -1,4 +1,4 @@
-// Which instruction sets this processor and this operating system support.
+// The instruction sets that this processor and this operating system support, its maker, and its cache.
 #pragma once
 
 #include <cstdint>
